@@ -1,0 +1,78 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from worldenv import __version__, info, kernels, ops
+
+
+def run_info(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "worldenv.info", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+def test_json_names_the_versions_and_a_face_for_every_op():
+    result = run_info("--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["worldenv"] == __version__
+    assert document["torch"] == torch.__version__
+    assert [op["op"] for op in document["ops"]] == info.op_names()
+    assert (document["triton"] is None) != (document["why_no_triton"] is None)
+    assert (not document["cuda_devices"]) == (document["why_no_cuda"] is not None)
+
+
+def test_person_reads_each_op_and_why_nothing_better_runs(capsys):
+    info.main([])
+    printed = capsys.readouterr().out
+    for name in info.op_names():
+        assert f"op {name} " in printed
+    if not torch.cuda.is_available():
+        assert "CUDA" in printed.split("nothing better: ")[1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a better face than the one tested")
+def test_compiled_face_runs_where_there_is_no_cuda_device():
+    assert info.face("action_map") | {"why_not_better": ""} == {
+        "op": "action_map",
+        "device": "cpu",
+        "face": "C++",
+        "why_not_better": "",
+    }
+
+
+def test_backend_variable_is_reported_as_the_reason():
+    result = run_info("--json", WORLDENV_BACKEND="reference")
+    for op in json.loads(result.stdout)["ops"]:
+        assert op["face"] == "reference"
+        assert op["why_not_better"] == "WORLDENV_BACKEND=reference"
+
+
+def test_unknown_backend_is_refused_with_the_one_that_exists():
+    result = run_info(WORLDENV_BACKEND="fastest")
+    assert result.returncode != 0
+    assert "WORLDENV_BACKEND is 'fastest'; it should be 'reference'" in result.stderr
+
+
+def test_missing_face_is_reported_with_the_reason_that_triton_gave(monkeypatch):
+    monkeypatch.setattr(info, "why_no_cuda", lambda: None)
+    monkeypatch.setattr(kernels, "TRITON_ERROR", "ImportError: broken")
+    monkeypatch.setattr(ops, "BACKEND", "")
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: key != "CUDA")
+    face = info.face("action_map")
+    assert face["face"] == "reference"
+    assert face["device"] == "cuda"
+    assert "ImportError: broken" in face["why_not_better"]
+
+
+def test_unknown_op_is_an_error():
+    with pytest.raises(ModuleNotFoundError, match="worldenv.ops.levitate"):
+        info.face("levitate")

@@ -1,0 +1,195 @@
+"""The rules that keep the package small and its parts apart, each shown to find a seeded violation."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("worldenv", "csrc", "kernels", "tests", "benchmarks", "examples")
+SUFFIXES = (".py", ".cpp", ".h", ".cu")
+LINES_PER_FILE = 400
+LINES_PER_FUNCTION = 60
+FORBIDDEN_NAMES = {"utils", "helpers", "common", "core", "base"}
+
+# Imports point down. Any other top-level module is a leaf: all may import it, and it imports leaves only.
+LAYERS = (
+    {"cli", "info"},
+    {"config", "training", "evaluate", "report"},
+    {"rollout"},
+    {"policy", "simulator", "reflector", "data", "tasks"},
+    {"ops"},
+    {"kernels", "_C", "_cuda", "_tabletop"},
+)
+LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
+LEAF_LEVEL = len(LAYERS)
+SIBLING_LEVEL = 3  # these meet in rollout and training, and never import each other
+DOORS = {"_C": {"ops"}, "_cuda": {"ops"}, "kernels": {"ops", "info"}, "_tabletop": {"tasks"}}
+
+
+def source_files(root, suffixes=SUFFIXES):
+    return [
+        path for folder in FOLDERS for path in sorted((root / folder).rglob("*")) if path.suffix in suffixes
+    ]
+
+
+def long_files(root):
+    return [
+        f"{path.relative_to(root)}: {lines} lines"
+        for path in source_files(root)
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > LINES_PER_FILE
+    ]
+
+
+def long_functions(root):
+    return [
+        f"{path.relative_to(root)}: {node.name} has {lines} lines"
+        for path in source_files(root, (".py",))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := node.end_lineno - node.lineno + 1) > LINES_PER_FUNCTION
+    ]
+
+
+def forbidden_names(root):
+    return [
+        str(path.relative_to(root))
+        for path in source_files(root)
+        if FORBIDDEN_NAMES & {part.lower() for part in path.relative_to(root).with_suffix("").parts}
+    ]
+
+
+def imported_modules(path, root):
+    """Every module of worldenv that the file imports, by its name below worldenv; "" is worldenv itself."""
+    package = path.relative_to(root).parent.parts  # of the module, or of the package whose __init__ it is
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "worldenv" else [module]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] == "worldenv":
+                yield name.partition(".")[2]
+
+
+def is_module(name, root):
+    return name in LEVEL or (root / "worldenv" / f"{name}.py").exists() or (root / "worldenv" / name).is_dir()
+
+
+def import_is_allowed(importer, imported):
+    if importer == imported:
+        return True
+    if importer not in DOORS.get(imported, {importer}):
+        return False
+    upper, lower = LEVEL.get(importer, LEAF_LEVEL), LEVEL.get(imported, LEAF_LEVEL)
+    return upper < lower or (upper == lower and upper != SIBLING_LEVEL)
+
+
+def upward_imports(root):
+    found = []
+    for path in sorted((root / "worldenv").rglob("*.py")) + sorted((root / "kernels").rglob("*.py")):
+        relative = path.relative_to(root)
+        importer = "kernels" if relative.parts[0] == "kernels" else relative.with_suffix("").parts[1]
+        for module in imported_modules(path, root):
+            imported = module.split(".")[0]
+            if imported and is_module(imported, root) and not import_is_allowed(importer, imported):
+                found.append(f"{relative} imports {imported}")
+    return found
+
+
+def incomplete_packages(root):
+    """Folders with Python files that the wheel would leave out, and the one folder that must not be a package."""
+    folders = {path.parent for path in (root / "worldenv").rglob("*.py")}
+    found = [f"{f.relative_to(root)} lacks __init__.py" for f in sorted(folders) if not (f / "__init__.py").exists()]
+    return found + [f"{path.relative_to(root)} should not exist" for path in (root / "kernels").glob("__init__.py")]
+
+
+def incomplete_ops(root):
+    stems = {path.stem for path in (root / "worldenv/ops").glob("*.py")} - {"__init__"}
+    faces = [*root.glob("csrc/cpu/*.cpp"), *root.glob("csrc/cuda/*.cu"), *root.glob("kernels/triton_ops/*.py")]
+    found = [
+        f"{path.relative_to(root)} has no worldenv/ops/{path.stem}.py"
+        for path in faces
+        if path.stem not in stems | {"__init__"}
+    ]
+    for stem in sorted(stems):
+        tree = ast.parse((root / f"worldenv/ops/{stem}.py").read_text(encoding="utf-8"))
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        found += [f"op {stem} has no function {name}" for name in (stem, f"{stem}_reference") if name not in functions]
+        for file in (f"tests/ops/test_{stem}.py", f"benchmarks/ops/bench_{stem}.py"):
+            if not (root / file).exists():
+                found.append(f"op {stem} has no {file}")
+    return found
+
+
+RULES = [long_files, long_functions, forbidden_names, upward_imports, incomplete_packages, incomplete_ops]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_package_keeps_the_rule(rule):
+    assert rule(ROOT) == []
+
+
+def test_rules_see_the_whole_package():
+    files = {str(path.relative_to(ROOT)) for path in source_files(ROOT)}
+    assert {"worldenv/camera.py", "csrc/cpu/action_map.cpp", "tests/ops/test_action_map.py"} <= files
+
+
+FUNCTION = "def long():\n" + "    x = 1\n" * LINES_PER_FUNCTION
+
+
+@pytest.mark.parametrize(
+    ("rule", "file", "text", "message"),
+    [
+        (long_files, "csrc/tabletop/world.h", "\n" * 401, "csrc/tabletop/world.h: 401 lines"),
+        (long_files, "examples/run.py", "\n" * 401, "examples/run.py: 401 lines"),
+        (long_functions, "tests/test_x.py", FUNCTION, "tests/test_x.py: long has 61 lines"),
+        (long_functions, "worldenv/a.py", "class A:\n" + "".join(f"    {line}\n" for line in FUNCTION.splitlines()),
+         "worldenv/a.py: long has 61 lines"),
+        (forbidden_names, "worldenv/policy/utils.py", "", "worldenv/policy/utils.py"),
+        (forbidden_names, "csrc/common/isa.h", "", "csrc/common/isa.h"),
+        (upward_imports, "worldenv/policy/vla.py", "import worldenv.rollout.engine", "imports rollout"),
+        (upward_imports, "worldenv/policy/vla.py", "from worldenv import simulator", "imports simulator"),
+        (upward_imports, "worldenv/policy/vla.py", "from ..data.hdf5 import read", "imports data"),
+        (upward_imports, "worldenv/policy/__init__.py", "from .. import tasks", "imports tasks"),
+        (upward_imports, "worldenv/policy/vla.py", "def f():\n    from worldenv import ops, cli", "imports cli"),
+        (upward_imports, "worldenv/camera.py", "from worldenv.ops import action_map", "imports ops"),
+        (upward_imports, "worldenv/simulator/network.py", "from worldenv import _C", "imports _C"),
+        (upward_imports, "kernels/triton_ops/rope.py", "from worldenv.ops import rope", "imports ops"),
+        (upward_imports, "worldenv/__init__.py", "from worldenv.cli import train", "imports cli"),
+        (incomplete_packages, "worldenv/tasks/tabletop.py", "", "worldenv/tasks lacks __init__.py"),
+        (incomplete_packages, "kernels/__init__.py", "", "kernels/__init__.py should not exist"),
+        (incomplete_ops, "worldenv/ops/rope.py", "def rope(): ...", "op rope has no function rope_reference"),
+        (incomplete_ops, "worldenv/ops/rope.py", "", "op rope has no tests/ops/test_rope.py"),
+        (incomplete_ops, "worldenv/ops/rope.py", "", "op rope has no benchmarks/ops/bench_rope.py"),
+        (incomplete_ops, "csrc/cpu/rope.cpp", "", "csrc/cpu/rope.cpp has no worldenv/ops/rope.py"),
+        (incomplete_ops, "kernels/triton_ops/rope.py", "", "has no worldenv/ops/rope.py"),
+    ],
+)
+def test_seeded_violation_is_found(tmp_path, rule, file, text, message):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert any(message in violation for violation in rule(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("worldenv/policy/vla.py", "from worldenv.policy import heads\nfrom worldenv.camera import Camera"),
+        ("worldenv/rollout/engine.py", "from worldenv import policy, simulator\nfrom worldenv.ops.rope import rope"),
+        ("worldenv/training/post.py", "from worldenv.config import TrainConfig\nimport worldenv.rollout"),
+        ("worldenv/tasks/tabletop.py", "from worldenv import _tabletop, __version__"),
+        ("worldenv/ops/__init__.py", "from worldenv import _C"),
+        ("worldenv/video.py", "from .errors import UserError\nfrom worldenv.metrics import psnr\nimport torch.utils"),
+    ],
+)
+def test_import_that_points_down_is_no_violation(tmp_path, file, text):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert upward_imports(tmp_path) == []

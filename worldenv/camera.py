@@ -1,0 +1,81 @@
+"""The pinhole camera that the tabletop, the action map and the data share."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """A pinhole camera. Pixel centres lie at integer + 0.5, so the image spans [0, width] x [0, height].
+
+    pixel ~ intrinsics @ (extrinsics @ [point, 1])[:3]
+
+    Raises ValueError if a matrix has another shape or is not finite, or if the image is empty.
+    """
+
+    intrinsics: np.ndarray  # [3, 3] float64, pixels
+    extrinsics: np.ndarray  # [4, 4] float64, world -> camera (x right, y down, z forward), metres
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        for name, shape in (("intrinsics", (3, 3)), ("extrinsics", (4, 4))):
+            matrix = np.asarray(getattr(self, name), dtype=np.float64)
+            if matrix.shape != shape or not np.isfinite(matrix).all():
+                raise ValueError(f"{name} should be a finite {list(shape)} matrix, but is {matrix.tolist()}")
+            object.__setattr__(self, name, matrix)
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"height and width are {self.height} and {self.width}; both should be at least 1")
+
+    @classmethod
+    def look_at(
+        cls,
+        eye: tuple[float, float, float],  # m
+        target: tuple[float, float, float],  # m
+        fov_deg: float,  # vertical
+        size: int,  # pixels, height = width
+    ) -> "Camera":
+        """A square camera at `eye` that sees `target` in its centre, with the world's z axis up in the image.
+
+        Raises ValueError if the view is straight up or down, where "up" has no meaning, or fov_deg is not in (0, 180).
+        """
+        if not 0.0 < fov_deg < 180.0:
+            raise ValueError(f"fov_deg is {fov_deg}; it should lie between 0 and 180 degrees")
+        eye, forward = np.asarray(eye, dtype=np.float64), np.subtract(target, eye, dtype=np.float64)
+        right = np.cross(forward, (0.0, 0.0, 1.0))
+        if np.linalg.norm(right) <= 1e-9 * np.linalg.norm(forward):
+            raise ValueError(f"eye {eye.tolist()} and target {list(target)} should not be one above the other or equal")
+        forward, right = forward / np.linalg.norm(forward), right / np.linalg.norm(right)
+        rotation = np.stack([right, np.cross(forward, right), forward])  # rows: camera x, y, z in the world
+        extrinsics = np.eye(4)
+        extrinsics[:3, :3], extrinsics[:3, 3] = rotation, -rotation @ eye
+        focal = 0.5 * size / np.tan(np.deg2rad(fov_deg) / 2)
+        intrinsics = np.array([[focal, 0.0, size / 2], [0.0, focal, size / 2], [0.0, 0.0, 1.0]])
+        return cls(intrinsics, extrinsics, size, size)
+
+    @property
+    def projection(self) -> np.ndarray:  # [3, 4] float32
+        """World point to homogeneous pixel in one matrix: intrinsics @ extrinsics[:3]."""
+        return (self.intrinsics @ self.extrinsics[:3]).astype(np.float32)
+
+    def project(
+        self,
+        points: np.ndarray,  # [..., 3] m, world
+    ) -> tuple[np.ndarray, np.ndarray]:  # pixels [..., 2] (x, y) float64, depth [...] m float64
+        """Where points appear in the image, and how far in front of the camera plane they are.
+
+        Pixels of a point that is not in front of the camera (depth <= 0) are NaN. Raises ValueError on a wrong shape.
+        """
+        points = np.asarray(points, dtype=np.float64)
+        if points.ndim < 1 or points.shape[-1] != 3:
+            raise ValueError(f"points has shape {list(points.shape)}; its last dimension should be 3 (x, y, z)")
+        seen = (points @ self.extrinsics[:3, :3].T + self.extrinsics[:3, 3]) @ self.intrinsics.T
+        depth = seen[..., 2]
+        in_front = np.where(depth > 0.0, depth, np.nan)
+        return seen[..., :2] / in_front[..., None], depth
+
+
+def tabletop_camera(size: int) -> Camera:  # pixels, height = width
+    """The camera of the embedded suite: in front of the table, looking down at its middle."""
+    return Camera.look_at(eye=(0.0, -0.34, 0.52), target=(0.0, 0.05, 0.03), fov_deg=38.0, size=size)

@@ -1,0 +1,193 @@
+"""Weights and resumable states on disk: one safetensors file each, never pickle, complete or not there."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from worldenv.errors import UserError
+
+WEIGHTS_KEY = "worldenv"
+STATE_KEY = "worldenv_state"
+
+
+class CheckpointError(UserError):
+    """A checkpoint file that is missing, damaged or does not fit; the message says what to do."""
+
+
+def save_weights(path: str | Path, module: nn.Module | Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write the weights of a module (or its state dict) with JSON metadata, atomically.
+
+    Tensors are written from the CPU; tied ones are written twice. Raises TypeError for metadata that JSON cannot hold.
+    """
+    state_dict = module.state_dict() if isinstance(module, nn.Module) else module
+    _write_tensors(Path(path), dict(state_dict), {WEIGHTS_KEY: json.dumps(dict(metadata))})
+
+
+def load_weights(path: str | Path, module: nn.Module | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_weights` wrote, and copy it into `module` where one is given.
+
+    Returns (state dict on the CPU, metadata). Raises CheckpointError if the file is missing, damaged or not of
+    `save_weights`, or if names or shapes differ from the module's, which is then unchanged.
+    """
+    path = Path(path)
+    state_dict, metadata = _read_tensors(path, WEIGHTS_KEY, "save_weights")
+    if module is not None:
+        _check_fit(path, state_dict, module)
+        module.load_state_dict(state_dict)
+    return state_dict, metadata
+
+
+def save_state(path: str | Path, **parts: Any) -> None:
+    """Write everything that a run needs to continue, atomically: `save_state(path, model=..., optimizer=..., step=3)`.
+
+    A part is a tensor, numpy array, int, float, str, bool, None, or a dict (keys str or int), list or tuple of such
+    things: state dicts of modules and optimizers, and the random states of torch, numpy and Python. Raises TypeError,
+    naming the entry, for anything else.
+    """
+    tensors: dict[str, Tensor] = {}
+    structure = {name: _encode(part, name, tensors) for name, part in parts.items()}
+    _write_tensors(Path(path), tensors, {STATE_KEY: json.dumps(structure)})
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Read what `save_state` wrote: {part: value}, tensors on the CPU.
+
+    Raises CheckpointError if the file is missing, damaged or not of `save_state`.
+    """
+    path = Path(path)
+    tensors, structure = _read_tensors(path, STATE_KEY, "save_state")
+    return {name: _decode(node, tensors) for name, node in structure.items()}
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file that is either the old or the new one at every moment, also after a crash."""
+    _replace_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _replace_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    # One fixed name: what a killed run left behind is overwritten by the next one instead of piling up.
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        write(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    # The new name itself is only safe once its folder is on disk.
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path}: the folder {path.parent} does not exist; make it first")
+    # safetensors refuses tensors that share storage, such as tied weights and views of one buffer.
+    storages: set[int] = set()
+    separate = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    _replace_atomically(path, lambda temporary: save_file(separate, temporary, metadata))
+
+
+def _read_tensors(path: Path, key: str, writer: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file; check the path")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            # Copies: the file may be replaced or cut while the tensors are in use.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: not a complete safetensors file ({error}); it was cut short or is of another kind: "
+            "delete it and use the checkpoint before it, or make it again"
+        ) from error
+    if key not in metadata:
+        found = ", ".join(sorted(metadata)) or "nothing"
+        raise CheckpointError(f"{path}: not written by {writer} (its metadata holds {found}); give another file")
+    return tensors, json.loads(metadata[key])
+
+
+def _check_fit(path: Path, state_dict: dict[str, Tensor], module: nn.Module) -> None:
+    expected = module.state_dict()
+    differences = []
+    if missing := sorted(expected.keys() - state_dict.keys()):
+        differences.append("missing in the file: " + _shortened(missing))
+    if unexpected := sorted(state_dict.keys() - expected.keys()):
+        differences.append("in the file but not in the module: " + _shortened(unexpected))
+    if shapes := [
+        f"{name} is {list(state_dict[name].shape)} in the file and {list(expected[name].shape)} in the module"
+        for name in expected
+        if name in state_dict and state_dict[name].shape != expected[name].shape
+    ]:
+        differences.append("shapes: " + _shortened(shapes))
+    if differences:
+        raise CheckpointError(
+            f"{path}: does not fit {type(module).__name__}; {'; '.join(differences)}. "
+            "Build the module with the configuration saved beside the file, or give the file of this module"
+        )
+
+
+def _shortened(entries: list[str]) -> str:
+    rest = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
+    return ", ".join(entries[:5]) + rest
+
+
+def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        # As bytes, because torch lacks some of numpy's types.
+        tensors[name] = torch.from_numpy(np.frombuffer(value.tobytes(), np.uint8).copy())
+        return {"array": name, "dtype": value.dtype.str, "shape": list(value.shape)}
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_encode(entry, f"{name}.{i}", tensors) for i, entry in enumerate(value)]}
+    if isinstance(value, Mapping):
+        return {"dict": [[_checked_key(key, name), _encode(entry, f"{name}.{key!r}", tensors)]
+                         for key, entry in value.items()]}
+    raise TypeError(f"{name} is a {type(value).__name__}: a state holds tensors, numpy arrays, int, float, str, bool, "
+                    "None, and dicts, lists and tuples of these; convert it")
+
+
+def _checked_key(key: Any, name: str) -> str | int:
+    if isinstance(key, bool) or not isinstance(key, str | int):
+        raise TypeError(f"{name} has the key {key!r}: keys should be str or int")
+    return key
+
+
+def _decode(node: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(node, dict):
+        return node
+    if "tensor" in node:
+        return tensors[node["tensor"]]
+    if "array" in node:
+        flat = np.frombuffer(tensors[node["array"]].numpy().tobytes(), node["dtype"])
+        return flat.reshape(node["shape"]).copy()
+    if "dict" in node:
+        return {key: _decode(entry, tensors) for key, entry in node["dict"]}
+    if "tuple" in node:
+        return tuple(_decode(entry, tensors) for entry in node["tuple"])
+    return [_decode(entry, tensors) for entry in node["list"]]

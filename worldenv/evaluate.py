@@ -1,0 +1,121 @@
+"""The policy in the true environment, stopped three ways: by an oracle, by the reflector, not at all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from worldenv.data.trajectories import Trajectory
+from worldenv.instruction import tokenize
+from worldenv.metrics import wilson_interval
+from worldenv.policy.network import Policy, laplace_sample
+from worldenv.reflector.network import Reflector
+from worldenv.tasks.scenes import Task
+from worldenv.tasks.tabletop import HORIZON, Tabletop
+
+RULES = ("oracle", "own_stop", "no_stop")
+
+
+@torch.no_grad()
+def act_in_true(
+    policy: Policy,
+    tasks: Sequence[Task],
+    starts: Sequence[int],
+    split: str,
+    perturb: float = 0.0,
+    seed: int = 0,
+    image_size: int = 64,
+) -> list[Trajectory]:
+    """One true episode per (task, start) up to the horizon, whatever happens; `perturb` scales the Laplace noise, 0 = mean action."""
+    env = Tabletop(image_size)
+    env.reset(tasks, starts, split)
+    tokens = tokenize(env.instructions)
+    generator = torch.Generator().manual_seed(seed)
+    frames, proprio, actions, success = [env.frames()], [env.proprio()], [], []
+    for step in range(HORIZON):
+        k = step % policy.config.chunk
+        if k == 0:
+            mu, beta = _in_batches(policy, frames[-1], proprio[-1], tokens)
+            if perturb:
+                mu = laplace_sample(mu, beta, torch.rand(mu.shape, generator=generator)).sub(mu).mul(perturb).add(mu)
+            chunk = mu.clamp(-1, 1).numpy()
+        actions.append(chunk[:, k])
+        success.append(env.step(chunk[:, k]))
+        frames.append(env.frames())
+        proprio.append(env.proprio())
+    stack = [np.stack(part, axis=1) for part in (frames, proprio, actions, success)]
+    return [
+        Trajectory(*(part[i] for part in stack), env.instructions[i], task.name, int(start), split, "policy")
+        for i, (task, start) in enumerate(zip(tasks, starts, strict=True))
+    ]
+
+
+def _in_batches(policy: Policy, frames: np.ndarray, proprio: np.ndarray, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    parts = [
+        policy(torch.from_numpy(frames[i : i + 128]), torch.from_numpy(proprio[i : i + 128]), tokens[i : i + 128])
+        for i in range(0, len(frames), 128)
+    ]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def judge_trajectories(reflector: Reflector, trajectories: Sequence[Trajectory], batch: int = 64) -> np.ndarray:
+    """The reward after every step, float32 [N, T]; the trajectories must have one length."""
+    out = []
+    for i in range(0, len(trajectories), batch):
+        part = trajectories[i : i + batch]
+        frames = torch.from_numpy(np.stack([t.frames for t in part]))
+        tokens = tokenize([t.instruction for t in part])
+        pooled = reflector.begin(frames[:, 0], tokens)
+        with torch.no_grad():
+            out.append(torch.cat([reflector.judge(chunk, tokens, pooled) for chunk in frames[:, 1:].split(8, 1)], dim=1).numpy())
+    return np.concatenate(out)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How each true episode ended under each stopping rule."""
+
+    success: dict[str, np.ndarray]  # rule -> [N] bool
+    stop: np.ndarray  # [N] int, steps until the reflector's stop, HORIZON if none
+    stopped: np.ndarray  # [N] bool
+    reward: np.ndarray  # [N, T] float32
+    tasks: tuple[str, ...]  # [N]
+
+    @property
+    def false_stop(self) -> float:
+        """Share of all episodes that the reflector stopped in a state that was no success."""
+        return float((self.stopped & ~self.success["own_stop"]).mean())
+
+    @property
+    def missed_stop(self) -> float:
+        """Share of the episodes that did succeed at some time which the reflector never stopped."""
+        return float((~self.stopped & self.success["oracle"]).sum() / max(1, self.success["oracle"].sum()))
+
+    def document(self, instruction_of: dict[str, str]) -> dict:
+        """The JSON of result.json: success by rule with Wilson 95 % intervals, overall and per task."""
+        n = len(self.tasks)
+        out: dict = {rule: float(self.success[rule].mean()) for rule in RULES}
+        out["n"] = n
+        out["intervals"] = {rule: list(wilson_interval(int(self.success[rule].sum()), n)) for rule in RULES}
+        out["per_task"] = {}
+        for task in sorted(set(self.tasks)):
+            rows = np.array([name == task for name in self.tasks])
+            part = {rule: float(self.success[rule][rows].mean()) for rule in RULES}
+            low_high = {rule: list(wilson_interval(int(self.success[rule][rows].sum()), int(rows.sum()))) for rule in RULES}
+            out["per_task"][task] = {**part, "n": int(rows.sum()), "intervals": low_high, "instruction": instruction_of.get(task, "")}
+        return out
+
+
+def judge_outcome(trajectories: Sequence[Trajectory], reward: np.ndarray, threshold: float) -> Outcome:
+    """Apply the three stopping rules to episodes that were recorded to the horizon.
+
+    oracle: success at any step ends the episode. own_stop: the state at the first R > threshold counts (at the horizon
+    if there is none). no_stop: the state at the horizon counts.
+    """
+    success = np.stack([t.success for t in trajectories])
+    over = reward > threshold
+    stopped = over.any(1)
+    step = np.where(stopped, over.argmax(1), success.shape[1] - 1)
+    rules = {"oracle": success.any(1), "own_stop": success[np.arange(len(success)), step], "no_stop": success[:, -1]}
+    return Outcome(rules, step + 1, stopped, reward, tuple(t.task for t in trajectories))

@@ -1,0 +1,94 @@
+"""`worldenv-info`: what is installed, what the machine has, and which face each op would run."""
+
+import argparse
+import json
+import pkgutil
+import platform
+from importlib import import_module, metadata
+
+import torch
+
+from worldenv import __version__, kernels, ops
+
+
+def op_names() -> list[str]:
+    """The ops, discovered from the modules in worldenv/ops."""
+    return sorted(module.name for module in pkgutil.iter_modules(ops.__path__))
+
+
+def why_no_cuda() -> str | None:
+    """Why no tensor can be on a CUDA device; None where one can."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    return None
+
+
+def face(name: str) -> dict[str, str | None]:
+    """The face of op `name` on this machine's best device, and why none better would run (None: it is the best).
+
+    Raises ModuleNotFoundError if there is no such op.
+    """
+    import_module(f"worldenv.ops.{name}")
+    cuda_reason = why_no_cuda()
+    device = "cpu" if cuda_reason else "cuda"
+    if ops.BACKEND == "reference":
+        return {"op": name, "device": device, "face": "reference", "why_not_better": "WORLDENV_BACKEND=reference"}
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"worldenv::{name}", device.upper()):
+        reason = f"the op has no {device} face"
+        if device == "cuda" and kernels.TRITON_ERROR:
+            reason += f" that loads; triton: {kernels.TRITON_ERROR}"
+        return {"op": name, "device": device, "face": "reference", "why_not_better": reason}
+    return {"op": name, "device": device, "face": "C++" if cuda_reason else "GPU", "why_not_better": cuda_reason}
+
+
+def collect() -> dict:
+    """Everything `worldenv-info --json` prints."""
+    cuda_reason = why_no_cuda()
+    devices = [] if cuda_reason else [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    triton_version = None if kernels.TRITON_ERROR else metadata.version("triton")
+    return {
+        "worldenv": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "triton": triton_version,
+        "why_no_triton": kernels.TRITON_ERROR,
+        "cpu_isa": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "cuda_devices": devices,
+        "why_no_cuda": cuda_reason,
+        "ops": [face(name) for name in op_names()],
+    }
+
+
+def report(info: dict) -> str:
+    """What a person reads: one fact a line, then one op a line."""
+    facts = {
+        "worldenv": info["worldenv"],
+        "python": f"{info['python']} on {info['platform']}",
+        "torch": info["torch"],
+        "triton": info["triton"] or f"no: {info['why_no_triton']}",
+        "cpu": f"{info['cpu_isa']}, {info['threads']} threads",
+        "cuda": ", ".join(info["cuda_devices"]) or f"no: {info['why_no_cuda']}",
+    }
+    lines = [f"{name:<9} {value}" for name, value in facts.items()]
+    lines.append("")
+    for op in info["ops"]:
+        why = f"   (nothing better: {op['why_not_better']})" if op["why_not_better"] else ""
+        lines.append(f"op {op['op']:<20} {op['face']} on {op['device']}{why}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the report; with --json, one JSON document."""
+    parser = argparse.ArgumentParser(prog="worldenv-info", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines to read")
+    options = parser.parse_args(arguments)
+    info = collect()
+    print(json.dumps(info) if options.json else report(info))
+
+
+if __name__ == "__main__":
+    main()

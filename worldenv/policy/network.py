@@ -1,0 +1,75 @@
+"""The embedded vision-language-action policy: image, instruction and proprioception in, K Laplace actions out."""
+
+from dataclasses import dataclass
+from math import log
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldenv.vision import VisionLanguageEncoder
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    chunk: int = 4  # K, actions per decision
+    width: int = 256  # D
+    channels: int = 64
+    blocks: int = 2
+    scale_low: float = 0.01  # bounds of exp(beta), in units of the action
+    scale_high: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1 or not 0 < self.scale_low < self.scale_high:
+            raise ValueError(f"chunk {self.chunk} must be >= 1 and 0 < scale_low {self.scale_low} < scale_high {self.scale_high}")
+
+
+class Policy(nn.Module):
+    """Laplace(mu, exp(beta)) over chunks of K actions (METHOD.md, "Policy and its stochasticity").
+
+    `mu` comes from the action head (trained by L1), `beta` from the scale head (Laplace negative log-likelihood).
+    """
+
+    def __init__(self, config: PolicyConfig):
+        super().__init__()
+        self.config = config
+        d = config.width
+        self.encoder = VisionLanguageEncoder(d, config.channels, config.blocks)
+        self.proprio = nn.Linear(7, 64)
+        self.trunk = nn.Sequential(nn.Linear(d + 64, d), nn.ReLU(), nn.Linear(d, d), nn.ReLU())
+        self.action_head = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 7 * config.chunk))
+        self.scale_head = nn.Sequential(nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 7 * config.chunk))
+
+    def forward(
+        self,
+        frames: Tensor,  # [B, H, W, 3] uint8
+        proprio: Tensor,  # [B, 7] float32
+        tokens: Tensor,  # [B, L] int64
+    ) -> tuple[Tensor, Tensor]:  # mu, beta: [B, K, 7] float32
+        """The mean of each action and the logarithm of its scale, bounded softly to the configured range."""
+        return self.heads(self.encoder(frames, tokens), proprio)
+
+    def heads(self, feature: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
+        """mu and beta from the encoder's features [B, D]."""
+        scale = proprio.new_tensor([5, 5, 5, 1, 1, 1, 1])  # metres to numbers around 1
+        x = torch.cat([F.relu(feature), F.relu(self.proprio(proprio * scale))], dim=-1)
+        f = self.trunk(x)
+        mu = self.action_head(f).view(-1, self.config.chunk, 7)
+        low, high = log(self.config.scale_low), log(self.config.scale_high)
+        beta = low + (high - low) * torch.sigmoid(self.scale_head(f)).view_as(mu)
+        return mu, beta
+
+
+def laplace_log_prob(
+    action: Tensor,  # [B, K, 7]
+    mu: Tensor,  # [B, K, 7]
+    beta: Tensor,  # [B, K, 7]
+) -> Tensor:  # [B]
+    """Log-probability of a chunk, summed over its K * 7 numbers: -|a - mu| / exp(beta) - beta - log 2."""
+    return -((action - mu).abs() * torch.exp(-beta) + beta + log(2)).sum((1, 2))
+
+
+def laplace_sample(mu: Tensor, beta: Tensor, uniform: Tensor) -> Tensor:
+    """A Laplace draw by inversion from `uniform` in (0, 1), shaped as mu; environments clip it to [-1, 1] themselves."""
+    u = uniform - 0.5
+    return mu - torch.exp(beta) * u.sign() * torch.log1p(-2 * u.abs().clamp(max=0.5 - 1e-7))

@@ -1,0 +1,78 @@
+"""The embedded reflector: a frozen vision-language encoder, pooled over the frames so far, and a small trained head."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from worldenv.vision import VisionLanguageEncoder
+
+
+@dataclass(frozen=True)
+class ReflectorConfig:
+    width: int = 256  # D of the encoder
+    channels: int = 64
+    blocks: int = 2
+    threshold: float = 0.5  # eta: stop when R > eta
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold is {self.threshold}; it must lie between 0 and 1")
+
+
+@dataclass
+class Pooled:
+    """What the reflector remembers of each episode: its first and its summed features, so that a frame is read once."""
+
+    first: Tensor  # [B, D]
+    total: Tensor  # [B, D]
+    count: Tensor  # [B, 1]
+
+    def keep(self, index: Tensor) -> "Pooled":
+        return Pooled(self.first[index], self.total[index], self.count[index])
+
+
+class Reflector(nn.Module):
+    """R_t = sigmoid(head(pool(encoder(o_1..o_t, g)))) in [0, 1] (METHOD.md, "Reflector").
+
+    The pooled state is (present feature, its change since the first frame, the mean so far). With `zero_shot` the
+    judge is the encoder's own answer to "is it done?" from pretraining, read off the last frame; nothing is trained.
+    """
+
+    def __init__(self, config: ReflectorConfig, zero_shot: bool = False):
+        super().__init__()
+        d = config.width
+        self.config, self.zero_shot = config, zero_shot
+        self.encoder = VisionLanguageEncoder(d, config.channels, config.blocks).requires_grad_(False)
+        self.done = nn.Sequential(nn.ReLU(), nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 1)).requires_grad_(False)
+        self.head = nn.Sequential(nn.LayerNorm(3 * d), nn.Linear(3 * d, d), nn.ReLU(), nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 1))
+
+    def begin(self, frames: Tensor, tokens: Tensor) -> Pooled:
+        """Read the first frames [B, H, W, 3] uint8 of new episodes."""
+        feature = self.encode(frames, tokens)
+        return Pooled(feature, feature.clone(), torch.ones(len(feature), 1))
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor, tokens: Tensor) -> Tensor:  # [B, D]
+        return self.encoder(frames, tokens)
+
+    def judge(
+        self,
+        frames: Tensor,  # [B, K, H, W, 3] uint8, the new frames
+        tokens: Tensor,  # [B, L] int64
+        pooled: Pooled,  # moved on in place
+    ) -> Tensor:  # [B, K] float32 in [0, 1]
+        """The reward after each new frame; only the new frames are read."""
+        b, k = frames.shape[:2]
+        feature = self.encode(frames.flatten(0, 1), tokens.repeat_interleave(k, 0)).view(b, k, -1)
+        total = pooled.total[:, None] + feature.cumsum(1)
+        count = pooled.count + torch.arange(1, k + 1)
+        logit = self.logit(feature, pooled.first[:, None], total / count[..., None])
+        pooled.total, pooled.count = total[:, -1], count[:, -1:]
+        return torch.sigmoid(logit)
+
+    def logit(self, feature: Tensor, first: Tensor, mean: Tensor) -> Tensor:
+        """[..., D] features -> [...] logits."""
+        if self.zero_shot:
+            return self.done(feature)[..., 0]
+        return self.head(torch.cat([feature, feature - first, mean], dim=-1))[..., 0]

@@ -1,0 +1,133 @@
+"""The world simulator's network: a flow transformer with a convolutional stem and decoder, K frames at a time."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MEMORY_FRAMES = 3  # first of the episode, last of the chunk before, last
+
+
+@dataclass(frozen=True)
+class SimulatorConfig:
+    chunk: int = 4  # K, frames per pass
+    widths: tuple[int, int, int] = (40, 80, 160)  # channels at 1/2, 1/4 and 1/8 of the image
+    layers: int = 4  # transformer layers at 1/8
+    heads: int = 5
+    image_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.image_size % 8 or self.widths[2] % self.heads or any(width % 8 for width in self.widths):
+            raise ValueError(f"image_size and widths must be multiples of 8, widths[2] of heads: {self}")
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions, normalised, scaled and shifted by the condition vector."""
+
+    def __init__(self, inputs: int, outputs: int, condition: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, inputs), nn.GroupNorm(8, outputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.modulate = nn.Linear(condition, 2 * outputs)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.modulate(condition)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv1(F.silu(self.norm1(x)))
+        return self.skip(x) + self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention and MLP over the tokens of one chunk, with adaptive layer norm (Peebles & Xie 2023)."""
+
+    def __init__(self, width: int, heads: int, condition: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.modulate = nn.Linear(condition, 6 * width)
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        b, n, d = x.shape
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(condition)[:, None].chunk(6, dim=-1)
+        h = F.layer_norm(x, (d,)) * (1 + scale1) + shift1
+        q, k, v = self.qkv(h).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
+        x = x + gate1 * self.merge(h)
+        return x + gate2 * self.mlp(F.layer_norm(x, (d,)) * (1 + scale2) + shift2)
+
+
+class Simulator(nn.Module):
+    """Predicts the clean frames of a chunk from noisy ones, memory frames, the action map and the poses.
+
+    The output is a correction to the last memory frame, so whatever does not move is carried over exactly.
+    """
+
+    def __init__(self, config: SimulatorConfig):
+        super().__init__()
+        self.config = config
+        k, (a, b, c) = config.chunk, config.widths
+        d = 2 * c  # width of the condition vector
+        self.noise_level = nn.Sequential(nn.Linear(32, d), nn.SiLU(), nn.Linear(d, d))
+        self.poses = nn.Sequential(nn.Linear(7 * (k + 1), d), nn.SiLU(), nn.Linear(d, d))
+        self.see_memory = nn.Conv2d(4 * 3 * (MEMORY_FRAMES + k + 1), a, 3, padding=1)
+        self.see_noisy = nn.Conv2d(4 * 3 * k, a, 3, padding=1)
+        self.fine = ResidualBlock(a, a, d)
+        self.down1 = nn.Conv2d(a, b, 3, stride=2, padding=1)
+        self.middle = nn.ModuleList(ResidualBlock(b, b, d) for _ in range(2))
+        self.down2 = nn.Conv2d(b, c, 3, stride=2, padding=1)
+        self.place = nn.Parameter(torch.randn(1, (config.image_size // 8) ** 2, c) * 0.02)
+        self.layers = nn.ModuleList(TransformerLayer(c, config.heads, d) for _ in range(config.layers))
+        self.up2 = nn.Conv2d(c, 4 * b, 1)
+        self.middle_out = ResidualBlock(2 * b, b, d)
+        self.up1 = nn.Conv2d(b, 4 * a, 1)
+        self.fine_out = ResidualBlock(2 * a, a, d)
+        self.paint = nn.Conv2d(a, 4 * 3 * k, 3, padding=1)
+        nn.init.zeros_(self.paint.weight)
+        nn.init.zeros_(self.paint.bias)
+
+    def see(
+        self,
+        memory: Tensor,  # [B, MEMORY_FRAMES, 3, H, W] float32 in [-1, 1]
+        action_map: Tensor,  # [B, K + 1, 3, H, W] float32 in [0, 1], the present pose first
+        poses: Tensor,  # [B, K + 1, 7] float32, likewise
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What does not depend on the noise, computed once per chunk: features, condition vector, last frame."""
+        x = torch.cat([memory.flatten(1, 2), action_map.flatten(1, 2)], dim=1).contiguous(memory_format=torch.channels_last)
+        scale = poses.new_tensor([5, 5, 5, 1, 1, 1, 1])
+        return self.see_memory(F.pixel_unshuffle(x, 2)), self.poses((poses * scale).flatten(1)), memory[:, -1]
+
+    def denoise(
+        self,
+        noisy: Tensor,  # [B, K, 3, H, W] float32: (1 - t) clean + t noise
+        t: Tensor,  # [B] float32 in (0, 1]
+        seen: tuple[Tensor, Tensor, Tensor],  # from `see`
+    ) -> Tensor:  # [B, K, 3, H, W] float32, the predicted clean frames
+        """One pass of the denoiser."""
+        context, poses, last = seen
+        b, k, _, height, width = noisy.shape
+        condition = F.silu(self.noise_level(_fourier(t)) + poses)
+        x = noisy.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        fine = self.fine(context + self.see_noisy(F.pixel_unshuffle(x, 2)), condition)
+        middle = self.down1(fine)
+        for block in self.middle:
+            middle = block(middle, condition)
+        coarse = self.down2(middle)
+        tokens = coarse.flatten(2).transpose(1, 2) + self.place
+        for layer in self.layers:
+            tokens = layer(tokens, condition)
+        coarse = tokens.transpose(1, 2).reshape(coarse.shape).contiguous(memory_format=torch.channels_last)
+        middle = self.middle_out(torch.cat([middle, F.pixel_shuffle(self.up2(coarse), 2)], dim=1), condition)
+        fine = self.fine_out(torch.cat([fine, F.pixel_shuffle(self.up1(middle), 2)], dim=1), condition)
+        return last[:, None] + F.pixel_shuffle(self.paint(F.silu(fine)), 2).view(b, k, 3, height, width)
+
+
+def _fourier(t: Tensor) -> Tensor:  # [B] -> [B, 32]
+    angle = t[:, None] * torch.arange(1, 17, device=t.device) * (torch.pi / 2)
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)

@@ -1,0 +1,1 @@
+"""True environments: for demonstrations, exploration and evaluation, never inside reinforcement learning."""

@@ -1,0 +1,26 @@
+"""Stage 2: fine-tune the base policy on five demonstrations per task - the baseline that post-training starts from."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from worldenv.data.clips import Clips
+from worldenv.policy.network import Policy, laplace_log_prob
+
+SCALE_WEIGHT = 0.05  # of the scale head's likelihood against the action head's L1
+
+
+def imitation_loss(policy: Policy, clips: Clips, batch: int) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
+    """L1 of the chunk's mean, and the Laplace negative log-likelihood of its scale (METHOD.md, "Policy")."""
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        episode = torch.randint(len(clips), (batch,), generator=generator)
+        step = (torch.rand(batch, generator=generator) * clips.length[episode]).long()
+        action = clips.action_chunks(episode, step, policy.config.chunk)
+        mu, beta = policy(clips.frames[episode, step], clips.proprio[episode, step], clips.tokens[episode])
+        l1 = (mu - action).abs().mean()
+        nll = -laplace_log_prob(action, mu.detach(), beta).mean() / mu[0].numel()
+        return l1 + SCALE_WEIGHT * nll, {"l1": l1.item(), "nll": nll.item()}
+
+    return loss

@@ -1,0 +1,156 @@
+"""LOOP: leave-one-out advantage + PPO, entirely inside the world model (METHOD.md, "Post-training")."""
+
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from worldenv.checkpoint import load_state, save_state
+from worldenv.errors import UserError
+from worldenv.policy.network import Policy, laplace_log_prob
+from worldenv.progress import Progress
+from worldenv.rollout.engine import Engine
+from worldenv.rollout.episodes import Rollouts, Starts
+from worldenv.run_folder import RunFolder
+
+STAGE = "post_train"
+
+
+@dataclass(frozen=True)
+class PostTrainConfig:
+    iterations: int = 24
+    starts: int = 24  # N, start states per iteration
+    siblings: int = 8  # G, rollouts of one start (paper: N = 8)
+    clip: float = 0.1  # eps (paper)
+    learning_rate: float = 2e-4
+    epochs: int = 2  # passes over an iteration's chunks
+    minibatch: int = 256  # chunks
+    signal: float = 0.01  # a group whose rewards spread less than this (standard deviation) carries no signal
+    max_skipped: int = 20  # updates with a non-finite loss or gradient before the run ends
+
+    def __post_init__(self) -> None:
+        if min(self.iterations, self.starts, self.epochs, self.minibatch) < 1:
+            raise ValueError(f"iterations, starts, epochs and minibatch must be positive: {self}")
+        if self.siblings < 2:
+            raise ValueError(f"siblings is {self.siblings}; leave-one-out needs at least 2 rollouts of a start")
+        if not 0 < self.clip < 1 or not self.learning_rate > 0:
+            raise ValueError(f"clip must lie in (0, 1) and learning_rate be positive: {self}")
+
+
+def leave_one_out(reward: Tensor) -> Tensor:  # [N, G] -> [N, G]
+    """A_n = R_n - mean of the other siblings' rewards."""
+    siblings = reward.shape[1]
+    return reward - (reward.sum(1, keepdim=True) - reward) / (siblings - 1)
+
+
+def group_advantage(rollouts: Rollouts, siblings: int, signal: float) -> tuple[Tensor, int]:  # [E], groups without signal
+    """The advantage of every episode; a broken episode, and a group without spread or with under 2 sound rows, gets 0."""
+    reward = rollouts.final_reward().view(-1, siblings)
+    sound = ~rollouts.broken.view(-1, siblings)
+    count = sound.sum(1, keepdim=True)
+    mean_reward = torch.where(sound, reward, 0).sum(1, keepdim=True) / count.clamp(min=1)
+    reward = torch.where(sound, reward, mean_reward)
+    flat = (reward.std(1) < signal) | (count[:, 0] < 2)
+    advantage = torch.where(flat[:, None] | ~sound, 0.0, leave_one_out(reward))
+    return advantage.flatten(), int(flat.sum())
+
+
+def ppo_loss(
+    log_prob: Tensor,  # [B] under the policy being trained
+    behaviour: Tensor,  # [B] under the policy that acted
+    advantage: Tensor,  # [B]
+    clip: float,
+) -> tuple[Tensor, Tensor]:  # loss, share of clipped ratios
+    """L = -mean(min(r A, clip(r, 1 - eps, 1 + eps) A)), r = exp(log_prob - behaviour)."""
+    ratio = torch.exp((log_prob - behaviour).clamp(-20, 20))
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    return -torch.min(ratio * advantage, clipped * advantage).mean(), (ratio != clipped).float().mean()
+
+
+class Learner:
+    """The policy, its optimizer, and the counts that a run reports."""
+
+    def __init__(self, policy: Policy, config: PostTrainConfig):
+        self.policy, self.config = policy, config
+        self.optimizer = torch.optim.Adam(policy.parameters(), config.learning_rate)
+        self.skipped = 0
+
+    def update(self, rollouts: Rollouts, advantage: Tensor, generator: torch.Generator) -> dict[str, float]:
+        """`epochs` passes over every chunk whose episode has an advantage, in shuffled minibatches."""
+        horizon = rollouts.log_prob.shape[1]
+        used = (torch.arange(horizon) < rollouts.chunks[:, None]) & (advantage != 0)[:, None]
+        episode, chunk = used.nonzero(as_tuple=True)
+        losses, clipped = [], []
+        for _ in range(self.config.epochs):
+            order = torch.randperm(len(episode), generator=generator)
+            for part in order.split(self.config.minibatch):
+                loss, share = self._step(rollouts, advantage, episode[part], chunk[part])
+                losses.append(loss)
+                clipped.append(share)
+        count = max(1, len(losses))
+        return {"loss": sum(losses) / count, "clip_fraction": sum(clipped) / count, "chunks": len(episode)}
+
+    def _step(self, rollouts: Rollouts, advantage: Tensor, episode: Tensor, chunk: Tensor) -> tuple[float, float]:
+        mu, beta = self.policy(rollouts.frame[episode, chunk], rollouts.proprio[episode, chunk], rollouts.tokens[episode])
+        log_prob = laplace_log_prob(rollouts.action[episode, chunk], mu, beta)
+        loss, share = ppo_loss(log_prob, rollouts.log_prob[episode, chunk], advantage[episode], self.config.clip)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
+        if torch.isfinite(loss) and torch.isfinite(norm):
+            self.optimizer.step()
+            return loss.item(), share.item()
+        self.skipped += 1
+        if self.skipped > self.config.max_skipped:
+            raise UserError(f"{self.skipped} policy updates had a non-finite loss or gradient; lower --post.learning-rate")
+        return 0.0, 0.0
+
+
+def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: RunFolder, seed: int) -> dict[str, int]:
+    """Improve `engine.policy` in imagination, in place; resumable after any iteration. Returns the run's counts."""
+    learner = Learner(engine.policy, config)
+    path = folder.checkpoints / f"{STAGE}.state.safetensors"
+    first, counts = 0, {"groups": 0, "groups_without_signal": 0, "broken_episodes": 0, "skipped_steps": 0}
+    if path.exists():
+        state = load_state(path)
+        engine.policy.load_state_dict(state["policy"])
+        learner.optimizer.load_state_dict(state["optimizer"])
+        first, counts = state["iteration"], state["counts"]
+        learner.skipped = counts["skipped_steps"]
+    folder.truncate(STAGE, first)
+    with Progress(config.iterations, "practising in imagination", done=first) as progress:
+        for iteration in range(first, config.iterations):
+            figures = _iterate(engine, learner, starts, iteration, seed, counts)
+            folder.log(STAGE, iteration, **figures)
+            save_state(path, policy=engine.policy.state_dict(), optimizer=learner.optimizer.state_dict(),
+                       iteration=iteration + 1, counts=counts, config=asdict(config))  # fmt: skip
+            progress.advance(reward=figures["reward"], success=f"{100 * figures['imagined_success']:.0f} %")
+    return counts
+
+
+def _iterate(engine: Engine, learner: Learner, starts: Starts, iteration: int, seed: int, counts: dict[str, int]) -> dict[str, float]:
+    config = learner.config
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
+    began = time.monotonic()
+    picked = starts.pick(torch.randint(len(starts), (config.starts,), generator=generator))
+    rollouts = engine.run(picked, config.siblings, seed, first_episode=iteration * config.starts * config.siblings)
+    advantage, flat = group_advantage(rollouts, config.siblings, config.signal)
+    imagined = time.monotonic()
+    figures = learner.update(rollouts, advantage, generator)
+    counts["groups"] += config.starts
+    counts["groups_without_signal"] += flat
+    counts["broken_episodes"] += int(rollouts.broken.sum())
+    counts["skipped_steps"] = learner.skipped
+    sound = ~rollouts.broken
+    return {
+        "reward": rollouts.final_reward()[sound].mean().item(),
+        "imagined_success": rollouts.stopped[sound].float().mean().item(),
+        "steps_to_stop": rollouts.stop[sound].float().mean().item(),
+        **figures,
+        "groups_without_signal": flat,
+        "broken_episodes": int(rollouts.broken.sum()),
+        "skipped_steps": learner.skipped,
+        "rollout_s": imagined - began,
+        "update_s": time.monotonic() - imagined,
+    }

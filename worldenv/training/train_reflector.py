@@ -1,0 +1,68 @@
+"""Train the reflector's head on true episodes: per-frame binary cross-entropy with hard negatives."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from worldenv.data.clips import Clips
+from worldenv.instruction import tokenize
+from worldenv.reflector.network import Reflector
+from worldenv.tasks.scenes import siblings
+from worldenv.tasks.tabletop import task_by_name
+
+
+@dataclass(frozen=True)
+class Features:
+    """Frozen features of every frame, under the episode's own instruction and under another task's."""
+
+    own: Tensor  # [N, T + 1, D] float32
+    other: Tensor  # [N, T + 1, D] float32
+    success: Tensor  # [N, T + 1] bool
+    length: Tensor  # [N] int64
+
+
+def other_instructions(clips: Clips, seed: int) -> Tensor:  # [N, L] int64
+    """For each episode the instruction of another task on the same table: same frames, nothing done."""
+    generator = torch.Generator().manual_seed(seed)
+    texts = []
+    for name in clips.tasks:
+        rivals = siblings(task_by_name(name))
+        rival = rivals[int(torch.randint(len(rivals), (1,), generator=generator))]
+        texts.append(rival.instructions[int(torch.randint(len(rival.instructions), (1,), generator=generator))])
+    return tokenize(texts)
+
+
+def read_features(reflector: Reflector, clips: Clips, seed: int, report: Callable[[int], None]) -> Features:
+    """Encode everything once: the encoder is frozen, so the head trains in seconds. `report(n)` is called as clips are read."""
+    others = other_instructions(clips, seed)
+    own, other = [], []
+    for i in range(0, len(clips), 8):
+        frames = clips.frames[i : i + 8]
+        n, steps = frames.shape[:2]
+        for tokens, store in ((clips.tokens, own), (others, other)):
+            store.append(reflector.encode(frames.flatten(0, 1), tokens[i : i + 8].repeat_interleave(steps, 0)).view(n, steps, -1))
+        report(n)
+    return Features(torch.cat(own), torch.cat(other), clips.success, clips.length)
+
+
+def reward_loss(reflector: Reflector, data: Features, batch: int) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
+    """BCE over random prefixes of random episodes; a quarter of them under another task's instruction, with label 0."""
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        episode = torch.randint(len(data.own), (batch,), generator=generator)
+        feature = data.own[episode]
+        wrong = torch.rand(batch, generator=generator) < 0.25
+        feature = torch.where(wrong[:, None, None], data.other[episode], feature)
+        steps = feature.shape[1]
+        mean = feature.cumsum(1) / torch.arange(1, steps + 1)[:, None]
+        logit = reflector.logit(feature, feature[:, :1].expand_as(feature), mean)
+        label = (data.success[episode] & ~wrong[:, None]).float()
+        use = (torch.arange(steps) <= data.length[episode, None]).float()
+        bce = (F.binary_cross_entropy_with_logits(logit, label, reduction="none") * use).sum() / use.sum()
+        wrong_share = (((logit > 0) != label.bool()) * use).sum() / use.sum()
+        return bce, {"bce": bce.item(), "wrong_share": wrong_share.item()}
+
+    return loss
