@@ -7,14 +7,31 @@ import numpy as np
 import torch
 
 from worldenv.data.trajectories import Trajectory
+from worldenv.errors import UserError
 from worldenv.instruction import tokenize
-from worldenv.metrics import wilson_interval
+from worldenv.metrics import psnr, ssim, wilson_interval
 from worldenv.policy.network import Policy, laplace_sample
 from worldenv.reflector.network import Reflector
+from worldenv.rollout.engine import Engine
+from worldenv.rollout.episodes import Starts
 from worldenv.tasks.scenes import Task
 from worldenv.tasks.tabletop import HORIZON, Tabletop
 
 RULES = ("oracle", "own_stop", "no_stop")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation in the true environment on held-out start states."""
+
+    episodes: int = 500  # true episodes, spread evenly over the tasks
+    imagined: int = 200  # imagined episodes of the same policy from the same starts
+    quality: int = 64  # true episodes replayed in imagination for PSNR and SSIM
+    videos: int = 4
+
+    def __post_init__(self) -> None:
+        if self.episodes < 10 or self.imagined < 1 or self.quality < 1 or self.videos < 0:
+            raise UserError("--eval.episodes must be at least 10, --eval.imagined and --eval.quality at least 1")
 
 
 @torch.no_grad()
@@ -27,7 +44,7 @@ def act_in_true(
     seed: int = 0,
     image_size: int = 64,
 ) -> list[Trajectory]:
-    """One true episode per (task, start) up to the horizon, whatever happens; `perturb` scales the Laplace noise, 0 = mean action."""
+    """One true episode per (task, start) up to the horizon; `perturb` scales the Laplace noise, 0 = mean action."""
     env = Tabletop(image_size)
     env.reset(tasks, starts, split)
     tokens = tokenize(env.instructions)
@@ -51,7 +68,9 @@ def act_in_true(
     ]
 
 
-def _in_batches(policy: Policy, frames: np.ndarray, proprio: np.ndarray, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _in_batches(
+    policy: Policy, frames: np.ndarray, proprio: np.ndarray, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     parts = [
         policy(torch.from_numpy(frames[i : i + 128]), torch.from_numpy(proprio[i : i + 128]), tokens[i : i + 128])
         for i in range(0, len(frames), 128)
@@ -68,7 +87,11 @@ def judge_trajectories(reflector: Reflector, trajectories: Sequence[Trajectory],
         tokens = tokenize([t.instruction for t in part])
         pooled = reflector.begin(frames[:, 0], tokens)
         with torch.no_grad():
-            out.append(torch.cat([reflector.judge(chunk, tokens, pooled) for chunk in frames[:, 1:].split(8, 1)], dim=1).numpy())
+            out.append(
+                torch.cat(
+                    [reflector.judge(chunk, tokens, pooled) for chunk in frames[:, 1:].split(8, 1)], dim=1
+                ).numpy()
+            )
     return np.concatenate(out)
 
 
@@ -102,8 +125,15 @@ class Outcome:
         for task in sorted(set(self.tasks)):
             rows = np.array([name == task for name in self.tasks])
             part = {rule: float(self.success[rule][rows].mean()) for rule in RULES}
-            low_high = {rule: list(wilson_interval(int(self.success[rule][rows].sum()), int(rows.sum()))) for rule in RULES}
-            out["per_task"][task] = {**part, "n": int(rows.sum()), "intervals": low_high, "instruction": instruction_of.get(task, "")}
+            low_high = {
+                rule: list(wilson_interval(int(self.success[rule][rows].sum()), int(rows.sum()))) for rule in RULES
+            }
+            out["per_task"][task] = {
+                **part,
+                "n": int(rows.sum()),
+                "intervals": low_high,
+                "instruction": instruction_of.get(task, ""),
+            }
         return out
 
 
@@ -119,3 +149,32 @@ def judge_outcome(trajectories: Sequence[Trajectory], reward: np.ndarray, thresh
     step = np.where(stopped, over.argmax(1), success.shape[1] - 1)
     rules = {"oracle": success.any(1), "own_stop": success[np.arange(len(success)), step], "no_stop": success[:, -1]}
     return Outcome(rules, step + 1, stopped, reward, tuple(t.task for t in trajectories))
+
+
+def starts_of(tasks: Sequence[Task], starts: Sequence[int], split: str, image_size: int = 64) -> Starts:
+    """What the camera sees before anything has moved: all that imagination needs of the true environment."""
+    env = Tabletop(image_size)
+    env.reset(tasks, starts, split)
+    return Starts(torch.from_numpy(env.frames()), torch.from_numpy(env.proprio()), tokenize(env.instructions))
+
+
+def simulator_quality(engine: Engine, trajectories: Sequence[Trajectory], success: np.ndarray, seed: int) -> dict:
+    """Whole true episodes replayed in imagination along the true poses, without a look at the true frames on the way.
+
+    Returns PSNR (dB) and SSIM by chunk index (mean over episodes and the chunk's frames), and `agreement`: the share of
+    episodes whose imagined frames make the reflector say the same as was true, done at some time or never.
+    """
+    frames = torch.from_numpy(np.stack([t.frames for t in trajectories]))
+    poses = torch.from_numpy(np.stack([t.proprio for t in trajectories]))
+    tokens = tokenize([t.instruction for t in trajectories])
+    imagined = engine.replay(Starts(frames[:, 0], poses[:, 0], tokens), poses, seed)
+    k, out = engine.policy.config.chunk, {"psnr": [], "ssim": []}
+    for first in range(1, imagined.shape[1] - k + 1, k):
+        pair = (imagined[:, first : first + k].flatten(0, 1), frames[:, first : first + k].flatten(0, 1))
+        out["psnr"].append(psnr(*pair).mean().item())
+        out["ssim"].append(ssim(*pair).mean().item())
+    pooled = engine.reflector.begin(imagined[:, 0], tokens)
+    reward = torch.cat([engine.reflector.judge(part, tokens, pooled) for part in imagined[:, 1:].split(8, 1)], dim=1)
+    said = (reward > engine.reflector.config.threshold).any(1).numpy()
+    out["agreement"] = float((said == success).mean())
+    return out | {"episodes": len(trajectories)}

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-WORDS = (
-    "<pad> <unknown> put place move set push slide stack drop the a on onto to into in top of down over "
-    "red green blue yellow purple orange cyan white block can puck pad tray"
-).split()
+WORDS = tuple(
+    "<pad> <unknown> put place move set push slide stack drop the a on onto to into in top of down over".split()
+    + "red green blue yellow purple orange cyan white block can puck pad tray".split()
+)
 MAX_WORDS = 12
 _INDEX = {word: i for i, word in enumerate(WORDS)}
 
@@ -24,7 +24,9 @@ def tokenize(instructions: Sequence[str]) -> Tensor:  # [B, MAX_WORDS] int64
         words = re.findall(r"[a-z]+", text.lower())
         known = [_INDEX.get(word, 1) for word in words]
         if not 0 < len(words) <= MAX_WORDS or max(known) == 1:
-            raise ValueError(f"instruction {text!r} should have 1 to {MAX_WORDS} words, some of them among: {' '.join(WORDS[2:])}")
+            raise ValueError(
+                f"instruction {text!r} should have 1 to {MAX_WORDS} words, some of them among: {' '.join(WORDS[2:])}"
+            )
         row[: len(known)] = torch.tensor(known)
     return tokens
 

@@ -30,8 +30,8 @@ def forward_kinematics(
 ) -> Tensor:  # [..., 7] float32
     """The proprioception after one action.
 
-        pose     <- clip(pose + step * clip(action[:6], -1, 1), low, high)
-        aperture <- moves towards 0 (action[6] > 0: close) or 1 (open) by at most `aperture_rate`
+    pose     <- clip(pose + step * clip(action[:6], -1, 1), low, high)
+    aperture <- moves towards 0 (action[6] > 0: close) or 1 (open) by at most `aperture_rate`
     """
     scale = proprio.new_tensor([kinematics.translation_step] * 3 + [kinematics.rotation_step] * 3)
     low, high = proprio.new_tensor(kinematics.low), proprio.new_tensor(kinematics.high)

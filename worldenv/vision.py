@@ -47,8 +47,11 @@ class VisionLanguageEncoder(nn.Module):
         super().__init__()
         self.text = InstructionEncoder(context)
         self.stem = nn.Sequential(
-            nn.PixelUnshuffle(2), nn.Conv2d(12, 32, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(32, channels, 3, stride=2, padding=1), nn.ReLU(),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(12, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, channels, 3, stride=2, padding=1),
+            nn.ReLU(),
         )
         self.blocks = nn.ModuleList(FilmBlock(channels, context) for _ in range(blocks))
         self.look = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 1), SpatialSoftmax())

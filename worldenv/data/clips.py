@@ -31,7 +31,9 @@ class Clips:
         """Pad and stack. Raises ValueError if there are none or their pictures differ in size."""
         sizes = {t.frames.shape[1:] for t in trajectories}
         if len(sizes) != 1:
-            raise ValueError(f"trajectories should be at least one, with pictures of one size; sizes are {sorted(sizes)}")
+            raise ValueError(
+                f"trajectories should be at least one, with pictures of one size; sizes are {sorted(sizes)}"
+            )
         steps = max(len(t.actions) for t in trajectories)
         frames = np.empty((len(trajectories), steps + 1, *sizes.pop()), dtype=np.uint8)
         proprio = np.empty((len(trajectories), steps + 1, 7), dtype=np.float32)

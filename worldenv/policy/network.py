@@ -21,7 +21,9 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         if self.chunk < 1 or not 0 < self.scale_low < self.scale_high:
-            raise ValueError(f"chunk {self.chunk} must be >= 1 and 0 < scale_low {self.scale_low} < scale_high {self.scale_high}")
+            raise ValueError(
+                f"chunk {self.chunk} must be >= 1 and 0 < scale_low {self.scale_low} < scale_high {self.scale_high}"
+            )
 
 
 class Policy(nn.Module):
@@ -70,6 +72,6 @@ def laplace_log_prob(
 
 
 def laplace_sample(mu: Tensor, beta: Tensor, uniform: Tensor) -> Tensor:
-    """A Laplace draw by inversion from `uniform` in (0, 1), shaped as mu; environments clip it to [-1, 1] themselves."""
+    """A Laplace draw by inversion from `uniform` in [0, 1), shaped as mu; it is not clipped to [-1, 1]."""
     u = uniform - 0.5
     return mu - torch.exp(beta) * u.sign() * torch.log1p(-2 * u.abs().clamp(max=0.5 - 1e-7))

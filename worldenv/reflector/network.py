@@ -45,7 +45,9 @@ class Reflector(nn.Module):
         self.config, self.zero_shot = config, zero_shot
         self.encoder = VisionLanguageEncoder(d, config.channels, config.blocks).requires_grad_(False)
         self.done = nn.Sequential(nn.ReLU(), nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 1)).requires_grad_(False)
-        self.head = nn.Sequential(nn.LayerNorm(3 * d), nn.Linear(3 * d, d), nn.ReLU(), nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.head = nn.Sequential(
+            nn.LayerNorm(3 * d), nn.Linear(3 * d, d), nn.ReLU(), nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 1)
+        )
 
     def begin(self, frames: Tensor, tokens: Tensor) -> Pooled:
         """Read the first frames [B, H, W, 3] uint8 of new episodes."""

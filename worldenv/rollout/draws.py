@@ -1,4 +1,4 @@
-"""Counter-based randomness: every number is Philox(seed, episode, chunk, use), so an episode is the same in any batch."""
+"""Counter-based randomness: each draw is Philox(seed, episode, chunk, use), so an episode is the same in any batch."""
 
 from enum import IntEnum
 

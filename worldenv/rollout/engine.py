@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from worldenv.camera import Camera
+from worldenv.errors import UserError
 from worldenv.kinematics import Kinematics, chunk_kinematics
 from worldenv.ops.action_map import action_map
 from worldenv.policy.network import Policy, laplace_log_prob, laplace_sample
@@ -15,6 +16,7 @@ from worldenv.rollout.draws import Use, normal, uniform
 from worldenv.rollout.episodes import Rollouts, Starts
 from worldenv.simulator.network import Simulator
 from worldenv.simulator.sampler import sample
+from worldenv.simulator.transport import transport
 from worldenv.vision import to_float
 
 
@@ -25,7 +27,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if self.horizon < 1 or self.batch < 1:
-            raise ValueError(f"horizon and batch must be positive: {self}")
+            raise UserError(f"horizon and batch must be positive: {self}")
 
 
 @dataclass
@@ -62,7 +64,9 @@ class Engine:
         config: EngineConfig,
     ):
         if policy.config.chunk != simulator.config.chunk:
-            raise ValueError(f"policy acts in chunks of {policy.config.chunk}, the simulator in chunks of {simulator.config.chunk}")
+            raise UserError(
+                f"policy acts in chunks of {policy.config.chunk}, the simulator in chunks of {simulator.config.chunk}"
+            )
         self.policy, self.simulator, self.reflector = policy, simulator, reflector
         self.kinematics, self.levels, self.config = kinematics, tuple(levels), config
         self.projection, self.size = torch.from_numpy(camera.projection), camera.height
@@ -93,11 +97,17 @@ class Engine:
                     break
         return out
 
-    def step(self, live: _Live, chunk: int, out: Rollouts, seed: int, first_episode: int, explore: bool, stop: bool) -> _Live:
+    def step(
+        self, live: _Live, chunk: int, out: Rollouts, seed: int, first_episode: int, explore: bool, stop: bool
+    ) -> _Live:
         """One chunk for every live episode; returns those that go on."""
         rows, k = live.index, self.policy.config.chunk
         mu, beta = self.policy(live.last, live.proprio, live.tokens)
-        action = laplace_sample(mu, beta, uniform(seed, rows + first_episode, chunk, Use.ACTION, mu.shape[1:])) if explore else mu
+        action = (
+            laplace_sample(mu, beta, uniform(seed, rows + first_episode, chunk, Use.ACTION, mu.shape[1:]))
+            if explore
+            else mu
+        )
         poses = torch.cat([live.proprio[:, None], chunk_kinematics(live.proprio, action, self.kinematics)], dim=1)
         noise = normal(seed, rows + first_episode, chunk, Use.FRAME, (k, 3, self.size, self.size))
         frames = self.imagine(live, poses, noise)
@@ -109,17 +119,39 @@ class Engine:
             out.video[rows, chunk * k + 1 : (chunk + 1) * k + 1] = frames
         finite = torch.isfinite(action).all(2).all(1) & torch.isfinite(reward).all(1)
         out.broken[rows] |= ~finite
-        done = reward > self.reflector.config.threshold
+        done = (reward > self.reflector.config.threshold) & finite[:, None]  # a broken episode is no success
         newly = done.any(1) & ~out.stopped[rows]
         out.stop[rows] = torch.where(newly, chunk * k + 1 + done.int().argmax(1), out.stop[rows])
         out.stopped[rows] |= newly
         live.previous, live.last, live.proprio = live.last, frames[:, -1], poses[:, -1]
         return live.keep(finite & ~done.any(1) if stop else finite)
 
+    @torch.no_grad()
+    def replay(
+        self,
+        starts: Starts,
+        poses: Tensor,  # [N, T * K + 1, 7] float32, the present pose first
+        seed: int,
+    ) -> Tensor:  # [N, T * K + 1, H, W, 3] uint8, the start frame first
+        """Imagine what the camera would see if the gripper went through these poses; no policy, no stop."""
+        k, out = self.policy.config.chunk, []
+        for rows in torch.arange(len(starts)).split(self.config.batch):
+            part = starts.pick(rows)
+            pooled = Pooled(*torch.zeros(3, len(rows), 1))
+            live = _Live(rows, part.frame, part.frame, part.frame, part.proprio, part.tokens, pooled)
+            frames = [part.frame[:, None]]
+            for chunk in range((poses.shape[1] - 1) // k):
+                noise = normal(seed, rows, chunk, Use.FRAME, (k, 3, self.size, self.size))
+                frames.append(self.imagine(live, poses[rows, chunk * k : (chunk + 1) * k + 1], noise))
+                live.previous, live.last = live.last, frames[-1][:, -1]
+            out.append(torch.cat(frames, dim=1))
+        return torch.cat(out)
+
     def imagine(self, live: _Live, poses: Tensor, noise: Tensor) -> Tensor:  # [B, K, H, W, 3] uint8
         """The frames that follow when the gripper goes through `poses` [B, K + 1, 7]."""
         b, n = poses.shape[:2]
         memory = torch.stack([to_float(frame) for frame in (live.first, live.previous, live.last)], dim=1)
         maps = action_map(poses.flatten(0, 1), self.projection, self.size, self.size).unflatten(0, (b, n))
-        frames = sample(self.simulator, self.simulator.see(memory, maps, poses), noise, self.levels)
+        seen = self.simulator.see(memory, transport(memory[:, -1], poses, self.projection), maps, poses)
+        frames = sample(self.simulator, seen, noise, self.levels)
         return frames.add(1).mul(127.5).round().to(torch.uint8).permute(0, 1, 3, 4, 2)

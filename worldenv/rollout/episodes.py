@@ -23,7 +23,7 @@ class Starts:
 
 @dataclass
 class Rollouts:
-    """What an iteration leaves behind, E = N * G episodes of at most T chunks; written by the engine, read by the update."""
+    """What an iteration leaves behind: E = N * G episodes of at most T chunks, written by the engine."""
 
     frame: Tensor  # [E, T, H, W, 3] uint8, what the policy saw before each chunk
     proprio: Tensor  # [E, T, 7] float32, likewise

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MEMORY_FRAMES = 3  # first of the episode, last of the chunk before, last
+SOURCES = MEMORY_FRAMES + 1  # what a pixel may be taken from: the memory frames, the transported last frame
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,21 @@ class TransformerLayer(nn.Module):
         return x + gate2 * self.mlp(F.layer_norm(x, (d,)) * (1 + scale2) + shift2)
 
 
+@dataclass
+class Seen:
+    """What the denoiser knows of a chunk before any noise: computed once, used at every denoising step."""
+
+    features: Tensor  # [B, D1, H / 2, W / 2]
+    poses: Tensor  # [B, D]
+    memory: Tensor  # [B, MEMORY_FRAMES, 3, H, W]
+    carried: Tensor  # [B, K, 3, H, W]
+
+
 class Simulator(nn.Module):
     """Predicts the clean frames of a chunk from noisy ones, memory frames, the action map and the poses.
 
-    The output is a correction to the last memory frame, so whatever does not move is carried over exactly.
+    Each frame is composed: the network chooses, pixel by pixel, among the memory frames and the last one moved along
+    with the gripper (`transport`), and adds a correction. What stands still and what is carried keep their looks.
     """
 
     def __init__(self, config: SimulatorConfig):
@@ -76,7 +88,7 @@ class Simulator(nn.Module):
         d = 2 * c  # width of the condition vector
         self.noise_level = nn.Sequential(nn.Linear(32, d), nn.SiLU(), nn.Linear(d, d))
         self.poses = nn.Sequential(nn.Linear(7 * (k + 1), d), nn.SiLU(), nn.Linear(d, d))
-        self.see_memory = nn.Conv2d(4 * 3 * (MEMORY_FRAMES + k + 1), a, 3, padding=1)
+        self.see_memory = nn.Conv2d(4 * 3 * (MEMORY_FRAMES + 2 * k + 1), a, 3, padding=1)
         self.see_noisy = nn.Conv2d(4 * 3 * k, a, 3, padding=1)
         self.fine = ResidualBlock(a, a, d)
         self.down1 = nn.Conv2d(a, b, 3, stride=2, padding=1)
@@ -88,33 +100,35 @@ class Simulator(nn.Module):
         self.middle_out = ResidualBlock(2 * b, b, d)
         self.up1 = nn.Conv2d(b, 4 * a, 1)
         self.fine_out = ResidualBlock(2 * a, a, d)
-        self.paint = nn.Conv2d(a, 4 * 3 * k, 3, padding=1)
-        nn.init.zeros_(self.paint.weight)
-        nn.init.zeros_(self.paint.bias)
+        self.compose = nn.Conv2d(a, 4 * (3 + SOURCES) * k, 3, padding=1)
+        nn.init.zeros_(self.compose.weight)
+        nn.init.zeros_(self.compose.bias)
+        self.prefer = nn.Parameter(torch.tensor([0.0, 0.0, 4.0, 0.0]))  # begin by keeping the last frame
 
     def see(
         self,
         memory: Tensor,  # [B, MEMORY_FRAMES, 3, H, W] float32 in [-1, 1]
+        carried: Tensor,  # [B, K, 3, H, W] float32, from `transport`
         action_map: Tensor,  # [B, K + 1, 3, H, W] float32 in [0, 1], the present pose first
         poses: Tensor,  # [B, K + 1, 7] float32, likewise
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What does not depend on the noise, computed once per chunk: features, condition vector, last frame."""
-        x = torch.cat([memory.flatten(1, 2), action_map.flatten(1, 2)], dim=1).contiguous(memory_format=torch.channels_last)
+    ) -> Seen:
+        """What does not depend on the noise, computed once per chunk."""
+        x = torch.cat([memory.flatten(1, 2), carried.flatten(1, 2), action_map.flatten(1, 2)], dim=1)
+        features = self.see_memory(F.pixel_unshuffle(x.contiguous(memory_format=torch.channels_last), 2))
         scale = poses.new_tensor([5, 5, 5, 1, 1, 1, 1])
-        return self.see_memory(F.pixel_unshuffle(x, 2)), self.poses((poses * scale).flatten(1)), memory[:, -1]
+        return Seen(features, self.poses((poses * scale).flatten(1)), memory, carried)
 
     def denoise(
         self,
         noisy: Tensor,  # [B, K, 3, H, W] float32: (1 - t) clean + t noise
         t: Tensor,  # [B] float32 in (0, 1]
-        seen: tuple[Tensor, Tensor, Tensor],  # from `see`
+        seen: Seen,
     ) -> Tensor:  # [B, K, 3, H, W] float32, the predicted clean frames
         """One pass of the denoiser."""
-        context, poses, last = seen
         b, k, _, height, width = noisy.shape
-        condition = F.silu(self.noise_level(_fourier(t)) + poses)
+        condition = F.silu(self.noise_level(_fourier(t)) + seen.poses)
         x = noisy.flatten(1, 2).contiguous(memory_format=torch.channels_last)
-        fine = self.fine(context + self.see_noisy(F.pixel_unshuffle(x, 2)), condition)
+        fine = self.fine(seen.features + self.see_noisy(F.pixel_unshuffle(x, 2)), condition)
         middle = self.down1(fine)
         for block in self.middle:
             middle = block(middle, condition)
@@ -125,7 +139,12 @@ class Simulator(nn.Module):
         coarse = tokens.transpose(1, 2).reshape(coarse.shape).contiguous(memory_format=torch.channels_last)
         middle = self.middle_out(torch.cat([middle, F.pixel_shuffle(self.up2(coarse), 2)], dim=1), condition)
         fine = self.fine_out(torch.cat([fine, F.pixel_shuffle(self.up1(middle), 2)], dim=1), condition)
-        return last[:, None] + F.pixel_shuffle(self.paint(F.silu(fine)), 2).view(b, k, 3, height, width)
+        composed = F.pixel_shuffle(self.compose(F.silu(fine)), 2).view(b, k, 3 + SOURCES, height, width)
+        choice = (composed[:, :, 3:] + self.prefer[:, None, None]).softmax(2)
+        out = composed[:, :, :3] + choice[:, :, -1:] * seen.carried
+        for i in range(MEMORY_FRAMES):
+            out = out + choice[:, :, i : i + 1] * seen.memory[:, i : i + 1]
+        return out
 
 
 def _fourier(t: Tensor) -> Tensor:  # [B] -> [B, 32]

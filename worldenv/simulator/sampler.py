@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from worldenv.simulator.network import Simulator
+from worldenv.simulator.network import Seen, Simulator
 
 TEACHER_LEVELS = (1.0, 0.75, 0.5, 0.25)  # noise levels t of the multi-step teacher
 STUDENT_LEVELS = (1.0,)  # the distilled student: one pass
@@ -13,7 +13,7 @@ STUDENT_LEVELS = (1.0,)  # the distilled student: one pass
 
 def sample(
     simulator: Simulator,
-    seen: tuple[Tensor, Tensor, Tensor],  # from Simulator.see
+    seen: Seen,
     noise: Tensor,  # [B, K, 3, H, W] float32, standard normal
     levels: Sequence[float],  # falling, in (0, 1], the first is 1
 ) -> Tensor:  # [B, K, 3, H, W] float32 in [-1, 1]

@@ -35,7 +35,9 @@ def _one(row: np.ndarray, step: float, turn: float) -> np.ndarray:
     return action
 
 
-def _reach(hand: np.ndarray, item: np.ndarray, goal: np.ndarray, family: str, aperture: float) -> tuple[np.ndarray, bool]:
+def _reach(
+    hand: np.ndarray, item: np.ndarray, goal: np.ndarray, family: str, aperture: float
+) -> tuple[np.ndarray, bool]:
     place = item[2:5]
     grip = place[2] + item[7] - 0.022
     away = np.hypot(*(hand[:2] - place[:2]))
@@ -55,7 +57,9 @@ def _done(item: np.ndarray, goal: np.ndarray, family: str) -> bool:
     return gap < (0.03 if family == "place" else 0.05) and item[4] < 0.003
 
 
-def _carry(hand: np.ndarray, offset: np.ndarray, item: np.ndarray, goal: np.ndarray, family: str) -> tuple[np.ndarray, bool]:
+def _carry(
+    hand: np.ndarray, offset: np.ndarray, item: np.ndarray, goal: np.ndarray, family: str
+) -> tuple[np.ndarray, bool]:
     place = goal[2:4] - offset[:2]
     rest = goal[4] + goal[7] if family == "stack" else 0.0
     low = rest - offset[2]
@@ -79,7 +83,8 @@ def _push(hand: np.ndarray, item: np.ndarray, goal: np.ndarray) -> tuple[np.ndar
     ahead, side = (hand[:2] - place) @ way, (hand[:2] - place) @ np.array([-way[1], way[0]])
     if ahead > -radius * 0.8 or abs(side) > 0.02 + max(0.0, -ahead - radius - 0.03):
         clear = np.hypot(*(hand[:2] - place)) > radius + 0.022
-        return np.array([*behind, 0.05 if not clear or hand[2] > 0.03 and np.hypot(*(hand[:2] - behind)) > 0.015 else 0.012]), True
+        over = not clear or (hand[2] > 0.03 and np.hypot(*(hand[:2] - behind)) > 0.015)
+        return np.array([*behind, 0.05 if over else 0.012]), True
     if hand[2] > 0.018:
         return np.array([*behind, 0.012]), True
     contact = place - way * (radius + _FINGER - 0.005) + way * min(left, 0.04)

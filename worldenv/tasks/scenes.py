@@ -7,12 +7,38 @@ import numpy as np
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "white")
 KINDS = ("none", "block", "can", "puck", "pad", "tray")
 FAMILIES = ("place", "push", "stack", "put-into")
-SIZES = {"block": (0.022, 0.044), "can": (0.021, 0.052), "puck": (0.042, 0.022), "pad": (0.045, 0.0), "tray": (0.055, 0.022)}
+SIZES = {
+    "block": (0.022, 0.044),
+    "can": (0.021, 0.052),
+    "puck": (0.042, 0.022),
+    "pad": (0.045, 0.0),
+    "tray": (0.055, 0.022),
+}
 TEMPLATES = {
-    "place": ("put the {o} on the {g}", "place the {o} on the {g}", "move the {o} onto the {g}", "set the {o} down on the {g}"),
-    "push": ("push the {o} to the {g}", "slide the {o} to the {g}", "push the {o} onto the {g}", "slide the {o} over to the {g}"),
-    "stack": ("stack the {o} on the {g}", "put the {o} on top of the {g}", "stack the {o} on top of the {g}", "set the {o} on top of the {g}"),
-    "put-into": ("put the {o} in the {g}", "place the {o} into the {g}", "drop the {o} in the {g}", "move the {o} into the {g}"),
+    "place": (
+        "put the {o} on the {g}",
+        "place the {o} on the {g}",
+        "move the {o} onto the {g}",
+        "set the {o} down on the {g}",
+    ),
+    "push": (
+        "push the {o} to the {g}",
+        "slide the {o} to the {g}",
+        "push the {o} onto the {g}",
+        "slide the {o} over to the {g}",
+    ),
+    "stack": (
+        "stack the {o} on the {g}",
+        "put the {o} on top of the {g}",
+        "stack the {o} on top of the {g}",
+        "set the {o} on top of the {g}",
+    ),
+    "put-into": (
+        "put the {o} in the {g}",
+        "place the {o} into the {g}",
+        "drop the {o} in the {g}",
+        "move the {o} into the {g}",
+    ),
 }
 REACH_X, REACH_Y = (-0.15, 0.15), (-0.09, 0.16)  # metres, where things are laid out
 
@@ -107,7 +133,7 @@ def _goal_kind(family: str) -> tuple[str, ...]:
 
 
 def pretraining_task(index: int) -> Task:
-    """The `index`-th task of the pretraining suite: its own random layout, never a (family, object, goal) of `TASKS`."""
+    """The `index`-th task of pretraining: its own random layout, never a (family, object, goal) of `TASKS`."""
     random = np.random.Generator(np.random.Philox(key=[index, 0x7AB1E]))
     while True:
         family = FAMILIES[random.integers(4)]
@@ -120,7 +146,8 @@ def pretraining_task(index: int) -> Task:
         places = _scatter(random, kinds)
         if places is None:
             continue
-        items = tuple(Item(kind, COLORS[colors[i]], *place) for i, (kind, place) in enumerate(zip(kinds, places, strict=True)))
+        names = (COLORS[color] for color in colors)
+        items = tuple(Item(kind, next(names), *place) for kind, place in zip(kinds, places, strict=True))
         task = Task(f"pretraining-{index}", family, items, 0, 1)
         if task.goal_key not in _HELD_OUT:
             return task
@@ -133,8 +160,8 @@ def _scatter(random: np.random.Generator, kinds: list[str]) -> list[tuple[float,
             x, y = float(random.uniform(*REACH_X)), float(random.uniform(*REACH_Y))
             if kind == "puck" and y > 0.06:
                 continue  # room to get behind it
-            room = (np.hypot(x - px, y - py) - SIZES[kind][0] - SIZES[k][0] for (px, py), k in zip(places, kinds, strict=False))
-            if all(r > 0.03 for r in room):
+            laid = zip(places, kinds, strict=False)
+            if all(np.hypot(x - px, y - py) - SIZES[kind][0] - SIZES[k][0] > 0.03 for (px, py), k in laid):
                 places.append((x, y))
                 break
         else:

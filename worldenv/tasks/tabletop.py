@@ -1,4 +1,4 @@
-"""The embedded true environment: a gripper over a table, many worlds at once, stepped and drawn in C++ (csrc/tabletop)."""
+"""The embedded true environment: a gripper over a table, many worlds at once, in C++ (csrc/tabletop)."""
 
 import os
 from collections.abc import Sequence
@@ -27,8 +27,9 @@ def task_by_name(name: str) -> Task:
 def start_state(task: Task, start: int, split: str) -> tuple[np.ndarray, str]:
     """The world ([79] float64, layout of csrc/tabletop/world.h) and the instruction of one start.
 
-    Starts are a pure function of (task, start, split), any integer is valid, and splits are disjoint: the moved object's
-    x shift lies on a lattice whose cells are dealt out to the splits in turn. Raises UserError for an unknown split.
+    Starts are a pure function of (task, start, split), any integer is valid, and splits are disjoint: the moved
+    object's x shift lies on a lattice whose cells are dealt out to the splits in turn. Raises UserError for an unknown
+    split.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}{nearest(split, SPLITS)}")
@@ -78,40 +79,45 @@ class Tabletop:
     def reset(self, tasks: Sequence[Task], starts: Sequence[int], split: str) -> None:
         """Begin one episode for each (task, start). Raises UserError if the lengths differ or nothing is given."""
         if len(tasks) != len(starts) or not len(tasks):
-            raise UserError(f"reset got {len(tasks)} tasks and {len(starts)} starts; give one start for each task, at least one")
+            raise UserError(
+                f"reset got {len(tasks)} tasks and {len(starts)} starts; give one start for each task, at least one"
+            )
         pairs = [start_state(task, int(start), split) for task, start in zip(tasks, starts, strict=True)]
         self.tasks = list(tasks)
         self.instructions = [instruction for _, instruction in pairs]
-        intrinsics, extrinsics = (np.ascontiguousarray(m, dtype=np.float64) for m in (self.camera.intrinsics, self.camera.extrinsics))
-        self._sim = _tabletop.Simulator(
-            len(tasks), self.image_size, self._threads, intrinsics, extrinsics, self.kinematics.as_array()
-        )
+        camera = (np.ascontiguousarray(m) for m in (self.camera.intrinsics, self.camera.extrinsics))
+        self._sim = _tabletop.Simulator(len(tasks), self.image_size, self._threads, *camera, self.kinematics.as_array())
         self._sim.restore(np.stack([world for world, _ in pairs]), True)
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
-        """Move the active worlds by one action [E, 7] in [-1, 1]; returns which worlds now satisfy their task, bool [E].
+        """Move the active worlds by one action [E, 7] in [-1, 1]; returns [E] bool: which worlds satisfy their task.
 
         Raises UserError for a wrong shape, a non-finite value or a call before `reset`.
         """
+        sim = self._begun("step")
         actions = np.ascontiguousarray(actions, dtype=np.float32)
-        if not self.tasks:
-            raise UserError("step was called before reset; call reset(tasks, starts, split) first")
         if actions.shape != (len(self), 7):
             raise UserError(f"actions has shape {list(actions.shape)}; expected [{len(self)}, 7]")
         if not np.isfinite(actions).all():
             bad = np.flatnonzero(~np.isfinite(actions).all(axis=1))[:5].tolist()
             raise UserError(f"actions holds NaN or infinity in worlds {bad}; check the policy's output")
-        return self._sim.step(actions, self._mask(active))
+        return sim.step(actions, self._mask(active))
 
     def success(self) -> np.ndarray:  # [E] bool
         """Which worlds satisfy their task now."""
-        return self._sim.success()
+        return self._begun("success").success()
 
     def frames(self, out: np.ndarray | None = None, active: np.ndarray | None = None) -> np.ndarray:
-        """The camera's picture of each active world, uint8 [E, H, W, 3], written into `out` if given."""
+        """The camera's picture of each active world, uint8 [E, H, W, 3], written into `out` if given.
+
+        Raises UserError if `out` cannot be written in place, or for a call before `reset`.
+        """
+        sim, shape = self._begun("frames"), (len(self), self.image_size, self.image_size, 3)
         if out is None:
-            out = np.zeros((len(self), self.image_size, self.image_size, 3), dtype=np.uint8)
-        self._sim.render(out, self._mask(active))
+            out = np.zeros(shape, dtype=np.uint8)
+        if out.shape != shape or out.dtype != np.uint8 or not out.flags.carray:
+            raise UserError(f"out is {out.dtype} {list(out.shape)}; expected contiguous, writable uint8 {list(shape)}")
+        sim.render(out, self._mask(active))
         return out
 
     def proprio(self) -> np.ndarray:  # [E, 7] float32
@@ -119,14 +125,40 @@ class Tabletop:
 
     def state(self) -> np.ndarray:
         """Everything about every world, float64 [E, 79]; `restore` brings it back exactly."""
-        return self._sim.state()
+        return self._begun("state").state()
 
     def restore(self, state: np.ndarray) -> None:
-        """Continue from a saved state. Raises UserError for another shape or non-finite numbers."""
+        """Continue from a saved state. Raises UserError for another shape or for what `state` never returns."""
+        sim = self._begun("restore")
         state = np.ascontiguousarray(state, dtype=np.float64)
         if state.shape != (len(self), _tabletop.row) or not np.isfinite(state).all():
             raise UserError(f"state must be finite float64 [{len(self)}, {_tabletop.row}], got {list(state.shape)}")
-        self._sim.restore(state, False)
+        _check_indices(state)
+        sim.restore(state, False)
+
+    def _begun(self, caller: str) -> _tabletop.Simulator:
+        if not self.tasks:
+            raise UserError(f"{caller} was called before reset; call reset(tasks, starts, split) first")
+        return self._sim
 
     def _mask(self, active: np.ndarray | None) -> np.ndarray:
         return np.ones(len(self), dtype=bool) if active is None else np.ascontiguousarray(active, dtype=bool)
+
+
+def _check_indices(state: np.ndarray) -> None:  # [E, 79], finite
+    """Refuse what the compiled simulator would use as an index out of range."""
+    entity, last = state[:, 15:].reshape(len(state), -1, 8), _tabletop.max_entities - 1
+    fields = {
+        "held": (state[:, 7:8], -1, last),
+        "family": (state[:, 12:13], 0, len(FAMILIES) - 1),
+        "object": (state[:, 13:14], 0, last),
+        "goal": (state[:, 14:15], 0, last),
+        "kind": (entity[..., 0], 0, len(KINDS) - 1),
+        "color": (entity[..., 1], 0, len(COLORS) - 1),
+    }
+    for name, (value, low, high) in fields.items():
+        bad = (value < low) | (value > high) | (value != np.floor(value))
+        if bad.any():
+            world = int(bad.any(axis=1).argmax())
+            found = f"{name} = {value[bad][0]:g} in world {world}; expected a whole number from {low} to {high}"
+            raise UserError(f"state holds {found}; pass what state() returned")

@@ -38,14 +38,14 @@ class Disturbed:
 
     frames: np.ndarray  # [N, T + 1, H, W, 3] uint8
     proprio: np.ndarray  # [N, T + 1, 7] float32
-    actions: np.ndarray  # [N, T, 7] float32, the undisturbed expert's choice in the state that was reached
+    plans: np.ndarray  # [N, T, K, 7] float32, what the undisturbed expert would do next in the state that was reached
     success: np.ndarray  # [N, T + 1] bool
     place: np.ndarray  # [N, T + 1, 6] float32, metres: xyz of the object, xyz of the goal
     instructions: tuple[str, ...]
 
 
-def disturb(tasks: Sequence[Task], seed: int, steps: int = 32, image_size: int = 64) -> Disturbed:
-    """Episodes in which the expert is shaken, biased, led astray and made to fumble: successes, failures and recoveries."""
+def disturb(tasks: Sequence[Task], seed: int, chunk: int = 4, steps: int = 32, image_size: int = 64) -> Disturbed:
+    """Episodes of an expert that is shaken, biased, led astray and made to fumble: successes, failures, recoveries."""
     random = np.random.default_rng(seed)
     env = Tabletop(image_size)
     env.reset(tasks, [0] * len(tasks), "train")
@@ -57,13 +57,24 @@ def disturb(tasks: Sequence[Task], seed: int, steps: int = 32, image_size: int =
         if step % 4 == 0:
             fumble, astray = random.random(n) < 0.03, random.random((n, 1)) < 0.06
             elsewhere = random.uniform(-1, 1, (n, 7))
-        wanted = expert_action(env)
+        plan = _plan(env, chunk)
+        wanted = plan[:, 0]
         action = wanted + random.laplace(size=wanted.shape) * shake + bias
         action[:, 6] *= np.where(fumble, -1, 1)
         action = np.clip(np.where(astray, elsewhere, action), -1, 1).astype(np.float32)
-        record.add(wanted, env.step(action))
+        record.add(plan, env.step(action))
     stack = [np.stack(part, axis=1) for part in (record.frames, record.proprio, record.actions, record.success)]
     return Disturbed(*stack, np.stack(record.place, axis=1), tuple(env.instructions))
+
+
+def _plan(env: Tabletop, chunk: int) -> np.ndarray:  # [N, K, 7] float32
+    before = env.state()
+    plan = []
+    for _ in range(chunk):
+        plan.append(expert_action(env))
+        env.step(plan[-1])
+    env.restore(before)
+    return np.stack(plan, axis=1)
 
 
 class _Record:
@@ -93,4 +104,6 @@ def _places(env: Tabletop) -> np.ndarray:  # [N, 6] float32
     state = env.state()
     entities = state[:, 15:].reshape(len(state), -1, 8)
     which = state[:, 13:15].astype(int)
-    return np.concatenate([entities[np.arange(len(state)), which[:, k], 2:5] for k in (0, 1)], axis=1).astype(np.float32)
+    return np.concatenate([entities[np.arange(len(state)), which[:, k], 2:5] for k in (0, 1)], axis=1).astype(
+        np.float32
+    )

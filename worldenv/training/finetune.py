@@ -11,7 +11,9 @@ from worldenv.policy.network import Policy, laplace_log_prob
 SCALE_WEIGHT = 0.05  # of the scale head's likelihood against the action head's L1
 
 
-def imitation_loss(policy: Policy, clips: Clips, batch: int) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
+def imitation_loss(
+    policy: Policy, clips: Clips, batch: int
+) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
     """L1 of the chunk's mean, and the Laplace negative log-likelihood of its scale (METHOD.md, "Policy")."""
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""The supervised training loop that every stage shares: resumable, logged, and stopped by numbers that are not finite."""
+"""The supervised training loop that every stage shares: resumable, logged, stopped by numbers that are not finite."""
 
 import time
 from collections.abc import Callable
@@ -29,13 +29,17 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or not self.learning_rate > 0:
-            raise ValueError(f"steps, batch and learning_rate must be positive: {self}")
+            raise UserError(f"steps, batch and learning_rate must be positive: {self}")
 
     def rate(self, step: int) -> float:
         warm = max(1, round(self.warmup * self.steps))
         if step < warm:
             return self.learning_rate * (step + 1) / warm
-        return self.learning_rate * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * (step - warm) / max(1, self.steps - warm))).item())
+        return (
+            self.learning_rate
+            * 0.5
+            * (1 + torch.cos(torch.tensor(torch.pi * (step - warm) / max(1, self.steps - warm))).item())
+        )
 
 
 def fit(
@@ -48,16 +52,15 @@ def fit(
 ) -> None:
     """Minimise `loss`, which draws its own batch from the generator it is given and returns figures to log.
 
-    Each step's generator is seeded by (seed, step), so a resumed run sees the batches that it would have seen. The state
-    lies in checkpoints/<stage>.state.safetensors. A non-finite loss or gradient skips the step; more than
+    Each step's generator is seeded by (seed, step), so a resumed run sees the batches it would have seen. The state lies
+    in checkpoints/<stage>.state.safetensors. A non-finite loss or gradient skips the step; more than
     MAX_SKIPPED_SHARE of such steps raise UserError.
     """
     state_path = folder.checkpoints / f"{stage}.state.safetensors"
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, schedule.learning_rate, weight_decay=schedule.weight_decay)
-    first, skipped = _resume(state_path, module, optimizer)
-    folder.truncate(stage, first)
-    mean: dict[str, float] = {}
+    first, skipped, mean = _resume(state_path, module, optimizer)
+    folder.truncate(stage, first + 1)  # a line counts the steps that are done
     saved_at = time.monotonic()
     with Progress(schedule.steps, stage.replace("_", " "), done=first) as progress:
         for step in range(first, schedule.steps):
@@ -67,14 +70,16 @@ def fit(
             ok, figures = _step(loss, generator, optimizer, parameters)
             skipped += not ok
             if skipped > max(10, MAX_SKIPPED_SHARE * schedule.steps):
-                raise UserError(f"{stage}: {skipped} of {step + 1} steps had a non-finite loss or gradient; lower the learning rate")
+                raise UserError(
+                    f"{stage}: {skipped} of {step + 1} steps had a non-finite loss or gradient; lower the learning rate"
+                )
             if ok:
                 mean = {k: 0.98 * mean.get(k, v) + 0.02 * v for k, v in figures.items()}
             progress.advance(**mean)
             if (step + 1) % 50 == 0 or step + 1 == schedule.steps:
                 folder.log(stage, step + 1, **mean, skipped_steps=skipped, learning_rate=schedule.rate(step))
             if time.monotonic() - saved_at > schedule.save_every_s or step + 1 == schedule.steps:
-                _save(state_path, module, optimizer, step + 1, skipped)
+                _save(state_path, module, optimizer, step + 1, skipped, mean)
                 saved_at = time.monotonic()
 
 
@@ -94,14 +99,20 @@ def _step(
     return True, {"loss": value.item(), **figures}
 
 
-def _resume(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+def _resume(
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, int, dict[str, float]]:  # steps done, steps skipped, running means
     if not path.exists():
-        return 0, 0
+        return 0, 0, {}
     state = load_state(path)
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["skipped"]
+    return state["step"], state["skipped"], state["mean"]
 
 
-def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, skipped: int) -> None:
-    save_state(path, module=module.state_dict(), optimizer=optimizer.state_dict(), step=step, skipped=skipped)
+def _save(
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, skipped: int, mean: dict[str, float]
+) -> None:
+    save_state(
+        path, module=module.state_dict(), optimizer=optimizer.state_dict(), step=step, skipped=skipped, mean=mean
+    )

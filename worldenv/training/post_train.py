@@ -31,11 +31,11 @@ class PostTrainConfig:
 
     def __post_init__(self) -> None:
         if min(self.iterations, self.starts, self.epochs, self.minibatch) < 1:
-            raise ValueError(f"iterations, starts, epochs and minibatch must be positive: {self}")
+            raise UserError(f"iterations, starts, epochs and minibatch must be positive: {self}")
         if self.siblings < 2:
-            raise ValueError(f"siblings is {self.siblings}; leave-one-out needs at least 2 rollouts of a start")
+            raise UserError(f"siblings is {self.siblings}; leave-one-out needs at least 2 rollouts of a start")
         if not 0 < self.clip < 1 or not self.learning_rate > 0:
-            raise ValueError(f"clip must lie in (0, 1) and learning_rate be positive: {self}")
+            raise UserError(f"clip must lie in (0, 1) and learning_rate be positive: {self}")
 
 
 def leave_one_out(reward: Tensor) -> Tensor:  # [N, G] -> [N, G]
@@ -44,8 +44,10 @@ def leave_one_out(reward: Tensor) -> Tensor:  # [N, G] -> [N, G]
     return reward - (reward.sum(1, keepdim=True) - reward) / (siblings - 1)
 
 
-def group_advantage(rollouts: Rollouts, siblings: int, signal: float) -> tuple[Tensor, int]:  # [E], groups without signal
-    """The advantage of every episode; a broken episode, and a group without spread or with under 2 sound rows, gets 0."""
+def group_advantage(
+    rollouts: Rollouts, siblings: int, signal: float
+) -> tuple[Tensor, int]:  # [E], groups without signal
+    """The advantage of every episode; a broken one, and a group without spread or with under 2 sound rows, gets 0."""
     reward = rollouts.final_reward().view(-1, siblings)
     sound = ~rollouts.broken.view(-1, siblings)
     count = sound.sum(1, keepdim=True)
@@ -82,7 +84,7 @@ class Learner:
         used = (torch.arange(horizon) < rollouts.chunks[:, None]) & (advantage != 0)[:, None]
         episode, chunk = used.nonzero(as_tuple=True)
         losses, clipped = [], []
-        for _ in range(self.config.epochs):
+        for _ in range(self.config.epochs if len(episode) else 0):  # splitting nothing gives one empty part
             order = torch.randperm(len(episode), generator=generator)
             for part in order.split(self.config.minibatch):
                 loss, share = self._step(rollouts, advantage, episode[part], chunk[part])
@@ -92,7 +94,9 @@ class Learner:
         return {"loss": sum(losses) / count, "clip_fraction": sum(clipped) / count, "chunks": len(episode)}
 
     def _step(self, rollouts: Rollouts, advantage: Tensor, episode: Tensor, chunk: Tensor) -> tuple[float, float]:
-        mu, beta = self.policy(rollouts.frame[episode, chunk], rollouts.proprio[episode, chunk], rollouts.tokens[episode])
+        mu, beta = self.policy(
+            rollouts.frame[episode, chunk], rollouts.proprio[episode, chunk], rollouts.tokens[episode]
+        )
         log_prob = laplace_log_prob(rollouts.action[episode, chunk], mu, beta)
         loss, share = ppo_loss(log_prob, rollouts.log_prob[episode, chunk], advantage[episode], self.config.clip)
         self.optimizer.zero_grad(set_to_none=True)
@@ -103,7 +107,9 @@ class Learner:
             return loss.item(), share.item()
         self.skipped += 1
         if self.skipped > self.config.max_skipped:
-            raise UserError(f"{self.skipped} policy updates had a non-finite loss or gradient; lower --post.learning-rate")
+            raise UserError(
+                f"{self.skipped} policy updates had a non-finite loss or gradient; lower --post.learning-rate"
+            )
         return 0.0, 0.0
 
 
@@ -129,7 +135,9 @@ def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: 
     return counts
 
 
-def _iterate(engine: Engine, learner: Learner, starts: Starts, iteration: int, seed: int, counts: dict[str, int]) -> dict[str, float]:
+def _iterate(
+    engine: Engine, learner: Learner, starts: Starts, iteration: int, seed: int, counts: dict[str, int]
+) -> dict[str, float]:
     config = learner.config
     generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
     began = time.monotonic()

@@ -1,25 +1,14 @@
 """Stage 1: the vision-language-action base, on the disjoint suite - the role of large robot data for a released VLA."""
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldenv.instruction import tokenize
 from worldenv.policy.network import Policy, PolicyConfig, laplace_log_prob
-from worldenv.training.demonstrate import Disturbed, disturb
 from worldenv.tasks.scenes import pretraining_task
+from worldenv.training.demonstrate import Disturbed, disturb
 
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    episodes: int = 4000
-    steps: int = 8000
-    batch: int = 64
-    learning_rate: float = 1.5e-3
+ACTION_SHARE = 0.25  # of a batch comes from the episodes whose actions may be seen
 
 
 class Base(nn.Module):
@@ -36,7 +25,7 @@ class Base(nn.Module):
 
 
 def base_loss(base: Base, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-    """Action L1 + Laplace NLL of the scale + pointing L1 + BCE of "is it done?"; actions count until shortly after success."""
+    """Action L1 + Laplace NLL of the scale + pointing L1 + BCE of "is it done?"; no action counts long after success."""
     policy = base.policy
     feature = policy.encoder(batch["frames"], batch["tokens"])
     mu, beta = policy.heads(feature, batch["proprio"])
@@ -49,21 +38,29 @@ def base_loss(base: Base, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, f
     return loss, {"l1": l1.item(), "nll": nll.item(), "point_cm": 100 * point.item(), "done_bce": done.item()}
 
 
-def sample_base_batch(data: Disturbed, tokens: Tensor, generator: torch.Generator, size: int, chunk: int) -> dict[str, Tensor]:
-    """Random frames of random episodes, with the K expert actions that follow."""
-    n, steps = data.actions.shape[:2]
+def sample_base_batch(
+    data: Disturbed,
+    tokens: Tensor,
+    generator: torch.Generator,
+    size: int,
+    action_episodes: int,  # only the first so many have actions: pictures with answers are plenty, robot data is not
+) -> dict[str, Tensor]:
+    """Random frames of random episodes, with the answers and, where there are any, the K expert actions that follow."""
+    n, steps = data.plans.shape[:2]
     episode = torch.randint(n, (size,), generator=generator)
-    step = torch.randint(steps - chunk + 1, (size,), generator=generator)
+    with_actions = torch.randint(action_episodes, (size,), generator=generator)
+    episode = torch.where(torch.rand(size, generator=generator) < ACTION_SHARE, with_actions, episode)
+    step = torch.randint(steps, (size,), generator=generator)
     e, s = episode.numpy(), step.numpy()
     done = torch.from_numpy(data.success[e, s])
     earlier = torch.from_numpy(data.success[e, (s - 3).clip(0)])
     return {
         "frames": torch.from_numpy(data.frames[e, s]),
         "proprio": torch.from_numpy(data.proprio[e, s]),
-        "action": torch.from_numpy(data.actions[e[:, None], s[:, None] + torch.arange(chunk).numpy()]),
+        "action": torch.from_numpy(data.plans[e, s]),
         "place": torch.from_numpy(data.place[e, s]),
         "done": done.float(),
-        "use_action": (~(done & earlier)).float(),
+        "use_action": (~(done & earlier) & (episode < action_episodes)).float(),
         "tokens": tokens[episode],
     }
 

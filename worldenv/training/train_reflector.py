@@ -13,6 +13,10 @@ from worldenv.reflector.network import Reflector
 from worldenv.tasks.scenes import siblings
 from worldenv.tasks.tabletop import task_by_name
 
+DONE_WEIGHT = (
+    0.2  # of a frame that shows success: stopping a little late costs nothing, a little early costs the episode
+)
+
 
 @dataclass(frozen=True)
 class Features:
@@ -36,19 +40,23 @@ def other_instructions(clips: Clips, seed: int) -> Tensor:  # [N, L] int64
 
 
 def read_features(reflector: Reflector, clips: Clips, seed: int, report: Callable[[int], None]) -> Features:
-    """Encode everything once: the encoder is frozen, so the head trains in seconds. `report(n)` is called as clips are read."""
+    """Encode everything once: the encoder is frozen. `report(n)` is called as clips are read."""
     others = other_instructions(clips, seed)
     own, other = [], []
     for i in range(0, len(clips), 8):
         frames = clips.frames[i : i + 8]
         n, steps = frames.shape[:2]
         for tokens, store in ((clips.tokens, own), (others, other)):
-            store.append(reflector.encode(frames.flatten(0, 1), tokens[i : i + 8].repeat_interleave(steps, 0)).view(n, steps, -1))
+            store.append(
+                reflector.encode(frames.flatten(0, 1), tokens[i : i + 8].repeat_interleave(steps, 0)).view(n, steps, -1)
+            )
         report(n)
     return Features(torch.cat(own), torch.cat(other), clips.success, clips.length)
 
 
-def reward_loss(reflector: Reflector, data: Features, batch: int) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
+def reward_loss(
+    reflector: Reflector, data: Features, batch: int
+) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
     """BCE over random prefixes of random episodes; a quarter of them under another task's instruction, with label 0."""
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -61,7 +69,10 @@ def reward_loss(reflector: Reflector, data: Features, batch: int) -> Callable[[t
         logit = reflector.logit(feature, feature[:, :1].expand_as(feature), mean)
         label = (data.success[episode] & ~wrong[:, None]).float()
         use = (torch.arange(steps) <= data.length[episode, None]).float()
-        bce = (F.binary_cross_entropy_with_logits(logit, label, reduction="none") * use).sum() / use.sum()
+        bce = (
+            F.binary_cross_entropy_with_logits(logit, label, reduction="none", pos_weight=torch.tensor(DONE_WEIGHT))
+            * use
+        ).sum() / use.sum()
         wrong_share = (((logit > 0) != label.bool()) * use).sum() / use.sum()
         return bce, {"bce": bce.item(), "wrong_share": wrong_share.item()}
 

@@ -1,4 +1,4 @@
-"""Train the world simulator: first a multi-step teacher on true clips, then a student of one step on its own rollouts."""
+"""Train the world simulator: a multi-step teacher on true clips, then a student of one step on its own rollouts."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,8 +7,9 @@ from torch import Tensor
 
 from worldenv.data.clips import Clips
 from worldenv.ops.action_map import action_map
-from worldenv.simulator.network import Simulator
+from worldenv.simulator.network import Seen, Simulator
 from worldenv.simulator.sampler import sample
+from worldenv.simulator.transport import transport
 from worldenv.vision import to_float
 
 CHANGE_WEIGHT = 10.0  # pixels that change within the chunk count this much more: they are few, and all that matters
@@ -23,13 +24,17 @@ class ChunkBatch:
     def __init__(self, clips: Clips, projection: Tensor, chunk: int, episode: Tensor, step: Tensor):
         index = step[:, None] + torch.arange(chunk + 1)
         size = clips.frames.shape[2]
-        self.episode, self.step = episode, step
+        self.projection = projection
         self.poses = clips.proprio[episode[:, None], index]
         self.maps = action_map(self.poses.flatten(0, 1), projection, size, size).unflatten(0, (len(episode), chunk + 1))
         frames = clips.frames[episode[:, None], index[:, 1:]]
         self.clean = _unit(frames)
         self.memory = _unit(torch.stack([clips.frames[episode, 0], clips.frames[episode, (step - chunk).clamp(min=0)],
                                          clips.frames[episode, step]], dim=1))  # fmt: skip
+
+    def seen_by(self, simulator: Simulator, memory: Tensor) -> Seen:
+        """What the simulator knows before the noise, from these memory frames."""
+        return simulator.see(memory, transport(memory[:, -1], self.poses, self.projection), self.maps, self.poses)
 
 
 def _unit(frames: Tensor) -> Tensor:  # [B, K, H, W, 3] uint8 -> [B, K, 3, H, W] in [-1, 1]
@@ -41,6 +46,8 @@ def draw_steps(clips: Clips, batch: int, chunks: int, chunk: int, generator: tor
     episode = torch.randint(len(clips), (batch,), generator=generator)
     room = (clips.length[episode] - chunk * chunks + 1).clamp(min=1)
     last = clips.frames.shape[1] - 1 - chunk * chunks
+    if last < 0:
+        raise ValueError(f"the longest clip has {clips.frames.shape[1] - 1} steps; {chunks} chunks of {chunk} are more")
     return episode, (torch.rand(batch, generator=generator) * room).long().clamp(max=last)
 
 
@@ -64,7 +71,7 @@ def teacher_loss(
         t = torch.where(torch.rand(batch, generator=generator) < PURE_NOISE_SHARE, 1.0, t)
         mix = t.view(-1, 1, 1, 1, 1)
         noisy = (1 - mix) * part.clean + mix * torch.randn(part.clean.shape, generator=generator)
-        predicted = simulator.denoise(noisy, t, simulator.see(memory, part.maps, part.poses))
+        predicted = simulator.denoise(noisy, t, part.seen_by(simulator, memory))
         value = weighted_error(predicted, part.clean, part.memory[:, -1])
         return value, {"mse": (predicted.detach() - part.clean).square().mean().item()}
 
@@ -96,10 +103,12 @@ def student_loss(
             memory = part.memory if memory is None else memory
             noise = torch.randn(part.clean.shape, generator=generator)
             with torch.no_grad():
-                target = sample(teacher, teacher.see(memory, part.maps, part.poses), noise, teacher_levels)
-            predicted = student.denoise(noise, torch.ones(batch), student.see(memory, part.maps, part.poses))
+                target = sample(teacher, part.seen_by(teacher, memory), noise, teacher_levels)
+            predicted = student.denoise(noise, torch.ones(batch), part.seen_by(student, memory))
             last = memory[:, -1]
-            total = total + (weighted_error(predicted, target, last) + weighted_error(predicted, part.clean, last)) / (2 * unroll)
+            total = total + (weighted_error(predicted, target, last) + weighted_error(predicted, part.clean, last)) / (
+                2 * unroll
+            )
             gap += (predicted.detach() - target).square().mean().item() / unroll
             drift = (predicted.detach() - part.clean).square().mean().item()
             frame = predicted.detach().clamp(-1, 1)[:, -1]

@@ -1,0 +1,78 @@
+"""Learning results over several seeds: `worldenv-train tabletop` once per seed, then means, intervals and one JSON line.
+
+    python benchmarks/learning.py --seeds 0 1 2 3 4 [--name default] [-- any options of worldenv-train]
+
+Every seed has its own held-out start states. A run that is already there is taken as it is, so an interrupted series
+goes on where it was. The documents of all runs go to benchmarks/results/learning-<name>.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from worldenv.metrics import difference_interval, mean_interval
+from worldenv.progress import table
+
+RULES = ("oracle", "own_stop", "no_stop")
+
+
+def run(seed: int, folder: Path, options: list[str]) -> dict:
+    """One training run, or the result of the one that is there."""
+    if (folder / "result.json").exists():
+        return json.loads((folder / "result.json").read_text())
+    resume = ["--resume"] if folder.exists() else []
+    command = [sys.executable, "-m", "worldenv", "tabletop", "--seed", str(seed), "--start-seed", str(seed)]
+    command += ["--run", str(folder), *resume, *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def summary(results: list[dict]) -> dict:
+    """Means over seeds with t intervals, and each seed's difference with its Newcombe interval."""
+    out: dict = {"seeds": [r["seed"] for r in results], "wall_s": [round(r["wall_s"], 1) for r in results]}
+    for rule in RULES:
+        before, after = ([r[f"success_{when}"][rule] for r in results] for when in ("before", "after"))
+        gain = [b - a for a, b in zip(before, after, strict=True)]
+        out[rule] = {"before": before, "after": after, "gain": gain, "mean_gain": sum(gain) / len(gain)}
+        out[rule]["gain_interval"] = list(mean_interval(gain)) if len(gain) > 1 else None
+        out[rule]["per_seed_interval"] = [list(_difference(r, rule)) for r in results]
+    for name in ("imagined_minus_true", "false_stop", "missed_stop"):
+        out[name] = [r[name]["after"] for r in results]
+    return out
+
+
+def _difference(result: dict, rule: str) -> tuple[float, float]:
+    counts = []
+    for when in ("after", "before"):
+        part = result[f"success_{when}"]
+        counts += [round(part[rule] * part["n"]), part["n"]]
+    return difference_interval(*counts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--name", default="default")
+    parser.add_argument("options", nargs="*", help="passed on to worldenv-train, after --")
+    given = parser.parse_args()
+    root = Path("runs") / f"learning-{given.name}"
+    results = [run(seed, root / f"seed-{seed}", given.options) for seed in given.seeds]
+    found = summary(results)
+    rows = []
+    for rule in RULES:
+        part = found[rule]
+        for i, seed in enumerate(found["seeds"]):
+            low, high = part["per_seed_interval"][i]
+            cells = [100 * v for v in (part["before"][i], part["after"][i], part["gain"][i], low, high)]
+            rows.append([rule, str(seed), *(f"{cell:.1f}" for cell in cells)])
+    table(f"true success, {given.name}", ["rule", "seed", "before", "after", "gain", "low", "high"], rows)
+    path = Path(__file__).parent / "results" / f"learning-{given.name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"summary": found, "runs": results}, indent=1))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

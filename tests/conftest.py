@@ -1,0 +1,106 @@
+"""Tiny seeded models that many tests share; every size is explicit, so that tuning the defaults moves no test."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from worldenv.camera import tabletop_camera
+from worldenv.data.trajectories import Trajectory
+from worldenv.instruction import tokenize
+from worldenv.kinematics import Kinematics
+from worldenv.policy.network import Policy, PolicyConfig
+from worldenv.reflector.network import Reflector, ReflectorConfig
+from worldenv.rollout.engine import Engine, EngineConfig
+from worldenv.rollout.episodes import Starts
+from worldenv.simulator.network import Simulator, SimulatorConfig
+
+INSTRUCTIONS = ("put the red block on the green pad", "slide the orange puck to the red pad", "drop it in the tray")
+
+
+class Tiny:
+    """Makes the smallest models, starts and trajectories that still behave like the real ones."""
+
+    policy_config = PolicyConfig(width=64, channels=16, blocks=1)
+    reflector_config = ReflectorConfig(width=64, channels=16, blocks=1)
+
+    def simulator_config(self, size: int = 16, chunk: int = 4) -> SimulatorConfig:
+        return SimulatorConfig(chunk=chunk, widths=(8, 16, 32), layers=1, heads=2, image_size=size)
+
+    def policy(self, seed: int = 0, chunk: int = 4) -> Policy:
+        torch.manual_seed(seed)
+        return Policy(PolicyConfig(chunk=chunk, width=64, channels=16, blocks=1)).eval()
+
+    def simulator(self, seed: int = 0, size: int = 16, chunk: int = 4) -> Simulator:
+        """One that already moves pixels: what starts at zero is drawn instead."""
+        torch.manual_seed(seed)
+        simulator = Simulator(self.simulator_config(size, chunk)).eval()
+        for parameter in simulator.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
+        return simulator
+
+    def reflector(self, seed: int = 0, zero_shot: bool = False) -> Reflector:
+        """One that differs from frame to frame, and stops some episodes early, some late and some never."""
+        torch.manual_seed(seed)
+        reflector = Reflector(self.reflector_config, zero_shot).eval()
+        with torch.no_grad():
+            norm, d = reflector.head[0], self.reflector_config.width
+            norm.weight.fill_(0.3)
+            norm.weight[d : 2 * d] = 60  # what changed since the first frame: the rest hardly differs between frames
+            reflector.head[-1].weight.mul_(5)
+            reflector.head[-1].bias.sub_(1.2)
+        return reflector
+
+    def starts(self, n: int, size: int = 16, seed: int = 0) -> Starts:
+        generator = torch.Generator().manual_seed(seed)
+        frame = torch.randint(256, (n, size, size, 3), generator=generator, dtype=torch.uint8)
+        spread = torch.tensor([0.1, 0.1, 0.05, 0.2, 0.2, 0.2, 0.4])
+        proprio = torch.tensor([0, 0, 0.1, 0, 0, 0, 0.5]) + spread * (2 * torch.rand(n, 7, generator=generator) - 1)
+        return Starts(frame, proprio, tokenize([INSTRUCTIONS[i % len(INSTRUCTIONS)] for i in range(n)]))
+
+    def engine(self, horizon: int = 4, batch: int = 64, seed: int = 0, size: int = 16, **replace) -> Engine:
+        models = {
+            "policy": self.policy(seed),
+            "simulator": self.simulator(seed, size),
+            "reflector": self.reflector(seed),
+        }
+        camera, levels = tabletop_camera(size), (1.0, 0.5)
+        return Engine(*(models | replace).values(), camera, Kinematics(), levels, EngineConfig(horizon, batch))
+
+    def trajectory(
+        self, steps: int, number: int = 0, size: int = 16, task: str = "red-block-on-green-pad"
+    ) -> Trajectory:
+        """Pixels, poses and actions that tell (episode, step): value 40 * number + step."""
+        value = 40 * number + np.arange(steps + 1)
+        frames = np.broadcast_to(value[:, None, None, None], (steps + 1, size, size, 3)).astype(np.uint8)
+        proprio = np.repeat(value[:, None] / 1000, 7, axis=1).astype(np.float32)
+        actions = np.repeat(value[:-1, None] / 1000, 7, axis=1).astype(np.float32)
+        success = np.arange(steps) >= steps - 2
+        return Trajectory(frames, proprio, actions, success, INSTRUCTIONS[0], task, number, "train", "policy")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    # Networks this small lose more to waking threads than they gain; and sums come out the same on every machine.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+    return Tiny()
+
+
+@pytest.fixture(scope="session")
+def same_weights():
+    """Whether two modules or state dicts are equal bit by bit."""
+
+    def compare(one, other) -> bool:
+        one, other = (x.state_dict() if isinstance(x, torch.nn.Module) else copy.copy(x) for x in (one, other))
+        return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+    return compare

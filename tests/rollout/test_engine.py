@@ -1,0 +1,181 @@
+"""Imagined episodes: the same in any company, stopped for good, and recorded as they happened."""
+
+import pytest
+import torch
+from torch.distributions import Laplace
+
+from worldenv.errors import UserError
+from worldenv.kinematics import Kinematics, chunk_kinematics
+from worldenv.rollout.engine import EngineConfig
+
+SEED = 11
+
+
+@pytest.fixture(scope="module")
+def engine(tiny):
+    return tiny.engine(horizon=4)
+
+
+@pytest.fixture(scope="module")
+def starts(tiny):
+    return tiny.starts(7)
+
+
+@pytest.fixture(scope="module")
+def many(engine, starts):
+    return engine.run(starts, 3, SEED, video=True)
+
+
+def assert_same_episode(one, i, other, j, bytes_off=0.001):
+    for name in ("chunks", "stop", "stopped", "broken"):
+        assert getattr(one, name)[i] == getattr(other, name)[j], name
+    for name in ("action", "proprio", "reward", "log_prob"):
+        torch.testing.assert_close(getattr(one, name)[i], getattr(other, name)[j], rtol=1e-3, atol=1e-3, msg=name)
+    for name in ("frame", "video"):
+        off = (getattr(one, name)[i].int() - getattr(other, name)[j].int()).abs() > 1
+        assert off.float().mean() <= bytes_off, name
+
+
+def test_these_models_stop_some_episodes_early_some_late_and_some_never(many):
+    assert many.stopped.any() and not many.stopped.all() and len(many.chunks.unique()) >= 3
+
+
+@pytest.mark.parametrize(("start", "sibling"), [(0, 0), (4, 2), (6, 1)])
+def test_episode_is_the_same_alone_and_among_many(engine, starts, many, start, sibling):
+    alone = engine.run(starts.pick(torch.tensor([start])), 1, SEED, first_episode=3 * start + sibling, video=True)
+    assert_same_episode(alone, 0, many, 3 * start + sibling)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 21])
+def test_batch_size_changes_no_episode(tiny, starts, many, batch):
+    other = tiny.engine(horizon=4, batch=batch).run(starts, 3, SEED, video=True)
+    for i in range(21):
+        assert_same_episode(other, i, many, i)
+
+
+def test_stopped_episode_is_never_stepped_again(tiny, starts, monkeypatch):
+    engine, seen = tiny.engine(horizon=4, batch=8), {"policy": 0, "simulator": 0, "reflector": 0}
+
+    def spy(name, module, method, position):
+        original = getattr(module, method)
+
+        def counted(*arguments):
+            seen[name] += len(arguments[position])
+            return original(*arguments)
+
+        monkeypatch.setattr(module, method, counted)
+
+    spy("policy", engine.policy, "forward", 0)
+    spy("simulator", engine.simulator, "see", 0)
+    spy("reflector", engine.reflector, "judge", 0)
+    out = engine.run(starts, 3, SEED)
+    acted = int(out.chunks.sum())
+    assert seen == {"policy": acted, "simulator": acted, "reflector": acted} and acted < 21 * 4
+    after = torch.arange(4) >= out.chunks[:, None]
+    for tensor in (out.frame, out.proprio, out.action, out.log_prob, out.reward):
+        assert not tensor[after].any()
+
+
+def test_stop_is_the_first_step_over_the_threshold(many):
+    for reward, stop, stopped, chunks in zip(many.reward.flatten(1), many.stop, many.stopped, many.chunks, strict=True):
+        over = [step + 1 for step, r in enumerate(reward.tolist()) if r > 0.5 and step < 4 * chunks]
+        assert stopped == bool(over) and stop == (over[0] if over else 16)
+        assert chunks == (stop + 3) // 4
+
+
+def test_without_stop_all_go_on_and_the_first_stop_is_still_noted(engine, starts, many):
+    out = engine.run(starts, 3, SEED, stop=False)
+    assert (out.chunks == 4).all()
+    assert torch.equal(out.stop, many.stop) and torch.equal(out.stopped, many.stopped)
+
+
+def test_records_are_what_the_models_say_about_what_they_saw(engine, starts, many):
+    video, row = many.video, many.stop.argmax()
+    assert many.chunks[row] == 4
+    for i in (0, int(row), 20):
+        proprio = starts.proprio[i // 3][None]
+        pooled = engine.reflector.begin(video[i, :1], many.tokens[i : i + 1])
+        assert torch.equal(video[i, 0], starts.frame[i // 3])
+        for t in range(many.chunks[i]):
+            assert torch.equal(many.frame[i, t], video[i, 4 * t])
+            torch.testing.assert_close(many.proprio[i, t], proprio[0])
+            with torch.no_grad():
+                mu, beta = engine.policy(many.frame[i, t][None], proprio, many.tokens[i : i + 1])
+                reward = engine.reflector.judge(video[i, None, 4 * t + 1 : 4 * t + 5], many.tokens[i : i + 1], pooled)
+            expected = Laplace(mu, beta.exp()).log_prob(many.action[i, t]).sum()
+            torch.testing.assert_close(many.log_prob[i, t], expected, rtol=1e-4, atol=1e-3)
+            torch.testing.assert_close(many.reward[i, t], reward[0], rtol=1e-3, atol=1e-3)
+            proprio = chunk_kinematics(proprio, many.action[i, None, t], Kinematics())[:, -1]
+
+
+def test_siblings_share_the_start_and_act_differently(many, starts):
+    action, frame = many.action.unflatten(0, (7, 3)), many.frame.unflatten(0, (7, 3))
+    assert torch.equal(frame[:, :, 0], starts.frame[:, None].expand(-1, 3, -1, -1, -1))
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert (action[:, i, 0] != action[:, j, 0]).all(2).all(1).all()
+
+
+def test_without_exploration_the_mean_is_acted_and_the_seed_of_actions_is_idle(engine, starts):
+    out, again = (engine.run(starts, 1, SEED, explore=False) for _ in range(2))
+    with torch.no_grad():
+        mu, _ = engine.policy(starts.frame, starts.proprio, starts.tokens)
+    torch.testing.assert_close(out.action[:, 0], mu)
+    assert torch.equal(out.action, again.action) and torch.equal(out.reward, again.reward)
+    other = engine.run(starts, 1, SEED + 1, explore=False)
+    assert torch.equal(other.action[:, 0], out.action[:, 0])
+
+
+def test_exploration_depends_on_the_seed(engine, starts, many):
+    assert (engine.run(starts, 3, SEED + 1).action[:, 0] != many.action[:, 0]).any(2).any(1).all()
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_non_finite_actions_break_one_episode_and_leave_its_neighbours_alone(tiny, starts, horizon):
+    engine, sick = tiny.engine(horizon=horizon), starts.proprio[2]
+    sound = engine.run(starts, 1, SEED, stop=False, video=True)
+
+    def infect(module, arguments, output):
+        mu, beta = (x.clone() for x in output)
+        mu[(arguments[1] == sick).all(1), 1, 3] = float("nan")
+        return mu, beta
+
+    with engine.policy.register_forward_hook(infect):
+        out = engine.run(starts, 1, SEED, stop=False, video=True)
+    assert out.broken.tolist() == [False, False, True, False, False, False, False]
+    assert out.chunks.tolist() == [horizon, horizon, 1, horizon, horizon, horizon, horizon]
+    assert not out.stopped[2]
+    for i in (0, 1, 3, 4, 5, 6):
+        assert_same_episode(out, i, sound, i)
+        for name in ("action", "reward", "log_prob", "frame"):  # the first chunk, in one batch: bit by bit
+            assert torch.equal(getattr(out, name)[i, 0], getattr(sound, name)[i, 0])
+
+
+def test_replay_along_the_poses_of_a_rollout_shows_its_frames(engine, starts):
+    out = engine.run(starts, 1, SEED, stop=False, video=True)
+    poses = torch.cat(
+        [starts.proprio[:, None], chunk_kinematics(starts.proprio, out.action.flatten(1, 2), Kinematics())], 1
+    )
+    shown = engine.replay(starts, poses, SEED)
+    assert shown.shape == out.video.shape
+    assert torch.equal(shown[:, 0], starts.frame)
+    assert ((shown.int() - out.video.int()).abs() <= 1).float().mean() > 0.999
+    poses[:, 1:, :3] += 0.03
+    assert ((engine.replay(starts, poses, SEED).int() - out.video.int()).abs() <= 1).float().mean() < 0.999
+
+
+def test_memory_is_the_first_the_previous_and_the_last_frame(tiny, starts, monkeypatch):
+    engine, memories = tiny.engine(horizon=3), []
+    see = engine.simulator.see
+    monkeypatch.setattr(engine.simulator, "see", lambda memory, *rest: memories.append(memory) or see(memory, *rest))
+    video = engine.run(starts, 1, SEED, stop=False, video=True).video
+    for chunk, memory in enumerate(memories):
+        expected = video[:, [0, max(0, 4 * chunk - 4), 4 * chunk]].permute(0, 1, 4, 2, 3) / 127.5 - 1
+        torch.testing.assert_close(memory, expected, rtol=0, atol=1e-6)
+
+
+def test_bad_configurations_are_refused(tiny):
+    for bad in ({"horizon": 0}, {"batch": 0}):
+        with pytest.raises(UserError, match="horizon and batch must be positive"):
+            EngineConfig(**bad)
+    with pytest.raises(UserError, match="policy acts in chunks of 2, the simulator in chunks of 4"):
+        tiny.engine(policy=tiny.policy(chunk=2))

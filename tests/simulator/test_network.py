@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from worldenv.simulator.network import MEMORY_FRAMES, Simulator, SimulatorConfig
+
+
+def condition(batch, chunk, size):
+    generator = torch.Generator().manual_seed(3)
+    memory = torch.rand(batch, MEMORY_FRAMES, 3, size, size, generator=generator) * 2 - 1
+    carried = torch.rand(batch, chunk, 3, size, size, generator=generator) * 2 - 1
+    maps = torch.rand(batch, chunk + 1, 3, size, size, generator=generator)
+    return memory, carried, maps, torch.randn(batch, chunk + 1, 7, generator=generator) * 0.1
+
+
+@pytest.mark.parametrize(("chunk", "size"), [(2, 64), (4, 32), (4, 64), (1, 8)])
+def test_untrained_network_begins_near_the_last_memory_frame(tiny, chunk, size):
+    simulator, given = Simulator(tiny.simulator_config(size, chunk)), condition(3, chunk, size)
+    frames = simulator.denoise(torch.randn(3, chunk, 3, size, size), torch.ones(3), simulator.see(*given))
+    assert frames.shape == (3, chunk, 3, size, size)
+    last = given[0][:, -1:].expand_as(frames)
+    assert (frames - last).abs().max() < 0.15 and (frames - last).abs().mean() < 0.05
+
+
+def test_what_all_sources_agree_on_is_kept_before_any_training(tiny):
+    simulator, (memory, carried, maps, poses) = Simulator(tiny.simulator_config(16)), condition(3, 4, 16)
+    picture = memory[:, -1:]
+    seen = simulator.see(picture.expand_as(memory), picture.expand_as(carried), maps, poses)
+    frames = simulator.denoise(torch.randn(3, 4, 3, 16, 16), torch.ones(3), seen)
+    torch.testing.assert_close(frames, picture.expand_as(frames), rtol=0, atol=1e-6)
+
+
+def test_every_input_moves_the_prediction(tiny):
+    simulator, given = tiny.simulator(), list(condition(2, 4, 16))
+    noisy, t = torch.zeros(2, 4, 3, 16, 16), torch.full((2,), 0.5)
+    base = simulator.denoise(noisy, t, simulator.see(*given))
+    assert not torch.allclose(base, simulator.denoise(noisy + 1, t, simulator.see(*given)))
+    assert not torch.allclose(base, simulator.denoise(noisy, t + 0.3, simulator.see(*given)))
+    for i, frame in ((0, 0), (0, 1), (0, 2), (1, 3), (2, 2), (3, 3)):
+        other = [x.clone() for x in given]
+        other[i][:, frame] += 0.5
+        assert not torch.allclose(base, simulator.denoise(noisy, t, simulator.see(*other))), (i, frame)
+
+
+def test_an_episode_does_not_see_its_neighbours(tiny):
+    simulator, given = tiny.simulator(), condition(5, 4, 16)
+    noisy, t = torch.randn(5, 4, 3, 16, 16), torch.linspace(0.2, 1, 5)
+    together = simulator.denoise(noisy, t, simulator.see(*given))
+    alone = simulator.denoise(noisy[3:4], t[3:4], simulator.see(*(x[3:4] for x in given)))
+    torch.testing.assert_close(together[3:4], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_every_parameter_learns(tiny):
+    simulator, given = tiny.simulator(), condition(2, 4, 16)
+    simulator.denoise(torch.randn(2, 4, 3, 16, 16), torch.ones(2), simulator.see(*given)).square().sum().backward()
+    assert [name for name, p in simulator.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("bad", [{"image_size": 60}, {"widths": (8, 12, 32)}, {"heads": 3}])
+def test_sizes_that_do_not_divide_are_refused(bad):
+    with pytest.raises(ValueError, match="multiples of 8"):
+        SimulatorConfig(**{"widths": (8, 16, 32), "layers": 1, "heads": 2, **bad})

@@ -1,0 +1,168 @@
+"""The commands as a person types them: one JSON line at the end of stdout, or one line that says what is wrong."""
+
+import json
+import math
+
+import pytest
+
+from worldenv import cli
+from worldenv.rollout.models import save_model
+from worldenv.run_folder import RunFolder
+
+SMALL = ["--eval.episodes", "10", "--eval.imagined", "4", "--eval.quality", "2", "--eval.videos", "1"]
+SMALL += ["--engine.horizon", "2"]
+PRACTICE = ["--post.iterations", "2", "--post.starts", "2", "--post.siblings", "2", "--post.signal", "1e-9"]
+
+
+@pytest.fixture(scope="module")
+def models(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("models")
+    save_model(path / "policy.safetensors", tiny.policy(), {})
+    save_model(path / "simulator.safetensors", tiny.simulator(size=64), {}, levels=(1.0,))
+    save_model(path / "reflector.safetensors", tiny.reflector(), {})
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def few_starts(monkeypatch):
+    from worldenv import job
+
+    monkeypatch.setattr(job, "PRACTICE_STARTS", 30)
+
+
+def refused(capsys, command, words):
+    with pytest.raises(SystemExit) as end:
+        command(words)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and out == ""
+    return err
+
+
+def check_success(part, n):
+    assert {"oracle", "own_stop", "no_stop", "n", "per_task"} <= part.keys() and part["n"] == n
+    assert all(0 <= part[rule] <= 1 for rule in ("oracle", "own_stop", "no_stop")) and len(part["per_task"]) == 10
+
+
+def test_training_ends_in_one_json_line_and_its_run_can_be_evaluated(capsys, models, tmp_path):
+    run = tmp_path / "run"
+    words = ["tabletop", "--models", models, "--run", str(run), "--seed", "3", "--start-seed", "-5", *SMALL, *PRACTICE]
+    cli.train(words)
+    out, err = capsys.readouterr()
+    result = json.loads(out.splitlines()[-1])
+    assert len(out.splitlines()) == 1 and "report.html" in err
+    for name in ("success_before", "success_after"):
+        check_success(result[name], 10)
+    for name in ("imagined_success", "false_stop", "missed_stop"):
+        assert all(0 <= result[name][when] <= 1 for when in ("before", "after"))
+    assert result["seed"] == 3 and result["start_seed"] == -5 and result["run"] == str(run) and result["wall_s"] > 0
+    assert math.isclose(sum(result["time_shares"].values()), 1)
+    folder = RunFolder(run)
+    assert folder.result() == result and len(folder.metrics("post_train")) == 2
+    assert (run / "report.html").exists() and len([*(run / "videos").glob("*.webp")]) == 2
+    assert folder.config["seed"] == 3 and folder.config["post"]["siblings"] == 2
+
+    err = refused(capsys, cli.train, words)
+    assert err.count("\n") == 1 and f"run folder {run} is not empty: use --resume" in err
+    assert folder.result() == result
+
+    _check_resume(capsys, words, result, run)
+
+
+def _check_resume(capsys, words, result, run):
+    err = refused(capsys, cli.train, [*words, "--resume", "--post.clip", "0.2"])
+    assert "post.clip was 0.1, now 0.2" in err
+    cli.train([*words, "--resume"])
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for name in ("success_before", "imagined_success", "counts"):
+        assert again[name] == result[name], name
+    assert len(RunFolder(run).metrics("post_train")) == 2
+
+
+def test_evaluation_ends_in_one_json_line(capsys, models, tmp_path):
+    cli.evaluate(["--models", models, "--run", str(tmp_path / "eval"), "--seed", "2", "--start-seed", "7", *SMALL])
+    out, _ = capsys.readouterr()
+    result = json.loads(out.splitlines()[-1])
+    assert len(out.splitlines()) == 1
+    check_success(result["success"], 10)
+    assert {"imagined_success", "false_stop", "missed_stop", "wall_s"} <= result.keys()
+    assert result["seed"] == 2 and result["start_seed"] == 7 and result["run"] == str(tmp_path / "eval")
+    assert result["imagined_minus_true"] == pytest.approx(result["imagined_success"] - result["success"]["oracle"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tabeltop"], "unknown preset 'tabeltop' — did you mean \"tabletop\"?"),
+        (["tabletop", "--resume"], "--resume needs --run"),
+        (["tabletop", "--from-scratch", "--models", "x"], "leave out --models, or leave out --from-scratch"),
+        (["tabletop", "--post.siblings", "1"], "siblings is 1; leave-one-out needs at least 2"),
+        (["tabletop", "--post.iterations", "0"], "iterations, starts, epochs and minibatch must be positive"),
+        (["tabletop", "--post.clip", "1.5"], "clip must lie in (0, 1)"),
+        (["tabletop", "--engine.horizon", "0"], "horizon and batch must be positive"),
+        (["tabletop", "--eval.episodes", "3"], "--eval.episodes must be at least 10"),
+        (["tabletop", "--scratch.base.steps", "0"], "steps, batch and learning_rate must be positive"),
+        (["tabletop", "--scratch.action-episodes", "0"], "action_episodes is 0"),
+        (["tabletop", "--seed", "-1"], "--seed is -1"),
+        (["tabletop", "--models", "nowhere", "--run", "RUN"], "nowhere/policy.safetensors: there is no such file"),
+    ],
+)
+def test_mistake_is_one_line_on_stderr(capsys, tmp_path, words, message):
+    err = refused(capsys, cli.train, [str(tmp_path / "run") if word == "RUN" else word for word in words])
+    assert err.startswith("worldenv-train: ") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seed", "-1"], "--seed is -1"),
+        (["--models", "nowhere"], "nowhere/policy.safetensors: there is no such file"),
+        (["--eval.imagined", "0"], "--eval.imagined and --eval.quality at least 1"),
+    ],
+)
+def test_mistake_of_an_evaluation_is_one_line_too(capsys, words, message):
+    err = refused(capsys, cli.evaluate, words)
+    assert err.startswith("worldenv-eval: ") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "near"),
+    [
+        (cli.train, ["tabletop", "--post.sibling", "4"], "--post.siblings"),
+        (cli.train, ["tabletop-quick", "--from-scrach"], "--from-scratch"),
+        (cli.evaluate, ["--start-sed", "4"], "--start-seed"),
+    ],
+)
+def test_unknown_option_names_the_nearest(capsys, command, words, near):
+    assert near in refused(capsys, command, words)
+
+
+def test_models_that_do_not_fit_together_are_refused(capsys, models, tiny, tmp_path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name in ("simulator", "reflector"):
+        (folder / f"{name}.safetensors").symlink_to(f"{models}/{name}.safetensors")
+    save_model(folder / "policy.safetensors", tiny.policy(chunk=2), {})
+    err = refused(capsys, cli.train, ["tabletop", "--models", str(folder), "--run", str(tmp_path / "run"), *SMALL])
+    assert "policy acts in chunks of 2, the simulator in chunks of 4" in err and err.count("\n") == 1
+
+
+def test_interruption_says_how_to_go_on(capsys, models, tmp_path, monkeypatch):
+    from worldenv import job
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "measure", interrupt)
+    with pytest.raises(SystemExit) as end:
+        cli.train(["tabletop", "--models", models, "--run", str(tmp_path / "run"), *SMALL])
+    out, err = capsys.readouterr()
+    assert end.value.code == 130 and out == "" and "--resume" in err
+
+
+@pytest.mark.parametrize("command", [cli.train, cli.evaluate])
+def test_help_explains_itself(capsys, command):
+    with pytest.raises(SystemExit) as end:
+        command(["--help"])
+    out, _ = capsys.readouterr()
+    assert end.value.code == 0
+    assert ("tabletop-quick" in out) if command is cli.train else ("--start-seed" in out)

@@ -1,0 +1,48 @@
+"""Configurations: contradictions are refused where they are made, and the presets hold together."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from worldenv.config import EvaluateConfig, TrainConfig, presets
+from worldenv.errors import UserError
+from worldenv.training.pipeline import ScratchConfig
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"resume": True}, "--resume needs --run"),
+        ({"from_scratch": True, "models": Path("x")}, "leave out --models"),
+        ({"seed": -1}, "--seed is -1; it must lie between 0 and"),
+        ({"seed": 2**32}, "--seed is 4294967296; it must lie between 0 and"),
+    ],
+)
+def test_contradictions_of_a_training_run_are_refused(bad, message):
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**bad)
+
+
+def test_seed_of_an_evaluation_is_checked_too():
+    with pytest.raises(UserError, match="--seed is -1"):
+        EvaluateConfig(seed=-1)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"action_episodes": 0}, {"action_episodes": 9, "pretraining_episodes": 8}, {"exploration": 0}, {"unroll": 0}],
+)
+def test_scratch_without_data_is_refused(bad):
+    with pytest.raises(UserError, match="must"):
+        ScratchConfig(**bad)
+
+
+def test_presets_have_descriptions_and_the_quick_one_is_smaller_everywhere():
+    chosen = presets()
+    assert all(description for description, _ in chosen.values())
+    usual, quick = chosen["tabletop"][1], chosen["tabletop-quick"][1]
+    assert usual == TrainConfig()
+    assert quick.post.iterations < usual.post.iterations and quick.eval.episodes < usual.eval.episodes
+    assert quick.scratch.base.steps < usual.scratch.base.steps and quick.scratch.exploration < usual.scratch.exploration
+    assert replace(quick, post=usual.post, eval=usual.eval, scratch=usual.scratch) == usual

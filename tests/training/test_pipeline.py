@@ -1,0 +1,124 @@
+"""All models from nothing, at the smallest size: every stage once, continued after a kill, repeated for nothing."""
+
+import functools
+import os
+
+import pytest
+import torch
+
+from worldenv.config import presets
+from worldenv.data.trajectories import TrajectoryReader
+from worldenv.run_folder import RunFolder
+from worldenv.tasks.scenes import TASKS
+from worldenv.training import pipeline
+from worldenv.training.pipeline import EXPLORATION_START, Pipeline
+
+CONFIG = presets()["tabletop-quick"][1].scratch
+MODELS = ("base", "policy", "teacher_base", "teacher", "simulator", "reflector")
+
+
+@pytest.fixture(scope="module")
+def small():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            pipeline, "PolicyConfig", functools.partial(pipeline.PolicyConfig, width=64, channels=16, blocks=1)
+        )
+        patch.setattr(
+            pipeline,
+            "SimulatorConfig",
+            functools.partial(pipeline.SimulatorConfig, widths=(8, 16, 32), layers=1, heads=2),
+        )
+        patch.setattr(
+            pipeline, "ReflectorConfig", functools.partial(pipeline.ReflectorConfig, width=64, channels=16, blocks=1)
+        )
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def folder(small, tmp_path_factory):
+    folder = RunFolder.create(tmp_path_factory.mktemp("scratch") / "run", {})
+    assert Pipeline(folder, CONFIG, 1).run() == folder.path / "models"
+    return folder
+
+
+def written(folder):
+    return {path: os.stat(path).st_mtime_ns for name in ("models", "data") for path in (folder.path / name).iterdir()}
+
+
+def weights(folder):
+    return {name: pipeline.load_weights(folder.path / "models" / f"{name}.safetensors")[0] for name in MODELS}
+
+
+def test_every_stage_leaves_its_model_its_data_and_its_card(folder):
+    assert {path.name for path in written(folder)} == {f"{name}.safetensors" for name in MODELS} | {
+        "demonstrations.h5",
+        "exploration.h5",
+    }
+    for name in MODELS:
+        _, metadata = pipeline.load_weights(folder.path / "models" / f"{name}.safetensors")
+        assert metadata["made"]["seed"] == 1 and metadata["made"]["steps"] == 4 and metadata["made"]["metrics"]["loss"]
+    assert folder.stages() == ["base", "finetune", "teacher_pretraining", "teacher", "student", "reflector"]
+
+
+def test_reflector_reads_with_the_encoder_of_the_base(folder):
+    found = weights(folder)
+    for name, weight in found["reflector"].items():
+        if name.startswith("encoder."):
+            assert torch.equal(weight, found["base"][f"policy.{name}"])
+        if name.startswith("done."):
+            assert torch.equal(weight, found["base"][name])
+
+
+def test_run_that_is_complete_does_nothing(folder):
+    before = written(folder)
+    Pipeline(folder, CONFIG, 1).run()
+    assert written(folder) == before
+
+
+def test_deleted_output_alone_is_made_again_and_is_the_same(folder, same_weights):
+    before, models = written(folder), weights(folder)
+    path = folder.path / "models" / "teacher.safetensors"
+    path.unlink()
+    Pipeline(folder, CONFIG, 1).run()
+    after = written(folder)
+    assert {name for name in after if after[name] != before[name]} == {path}
+    assert all(same_weights(models[name], now) for name, now in weights(folder).items())
+
+
+def explored(folder):
+    return [(t.task, t.start) for t in TrajectoryReader(folder.path / "data" / "exploration.h5")]
+
+
+def test_exploration_that_is_killed_goes_on_without_losing_or_repeating_an_episode(folder, monkeypatch):
+    path = folder.path / "data" / "exploration.h5"
+    path.unlink()
+    act, calls = pipeline.act_in_true, []
+
+    def die_in_the_second(*arguments, **options):
+        calls.append(list(arguments[2]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return act(*arguments, **options)
+
+    monkeypatch.setattr(pipeline, "WRITE_EVERY", 7)
+    monkeypatch.setattr(pipeline, "act_in_true", die_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        Pipeline(folder, CONFIG, 1).run()
+    assert not path.exists()
+    Pipeline(folder, CONFIG, 1).run()
+    assert explored(folder) == [(TASKS[i % 10].name, EXPLORATION_START + i) for i in range(20)]
+    assert [starts[0] - EXPLORATION_START for starts in calls] == [0, 7, 7, 14]
+    assert not path.with_suffix(".partial.h5").exists()
+
+
+def test_without_extra_data_nothing_is_explored(folder, monkeypatch, tmp_path):
+    from dataclasses import replace
+
+    config, made = replace(CONFIG, extra_data=False), []
+    for name in ("base", "demonstrations", "policy", "exploration", "teacher_base", "teacher", "student", "reflector"):
+        method = f"record_{name}" if name in ("demonstrations", "exploration") else f"make_{name}"
+        monkeypatch.setattr(Pipeline, method, lambda self, path: made.append(path.name))
+    Pipeline(RunFolder.create(tmp_path / "run", {}), config, 1).run()
+    assert "demonstrations.h5" in made and "exploration.h5" not in made and "reflector.safetensors" in made
+    monkeypatch.undo()
+    assert len(Pipeline(folder, config, 1).clips()) <= 10 < len(Pipeline(folder, CONFIG, 1).clips())

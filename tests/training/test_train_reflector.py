@@ -1,0 +1,73 @@
+"""The reward head is trained on exactly what it will be asked while episodes run."""
+
+import math
+
+import pytest
+import torch
+
+from worldenv.data.clips import Clips
+from worldenv.instruction import tokenize
+from worldenv.tasks.scenes import TASKS
+from worldenv.training.train_reflector import DONE_WEIGHT, other_instructions, read_features, reward_loss
+
+
+@pytest.fixture
+def clips(tiny):
+    names = [task.name for task in TASKS]
+    return Clips.of([tiny.trajectory(6 + i % 3, i, task=names[i]) for i in range(6)])
+
+
+def test_hard_negatives_name_another_task_on_the_same_table(clips):
+    texts = {tuple(tokenize([text])[0].tolist()): task for task in TASKS for text in task.instructions}
+    for seed in range(5):
+        for name, row in zip(clips.tasks, other_instructions(clips, seed), strict=True):
+            own, other = next(task for task in TASKS if task.name == name), texts[tuple(row.tolist())]
+            assert other != own and other.items == own.items
+
+
+def test_features_are_those_of_every_frame_under_both_instructions(tiny, clips):
+    reflector, read = tiny.reflector(), []
+    features = read_features(reflector, clips, 3, read.append)
+    assert sum(read) == 6 and features.own.shape == features.other.shape == (6, 9, 64)
+    others = other_instructions(clips, 3)
+    for tokens, found in ((clips.tokens, features.own), (others, features.other)):
+        expected = reflector.encode(clips.frames[4, 2:4], tokens[[4, 4]])
+        torch.testing.assert_close(found[4, 2:4], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_loss_is_the_cross_entropy_of_what_judge_says_frame_by_frame(tiny, clips):
+    reflector = tiny.reflector()
+    features = read_features(reflector, clips, 3, lambda n: None)
+    loss, figures = reward_loss(reflector, features, 20)(torch.Generator().manual_seed(8))
+    generator = torch.Generator().manual_seed(8)
+    episode = torch.randint(6, (20,), generator=generator).tolist()
+    wrong = (torch.rand(20, generator=generator) < 0.25).tolist()
+    assert any(wrong) and not all(wrong)
+    others, terms, misses = other_instructions(clips, 3), [], 0
+    for e, is_wrong in zip(episode, wrong, strict=True):
+        tokens = (others if is_wrong else clips.tokens)[e : e + 1]
+        pooled = reflector.begin(clips.frames[e : e + 1, 0], tokens)
+        first = reflector.logit(pooled.first, pooled.first, pooled.first).sigmoid().tolist()
+        with torch.no_grad():
+            reward = first + reflector.judge(clips.frames[e : e + 1, 1:], tokens, pooled)[0].tolist()
+        for t in range(int(clips.length[e]) + 1):
+            label = bool(clips.success[e, t]) and not is_wrong
+            terms.append(-DONE_WEIGHT * math.log(reward[t]) if label else -math.log(1 - reward[t]))
+            misses += (reward[t] > 0.5) != label
+    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-3)
+    assert figures["bce"] == loss.item() and figures["wrong_share"] == pytest.approx(misses / len(terms), abs=1e-6)
+
+
+def test_head_learns_and_the_encoder_gets_no_gradient(tiny, clips):
+    reflector = tiny.reflector()
+    loss = reward_loss(reflector, read_features(reflector, clips, 3, lambda n: None), 32)
+    optimizer = torch.optim.Adam(reflector.head.parameters(), 3e-3)
+    errors = []
+    for step in range(120):
+        value, _ = loss(torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        errors.append(value.item())
+    assert sum(errors[-5:]) < 0.7 * sum(errors[:5])
+    assert all(p.grad is None for p in [*reflector.encoder.parameters(), *reflector.done.parameters()])

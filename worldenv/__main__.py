@@ -1,0 +1,5 @@
+"""`python -m worldenv` is `worldenv-train`."""
+
+from worldenv.cli import train
+
+train()

@@ -1,0 +1,70 @@
+"""`worldenv-train` and `worldenv-eval`: parse, run, and end stdout with one JSON line."""
+
+import io
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+
+import tyro
+
+from worldenv.config import EvaluateConfig, TrainConfig, presets
+from worldenv.errors import UserError, nearest
+
+TRAIN_HELP = """Improve a vision-language-action policy by reinforcement learning inside a learned world model.
+
+Start with:  worldenv-train tabletop            (ten minutes on a laptop CPU)
+             worldenv-train tabletop-quick      (a minute, to see that everything works)
+"""
+
+
+def train(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `worldenv-train PRESET [options]`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+
+    def parse() -> TrainConfig:
+        chosen = presets()
+        if words and not words[0].startswith("-") and words[0] not in chosen:
+            raise UserError(f"unknown preset {words[0]!r}{nearest(words[0], chosen)}")
+        return tyro.extras.overridable_config_cli(chosen, args=words, prog="worldenv-train", description=TRAIN_HELP)
+
+    _main(parse, "worldenv-train", words)
+
+
+def evaluate(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `worldenv-eval [options]`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    about = "Measure a policy in the true environment and in imagination, on held-out start states."
+    _main(lambda: tyro.cli(EvaluateConfig, args=words, prog="worldenv-eval", description=about), "worldenv-eval", words)
+
+
+def _refused_in_one_line(parse: Callable[[], TrainConfig | EvaluateConfig]) -> TrainConfig | EvaluateConfig:
+    # tyro prints what a configuration raises in a box that names its own inner types, and exits.
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return parse()
+    except SystemExit as end:
+        cause: BaseException | None = end
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cause from None
+        sys.stderr.write(said.getvalue())
+        raise
+
+
+def _main(parse: Callable[[], TrainConfig | EvaluateConfig], program: str, words: Sequence[str]) -> None:
+    try:
+        config = _refused_in_one_line(parse)
+        from worldenv import job  # loads torch and the compiled parts: not needed for --help
+
+        run = job.train if isinstance(config, TrainConfig) else job.evaluate
+        result = run(config, " ".join([program, *words]))
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"\n{program}: interrupted; continue with --resume --run and the folder of this run", file=sys.stderr)
+        raise SystemExit(130) from None
+    print(json.dumps(result, allow_nan=False))

@@ -1,0 +1,77 @@
+"""What a run is: frozen dataclasses composed of the stages' own, and named presets with their budget and result."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from worldenv.errors import UserError
+from worldenv.evaluate import EvalConfig
+from worldenv.rollout.engine import EngineConfig
+from worldenv.training.loop import Schedule
+from worldenv.training.pipeline import ScratchConfig
+from worldenv.training.post_train import PostTrainConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Improve a policy inside its world model, and measure it in the true environment before and after."""
+
+    seed: int = 0
+    start_seed: int = 0  # any integer: other held-out start states for the evaluations
+    run: Path | None = None  # run folder; default: runs/tabletop-<date>-<time>
+    resume: bool = False  # continue the run in --run where it was interrupted
+    from_scratch: bool = (
+        False  # first make all models again: pretraining, demonstrations, exploration, simulator, reflector
+    )
+    models: Path | None = None  # folder with policy, simulator and reflector; default: the weights in the package
+    zero_shot_judge: bool = False  # reward and stop by the pretrained yes/no answer, without the trained head
+    post: PostTrainConfig = field(default_factory=PostTrainConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    scratch: ScratchConfig = field(default_factory=ScratchConfig)
+
+    def __post_init__(self) -> None:
+        if self.resume and self.run is None:
+            raise UserError("--resume needs --run: the folder of the run to continue")
+        if self.from_scratch and self.models is not None:
+            raise UserError("--from-scratch makes its own models: leave out --models, or leave out --from-scratch")
+        _check_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a policy in the true environment and in imagination."""
+
+    models: Path | None = None  # a run folder, or a folder with the models; default: the weights in the package
+    seed: int = 0
+    start_seed: int = 0  # any integer: fresh held-out start states
+    run: Path | None = None  # folder for the results; default: runs/eval-<date>-<time>
+    zero_shot_judge: bool = False
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        _check_seed(self.seed)
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed is {seed}; it must lie between 0 and 2**32 - 1")
+
+
+def presets() -> dict[str, tuple[str, TrainConfig]]:
+    """Name -> (description, configuration) of `worldenv-train`."""
+    quick_eval = EvalConfig(episodes=60, imagined=20, quality=10, videos=1)
+    tiny = Schedule(steps=4, batch=8, learning_rate=1e-3)
+    tiny_scratch = ScratchConfig(
+        pretraining_episodes=8, action_episodes=8, base=tiny, demonstrations=1, finetune=tiny, exploration=2,
+        teacher_pretraining=tiny, teacher=tiny, student=tiny, head=tiny,
+    )  # fmt: skip
+    return {
+        "tabletop": ("the default: ten tasks, the shipped weights", TrainConfig()),
+        "tabletop-quick": (
+            "a minute: two iterations and small evaluations, to see that everything works",
+            TrainConfig(
+                post=PostTrainConfig(iterations=2, starts=4, siblings=4), eval=quick_eval, scratch=tiny_scratch
+            ),
+        ),
+    }

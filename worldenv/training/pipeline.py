@@ -1,0 +1,229 @@
+"""All models from nothing: pretraining, demonstrations, fine-tuning, exploration, simulator, student, reflector.
+
+Every stage writes its result once and is skipped when the result is there, so an interrupted run continues.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from worldenv.camera import tabletop_camera
+from worldenv.checkpoint import load_weights, save_weights
+from worldenv.data.clips import Clips
+from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
+from worldenv.errors import UserError
+from worldenv.evaluate import act_in_true
+from worldenv.instruction import tokenize
+from worldenv.policy.network import PolicyConfig
+from worldenv.progress import Progress
+from worldenv.reflector.network import Reflector, ReflectorConfig
+from worldenv.rollout.models import load_model, save_model
+from worldenv.run_folder import RunFolder
+from worldenv.simulator.network import Simulator, SimulatorConfig
+from worldenv.simulator.sampler import STUDENT_LEVELS, TEACHER_LEVELS
+from worldenv.tasks.scenes import TASKS
+from worldenv.training.demonstrate import Disturbed, demonstrate
+from worldenv.training.finetune import imitation_loss
+from worldenv.training.loop import Schedule, fit
+from worldenv.training.pretrain import Base, base_loss, disturbed_episodes, sample_base_batch
+from worldenv.training.train_reflector import read_features, reward_loss
+from worldenv.training.train_simulator import student_loss, teacher_loss
+
+EXPLORATION_START = 1_000_000  # exploration uses other training starts than the demonstrations
+WRITE_EVERY = 100  # exploration episodes between two appends
+
+
+@dataclass(frozen=True)
+class ScratchConfig:
+    """How the weights of the default are made (`--from-scratch`): one entry a stage, in order."""
+
+    pretraining_episodes: int = 4000
+    action_episodes: int = 150  # of them have actions
+    base: Schedule = Schedule(steps=7000, batch=64, learning_rate=1.5e-3)
+    demonstrations: int = 5  # per task
+    finetune: Schedule = Schedule(steps=400, batch=64, learning_rate=3e-4)
+    exploration: int = 240  # episodes per task
+    perturb: float = 1.5  # scale of the Laplace noise of exploration, 1 = the policy's own
+    teacher_pretraining: Schedule = Schedule(steps=3000, batch=32, learning_rate=1.2e-3, weight_decay=1e-3)
+    teacher: Schedule = Schedule(steps=3000, batch=32, learning_rate=8e-4, weight_decay=1e-3)
+    student: Schedule = Schedule(steps=800, batch=16, learning_rate=2e-4, weight_decay=1e-3)
+    unroll: int = 3  # chunks that the student imagines in a row while it is distilled
+    head: Schedule = Schedule(steps=1500, batch=64, learning_rate=1e-3)
+    extra_data: bool = True  # False: simulator and reflector see the demonstrations only (the paper's ablation)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.action_episodes <= self.pretraining_episodes:
+            raise UserError(
+                f"action_episodes is {self.action_episodes}; it must lie between 1 and pretraining_episodes, "
+                f"{self.pretraining_episodes}"
+            )
+        if min(self.demonstrations, self.exploration, self.unroll) < 1:
+            raise UserError(f"demonstrations, exploration and unroll must be positive: {self}")
+
+
+class Pipeline:
+    """`run()` leaves policy, simulator and reflector in <folder>/models and the recorded episodes in <folder>/data."""
+
+    def __init__(self, folder: RunFolder, config: ScratchConfig, seed: int):
+        self.folder, self.config, self.seed = folder, config, seed
+        self.models, self.data = folder.path / "models", folder.path / "data"
+        self.projection = torch.from_numpy(tabletop_camera(SimulatorConfig().image_size).projection)
+        self._disturbed: Disturbed | None = None
+
+    def run(self) -> Path:
+        """Make whatever is missing, in order; returns the folder of the models."""
+        self.models.mkdir(exist_ok=True)
+        self.data.mkdir(exist_ok=True)
+        stages: list[tuple[Path, Callable[[Path], None]]] = [
+            (self.models / "base.safetensors", self.make_base),
+            (self.data / "demonstrations.h5", self.record_demonstrations),
+            (self.models / "policy.safetensors", self.make_policy),
+            (self.data / "exploration.h5", self.record_exploration),
+            (self.models / "teacher_base.safetensors", self.make_teacher_base),
+            (self.models / "teacher.safetensors", self.make_teacher),
+            (self.models / "simulator.safetensors", self.make_student),
+            (self.models / "reflector.safetensors", self.make_reflector),
+        ]
+        for path, make in stages:
+            if path.name == "exploration.h5" and not self.config.extra_data:
+                continue
+            if not path.exists():
+                make(path)
+        return self.models
+
+    def disturbed(self) -> Disturbed:
+        """The pretraining episodes, made anew in each session: deterministic, and faster than reading them."""
+        if self._disturbed is None:
+            self._disturbed = disturbed_episodes(self.config.pretraining_episodes, self.seed)
+        return self._disturbed
+
+    def clips(self) -> Clips:
+        """Demonstrations and, with extra data, exploration."""
+        names = ["demonstrations.h5"] + (["exploration.h5"] if self.config.extra_data else [])
+        return Clips.of([t for name in names for t in TrajectoryReader(self.data / name)])
+
+    def made(self, began: float, schedule: Schedule, stage: str) -> dict:
+        """What a model card says: seed, steps, batch, seconds and last figures."""
+        last = self.folder.metrics(stage)[-1:]
+        metrics = {k: v for line in last for k, v in line.items() if isinstance(v, float)}
+        session_s = time.monotonic() - began
+        return {
+            "seed": self.seed,
+            "steps": schedule.steps,
+            "batch": schedule.batch,
+            "session_s": session_s,
+            "metrics": metrics,
+        }
+
+    def make_base(self, path: Path) -> None:
+        began, data = time.monotonic(), self.disturbed()
+        base, tokens = self._new(Base, PolicyConfig()), tokenize(data.instructions)
+        schedule = self.config.base
+
+        def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+            return base_loss(
+                base, sample_base_batch(data, tokens, generator, schedule.batch, self.config.action_episodes)
+            )
+
+        fit(base, loss, schedule, "base", self.folder, self.seed)
+        weights = {name: tensor.half() for name, tensor in base.state_dict().items()}
+        save_weights(path, weights, {"kind": "base", "made": self.made(began, schedule, "base")})
+
+    def record_demonstrations(self, path: Path) -> None:
+        partial = path.with_suffix(".partial.h5")
+        partial.unlink(missing_ok=True)
+        with TrajectoryWriter(partial) as writer:
+            for task in TASKS:
+                for trajectory in demonstrate(
+                    [task] * self.config.demonstrations, range(self.config.demonstrations), "train"
+                ):
+                    writer.write(trajectory)
+        partial.rename(path)
+
+    def make_policy(self, path: Path) -> None:
+        began, schedule = time.monotonic(), self.config.finetune
+        policy = self._base().policy
+        clips = Clips.of(list(TrajectoryReader(self.data / "demonstrations.h5")))
+        fit(policy, imitation_loss(policy, clips, schedule.batch), schedule, "finetune", self.folder, self.seed)
+        save_model(path, policy, self.made(began, schedule, "finetune"))
+
+    def record_exploration(self, path: Path) -> None:
+        policy, _ = load_model(self.models / "policy.safetensors", "policy")
+        partial = path.with_suffix(".partial.h5")
+        total = self.config.exploration * len(TASKS)
+        with (
+            TrajectoryWriter(partial, append=partial.exists()) as writer,
+            Progress(total, "exploration", done=len(writer)) as progress,
+        ):
+            while (done := len(writer)) < total:
+                numbers = range(done, min(done + WRITE_EVERY, total))
+                tasks = [TASKS[i % len(TASKS)] for i in numbers]
+                starts = [EXPLORATION_START + i for i in numbers]
+                for trajectory in act_in_true(
+                    policy, tasks, starts, "train", self.config.perturb, seed=self.seed + done
+                ):
+                    writer.write(trajectory)
+                progress.advance(len(numbers))
+        partial.rename(path)
+
+    def make_teacher_base(self, path: Path) -> None:
+        data, schedule = self.disturbed(), self.config.teacher_pretraining
+        began, steps = time.monotonic(), data.frames.shape[1] - 1
+        clips = Clips(
+            torch.from_numpy(data.frames), torch.from_numpy(data.proprio), torch.zeros(len(data.frames), steps, 7),
+            torch.from_numpy(data.success), torch.full((len(data.frames),), steps), tokenize(data.instructions),
+            ("pretraining",) * len(data.frames),
+        )  # fmt: skip
+        teacher = self._new(Simulator, SimulatorConfig())
+        self._fit_teacher(teacher, clips, schedule, "teacher_pretraining")
+        save_model(path, teacher, self.made(began, schedule, "teacher_pretraining"), levels=TEACHER_LEVELS)
+
+    def make_teacher(self, path: Path) -> None:
+        began, schedule = time.monotonic(), self.config.teacher
+        teacher, _ = load_model(self.models / "teacher_base.safetensors", "simulator")
+        self._fit_teacher(teacher, self.clips(), schedule, "teacher")
+        save_model(path, teacher, self.made(began, schedule, "teacher"), levels=TEACHER_LEVELS)
+
+    def make_student(self, path: Path) -> None:
+        began, schedule = time.monotonic(), self.config.student
+        teacher, _ = load_model(self.models / "teacher.safetensors", "simulator")
+        student, _ = load_model(self.models / "teacher.safetensors", "simulator")
+        loss = student_loss(
+            student, teacher, self.clips(), self.projection, schedule.batch, self.config.unroll, TEACHER_LEVELS
+        )
+        fit(student, loss, schedule, "student", self.folder, self.seed)
+        save_model(path, student, self.made(began, schedule, "student"), levels=STUDENT_LEVELS)
+
+    def make_reflector(self, path: Path) -> None:
+        began, schedule, base = time.monotonic(), self.config.head, self._base()
+        reflector = self._new(Reflector, ReflectorConfig())
+        reflector.encoder.load_state_dict(base.policy.encoder.state_dict())
+        reflector.done.load_state_dict(base.done.state_dict())
+        clips = self.clips()
+        with Progress(len(clips), "reading frames for the reflector") as progress:
+            features = read_features(reflector, clips, self.seed, progress.advance)
+        fit(reflector, reward_loss(reflector, features, schedule.batch), schedule, "reflector", self.folder, self.seed)
+        save_model(path, reflector, self.made(began, schedule, "reflector"))
+
+    def _base(self) -> Base:
+        base = Base(PolicyConfig())
+        load_weights(self.models / "base.safetensors", base)
+        return base.to(memory_format=torch.channels_last)
+
+    def _new(self, network: type[nn.Module], config: object) -> nn.Module:
+        torch.manual_seed(self.seed)
+        return network(config).to(memory_format=torch.channels_last)
+
+    def _fit_teacher(self, teacher: Simulator, clips: Clips, schedule: Schedule, stage: str) -> None:
+        fit(
+            teacher,
+            teacher_loss(teacher, clips, self.projection, schedule.batch),
+            schedule,
+            stage,
+            self.folder,
+            self.seed,
+        )
