@@ -1,4 +1,4 @@
-"""Learning results over several seeds: `worldenv-train tabletop` once per seed, then means, intervals and one JSON line.
+"""Learning results over several seeds: `worldenv-train tabletop` once a seed, means, intervals and one JSON line.
 
     python benchmarks/learning.py --seeds 0 1 2 3 4 [--name default] [-- any options of worldenv-train]
 

@@ -182,3 +182,9 @@ def test_nearest_name_is_offered_else_the_list():
     assert nearest("xyz", ["b", "a"]) == " — valid names: a, b"
     assert nearest("xyz", []) == " — there are no valid names"
     assert issubclass(CheckpointError, UserError) and issubclass(UserError, ValueError)
+
+
+def test_weights_may_be_read_by_everyone_on_the_machine(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, {"a": torch.zeros(2)}, {})
+    assert path.stat().st_mode & 0o777 == 0o644

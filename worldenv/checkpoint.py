@@ -77,6 +77,7 @@ def _replace_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     try:
         write(temporary)
+        temporary.chmod(0o644)  # safetensors writes files that only their owner may read
         _sync(temporary)
         os.replace(temporary, path)
     except BaseException:

@@ -65,6 +65,11 @@ def _main(parse: Callable[[], TrainConfig | EvaluateConfig], program: str, words
         print(f"{program}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(f"\n{program}: interrupted; continue with --resume --run and the folder of this run", file=sys.stderr)
+        advice = (
+            "continue with --resume and --run, the folder of this run"
+            if program == "worldenv-train"
+            else "run it again"
+        )
+        print(f"\n{program}: interrupted; {advice}", file=sys.stderr)
         raise SystemExit(130) from None
     print(json.dumps(result, allow_nan=False))

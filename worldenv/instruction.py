@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-WORDS = tuple(
-    "<pad> <unknown> put place move set push slide stack drop the a on onto to into in top of down over".split()
-    + "red green blue yellow purple orange cyan white block can puck pad tray".split()
+WORDS = (
+    *("<pad>", "<unknown>", "put", "place", "move", "set", "push", "slide", "stack", "drop", "the", "a"),
+    *("on", "onto", "to", "into", "in", "top", "of", "down", "over"),
+    *("red", "green", "blue", "yellow", "purple", "orange", "cyan", "white", "block", "can", "puck", "pad", "tray"),
 )
 MAX_WORDS = 12
 _INDEX = {word: i for i, word in enumerate(WORDS)}

@@ -128,9 +128,12 @@ def write_videos(
 def train(config: TrainConfig, command: str) -> dict:
     """The main job; returns the document that is also the last line of stdout and result.json."""
     began = time.monotonic()
-    folder = _open(config)
-    source = Pipeline(folder, config.scratch, config.seed).run() if config.from_scratch else config.models or shipped()
-    models = Models.load(source, config.zero_shot_judge)
+    if config.from_scratch:
+        folder = _open(config)
+        models = Models.load(Pipeline(folder, config.scratch, config.seed).run(), config.zero_shot_judge)
+    else:
+        models = Models.load(config.models or shipped(), config.zero_shot_judge)  # a wrong path leaves no folder behind
+        folder = _open(config)
     engine = make_engine(models, config.engine)
     before = measure(models, engine, config.eval, config.start_seed, config.seed, "before")
     write_videos(folder, engine, before, config.eval, config.seed, "before")

@@ -14,7 +14,7 @@ from worldenv.training import pipeline
 from worldenv.training.pipeline import EXPLORATION_START, Pipeline
 
 CONFIG = presets()["tabletop-quick"][1].scratch
-MODELS = ("base", "policy", "teacher_base", "teacher", "simulator", "reflector")
+MODELS = ("base", "finetuned", "policy", "teacher_base", "teacher", "simulator", "reflector")
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +50,13 @@ def weights(folder):
 
 
 def test_every_stage_leaves_its_model_its_data_and_its_card(folder):
-    assert {path.name for path in written(folder)} == {f"{name}.safetensors" for name in MODELS} | {
-        "demonstrations.h5",
-        "exploration.h5",
-    }
+    expected = {f"{name}.{kind}" for name in MODELS for kind in ("safetensors", "md")}
+    assert {path.name for path in written(folder)} == expected | {"demonstrations.h5", "exploration.h5"}
+    assert "--from-scratch --seed 1" in (folder.path / "models" / "teacher.md").read_text()
     for name in MODELS:
         _, metadata = pipeline.load_weights(folder.path / "models" / f"{name}.safetensors")
         assert metadata["made"]["seed"] == 1 and metadata["made"]["steps"] == 4 and metadata["made"]["metrics"]["loss"]
-    assert folder.stages() == ["base", "finetune", "teacher_pretraining", "teacher", "student", "reflector"]
+    assert folder.stages() == ["base", "finetune", "teacher_pretraining", "teacher", "student", "adapt", "reflector"]
 
 
 def test_reflector_reads_with_the_encoder_of_the_base(folder):
@@ -81,7 +80,7 @@ def test_deleted_output_alone_is_made_again_and_is_the_same(folder, same_weights
     path.unlink()
     Pipeline(folder, CONFIG, 1).run()
     after = written(folder)
-    assert {name for name in after if after[name] != before[name]} == {path}
+    assert {name for name in after if after[name] != before[name]} == {path, path.with_suffix(".md")}
     assert all(same_weights(models[name], now) for name, now in weights(folder).items())
 
 
@@ -115,9 +114,11 @@ def test_without_extra_data_nothing_is_explored(folder, monkeypatch, tmp_path):
     from dataclasses import replace
 
     config, made = replace(CONFIG, extra_data=False), []
-    for name in ("base", "demonstrations", "policy", "exploration", "teacher_base", "teacher", "student", "reflector"):
+    stages = ("base", "demonstrations", "finetuned", "exploration", "teacher_base", "teacher", "student", "policy")
+    for name in (*stages, "reflector"):
         method = f"record_{name}" if name in ("demonstrations", "exploration") else f"make_{name}"
         monkeypatch.setattr(Pipeline, method, lambda self, path: made.append(path.name))
+    monkeypatch.setattr(pipeline, "write_card", lambda path: None)
     Pipeline(RunFolder.create(tmp_path / "run", {}), config, 1).run()
     assert "demonstrations.h5" in made and "exploration.h5" not in made and "reflector.safetensors" in made
     monkeypatch.undo()

@@ -30,15 +30,21 @@ def rewarded(tiny, reward, broken=()):  # reward [N, G]
     return out
 
 
+def test_broken_siblings_are_left_out_of_the_mean_and_of_its_count():
+    sound = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    advantage = leave_one_out(torch.tensor([[1.0, 0.0, 0.5, 9.0], [0.2, 9.0, 9.0, 9.0]]), sound)
+    torch.testing.assert_close(advantage, torch.tensor([[0.75, -0.75, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+
+
 def test_leave_one_out_against_a_hand_computation():
-    advantage = leave_one_out(torch.tensor([[1.0, 0.0, 0.5], [0.2, 0.2, 0.2]]))
+    advantage = leave_one_out(torch.tensor([[1.0, 0.0, 0.5], [0.2, 0.2, 0.2]]), torch.ones(2, 3, dtype=torch.bool))
     torch.testing.assert_close(advantage, torch.tensor([[0.75, -0.75, 0.0], [0.0, 0.0, 0.0]]))
 
 
 @pytest.mark.parametrize("siblings", [2, 3, 8])
 def test_advantages_are_unbiased_by_the_own_reward_and_sum_to_zero(siblings):
     reward = torch.rand(5, siblings, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    advantage = leave_one_out(reward)
+    advantage = leave_one_out(reward, torch.ones_like(reward, dtype=torch.bool))
     assert advantage.sum(1).abs().max() < 1e-12
     for n in range(siblings):
         others = torch.cat([reward[:, :n], reward[:, n + 1 :]], dim=1).mean(1)

@@ -8,7 +8,14 @@ import torch
 from worldenv.data.clips import Clips
 from worldenv.instruction import tokenize
 from worldenv.tasks.scenes import TASKS
-from worldenv.training.train_reflector import DONE_WEIGHT, other_instructions, read_features, reward_loss
+from worldenv.training.imagined import as_imagined
+from worldenv.training.train_reflector import (
+    DONE_WEIGHT,
+    join,
+    other_instructions,
+    read_features,
+    reward_loss,
+)
 
 
 @pytest.fixture
@@ -71,3 +78,18 @@ def test_head_learns_and_the_encoder_gets_no_gradient(tiny, clips):
         errors.append(value.item())
     assert sum(errors[-5:]) < 0.7 * sum(errors[:5])
     assert all(p.grad is None for p in [*reflector.encoder.parameters(), *reflector.done.parameters()])
+
+
+def test_imagined_episodes_keep_their_labels_and_their_first_frame(tiny, clips):
+    engine = tiny.engine()
+    imagined = as_imagined(engine, clips, seed=3)
+    steps = (clips.frames.shape[1] - 1) // engine.policy.config.chunk * engine.policy.config.chunk
+    assert torch.equal(imagined.frames[:, 0], clips.frames[:, 0]) and torch.equal(imagined.success, clips.success)
+    assert not torch.equal(imagined.frames[:, 1 : steps + 1], clips.frames[:, 1 : steps + 1])
+    assert torch.equal(imagined.frames[:, steps + 1 :], clips.frames[:, steps + 1 :])
+
+
+def test_joined_features_are_those_of_all_sets_in_order(tiny, clips):
+    features = read_features(tiny.reflector(), clips, 3, lambda n: None)
+    both = join([features, features])
+    assert torch.equal(both.own, torch.cat([features.own] * 2)) and len(both.length) == 2 * len(clips)

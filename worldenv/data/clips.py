@@ -1,7 +1,7 @@
 """Trajectories in memory, padded to one length: what every training stage draws its batches from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -51,6 +51,11 @@ class Clips:
             tokenize([t.instruction for t in trajectories]),
             tuple(t.task for t in trajectories),
         )
+
+    def pick(self, index: Tensor) -> "Clips":
+        """The clips [M] int64 of that index."""
+        rows = {field.name: getattr(self, field.name)[index] for field in fields(self) if field.name != "tasks"}
+        return Clips(**rows, tasks=tuple(self.tasks[i] for i in index.tolist()))
 
     def action_chunks(
         self,

@@ -110,14 +110,14 @@ class Engine:
         )
         poses = torch.cat([live.proprio[:, None], chunk_kinematics(live.proprio, action, self.kinematics)], dim=1)
         noise = normal(seed, rows + first_episode, chunk, Use.FRAME, (k, 3, self.size, self.size))
-        frames = self.imagine(live, poses, noise)
+        frames, drawn = self.imagine(live, poses, noise)
         reward = self.reflector.judge(frames, live.tokens, live.pooled)
         out.frame[rows, chunk], out.proprio[rows, chunk], out.action[rows, chunk] = live.last, live.proprio, action
         out.log_prob[rows, chunk] = laplace_log_prob(action, mu, beta)
         out.reward[rows, chunk], out.chunks[rows] = reward, chunk + 1
         if out.video is not None:
             out.video[rows, chunk * k + 1 : (chunk + 1) * k + 1] = frames
-        finite = torch.isfinite(action).all(2).all(1) & torch.isfinite(reward).all(1)
+        finite = torch.isfinite(action).all(2).all(1) & torch.isfinite(reward).all(1) & drawn
         out.broken[rows] |= ~finite
         done = (reward > self.reflector.config.threshold) & finite[:, None]  # a broken episode is no success
         newly = done.any(1) & ~out.stopped[rows]
@@ -142,16 +142,22 @@ class Engine:
             frames = [part.frame[:, None]]
             for chunk in range((poses.shape[1] - 1) // k):
                 noise = normal(seed, rows, chunk, Use.FRAME, (k, 3, self.size, self.size))
-                frames.append(self.imagine(live, poses[rows, chunk * k : (chunk + 1) * k + 1], noise))
+                frames.append(self.imagine(live, poses[rows, chunk * k : (chunk + 1) * k + 1], noise)[0])
                 live.previous, live.last = live.last, frames[-1][:, -1]
             out.append(torch.cat(frames, dim=1))
         return torch.cat(out)
 
-    def imagine(self, live: _Live, poses: Tensor, noise: Tensor) -> Tensor:  # [B, K, H, W, 3] uint8
-        """The frames that follow when the gripper goes through `poses` [B, K + 1, 7]."""
+    def imagine(
+        self,
+        live: _Live,
+        poses: Tensor,  # [B, K + 1, 7] float32, the present one first
+        noise: Tensor,  # [B, K, 3, H, W] float32, standard normal
+    ) -> tuple[Tensor, Tensor]:  # [B, K, H, W, 3] uint8; [B] bool, whether every pixel came out finite
+        """The frames that follow when the gripper goes through `poses`."""
         b, n = poses.shape[:2]
         memory = torch.stack([to_float(frame) for frame in (live.first, live.previous, live.last)], dim=1)
         maps = action_map(poses.flatten(0, 1), self.projection, self.size, self.size).unflatten(0, (b, n))
         seen = self.simulator.see(memory, transport(memory[:, -1], poses, self.projection), maps, poses)
         frames = sample(self.simulator, seen, noise, self.levels)
-        return frames.add(1).mul(127.5).round().to(torch.uint8).permute(0, 1, 3, 4, 2)
+        pixels = frames.nan_to_num().add(1).mul(127.5).round().to(torch.uint8).permute(0, 1, 3, 4, 2)
+        return pixels, torch.isfinite(frames).flatten(1).all(1)

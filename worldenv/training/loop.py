@@ -52,8 +52,8 @@ def fit(
 ) -> None:
     """Minimise `loss`, which draws its own batch from the generator it is given and returns figures to log.
 
-    Each step's generator is seeded by (seed, step), so a resumed run sees the batches it would have seen. The state lies
-    in checkpoints/<stage>.state.safetensors. A non-finite loss or gradient skips the step; more than
+    Each step's generator is seeded by (seed, step), so a resumed run sees the batches it would have seen. The state
+    lies in checkpoints/<stage>.state.safetensors. A non-finite loss or gradient skips the step; more than
     MAX_SKIPPED_SHARE of such steps raise UserError.
     """
     state_path = folder.checkpoints / f"{stage}.state.safetensors"

@@ -18,9 +18,11 @@ from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
 from worldenv.errors import UserError
 from worldenv.evaluate import act_in_true
 from worldenv.instruction import tokenize
-from worldenv.policy.network import PolicyConfig
+from worldenv.kinematics import Kinematics
+from worldenv.policy.network import Policy, PolicyConfig
 from worldenv.progress import Progress
 from worldenv.reflector.network import Reflector, ReflectorConfig
+from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.rollout.models import load_model, save_model
 from worldenv.run_folder import RunFolder
 from worldenv.simulator.network import Simulator, SimulatorConfig
@@ -28,12 +30,15 @@ from worldenv.simulator.sampler import STUDENT_LEVELS, TEACHER_LEVELS
 from worldenv.tasks.scenes import TASKS
 from worldenv.training.demonstrate import Disturbed, demonstrate
 from worldenv.training.finetune import imitation_loss
+from worldenv.training.imagined import as_imagined
 from worldenv.training.loop import Schedule, fit
+from worldenv.training.model_card import write_card
 from worldenv.training.pretrain import Base, base_loss, disturbed_episodes, sample_base_batch
-from worldenv.training.train_reflector import read_features, reward_loss
+from worldenv.training.train_reflector import join, read_features, reward_loss
 from worldenv.training.train_simulator import student_loss, teacher_loss
 
 EXPLORATION_START = 1_000_000  # exploration uses other training starts than the demonstrations
+REPLAYS = 3  # imagined versions of the demonstrations, with different noise
 WRITE_EVERY = 100  # exploration episodes between two appends
 
 
@@ -43,16 +48,20 @@ class ScratchConfig:
 
     pretraining_episodes: int = 4000
     action_episodes: int = 150  # of them have actions
-    base: Schedule = Schedule(steps=7000, batch=64, learning_rate=1.5e-3)
+    base: Schedule = Schedule(steps=4500, batch=64, learning_rate=1.5e-3)
     demonstrations: int = 5  # per task
-    finetune: Schedule = Schedule(steps=400, batch=64, learning_rate=3e-4)
+    finetune: Schedule = Schedule(steps=300, batch=64, learning_rate=2e-4)
+    adapt: Schedule = Schedule(
+        steps=450, batch=64, learning_rate=2e-4
+    )  # with imagined demonstrations
     exploration: int = 240  # episodes per task
     perturb: float = 1.5  # scale of the Laplace noise of exploration, 1 = the policy's own
-    teacher_pretraining: Schedule = Schedule(steps=3000, batch=32, learning_rate=1.2e-3, weight_decay=1e-3)
-    teacher: Schedule = Schedule(steps=3000, batch=32, learning_rate=8e-4, weight_decay=1e-3)
-    student: Schedule = Schedule(steps=800, batch=16, learning_rate=2e-4, weight_decay=1e-3)
-    unroll: int = 3  # chunks that the student imagines in a row while it is distilled
-    head: Schedule = Schedule(steps=1500, batch=64, learning_rate=1e-3)
+    teacher_pretraining: Schedule = Schedule(steps=600, batch=32, learning_rate=1.2e-3, weight_decay=1e-3)
+    teacher: Schedule = Schedule(steps=2800, batch=32, learning_rate=1.2e-3, weight_decay=1e-3)
+    student: Schedule = Schedule(steps=1300, batch=8, learning_rate=4e-4, weight_decay=1e-3)
+    unroll: int = 5  # chunks that the student imagines in a row while it learns
+    head: Schedule = Schedule(steps=2000, batch=64, learning_rate=1e-3)
+    imagined_share: float = 0.3  # of the episodes are also shown to the reflector as the simulator imagines them
     extra_data: bool = True  # False: simulator and reflector see the demonstrations only (the paper's ablation)
 
     def __post_init__(self) -> None:
@@ -71,7 +80,8 @@ class Pipeline:
     def __init__(self, folder: RunFolder, config: ScratchConfig, seed: int):
         self.folder, self.config, self.seed = folder, config, seed
         self.models, self.data = folder.path / "models", folder.path / "data"
-        self.projection = torch.from_numpy(tabletop_camera(SimulatorConfig().image_size).projection)
+        self.camera = tabletop_camera(SimulatorConfig().image_size)
+        self.projection = torch.from_numpy(self.camera.projection)
         self._disturbed: Disturbed | None = None
 
     def run(self) -> Path:
@@ -81,18 +91,22 @@ class Pipeline:
         stages: list[tuple[Path, Callable[[Path], None]]] = [
             (self.models / "base.safetensors", self.make_base),
             (self.data / "demonstrations.h5", self.record_demonstrations),
-            (self.models / "policy.safetensors", self.make_policy),
+            (self.models / "finetuned.safetensors", self.make_finetuned),
             (self.data / "exploration.h5", self.record_exploration),
             (self.models / "teacher_base.safetensors", self.make_teacher_base),
             (self.models / "teacher.safetensors", self.make_teacher),
             (self.models / "simulator.safetensors", self.make_student),
+            (self.models / "policy.safetensors", self.make_policy),
             (self.models / "reflector.safetensors", self.make_reflector),
         ]
         for path, make in stages:
             if path.name == "exploration.h5" and not self.config.extra_data:
                 continue
-            if not path.exists():
-                make(path)
+            if path.exists():
+                continue
+            make(path)
+            if path.parent == self.models:
+                write_card(path)
         return self.models
 
     def disturbed(self) -> Disturbed:
@@ -110,13 +124,13 @@ class Pipeline:
         """What a model card says: seed, steps, batch, seconds and last figures."""
         last = self.folder.metrics(stage)[-1:]
         metrics = {k: v for line in last for k, v in line.items() if isinstance(v, float)}
-        session_s = time.monotonic() - began
         return {
+            "command": f"worldenv-train tabletop --from-scratch --seed {self.seed}, stage {stage}",
             "seed": self.seed,
             "steps": schedule.steps,
             "batch": schedule.batch,
-            "session_s": session_s,
-            "metrics": metrics,
+            "training_s": time.monotonic() - began,
+            "metrics": {k: v for k, v in metrics.items() if k not in ("time_s", "learning_rate")},
         }
 
     def make_base(self, path: Path) -> None:
@@ -144,15 +158,34 @@ class Pipeline:
                     writer.write(trajectory)
         partial.rename(path)
 
-    def make_policy(self, path: Path) -> None:
+    def make_finetuned(self, path: Path) -> None:
         began, schedule = time.monotonic(), self.config.finetune
         policy = self._base().policy
-        clips = Clips.of(list(TrajectoryReader(self.data / "demonstrations.h5")))
-        fit(policy, imitation_loss(policy, clips, schedule.batch), schedule, "finetune", self.folder, self.seed)
+        fit(
+            policy,
+            imitation_loss(policy, [self.demonstrations()], schedule.batch),
+            schedule,
+            "finetune",
+            self.folder,
+            self.seed,
+        )
         save_model(path, policy, self.made(began, schedule, "finetune"))
 
+    def make_policy(self, path: Path) -> None:
+        """The fine-tuned policy, trained on with the same demonstrations as the simulator shows them."""
+        began, schedule = time.monotonic(), self.config.adapt
+        policy, _ = load_model(self.models / "finetuned.safetensors", "policy")
+        demonstrations = self.demonstrations()
+        engine = self._engine(policy, self._new(Reflector, ReflectorConfig()))
+        sets = [demonstrations, *(as_imagined(engine, demonstrations, self.seed + i) for i in range(REPLAYS))]
+        fit(policy, imitation_loss(policy, sets, schedule.batch), schedule, "adapt", self.folder, self.seed)
+        save_model(path, policy, self.made(began, schedule, "adapt"))
+
+    def demonstrations(self) -> Clips:
+        return Clips.of(list(TrajectoryReader(self.data / "demonstrations.h5")))
+
     def record_exploration(self, path: Path) -> None:
-        policy, _ = load_model(self.models / "policy.safetensors", "policy")
+        policy, _ = load_model(self.models / "finetuned.safetensors", "policy")
         partial = path.with_suffix(".partial.h5")
         total = self.config.exploration * len(TASKS)
         with (
@@ -190,11 +223,8 @@ class Pipeline:
 
     def make_student(self, path: Path) -> None:
         began, schedule = time.monotonic(), self.config.student
-        teacher, _ = load_model(self.models / "teacher.safetensors", "simulator")
         student, _ = load_model(self.models / "teacher.safetensors", "simulator")
-        loss = student_loss(
-            student, teacher, self.clips(), self.projection, schedule.batch, self.config.unroll, TEACHER_LEVELS
-        )
+        loss = student_loss(student, self.clips(), self.projection, schedule.batch, self.config.unroll)
         fit(student, loss, schedule, "student", self.folder, self.seed)
         save_model(path, student, self.made(began, schedule, "student"), levels=STUDENT_LEVELS)
 
@@ -203,11 +233,20 @@ class Pipeline:
         reflector = self._new(Reflector, ReflectorConfig())
         reflector.encoder.load_state_dict(base.policy.encoder.state_dict())
         reflector.done.load_state_dict(base.done.state_dict())
-        clips = self.clips()
-        with Progress(len(clips), "reading frames for the reflector") as progress:
-            features = read_features(reflector, clips, self.seed, progress.advance)
+        sets = [clips := self.clips()]
+        if count := round(self.config.imagined_share * len(clips)):
+            generator = torch.Generator().manual_seed(self.seed)
+            some = clips.pick(torch.randperm(len(clips), generator=generator)[:count])
+            policy, _ = load_model(self.models / "policy.safetensors", "policy")
+            sets.append(as_imagined(self._engine(policy, reflector), some, self.seed))
+        with Progress(sum(map(len, sets)), "reading frames for the reflector") as progress:
+            features = join([read_features(reflector, part, self.seed, progress.advance) for part in sets])
         fit(reflector, reward_loss(reflector, features, schedule.batch), schedule, "reflector", self.folder, self.seed)
         save_model(path, reflector, self.made(began, schedule, "reflector"))
+
+    def _engine(self, policy: Policy, reflector: Reflector) -> Engine:
+        simulator, about = load_model(self.models / "simulator.safetensors", "simulator")
+        return Engine(policy, simulator, reflector, self.camera, Kinematics(), about["levels"], EngineConfig())
 
     def _base(self) -> Base:
         base = Base(PolicyConfig())

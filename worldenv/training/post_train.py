@@ -26,7 +26,7 @@ class PostTrainConfig:
     learning_rate: float = 2e-4
     epochs: int = 2  # passes over an iteration's chunks
     minibatch: int = 256  # chunks
-    signal: float = 0.01  # a group whose rewards spread less than this (standard deviation) carries no signal
+    signal: float = 0.01  # a group whose advantages are all smaller than this carries no signal
     max_skipped: int = 20  # updates with a non-finite loss or gradient before the run ends
 
     def __post_init__(self) -> None:
@@ -38,24 +38,25 @@ class PostTrainConfig:
             raise UserError(f"clip must lie in (0, 1) and learning_rate be positive: {self}")
 
 
-def leave_one_out(reward: Tensor) -> Tensor:  # [N, G] -> [N, G]
-    """A_n = R_n - mean of the other siblings' rewards."""
-    siblings = reward.shape[1]
-    return reward - (reward.sum(1, keepdim=True) - reward) / (siblings - 1)
+def leave_one_out(
+    reward: Tensor,  # [N, G] float32
+    sound: Tensor,  # [N, G] bool, the rollouts that count
+) -> Tensor:  # [N, G] float32
+    """A_n = R_n - mean of the other sound siblings' rewards; 0 where a rollout is not sound or has no such sibling."""
+    others = sound.sum(1, keepdim=True) - 1
+    total = torch.where(sound, reward, 0.0).sum(1, keepdim=True)
+    return torch.where(sound & (others > 0), reward - (total - reward) / others.clamp(min=1), 0.0)
 
 
 def group_advantage(
     rollouts: Rollouts, siblings: int, signal: float
 ) -> tuple[Tensor, int]:  # [E], groups without signal
-    """The advantage of every episode; a broken one, and a group without spread or with under 2 sound rows, gets 0."""
-    reward = rollouts.final_reward().view(-1, siblings)
+    """The advantage of every episode. A group whose sound rewards all lie within `signal` of their mean gets 0."""
     sound = ~rollouts.broken.view(-1, siblings)
-    count = sound.sum(1, keepdim=True)
-    mean_reward = torch.where(sound, reward, 0).sum(1, keepdim=True) / count.clamp(min=1)
-    reward = torch.where(sound, reward, mean_reward)
-    flat = (reward.std(1) < signal) | (count[:, 0] < 2)
-    advantage = torch.where(flat[:, None] | ~sound, 0.0, leave_one_out(reward))
-    return advantage.flatten(), int(flat.sum())
+    reward = torch.where(sound, rollouts.final_reward().view(-1, siblings), 0.0)
+    advantage = leave_one_out(reward, sound)
+    flat = advantage.abs().amax(1) < signal
+    return torch.where(flat[:, None], 0.0, advantage).flatten(), int(flat.sum())
 
 
 def ppo_loss(

@@ -25,7 +25,7 @@ class Base(nn.Module):
 
 
 def base_loss(base: Base, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-    """Action L1 + Laplace NLL of the scale + pointing L1 + BCE of "is it done?"; no action counts long after success."""
+    """Action L1 + Laplace NLL of the scale + pointing L1 + BCE of "is it done?"; late actions are left out."""
     policy = base.policy
     feature = policy.encoder(batch["frames"], batch["tokens"])
     mu, beta = policy.heads(feature, batch["proprio"])

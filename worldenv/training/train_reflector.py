@@ -1,7 +1,7 @@
 """Train the reflector's head on true episodes: per-frame binary cross-entropy with hard negatives."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -37,6 +37,11 @@ def other_instructions(clips: Clips, seed: int) -> Tensor:  # [N, L] int64
         rival = rivals[int(torch.randint(len(rivals), (1,), generator=generator))]
         texts.append(rival.instructions[int(torch.randint(len(rival.instructions), (1,), generator=generator))])
     return tokenize(texts)
+
+
+def join(parts: Sequence[Features]) -> Features:
+    """All episodes of several sets of features."""
+    return Features(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Features)))
 
 
 def read_features(reflector: Reflector, clips: Clips, seed: int, report: Callable[[int], None]) -> Features:
