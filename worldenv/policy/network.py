@@ -16,7 +16,7 @@ class PolicyConfig:
     width: int = 256  # D
     channels: int = 64
     blocks: int = 2
-    scale_low: float = 0.01  # bounds of exp(beta), in units of the action
+    scale_low: float = 0.05  # bounds of exp(beta), in units of the action; low ones make the ratio of PPO brittle
     scale_high: float = 0.5
 
     def __post_init__(self) -> None:

@@ -22,8 +22,8 @@ class PostTrainConfig:
     iterations: int = 24
     starts: int = 24  # N, start states per iteration
     siblings: int = 8  # G, rollouts of one start (paper: N = 8)
-    clip: float = 0.1  # eps (paper)
-    learning_rate: float = 2e-4
+    clip: float = 0.2  # eps (paper: 0.1)
+    learning_rate: float = 2e-5
     epochs: int = 2  # passes over an iteration's chunks
     minibatch: int = 256  # chunks
     signal: float = 0.01  # a group whose advantages are all smaller than this carries no signal
