@@ -69,8 +69,8 @@ def test_training_ends_in_one_json_line_and_its_run_can_be_evaluated(capsys, mod
 
 
 def _check_resume(capsys, words, result, run):
-    err = refused(capsys, cli.train, [*words, "--resume", "--post.clip", "0.2"])
-    assert "post.clip was 0.1, now 0.2" in err
+    err = refused(capsys, cli.train, [*words, "--resume", "--post.clip", "0.15"])
+    assert "post.clip was 0.2, now 0.15" in err
     cli.train([*words, "--resume"])
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     for name in ("success_before", "imagined_success", "counts"):

@@ -23,7 +23,7 @@ class PostTrainConfig:
     starts: int = 24  # N, start states per iteration
     siblings: int = 8  # G, rollouts of one start (paper: N = 8)
     clip: float = 0.2  # eps (paper: 0.1)
-    learning_rate: float = 2e-5
+    learning_rate: float = 3e-5
     epochs: int = 2  # passes over an iteration's chunks
     minibatch: int = 256  # chunks
     signal: float = 0.01  # a group whose advantages are all smaller than this carries no signal
