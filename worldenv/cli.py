@@ -10,6 +10,7 @@ import tyro
 
 from worldenv.config import EvaluateConfig, TrainConfig, presets
 from worldenv.errors import UserError, nearest
+from worldenv.memory import keep_freed_memory
 
 TRAIN_HELP = """Improve a vision-language-action policy by reinforcement learning inside a learned world model.
 
@@ -59,6 +60,7 @@ def _main(parse: Callable[[], TrainConfig | EvaluateConfig], program: str, words
         config = _refused_in_one_line(parse)
         from worldenv import job  # loads torch and the compiled parts: not needed for --help
 
+        keep_freed_memory()
         run = job.train if isinstance(config, TrainConfig) else job.evaluate
         result = run(config, " ".join([program, *words]))
     except UserError as error:
