@@ -102,6 +102,15 @@ def test_perturbation_shakes_the_actions_by_its_seed(tiny):
     assert np.allclose((twice - mean)[:4][inside], 2 * (once - mean)[:4][inside], atol=1e-5)
 
 
+def test_each_episode_may_be_perturbed_by_its_own_scale(tiny):
+    def act(perturb):
+        return act_in_true(tiny.policy(), [TASKS[0]] * 2, [4, 4], "train", perturb, 7, image_size=16)
+
+    none, both = act(0.0), act(torch.tensor([0.0, 1.5]))
+    assert np.allclose(both[0].actions, none[0].actions)
+    assert not np.allclose(both[1].actions, none[1].actions)
+
+
 def test_judged_rewards_do_not_depend_on_the_batch(tiny):
     trajectories = [tiny.trajectory(20, i) for i in range(5)]
     reward = judge_trajectories(tiny.reflector(), trajectories)

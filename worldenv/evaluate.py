@@ -40,11 +40,15 @@ def act_in_true(
     tasks: Sequence[Task],
     starts: Sequence[int],
     split: str,
-    perturb: float = 0.0,
+    perturb: float | torch.Tensor = 0.0,
     seed: int = 0,
     image_size: int = 64,
 ) -> list[Trajectory]:
-    """One true episode per (task, start) up to the horizon; `perturb` scales the Laplace noise, 0 = mean action."""
+    """One true episode per (task, start) up to the horizon.
+
+    `perturb` scales the Laplace noise, of all episodes or of each ([E]); 0 = the mean action.
+    """
+    perturb = torch.as_tensor(perturb).view(-1, 1, 1)
     env = Tabletop(image_size)
     env.reset(tasks, starts, split)
     tokens = tokenize(env.instructions)
@@ -54,8 +58,8 @@ def act_in_true(
         k = step % policy.config.chunk
         if k == 0:
             mu, beta = _in_batches(policy, frames[-1], proprio[-1], tokens)
-            if perturb:
-                mu = laplace_sample(mu, beta, torch.rand(mu.shape, generator=generator)).sub(mu).mul(perturb).add(mu)
+            noise = laplace_sample(torch.zeros_like(mu), beta, torch.rand(mu.shape, generator=generator))
+            mu = mu + perturb * noise
             chunk = mu.clamp(-1, 1).numpy()
         actions.append(chunk[:, k])
         success.append(env.step(chunk[:, k]))

@@ -139,7 +139,8 @@ def train(config: TrainConfig, command: str) -> dict:
     write_videos(folder, engine, before, config.eval, config.seed, "before")
     measured = time.monotonic() - began
     counts = post_train(engine, practice_starts(config.seed), config.post, folder, config.seed)
-    save_model(folder.checkpoints / "policy.safetensors", models.policy, {"command": command, "seed": config.seed})
+    made = {"command": command, "seed": config.seed}
+    save_model(folder.checkpoints / "policy.safetensors", models.policy, made, torch.float32)
     practised = time.monotonic() - began
     after = measure(models, engine, config.eval, config.start_seed, config.seed, "after")
     write_videos(folder, engine, after, config.eval, config.seed, "after")

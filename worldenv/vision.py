@@ -58,8 +58,12 @@ class VisionLanguageEncoder(nn.Module):
         self.out = nn.Linear(3 * channels + context, width)
 
     def forward(self, frames: Tensor, tokens: Tensor) -> Tensor:
+        return self.read(to_float(frames), tokens)
+
+    def read(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """As `forward`, from float32 frames [B, 3, H, W] in [-1, 1]: what a gradient can pass."""
         context = self.text(tokens)
-        x = self.stem(to_float(frames).to(memory_format=torch.channels_last))
+        x = self.stem(x.to(memory_format=torch.channels_last))
         for block in self.blocks:
             x = block(x, context)
         return self.out(torch.cat([self.look(x), context], dim=-1))

@@ -1,6 +1,5 @@
 // CPU face of worldenv::action_map; worldenv/ops/action_map.py says what it means.
-// Each blob touches only its 4-sigma window and is separable, so an image costs four windows of multiplications and
-// some 40 exponentials per blob; clearing the image is what takes the time, and wider vectors would not help.
+// A stroke touches only the rows and columns of its 4-sigma window, and takes an exponential only within 4 sigma.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -8,7 +7,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <vector>
 
 namespace worldenv::cpu {
 namespace {
@@ -16,14 +14,19 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr float kSigmaPoint = 1.5f;  // px at H = 64
-constexpr float kSigmaTip = 1.0f;
-constexpr float kBlobFloor = 3.3546262790251185e-4f;  // exp(-8): a blob ends at 4 sigma
-constexpr float kTipClosed = 0.012f;                  // m
-constexpr float kTipOpening = 0.033f;                 // m
-constexpr float kFadeHeight = 0.25f;                  // m
-constexpr int64_t kSizeMin = 8;                       // px
-constexpr int64_t kGrainBytes = 1 << 18;              // a thread is not worth waking for less
+constexpr int64_t kChannels = 4;
+constexpr float kSigma = 1.5f;  // px at H = 64
+constexpr float kSigmaFinger = 1.0f;
+constexpr float kStrokeFloor = 3.3546262790251185e-4f;  // exp(-8): a stroke ends at 4 sigma
+constexpr float kTipClosed = 0.012f;                    // m
+constexpr float kTipOpening = 0.033f;                   // m
+constexpr float kFinger = 0.05f;                        // m
+constexpr float kHandHalf = 0.05f;                      // m
+constexpr float kTool = 0.4f;                           // m
+constexpr float kFadeHeight = 0.25f;                    // m
+constexpr float kNear = 0.05f;                          // m
+constexpr int64_t kSizeMin = 8;                         // px
+constexpr int64_t kGrainBytes = 1 << 18;                // a thread is not worth waking for less
 
 struct Point {
   float x, y, z;  // m, world
@@ -35,18 +38,27 @@ struct Span {
 
 float sinc(float x) { return std::fabs(x) < 1e-4f ? 1.0f : std::sin(x) / x; }
 
-// Rodrigues' formula applied to the world's x axis.
-Point rotate_x_axis(const float* axis_angle) {
+Point operator*(float scale, const Point& p) { return {scale * p.x, scale * p.y, scale * p.z}; }
+Point operator+(const Point& p, const Point& q) { return {p.x + q.x, p.y + q.y, p.z + q.z}; }
+
+struct Axes {
+  Point x, z;
+};
+
+// Rodrigues' formula applied to the world's x and z axes.
+Axes rotated_axes(const float* axis_angle) {
   const float wx = axis_angle[0], wy = axis_angle[1], wz = axis_angle[2];
-  const float angle = std::sqrt(wx * wx + wy * wy + wz * wz);
+  const float angle = std::sqrt(wx * wx + wy * wy + wz * wz), cosine = std::cos(angle);
   const float sine = sinc(angle), half = sinc(0.5f * angle), versine = 0.5f * half * half;
-  return {std::cos(angle) + versine * wx * wx, sine * wz + versine * wx * wy, versine * wx * wz - sine * wy};
+  return {{cosine + versine * wx * wx, sine * wz + versine * wx * wy, versine * wx * wz - sine * wy},
+          {sine * wy + versine * wx * wz, versine * wy * wz - sine * wx, cosine + versine * wz * wz}};
 }
 
-// Pixels whose centre may lie within `radius` of `center`. Written so that NaN gives an empty span, and clamped before
+// Pixels whose centre may lie within `radius` of low..high. Written so that NaN gives an empty span, and clamped before
 // the conversion, because a float beyond int64 has no integer value.
-Span window(float center, float radius, int64_t size) {
-  const float low = center - radius - 1.0f, high = center + radius + 1.0f;
+Span window(float low, float high, float radius, int64_t size) {
+  low -= radius + 1.0f;
+  high += radius + 1.0f;
   if (!(high > 0.0f && low < float(size))) return {0, 0};
   return {int64_t(std::max(low, 0.0f)), int64_t(std::min(high + 1.0f, float(size)))};
 }
@@ -54,55 +66,66 @@ Span window(float center, float radius, int64_t size) {
 class Canvas {
  public:
   Canvas(const float* projection, int64_t height, int64_t width)
-      : projection_(projection), height_(height), width_(width), row_(width) {}
+      : projection_(projection), height_(height), width_(width) {}
 
-  // Keep, at each pixel, the maximum of what is there and of the blob at `point`.
-  void draw(Point point, float sigma_at_64, float brightness, float* image) {
-    const float* p = projection_;
-    const float depth = p[8] * point.x + p[9] * point.y + p[10] * point.z + p[11];
-    if (!(depth > 0.0f)) return;
-    const float x = (p[0] * point.x + p[1] * point.y + p[2] * point.z + p[3]) / depth;
-    const float y = (p[4] * point.x + p[5] * point.y + p[6] * point.z + p[7]) / depth;
-    const float sigma = sigma_at_64 * float(height_) / 64.0f, falloff = -0.5f / (sigma * sigma);
-    const Span columns = window(x, 4.0f * sigma, width_), rows = window(y, 4.0f * sigma, height_);
-    for (int64_t j = columns.begin; j < columns.end; ++j) row_[j] = gauss(float(j) + 0.5f - x, falloff);
+  // Keep, at each pixel, the maximum of what is there and of the stroke from `begin` to `end`.
+  void draw(const Point& begin, const Point& end, float sigma_at_64, float brightness, float* image) const {
+    Point a = seen(begin), b = seen(end);
+    if (!(std::max(a.z, b.z) > kNear)) return;
+    const Point a0 = a;
+    if (a.z < kNear) a = a + (kNear - a.z) / (b.z - a.z) * (b + -1.0f * a);
+    if (b.z < kNear) b = b + (kNear - b.z) / (a0.z - b.z) * (a0 + -1.0f * b);
+    const float ax = a.x / a.z, ay = a.y / a.z, dx = b.x / b.z - ax, dy = b.y / b.z - ay;
+    const float per_length = 1.0f / std::max(dx * dx + dy * dy, 1e-12f);
+    const float sigma = sigma_at_64 * float(height_) / 64.0f, radius = 4.0f * sigma, falloff = -0.5f / (sigma * sigma);
+    const Span columns = window(std::min(ax, ax + dx), std::max(ax, ax + dx), radius, width_);
+    const Span rows = window(std::min(ay, ay + dy), std::max(ay, ay + dy), radius, height_);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
-      const float across = gauss(float(i) + 0.5f - y, falloff);
-      float* out = image + i * width_;
+      const float y = float(i) + 0.5f - ay;
       for (int64_t j = columns.begin; j < columns.end; ++j) {
-        const float value = across * row_[j];
-        if (value >= kBlobFloor) out[j] = std::max(out[j], value * brightness);
+        const float x = float(j) + 0.5f - ax;
+        const float along = std::clamp((x * dx + y * dy) * per_length, 0.0f, 1.0f);
+        const float across_x = x - along * dx, across_y = y - along * dy;
+        const float squared = across_x * across_x + across_y * across_y;
+        if (!(squared <= radius * radius * 1.001f)) continue;
+        const float value = std::exp(squared * falloff);
+        float& out = image[i * width_ + j];
+        if (value >= kStrokeFloor) out = std::max(out, value * brightness);
       }
     }
   }
 
  private:
-  static float gauss(float distance, float falloff) { return std::exp(distance * distance * falloff); }
+  Point seen(const Point& p) const {  // homogeneous pixel
+    const float* m = projection_;
+    return {m[0] * p.x + m[1] * p.y + m[2] * p.z + m[3], m[4] * p.x + m[5] * p.y + m[6] * p.z + m[7],
+            m[8] * p.x + m[9] * p.y + m[10] * p.z + m[11]};
+  }
 
-  const float* projection_;   // [3, 4]
+  const float* projection_;  // [3, 4]
   int64_t height_, width_;
-  std::vector<float> row_;    // [W], the blob along x
 };
 
 void draw_pose(
     const float* pose,  // [7]
-    Canvas& canvas,
-    float* image,  // [3, H, W], zeroed
+    const Canvas& canvas,
+    float* image,  // [kChannels, H, W], zeroed
     int64_t plane  // H * W
 ) {
   if (!std::all_of(pose, pose + 7, [](float value) { return std::isfinite(value); })) return;
-  const Point position{pose[0], pose[1], pose[2]};
-  canvas.draw(position, kSigmaPoint, 1.0f, image);
-
-  const Point closing = rotate_x_axis(pose + 3);
+  const Point position{pose[0], pose[1], pose[2]}, foot{pose[0], pose[1], 0.0f};
+  const Axes axes = rotated_axes(pose + 3);
+  const Point finger = kFinger * axes.z, hand = position + finger;
   const float reach = kTipClosed + kTipOpening * pose[6];
-  for (const float side : {reach, -reach}) {
-    const Point tip{position.x + side * closing.x, position.y + side * closing.y, position.z + side * closing.z};
-    canvas.draw(tip, kSigmaTip, 1.0f, image + plane);
-  }
-
   const float nearness = 1.0f - std::clamp(position.z / kFadeHeight, 0.0f, 1.0f);
-  canvas.draw({position.x, position.y, 0.0f}, kSigmaPoint, 0.25f + 0.75f * nearness, image + 2 * plane);
+
+  canvas.draw(hand, position + kTool * axes.z, kSigma, 1.0f, image);
+  for (const float side : {reach, -reach}) {
+    const Point tip = position + side * axes.x;
+    canvas.draw(tip, tip + finger, kSigmaFinger, 1.0f, image + plane);
+  }
+  canvas.draw(hand + -kHandHalf * axes.x, hand + kHandHalf * axes.x, kSigma, 1.0f, image + 2 * plane);
+  canvas.draw(foot, foot, kSigma, 0.25f + 0.75f * nearness, image + 3 * plane);
 }
 
 }  // namespace
@@ -112,7 +135,7 @@ Tensor action_map(
     const Tensor& projection,  // [3, 4] float32
     int64_t height,
     int64_t width
-) {                            // [B, 3, H, W] float32
+) {                            // [B, 4, H, W] float32
   STD_TORCH_CHECK(proprio.dim() == 2 && proprio.size(1) == 7, "proprio should be [B, 7]");
   STD_TORCH_CHECK(projection.dim() == 2 && projection.size(0) == 3 && projection.size(1) == 4,
                   "projection should be [3, 4]");
@@ -122,16 +145,16 @@ Tensor action_map(
 
   const Tensor poses = torch::stable::contiguous(proprio), matrix = torch::stable::contiguous(projection);
   const int64_t batch = proprio.size(0), plane = height * width;
-  Tensor maps = torch::stable::new_empty(proprio, {batch, 3, height, width});
+  Tensor maps = torch::stable::new_empty(proprio, {batch, kChannels, height, width});
   const float* pose = poses.const_data_ptr<float>();
   const float* camera = matrix.const_data_ptr<float>();
   float* map = maps.mutable_data_ptr<float>();
-  const int64_t grain = std::max<int64_t>(1, kGrainBytes / (3 * plane * int64_t(sizeof(float))));
+  const int64_t grain = std::max<int64_t>(1, kGrainBytes / (kChannels * plane * int64_t(sizeof(float))));
   torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
     Canvas canvas(camera, height, width);
     for (int64_t b = begin; b < end; ++b) {
-      float* image = map + b * 3 * plane;
-      std::fill_n(image, 3 * plane, 0.0f);
+      float* image = map + b * kChannels * plane;
+      std::fill_n(image, kChannels * plane, 0.0f);
       draw_pose(pose + b * 7, canvas, image, plane);
     }
   });

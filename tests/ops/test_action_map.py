@@ -9,8 +9,8 @@ from worldenv import ops
 from worldenv.camera import Camera
 from worldenv.ops.action_map import action_map, action_map_reference
 
-# By dtype. The error is that of the projected pixel, some 1e-6 of the image's side, times the slope of a blob.
-TOLERANCE = {torch.float32: 5e-5}
+# By dtype. The error is that of the projected pixel, some 1e-6 of the image's side, times the slope of a stroke.
+TOLERANCE = {torch.float32: 2e-4}
 FLOOR = math.exp(-8.0)
 
 
@@ -33,19 +33,13 @@ def projection(size=64):
     return torch.from_numpy(camera(size).projection)
 
 
-def assert_same_markers(actual, expected):
+def assert_same_strokes(actual, expected):
     # A pixel at 4 sigma may fall to either side of the cut.
     at_cut = ((actual == 0) != (expected == 0)) & (torch.maximum(actual, expected) < FLOOR * 1.01)
     torch.testing.assert_close(
         torch.where(at_cut, expected, actual), expected, rtol=0.0, atol=TOLERANCE[expected.dtype]
     )
     assert at_cut.sum() <= 1e-4 * at_cut.numel()
-
-
-def centroid(marker):  # [H, W] -> (x, y) px
-    rows, columns = np.indices(marker.shape) + 0.5
-    weight = marker.numpy().astype(np.float64)
-    return np.array([(columns * weight).sum(), (rows * weight).sum()]) / weight.sum()
 
 
 def seen_at(point, size=64):
@@ -57,44 +51,43 @@ def seen_at(point, size=64):
 def test_compiled_face_equals_the_reference(batch, height, width):
     proprio, matrix = random_pose(batch), projection(height)
     expected = action_map_reference(proprio, matrix, height, width)
-    assert_same_markers(action_map(proprio, matrix, height, width), expected)
+    assert_same_strokes(action_map(proprio, matrix, height, width), expected)
 
 
 def test_thousand_poses_equal_the_reference_and_stay_in_range():
     proprio, matrix = random_pose(1000, seed=1), projection()
     actual = action_map(proprio, matrix, 64, 64)
-    assert_same_markers(actual, action_map_reference(proprio, matrix, 64, 64))
+    assert_same_strokes(actual, action_map_reference(proprio, matrix, 64, 64))
     assert actual.min() == 0.0
     assert 0.5 < actual.max() <= 1.0
 
 
-@pytest.mark.parametrize("face", [action_map, action_map_reference])
-def test_markers_lie_where_the_camera_sees_the_points(face):
-    marker = face(pose(0.03, 0.02, 0.12, aperture=0.0), projection(256), 256, 256)[0]
-    assert np.abs(centroid(marker[0]) - seen_at((0.03, 0.02, 0.12), 256)).max() < 0.02
-    assert np.abs(centroid(marker[1]) - seen_at((0.03, 0.02, 0.12), 256)).max() < 0.2
-    assert np.abs(centroid(marker[2]) - seen_at((0.03, 0.02, 0.0), 256)).max() < 0.02
+def expected_stroke(p, q, sigma, size):  # by sampling the segment densely
+    columns, rows = np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5)
+    (ax, ay), (bx, by) = seen_at(p, size), seen_at(q, size)
+    squared = np.full((size, size), np.inf)
+    for t in np.linspace(0, 1, 2001):
+        squared = np.minimum(squared, (columns - ax - t * (bx - ax)) ** 2 + (rows - ay - t * (by - ay)) ** 2)
+    value = np.exp(-squared / (2 * (sigma * size / 64) ** 2))
+    return np.where(value < FLOOR, 0.0, value)
 
 
 @pytest.mark.parametrize("face", [action_map, action_map_reference])
 @pytest.mark.parametrize("size", [64, 160])
-def test_blob_has_the_profile_of_the_equation(face, size):
-    drawn = face(pose(0.03, 0.02, 0.12, aperture=1.0), projection(size), size, size)[0].numpy()
-    tips = [seen_at((0.03 + side, 0.02, 0.12), size) for side in (0.045, -0.045)]
-    columns, rows = np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5)
-
-    def blob(center, sigma):
-        value = np.exp(-((columns - center[0]) ** 2 + (rows - center[1]) ** 2) / (2 * (sigma * size / 64) ** 2))
-        return np.where(value < FLOOR, 0.0, value)
-
+def test_gripper_is_drawn_as_the_equation_says(face, size):
+    p, up, out = np.array([0.03, 0.02, 0.12]), np.array([0.0, -1.0, 0.0]), np.array([1.0, 0.0, 0.0])
+    drawn = face(pose(*p.tolist(), axis_angle=(math.pi / 2, 0.0, 0.0), aperture=0.5), projection(size), size, size)[0]
+    hand, foot = p + 0.05 * up, p * [1, 1, 0]
+    tips = [p + side * 0.0285 * out for side in (1, -1)]
     expected = np.stack(
         [
-            blob(seen_at((0.03, 0.02, 0.12), size), 1.5),
-            np.maximum(blob(tips[0], 1.0), blob(tips[1], 1.0)),
-            blob(seen_at((0.03, 0.02, 0.0), size), 1.5) * (0.25 + 0.75 * (1 - 0.12 / 0.25)),
+            expected_stroke(hand, p + 0.4 * up, 1.5, size),
+            np.maximum(*(expected_stroke(tip, tip + 0.05 * up, 1.0, size) for tip in tips)),
+            expected_stroke(hand - 0.05 * out, hand + 0.05 * out, 1.5, size),
+            expected_stroke(foot, foot, 1.5, size) * (0.25 + 0.75 * (1 - 0.12 / 0.25)),
         ]
     )
-    assert_same_markers(torch.from_numpy(drawn), torch.from_numpy(expected).float())
+    assert_same_strokes(drawn, torch.from_numpy(expected).float())
 
 
 @pytest.mark.parametrize("face", [action_map, action_map_reference])
@@ -109,12 +102,10 @@ def test_blob_has_the_profile_of_the_equation(face, size):
     ],
 )
 def test_tips_are_apart_along_the_rotated_closing_axis(face, axis_angle, closing):
-    marker = face(pose(z=0.1, axis_angle=axis_angle, aperture=1.0), projection(256), 256, 256)[0, 1]
+    fingers = face(pose(z=0.1, axis_angle=axis_angle, aperture=1.0), projection(256), 256, 256)[0, 1]
     for side in (0.045, -0.045):
         x, y = seen_at(np.array([0.0, 0.0, 0.1]) + side * np.array(closing), 256)
-        assert marker[int(y), int(x)] > 0.95
-    x, y = seen_at((0.0, 0.0, 0.1), 256)
-    assert marker[int(y), int(x)] < 0.05
+        assert fingers[int(y), int(x)] > 0.95
 
 
 def test_closing_the_gripper_brings_the_tips_together():
@@ -126,9 +117,19 @@ def test_closing_the_gripper_brings_the_tips_together():
     assert widths[0] < widths[1] < widths[2]
 
 
-def test_foot_marker_fades_with_height_and_stays_in_range_below_the_table():
+@pytest.mark.parametrize("face", [action_map, action_map_reference])
+def test_arm_is_cut_where_it_passes_the_camera(face):
+    beside = Camera.look_at(eye=(0.0, -0.1, 0.4), target=(0.0, 0.2, 0.0), fov_deg=60.0, size=64)
+    tool = face(pose(y=0.05, z=0.05), torch.from_numpy(beside.projection), 64, 64)[0, 0]  # its top is behind
+    above = [beside.project(np.array([0.0, 0.05, z]))[0] for z in (0.1, 0.2, 0.3)]
+    assert all(tool[int(y), int(x)] > 0.9 for x, y in above if 0 <= y < 64)
+    below = beside.project(np.array([0.0, 0.05, 0.0]))[0]
+    assert tool[int(below[1]), int(below[0])] == 0.0
+
+
+def test_foot_point_fades_with_height_and_stays_in_range_below_the_table():
     brightest = [
-        float(action_map(pose(z=z), projection(256), 256, 256)[0, 2].amax()) for z in (-0.1, 0.0, 0.125, 0.25, 0.3)
+        float(action_map(pose(z=z), projection(256), 256, 256)[0, 3].amax()) for z in (-0.1, 0.0, 0.125, 0.25, 0.3)
     ]
     assert brightest == pytest.approx([1.0, 1.0, 0.625, 0.25, 0.25], abs=0.02)
 
@@ -154,17 +155,17 @@ def test_pose_that_is_not_finite_draws_nothing_and_leaves_the_others_alone(face,
 @pytest.mark.parametrize("size", [1e3, 1e20, 3e38])
 def test_pose_far_off_the_image_equals_the_reference(size):
     proprio = pose(x=size, y=-size, z=size, axis_angle=(0.1, size**0.5, 0.0), aperture=size)
-    assert_same_markers(
+    assert_same_strokes(
         action_map(proprio, projection(), 64, 64), action_map_reference(proprio, projection(), 64, 64)
     )
 
 
-def test_marker_is_clipped_at_the_border():
+def test_stroke_is_clipped_at_the_border():
     left = seen_at((-0.2, 0.03, 0.0))
     edge = -0.2 * float(32.0 / (32.0 - left[0]))  # the image's left border, on the row of the target
-    marker = action_map(pose(x=edge, y=0.03, z=0.0), projection(), 64, 64)[0, 0]
-    assert marker[:, 0].max() > 0.8
-    assert marker[:, 6:].count_nonzero() == 0
+    foot = action_map(pose(x=edge, y=0.03, z=0.0), projection(), 64, 64)[0, 3]
+    assert foot[:, 0].max() > 0.8
+    assert foot[:, 6:].count_nonzero() == 0
 
 
 def test_pose_gives_the_same_map_alone_and_in_a_batch():

@@ -33,16 +33,15 @@ def test_sampling_inverts_the_distribution_function():
 
 @pytest.mark.parametrize("push", [-1e4, 0.0, 1e4])
 def test_scale_stays_within_its_bounds(tiny, push):
-    policy, starts = (
-        Policy(PolicyConfig(width=64, channels=16, blocks=1, scale_low=0.02, scale_high=0.3)),
-        tiny.starts(5),
-    )
+    floors = (0.02, 0.03, 0.04, 0.1, 0.1, 0.1, 0.2)
+    policy = Policy(PolicyConfig(width=64, channels=16, blocks=1, scale_low=floors, scale_high=0.3))
+    starts, low, high = tiny.starts(5), torch.tensor(floors), torch.full((7,), 0.3)
     torch.nn.init.constant_(policy.scale_head[-1].bias, push)
-    _, beta = policy(starts.frame, starts.proprio, starts.tokens)
-    assert beta.exp().min() >= 0.02 * (1 - 1e-5) and beta.exp().max() <= 0.3 * (1 + 1e-5)
-    edge = {-1e4: 0.02, 1e4: 0.3}.get(push)
-    if edge:
-        torch.testing.assert_close(beta.exp(), torch.full_like(beta, edge))
+    scale = policy(starts.frame, starts.proprio, starts.tokens)[1].exp()
+    assert (scale >= low * (1 - 1e-5)).all() and (scale <= high * (1 + 1e-5)).all()
+    edge = {-1e4: low, 1e4: high}.get(push)
+    if edge is not None:
+        torch.testing.assert_close(scale, edge.expand_as(scale))
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
@@ -68,7 +67,10 @@ def test_scale_likelihood_leaves_the_action_head_alone(tiny):
     assert all(p.grad is not None and p.grad.any() for p in policy.scale_head.parameters())
 
 
-@pytest.mark.parametrize("bad", [{"chunk": 0}, {"scale_low": 0.0}, {"scale_low": 0.5, "scale_high": 0.5}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"chunk": 0}, {"scale_low": (0.0,) * 7}, {"scale_low": (0.1,) * 6}, {"scale_low": (0.5,) * 7, "scale_high": 0.5}],
+)
 def test_contradictory_configuration_is_refused(bad):
-    with pytest.raises(ValueError, match="chunk .* must be >= 1 and 0 < scale_low"):
+    with pytest.raises(ValueError, match="chunk .* must be >= 1, and scale_low .* seven numbers"):
         PolicyConfig(**bad)

@@ -27,6 +27,11 @@ def test_model_comes_back_to_half_precision_with_its_configuration(made, tmp_pat
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
 
 
+def test_full_precision_comes_back_bit_by_bit(made, tmp_path, same_weights):
+    save_model(tmp_path / "policy.safetensors", made["policy"], {}, torch.float32)
+    assert same_weights(load_model(tmp_path / "policy.safetensors", "policy")[0], made["policy"])
+
+
 def test_a_loaded_folder_acts_like_the_models_it_was_made_of(made, tiny, tmp_path):
     for kind, model in made.items():
         save_model(tmp_path / f"{kind}.safetensors", model, {}, levels=(1.0,))

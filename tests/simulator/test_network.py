@@ -1,14 +1,18 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from worldenv.ops.action_map import CHANNELS
 from worldenv.simulator.network import MEMORY_FRAMES, Simulator, SimulatorConfig
+from worldenv.simulator.transport import moves
 
 
 def condition(batch, chunk, size):
     generator = torch.Generator().manual_seed(3)
     memory = torch.rand(batch, MEMORY_FRAMES, 3, size, size, generator=generator) * 2 - 1
-    carried = torch.rand(batch, chunk, 3, size, size, generator=generator) * 2 - 1
-    maps = torch.rand(batch, chunk + 1, 3, size, size, generator=generator)
+    carried = torch.rand(batch, moves(chunk), 3, size, size, generator=generator) * 2 - 1
+    maps = torch.rand(batch, chunk + 1, CHANNELS, size, size, generator=generator)
     return memory, carried, maps, torch.randn(batch, chunk + 1, 7, generator=generator) * 0.1
 
 
@@ -18,15 +22,30 @@ def test_untrained_network_begins_near_the_last_memory_frame(tiny, chunk, size):
     frames = simulator.denoise(torch.randn(3, chunk, 3, size, size), torch.ones(3), simulator.see(*given))
     assert frames.shape == (3, chunk, 3, size, size)
     last = given[0][:, -1:].expand_as(frames)
-    assert (frames - last).abs().max() < 0.15 and (frames - last).abs().mean() < 0.05
+    assert (frames - last).abs().max() < 0.4 and (frames - last).abs().mean() < 0.1
 
 
 def test_what_all_sources_agree_on_is_kept_before_any_training(tiny):
     simulator, (memory, carried, maps, poses) = Simulator(tiny.simulator_config(16)), condition(3, 4, 16)
-    picture = memory[:, -1:]
+    picture = memory[:1, -1:].expand(3, -1, -1, -1, -1)
+    simulator.plate.data = picture[0, 0].clone()
     seen = simulator.see(picture.expand_as(memory), picture.expand_as(carried), maps, poses)
     frames = simulator.denoise(torch.randn(3, 4, 3, 16, 16), torch.ones(3), seen)
     torch.testing.assert_close(frames, picture.expand_as(frames), rtol=0, atol=1e-6)
+
+
+def test_exact_network_copies_a_pixel_that_it_is_sure_of_exactly(tiny):
+    memory, carried, maps, poses = condition(2, 4, 16)
+    simulator = Simulator(replace(tiny.simulator_config(16), exact=True))
+    seen = simulator.see(memory, carried, maps, poses)
+    noise, t = torch.randn(2, 4, 3, 16, 16), torch.ones(2)
+    simulator.prefer.data[MEMORY_FRAMES - 1] = 5.6  # 0.95, and 0.004 for every other source
+    simulator.compose.bias.data[:] = 0.0
+    simulator.compose.bias.data[:12] = 0.019  # the first corrections, too small to count
+    frames = simulator.denoise(noise, t, seen)
+    assert torch.equal(frames, memory[:, -1:].expand_as(frames))
+    simulator.compose.bias.data[:12] = 0.5
+    assert not torch.equal(simulator.denoise(noise, t, seen), frames)
 
 
 def test_every_input_moves_the_prediction(tiny):
@@ -35,7 +54,7 @@ def test_every_input_moves_the_prediction(tiny):
     base = simulator.denoise(noisy, t, simulator.see(*given))
     assert not torch.allclose(base, simulator.denoise(noisy + 1, t, simulator.see(*given)))
     assert not torch.allclose(base, simulator.denoise(noisy, t + 0.3, simulator.see(*given)))
-    for i, frame in ((0, 0), (0, 1), (0, 2), (1, 3), (2, 2), (3, 3)):
+    for i, frame in ((0, 0), (0, 1), (0, 2), (1, 3), (1, 9), (2, 2), (3, 3)):
         other = [x.clone() for x in given]
         other[i][:, frame] += 0.5
         assert not torch.allclose(base, simulator.denoise(noisy, t, simulator.see(*other))), (i, frame)

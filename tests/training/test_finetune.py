@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from torch.distributions import Laplace
@@ -16,9 +14,9 @@ def clips(tiny):
 def test_loss_is_the_distance_to_the_shown_actions_and_the_likelihood_of_the_scale(tiny, clips, monkeypatch):
     policy, drawn, chunks = tiny.policy(), [], Clips.action_chunks
     monkeypatch.setattr(Clips, "action_chunks", lambda c, e, s, k: drawn.append((e, s)) or chunks(c, e, s, k))
-    loss, figures = imitation_loss(policy, [clips], 16)(torch.Generator().manual_seed(3))
-    episode, step = (torch.cat(part) for part in zip(*drawn, strict=True))
-    assert len(episode) == 16
+    loss, figures = imitation_loss(policy, clips, 16)(torch.Generator().manual_seed(3))
+    (episode, step), *rest = drawn
+    assert len(episode) == 16 and not rest
     mu, beta = policy(clips.frames[episode, step], clips.proprio[episode, step], clips.tokens[episode])
     shown = clips.action_chunks(episode, step, 4)
     assert figures["l1"] == pytest.approx((mu - shown).abs().mean().item())
@@ -35,14 +33,14 @@ def test_frames_past_the_end_of_an_episode_are_never_shown(tiny, monkeypatch):
         return original(self, episode, step, chunk)
 
     monkeypatch.setattr(Clips, "action_chunks", spy)
-    imitation_loss(tiny.policy(), [clips], 1000)(torch.Generator().manual_seed(0))
+    imitation_loss(tiny.policy(), clips, 1000)(torch.Generator().manual_seed(0))
     episode, step = steps[0]
     assert step[episode == 0].max() == 4 and step[episode == 1].max() == 8 and step.min() == 0
 
 
 def test_policy_learns_what_it_is_shown(tiny, clips):
     policy, errors = tiny.policy(), []
-    loss, optimizer = imitation_loss(policy, [clips], 16), torch.optim.Adam(policy.parameters(), 1e-3)
+    loss, optimizer = imitation_loss(policy, clips, 16), torch.optim.Adam(policy.parameters(), 1e-3)
     for step in range(30):
         value, figures = loss(torch.Generator().manual_seed(step))
         optimizer.zero_grad()
@@ -50,17 +48,3 @@ def test_policy_learns_what_it_is_shown(tiny, clips):
         optimizer.step()
         errors.append(figures["l1"])
     assert sum(errors[-5:]) < 0.5 * sum(errors[:5])
-
-
-def test_half_of_a_batch_is_true_and_half_is_one_of_the_imagined_sets(tiny, clips, monkeypatch):
-    sets, drawn, chunks = [clips, replace(clips), replace(clips)], [], Clips.action_chunks
-
-    def spy(self, episode, step, chunk):
-        drawn.append(next(i for i, part in enumerate(sets) if part is self))
-        return chunks(self, episode, step, chunk)
-
-    monkeypatch.setattr(Clips, "action_chunks", spy)
-    loss = imitation_loss(tiny.policy(), sets, 8)
-    for seed in range(12):
-        loss(torch.Generator().manual_seed(seed))
-    assert drawn[::2] == [0] * 12 and set(drawn[1::2]) == {1, 2}

@@ -90,6 +90,27 @@ def test_interrupted_training_ends_like_an_uninterrupted_one(tmp_path, same_weig
     assert figures(again, "toy") == figures(folder, "toy")
 
 
+def test_seconds_count_the_part_before_an_interruption(tmp_path, monkeypatch):
+    now, schedule, folder = [0.0], Schedule(10, 16, 1e-2, save_every_s=0.0), RunFolder.create(tmp_path / "run", {})
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+
+    def slow(module, last):
+        inner = regression(module)
+
+        def loss(generator):
+            now[0] += 2.0
+            if now[0] > last:
+                raise KeyboardInterrupt
+            return inner(generator)
+
+        return loss
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(module := network(), slow(module, 12.0), schedule, "toy", folder, seed=1)
+    now[0] = 1000.0  # a long pause
+    assert fit(module := network(), slow(module, 2000.0), schedule, "toy", folder, seed=1) == pytest.approx(20.0)
+
+
 def test_a_finished_training_takes_no_step_again(folder, same_weights):
     module, batches = network(), []
     fit(module, regression(module), Schedule(3, 16, 1e-2), "toy", folder, seed=1)

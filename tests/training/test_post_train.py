@@ -98,6 +98,13 @@ def test_gradient_is_that_of_the_policy_gradient_and_zero_where_clipped():
     torch.testing.assert_close(new.grad, expected)
 
 
+def test_learning_rate_rises_over_the_first_iterations_and_falls_to_a_tenth():
+    config = PostTrainConfig(iterations=36, learning_rate=4e-4, warmup=4)
+    expected = [1e-4, 2e-4 * 0.975, 4e-4 * 0.925, 4e-4 * 0.9, 4e-4 * 0.125]
+    assert [config.rate(i) for i in (0, 1, 3, 4, 35)] == pytest.approx(expected)
+    assert PostTrainConfig(learning_rate=4e-4, warmup=1).rate(0) == 4e-4
+
+
 def test_enormous_ratio_stays_finite():
     new = torch.tensor([500.0, -500.0], requires_grad=True)
     loss, _ = ppo_loss(new, torch.zeros(2), torch.tensor([-1.0, 1.0]), 0.1)
@@ -124,6 +131,15 @@ def _log_prob(policy, rollouts):
         )
     density = torch.distributions.Laplace(mu, beta.exp())
     return density.log_prob(rollouts.action.flatten(0, 1)).sum((1, 2)).view(-1, 2)
+
+
+def test_update_leaves_the_encoder_and_moves_everything_else(tiny):
+    engine, before = tiny.engine(horizon=2), tiny.policy().state_dict()
+    advantage = torch.linspace(-1, 1, 12)
+    learner = Learner(engine.policy, PostTrainConfig(epochs=2, learning_rate=1e-3))
+    learner.update(engine.run(tiny.starts(3), 4, 5), advantage, torch.Generator().manual_seed(0))
+    for name, weight in engine.policy.state_dict().items():
+        assert torch.equal(weight, before[name]) == name.startswith("encoder."), name
 
 
 def test_first_pass_has_ratio_one_and_a_loss_of_the_mean_advantage(tiny):
@@ -235,6 +251,7 @@ def test_iterations_practise_from_other_starts_with_other_draws(tiny, tmp_path, 
         ({"starts": 0}, "must be positive"),
         ({"epochs": 0}, "must be positive"),
         ({"minibatch": 0}, "must be positive"),
+        ({"warmup": 0}, "warmup is 0; 1 is the least"),
         ({"clip": 0.0}, r"clip must lie in \(0, 1\)"),
         ({"clip": 1.0}, r"clip must lie in \(0, 1\)"),
         ({"learning_rate": 0.0}, "learning_rate be positive"),

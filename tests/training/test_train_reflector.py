@@ -15,6 +15,7 @@ from worldenv.training.train_reflector import (
     other_instructions,
     read_features,
     reward_loss,
+    settled,
 )
 
 
@@ -58,11 +59,16 @@ def test_loss_is_the_cross_entropy_of_what_judge_says_frame_by_frame(tiny, clips
         with torch.no_grad():
             reward = first + reflector.judge(clips.frames[e : e + 1, 1:], tokens, pooled)[0].tolist()
         for t in range(int(clips.length[e]) + 1):
-            label = bool(clips.success[e, t]) and not is_wrong
+            label = t > 0 and bool(clips.success[e, t - 1 : t + 1].all()) and not is_wrong
             terms.append(-DONE_WEIGHT * math.log(reward[t]) if label else -math.log(1 - reward[t]))
             misses += (reward[t] > 0.5) != label
     assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-3)
     assert figures["bce"] == loss.item() and figures["wrong_share"] == pytest.approx(misses / len(terms), abs=1e-6)
+
+
+def test_first_frame_of_a_success_does_not_count_yet():
+    success = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 0, 1, 1], [1, 1, 0, 0, 1]], dtype=torch.bool)
+    assert settled(success).int().tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1], [0, 1, 0, 0, 0]]
 
 
 def test_head_learns_and_the_encoder_gets_no_gradient(tiny, clips):

@@ -1,18 +1,26 @@
 """What the simulator is trained on, and that it learns."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from worldenv.camera import tabletop_camera
 from worldenv.data.clips import Clips
 from worldenv.ops.action_map import action_map
+from worldenv.training import train_simulator
 from worldenv.training.train_simulator import (
+    ARM_CHANGE_WEIGHT,
+    ARM_LEVEL,
     CHANGE_WEIGHT,
+    FIRST_SHARE,
     ChunkBatch,
     change_weight,
+    clean_plate,
     draw_steps,
     student_loss,
     teacher_loss,
+    unlike,
 )
 
 PROJECTION = torch.from_numpy(tabletop_camera(16).projection)
@@ -45,6 +53,22 @@ def test_steps_leave_room_within_the_episode_and_reach_its_end(clips, chunks):
         assert own.min() == 0 and own.max() == length - 4 * chunks
 
 
+def test_first_chunks_are_drawn_more_often(clips):
+    _, step = draw_steps(clips, 9000, 1, 4, torch.Generator().manual_seed(0))
+    by_chance = sum(1 / (length - 3) for length in (20, 12, 17)) / 3
+    assert (step == 0).float().mean().item() == pytest.approx(FIRST_SHARE + (1 - FIRST_SHARE) * by_chance, abs=0.02)
+
+
+def test_idle_grippers_are_drawn_less_often(clips, monkeypatch):
+    monkeypatch.setattr(train_simulator, "FIRST_SHARE", 0.0)
+    poses = clips.proprio.clone()
+    poses[..., 2], poses[..., 6] = 0.1, 1.0
+    poses[0, :, 2], poses[1, 10:, 6] = 0.03, 0.5  # one is low all the time, one closes at step 10
+    episode, step = draw_steps(replace(clips, proprio=poses), 9000, 1, 4, torch.Generator().manual_seed(0))
+    idle = (episode == 2) | ((episode == 1) & (step < 6))
+    assert idle.float().mean().item() == pytest.approx(((1 + 6 / 9) / 3) ** 2, abs=0.02)
+
+
 def test_episode_shorter_than_the_chunks_begins_at_its_start(tiny):
     clips = Clips.of([tiny.trajectory(5, 0), tiny.trajectory(20, 1)])
     episode, step = draw_steps(clips, 500, 3, 4, torch.Generator().manual_seed(0))
@@ -56,12 +80,38 @@ def test_clips_that_are_all_too_short_are_refused(tiny):
         draw_steps(Clips.of([tiny.trajectory(5)]), 4, 3, 4, torch.Generator())
 
 
-def test_changing_pixels_weigh_more():
-    last, clean = torch.zeros(1, 3, 2, 2), torch.zeros(1, 1, 3, 2, 2)
-    clean[0, 0, 1, 0, 0] = 0.5
-    predicted = clean + 0.1
-    expected = 0.01 * (3 + 1 + CHANGE_WEIGHT) / 4
-    assert (change_weight(clean, last) * (predicted - clean).square()).mean().item() == pytest.approx(expected)
+def test_changing_pixels_weigh_more_and_less_so_at_the_arm():
+    last, clean, arm = torch.zeros(1, 3, 2, 2), torch.zeros(1, 1, 3, 2, 2), torch.zeros(1, 1, 1, 2, 2, dtype=torch.bool)
+    clean[0, 0, 1, 0] = 0.5  # the upper row changes
+    arm[..., 0] = True  # the arm is on the left
+    assert change_weight(clean, arm, last)[0, 0, 0].tolist() == [[1 + ARM_CHANGE_WEIGHT, 1 + CHANGE_WEIGHT], [1, 1]]
+
+
+def test_pixels_that_either_memory_shows_otherwise_weigh_more():
+    clean, true, own = torch.zeros(1, 1, 3, 2, 2), torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)
+    true[0, 0, 0, 0], own[0, 2, 1, 1] = 0.5, -0.5
+    many, nowhere = 1 + CHANGE_WEIGHT, torch.zeros(1, 1, 1, 2, 2, dtype=torch.bool)
+    assert change_weight(clean, nowhere, true, own)[0, 0, 0].tolist() == [[many, 1], [1, many]]
+
+
+def test_arm_is_where_it_is_drawn_in_the_frame_or_was_before_the_chunk(clips):
+    poses = clips.proprio.clone()
+    poses[:, :, :6] = torch.tensor([0.0, 0.1, 0.05, 0.0, 0.0, 0.0])
+    poses[:, 1:, 0] = 0.15  # to the right at once
+    batch = ChunkBatch(replace(clips, proprio=poses), PROJECTION, 4, torch.tensor([0]), torch.tensor([0]))
+    before, after = (batch.maps[0, i, 0] > ARM_LEVEL for i in (0, 1))
+    assert before.any() and after.any() and not (before & after).any()
+    hand = [batch.maps[0, i, 2] > ARM_LEVEL for i in (0, 1)]
+    assert torch.equal(batch.arm[0, 0, 0], before | after | hand[0] | hand[1])
+
+
+def test_plate_shows_what_stands_still():
+    frames = torch.full((5, 9, 4, 4, 3), 200, dtype=torch.uint8)
+    frames[..., 1] = 100
+    frames[:, 2:5, 1, 1] = 0  # something passes by
+    plate = clean_plate(frames, seed=0, count=200)
+    expected = torch.tensor([200, 100, 200]) / 127.5 - 1
+    torch.testing.assert_close(plate, expected[:, None, None].expand(3, 4, 4))
 
 
 def learn(module, loss, steps, rate):
@@ -84,8 +134,24 @@ def test_teacher_learns(tiny, clips):
 
 def test_student_learns(tiny, clips):
     student = tiny.simulator(1)
-    first, last = learn(student, student_loss(student, clips, PROJECTION, 4, 3), 25, 3e-3)
+    first, last = learn(student, student_loss(student, tiny.policy().encoder, clips, PROJECTION, 4, 3), 25, 3e-3)
     assert last < 0.8 * first
+
+
+def test_frames_that_the_encoder_reads_alike_are_alike(tiny, clips):
+    encoder = tiny.policy().encoder
+    part = ChunkBatch(clips, PROJECTION, 4, torch.tensor([0, 1]), torch.tensor([2, 5]))
+    assert unlike(encoder, part.clean, part).item() == 0
+    predicted = (part.clean + 0.3).requires_grad_()
+    unlike(encoder, predicted, part).backward()
+    assert predicted.grad[:, -1].any() and not predicted.grad[:, :-1].any()
+
+
+def test_student_loss_leaves_the_encoder_as_it_is(tiny, clips):
+    encoder = tiny.policy().encoder
+    value, _ = student_loss(tiny.simulator(1), encoder, clips, PROJECTION, 4, 2)(torch.Generator().manual_seed(0))
+    value.backward()
+    assert all(p.grad is None for p in encoder.parameters())
 
 
 def test_student_goes_on_from_its_own_frames(tiny, clips, monkeypatch):
@@ -93,7 +159,7 @@ def test_student_goes_on_from_its_own_frames(tiny, clips, monkeypatch):
     see, denoise = student.see, student.denoise
     monkeypatch.setattr(student, "see", lambda memory, *rest: memories.append(memory) or see(memory, *rest))
     monkeypatch.setattr(student, "denoise", lambda *rest: made.append(denoise(*rest)) or made[-1])
-    student_loss(student, clips, PROJECTION, 4, 3)(torch.Generator().manual_seed(0))
+    student_loss(student, tiny.policy().encoder, clips, PROJECTION, 4, 3)(torch.Generator().manual_seed(0))
     assert len(memories) == 3
     for before, after, frames in zip(memories, memories[1:], made, strict=False):
         assert torch.equal(after[:, 0], memories[0][:, 0]) and torch.equal(after[:, 1], before[:, 2])

@@ -16,13 +16,17 @@ class PolicyConfig:
     width: int = 256  # D
     channels: int = 64
     blocks: int = 2
-    scale_low: float = 0.05  # bounds of exp(beta), in units of the action; low ones make the ratio of PPO brittle
+    # Bounds of exp(beta), in units of the action. Where noise does no harm (rotation, gripper) a high floor keeps the
+    # ratio of PPO from being ruled by numbers that do not matter: log-probabilities change as |change of mu| / scale.
+    scale_low: tuple[float, ...] = (0.05, 0.05, 0.05, 0.3, 0.3, 0.3, 0.3)
     scale_high: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.chunk < 1 or not 0 < self.scale_low < self.scale_high:
+        ordered = 0 < min(self.scale_low) <= max(self.scale_low) < self.scale_high
+        if self.chunk < 1 or len(self.scale_low) != 7 or not ordered:
             raise ValueError(
-                f"chunk {self.chunk} must be >= 1 and 0 < scale_low {self.scale_low} < scale_high {self.scale_high}"
+                f"chunk {self.chunk} must be >= 1, and scale_low {self.scale_low} seven numbers between 0 and "
+                f"scale_high {self.scale_high}"
             )
 
 
@@ -57,7 +61,7 @@ class Policy(nn.Module):
         x = torch.cat([F.relu(feature), F.relu(self.proprio(proprio * scale))], dim=-1)
         f = self.trunk(x)
         mu = self.action_head(f).view(-1, self.config.chunk, 7)
-        low, high = log(self.config.scale_low), log(self.config.scale_high)
+        low, high = proprio.new_tensor(self.config.scale_low).log(), log(self.config.scale_high)
         beta = low + (high - low) * torch.sigmoid(self.scale_head(f)).view_as(mu)
         return mu, beta
 

@@ -23,7 +23,7 @@ from worldenv.vision import to_float
 @dataclass(frozen=True)
 class EngineConfig:
     horizon: int = 10  # T, chunks per episode
-    batch: int = 64  # episodes per network pass: bounds the memory of the activations
+    batch: int = 24  # episodes per network pass; more activations than this leave the cache of a CPU
 
     def __post_init__(self) -> None:
         if self.horizon < 1 or self.batch < 1:

@@ -26,10 +26,16 @@ def shipped() -> Path:
     return Path(str(files("worldenv") / "assets" / "tabletop"))
 
 
-def save_model(path: Path, model: Policy | Simulator | Reflector, made: Mapping[str, Any], **extra: Any) -> None:
-    """Write a model in half precision with its configuration; `made` tells how it came to be (seed, steps, metrics)."""
+def save_model(
+    path: Path,
+    model: Policy | Simulator | Reflector,
+    made: Mapping[str, Any],
+    dtype: torch.dtype = torch.float16,
+    **extra: Any,
+) -> None:
+    """Write a model with its configuration; `made` tells how it came to be (seed, steps, metrics)."""
     kind = type(model).__name__.lower()
-    weights = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
+    weights = {name: t.to(dtype) if t.is_floating_point() else t for name, t in model.state_dict().items()}
     save_weights(path, weights, {"kind": kind, "config": asdict(model.config), "made": dict(made), **extra})
 
 

@@ -6,8 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
+from worldenv.simulator.transport import moves
+
 MEMORY_FRAMES = 3  # first of the episode, last of the chunk before, last
-SOURCES = MEMORY_FRAMES + 1  # what a pixel may be taken from: the memory frames, the transported last frame
+
+SMALLEST_SHARE, SMALLEST_CORRECTION = 0.05, 0.02  # of a pixel; of the range [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,7 @@ class SimulatorConfig:
     layers: int = 4  # transformer layers at 1/8
     heads: int = 5
     image_size: int = 64
+    exact: bool = False  # drop small shares and corrections: what rests is copied exactly, however many chunks follow
 
     def __post_init__(self) -> None:
         if self.image_size % 8 or self.widths[2] % self.heads or any(width % 8 for width in self.widths):
@@ -71,14 +76,16 @@ class Seen:
     features: Tensor  # [B, D1, H / 2, W / 2]
     poses: Tensor  # [B, D]
     memory: Tensor  # [B, MEMORY_FRAMES, 3, H, W]
-    carried: Tensor  # [B, K, 3, H, W]
+    carried: Tensor  # [B, moves(K), 3, H, W]
 
 
 class Simulator(nn.Module):
     """Predicts the clean frames of a chunk from noisy ones, memory frames, the action map and the poses.
 
-    Each frame is composed: the network chooses, pixel by pixel, among the memory frames and the last one moved along
-    with the gripper (`transport`), and adds a correction. What stands still and what is carried keep their looks.
+    Each frame is composed: the network chooses, pixel by pixel, among the memory frames, the last one moved along with
+    the gripper from any pose of the chunk to any later one (`transport`) and the clean plate, and adds a correction.
+    What stands still and what is taken along keep their looks; the plate shows what the gripper hid in every memory
+    frame.
     """
 
     def __init__(self, config: SimulatorConfig):
@@ -88,8 +95,8 @@ class Simulator(nn.Module):
         d = 2 * c  # width of the condition vector
         self.noise_level = nn.Sequential(nn.Linear(32, d), nn.SiLU(), nn.Linear(d, d))
         self.poses = nn.Sequential(nn.Linear(7 * (k + 1), d), nn.SiLU(), nn.Linear(d, d))
-        self.see_memory = nn.Conv2d(4 * 3 * (MEMORY_FRAMES + 2 * k + 1), a, 3, padding=1)
-        self.see_noisy = nn.Conv2d(4 * 3 * k, a, 3, padding=1)
+        self.see_memory = nn.Conv2d(3 * (MEMORY_FRAMES + moves(k)) + MAP_CHANNELS * (k + 1), a, 2, stride=2)
+        self.see_noisy = nn.Conv2d(3 * k, a, 2, stride=2)
         self.fine = ResidualBlock(a, a, d)
         self.down1 = nn.Conv2d(a, b, 3, stride=2, padding=1)
         self.middle = nn.ModuleList(ResidualBlock(b, b, d) for _ in range(2))
@@ -99,22 +106,25 @@ class Simulator(nn.Module):
         self.up2 = nn.Conv2d(c, 4 * b, 1)
         self.middle_out = ResidualBlock(2 * b, b, d)
         self.up1 = nn.Conv2d(b, 4 * a, 1)
-        self.fine_out = ResidualBlock(2 * a, a, d)
-        self.compose = nn.Conv2d(a, 4 * (3 + SOURCES) * k, 3, padding=1)
+        self.fine_out = nn.ModuleList(ResidualBlock(width, a, d) for width in (2 * a, a))
+        sources = MEMORY_FRAMES + moves(k) + 1
+        self.compose = nn.Conv2d(a, 4 * (3 + sources) * k, 1)
         nn.init.zeros_(self.compose.weight)
         nn.init.zeros_(self.compose.bias)
-        self.prefer = nn.Parameter(torch.tensor([0.0, 0.0, 4.0, 0.0]))  # begin by keeping the last frame
+        self.prefer = nn.Parameter(torch.zeros(sources))
+        self.prefer.data[MEMORY_FRAMES - 1] = 4.0  # begin by keeping the last frame
+        self.plate = nn.Parameter(torch.zeros(3, config.image_size, config.image_size))  # the empty scene, in [-1, 1]
 
     def see(
         self,
         memory: Tensor,  # [B, MEMORY_FRAMES, 3, H, W] float32 in [-1, 1]
-        carried: Tensor,  # [B, K, 3, H, W] float32, from `transport`
-        action_map: Tensor,  # [B, K + 1, 3, H, W] float32 in [0, 1], the present pose first
+        carried: Tensor,  # [B, moves(K), 3, H, W] float32, from `transport`
+        action_map: Tensor,  # [B, K + 1, MAP_CHANNELS, H, W] float32 in [0, 1], the present pose first
         poses: Tensor,  # [B, K + 1, 7] float32, likewise
     ) -> Seen:
         """What does not depend on the noise, computed once per chunk."""
         x = torch.cat([memory.flatten(1, 2), carried.flatten(1, 2), action_map.flatten(1, 2)], dim=1)
-        features = self.see_memory(F.pixel_unshuffle(x.contiguous(memory_format=torch.channels_last), 2))
+        features = self.see_memory(x)
         scale = poses.new_tensor([5, 5, 5, 1, 1, 1, 1])
         return Seen(features, self.poses((poses * scale).flatten(1)), memory, carried)
 
@@ -127,8 +137,7 @@ class Simulator(nn.Module):
         """One pass of the denoiser."""
         b, k, _, height, width = noisy.shape
         condition = F.silu(self.noise_level(_fourier(t)) + seen.poses)
-        x = noisy.flatten(1, 2).contiguous(memory_format=torch.channels_last)
-        fine = self.fine(seen.features + self.see_noisy(F.pixel_unshuffle(x, 2)), condition)
+        fine = self.fine(seen.features + self.see_noisy(noisy.flatten(1, 2)), condition)
         middle = self.down1(fine)
         for block in self.middle:
             middle = block(middle, condition)
@@ -138,12 +147,19 @@ class Simulator(nn.Module):
             tokens = layer(tokens, condition)
         coarse = tokens.transpose(1, 2).reshape(coarse.shape).contiguous(memory_format=torch.channels_last)
         middle = self.middle_out(torch.cat([middle, F.pixel_shuffle(self.up2(coarse), 2)], dim=1), condition)
-        fine = self.fine_out(torch.cat([fine, F.pixel_shuffle(self.up1(middle), 2)], dim=1), condition)
-        composed = F.pixel_shuffle(self.compose(F.silu(fine)), 2).view(b, k, 3 + SOURCES, height, width)
-        choice = (composed[:, :, 3:] + self.prefer[:, None, None]).softmax(2)
-        out = composed[:, :, :3] + choice[:, :, -1:] * seen.carried
-        for i in range(MEMORY_FRAMES):
-            out = out + choice[:, :, i : i + 1] * seen.memory[:, i : i + 1]
+        fine = torch.cat([fine, F.pixel_shuffle(self.up1(middle), 2)], dim=1)
+        for block in self.fine_out:
+            fine = block(fine, condition)
+        composed = F.pixel_shuffle(self.compose(F.silu(fine)).contiguous(), 2).view(b, k, -1, height, width)
+        out, choice = composed.split((3, len(self.prefer)), dim=2)
+        choice = (choice + self.prefer[:, None, None]).softmax(2)
+        if self.config.exact:
+            out = F.softshrink(out, SMALLEST_CORRECTION)
+            choice = (choice - SMALLEST_SHARE).relu()
+            choice = choice / choice.sum(2, keepdim=True)
+        sources = (*seen.memory.split(1, dim=1), *seen.carried.split(1, dim=1), self.plate)
+        for share, source in zip(choice.split(1, dim=2), sources, strict=True):
+            out = torch.addcmul(out, share, source)
         return out
 
 

@@ -11,7 +11,7 @@ def as_imagined(engine: Engine, clips: Clips, seed: int) -> Clips:
     """The same episodes with their frames replayed along the true poses; actions and labels are kept.
 
     The reflector learns to say of imagined frames how the true episode went, so that where the simulator is vague its
-    reward is too; the policy learns to act on them as it was shown to. Steps beyond the last whole chunk keep the true
+    reward is too; the policy learns to act on them as on the true ones. Steps beyond the last whole chunk keep the true
     frames.
     """
     starts = Starts(clips.frames[:, 0], clips.proprio[:, 0], clips.tokens)

@@ -49,8 +49,10 @@ def fit(
     stage: str,
     folder: RunFolder,
     seed: int,
-) -> None:
+) -> float:
     """Minimise `loss`, which draws its own batch from the generator it is given and returns figures to log.
+
+    Returns the seconds that the steps took, those before an interruption included.
 
     Each step's generator is seeded by (seed, step), so a resumed run sees the batches it would have seen. The state
     lies in checkpoints/<stage>.state.safetensors. A non-finite loss or gradient skips the step; more than
@@ -59,9 +61,9 @@ def fit(
     state_path = folder.checkpoints / f"{stage}.state.safetensors"
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, schedule.learning_rate, weight_decay=schedule.weight_decay)
-    first, skipped, mean = _resume(state_path, module, optimizer)
+    first, skipped, mean, before_s = _resume(state_path, module, optimizer)
     folder.truncate(stage, first + 1)  # a line counts the steps that are done
-    saved_at = time.monotonic()
+    began = saved_at = time.monotonic()
     with Progress(schedule.steps, stage.replace("_", " "), done=first) as progress:
         for step in range(first, schedule.steps):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -79,8 +81,9 @@ def fit(
             if (step + 1) % 50 == 0 or step + 1 == schedule.steps:
                 folder.log(stage, step + 1, **mean, skipped_steps=skipped, learning_rate=schedule.rate(step))
             if time.monotonic() - saved_at > schedule.save_every_s or step + 1 == schedule.steps:
-                _save(state_path, module, optimizer, step + 1, skipped, mean)
                 saved_at = time.monotonic()
+                _save(state_path, module, optimizer, step + 1, skipped, mean, before_s + saved_at - began)
+    return before_s + time.monotonic() - began
 
 
 def _step(
@@ -101,18 +104,23 @@ def _step(
 
 def _resume(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, int, dict[str, float]]:  # steps done, steps skipped, running means
+) -> tuple[int, int, dict[str, float], float]:  # steps done, steps skipped, running means, seconds spent
     if not path.exists():
-        return 0, 0, {}
+        return 0, 0, {}, 0.0
     state = load_state(path)
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["skipped"], state["mean"]
+    return state["step"], state["skipped"], state["mean"], state["seconds"]
 
 
 def _save(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, skipped: int, mean: dict[str, float]
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    skipped: int,
+    mean: dict[str, float],
+    seconds: float,
 ) -> None:
-    save_state(
-        path, module=module.state_dict(), optimizer=optimizer.state_dict(), step=step, skipped=skipped, mean=mean
-    )
+    figures = {"step": step, "skipped": skipped, "mean": mean, "seconds": seconds}
+    save_state(path, module=module.state_dict(), optimizer=optimizer.state_dict(), **figures)

@@ -11,8 +11,8 @@ ABOUT = {
     "done. Pretrained on the disjoint pretraining suite of `tabletop`; only a few of its episodes carry actions.",
     "finetuned": "The base fine-tuned by imitation (L1, and Laplace likelihood of the scale) on five expert "
     "demonstrations of each of the ten tasks: the policy that explores.",
-    "policy": "The fine-tuned policy, trained on with the same demonstrations as the simulator shows them, so that it "
-    "reads imagined frames as it reads true ones: the baseline that post-training starts from.",
+    "policy": "The fine-tuned policy, taught by itself to act on imagined frames as it acted on the true frames of the "
+    "same moments (demonstrations and exploration, no expert): the baseline that post-training starts from.",
     "teacher_base": "The world simulator after pretraining on disturbed expert episodes of the pretraining suite.",
     "teacher": "The multi-step world simulator, trained by flow matching on demonstrations and exploration.",
     "simulator": "The one-step world simulator (student): the teacher, trained on along its own rollouts.",

@@ -3,9 +3,8 @@
 Every stage writes its result once and is skipped when the result is there, so an interrupted run continues.
 """
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from worldenv.errors import UserError
 from worldenv.evaluate import act_in_true
 from worldenv.instruction import tokenize
 from worldenv.kinematics import Kinematics
-from worldenv.policy.network import Policy, PolicyConfig
+from worldenv.policy.network import PolicyConfig
 from worldenv.progress import Progress
 from worldenv.reflector.network import Reflector, ReflectorConfig
 from worldenv.rollout.engine import Engine, EngineConfig
@@ -28,6 +27,7 @@ from worldenv.run_folder import RunFolder
 from worldenv.simulator.network import Simulator, SimulatorConfig
 from worldenv.simulator.sampler import STUDENT_LEVELS, TEACHER_LEVELS
 from worldenv.tasks.scenes import TASKS
+from worldenv.training.adapt import adaptation_loss
 from worldenv.training.demonstrate import Disturbed, demonstrate
 from worldenv.training.finetune import imitation_loss
 from worldenv.training.imagined import as_imagined
@@ -35,10 +35,9 @@ from worldenv.training.loop import Schedule, fit
 from worldenv.training.model_card import write_card
 from worldenv.training.pretrain import Base, base_loss, disturbed_episodes, sample_base_batch
 from worldenv.training.train_reflector import join, read_features, reward_loss
-from worldenv.training.train_simulator import student_loss, teacher_loss
+from worldenv.training.train_simulator import clean_plate, student_loss, teacher_loss
 
 EXPLORATION_START = 1_000_000  # exploration uses other training starts than the demonstrations
-REPLAYS = 3  # imagined versions of the demonstrations, with different noise
 WRITE_EVERY = 100  # exploration episodes between two appends
 
 
@@ -47,21 +46,19 @@ class ScratchConfig:
     """How the weights of the default are made (`--from-scratch`): one entry a stage, in order."""
 
     pretraining_episodes: int = 4000
-    action_episodes: int = 150  # of them have actions
+    action_episodes: int = 75  # of them have actions
     base: Schedule = Schedule(steps=4500, batch=64, learning_rate=1.5e-3)
     demonstrations: int = 5  # per task
     finetune: Schedule = Schedule(steps=300, batch=64, learning_rate=2e-4)
-    adapt: Schedule = Schedule(
-        steps=450, batch=64, learning_rate=2e-4
-    )  # with imagined demonstrations
+    adapt: Schedule = Schedule(steps=1600, batch=64, learning_rate=5e-4)  # to imagined frames
     exploration: int = 240  # episodes per task
-    perturb: float = 1.5  # scale of the Laplace noise of exploration, 1 = the policy's own
+    perturb: float = 2.0  # largest scale of the Laplace noise of exploration, 1 = the policy's own
     teacher_pretraining: Schedule = Schedule(steps=600, batch=32, learning_rate=1.2e-3, weight_decay=1e-3)
-    teacher: Schedule = Schedule(steps=2800, batch=32, learning_rate=1.2e-3, weight_decay=1e-3)
-    student: Schedule = Schedule(steps=1300, batch=8, learning_rate=4e-4, weight_decay=1e-3)
+    teacher: Schedule = Schedule(steps=5000, batch=16, learning_rate=1e-3, weight_decay=1e-3)
+    student: Schedule = Schedule(steps=1800, batch=8, learning_rate=4e-4, weight_decay=1e-3)
     unroll: int = 5  # chunks that the student imagines in a row while it learns
     head: Schedule = Schedule(steps=2000, batch=64, learning_rate=1e-3)
-    imagined_share: float = 0.3  # of the episodes are also shown to the reflector as the simulator imagines them
+    imagined_share: float = 0.5  # of the episodes are also shown to policy and reflector as the simulator imagines them
     extra_data: bool = True  # False: simulator and reflector see the demonstrations only (the paper's ablation)
 
     def __post_init__(self) -> None:
@@ -70,6 +67,8 @@ class ScratchConfig:
                 f"action_episodes is {self.action_episodes}; it must lie between 1 and pretraining_episodes, "
                 f"{self.pretraining_episodes}"
             )
+        if not 0 < self.imagined_share <= 1:
+            raise UserError(f"imagined_share is {self.imagined_share}; it must lie between 0 (not included) and 1")
         if min(self.demonstrations, self.exploration, self.unroll) < 1:
             raise UserError(f"demonstrations, exploration and unroll must be positive: {self}")
 
@@ -83,6 +82,7 @@ class Pipeline:
         self.camera = tabletop_camera(SimulatorConfig().image_size)
         self.projection = torch.from_numpy(self.camera.projection)
         self._disturbed: Disturbed | None = None
+        self._replays: tuple[Clips, Clips] | None = None
 
     def run(self) -> Path:
         """Make whatever is missing, in order; returns the folder of the models."""
@@ -120,8 +120,15 @@ class Pipeline:
         names = ["demonstrations.h5"] + (["exploration.h5"] if self.config.extra_data else [])
         return Clips.of([t for name in names for t in TrajectoryReader(self.data / name)])
 
-    def made(self, began: float, schedule: Schedule, stage: str) -> dict:
-        """What a model card says: seed, steps, batch, seconds and last figures."""
+    def train(
+        self,
+        module: nn.Module,
+        loss: Callable[[torch.Generator], tuple[Tensor, dict[str, float]]],
+        schedule: Schedule,
+        stage: str,
+    ) -> dict:
+        """Fit, and return what a model card says: seed, steps, batch, seconds and last figures."""
+        seconds = fit(module, loss, schedule, stage, self.folder, self.seed)
         last = self.folder.metrics(stage)[-1:]
         metrics = {k: v for line in last for k, v in line.items() if isinstance(v, float)}
         return {
@@ -129,12 +136,12 @@ class Pipeline:
             "seed": self.seed,
             "steps": schedule.steps,
             "batch": schedule.batch,
-            "training_s": time.monotonic() - began,
+            "training_s": seconds,
             "metrics": {k: v for k, v in metrics.items() if k not in ("time_s", "learning_rate")},
         }
 
     def make_base(self, path: Path) -> None:
-        began, data = time.monotonic(), self.disturbed()
+        data = self.disturbed()
         base, tokens = self._new(Base, PolicyConfig()), tokenize(data.instructions)
         schedule = self.config.base
 
@@ -143,9 +150,9 @@ class Pipeline:
                 base, sample_base_batch(data, tokens, generator, schedule.batch, self.config.action_episodes)
             )
 
-        fit(base, loss, schedule, "base", self.folder, self.seed)
+        made = self.train(base, loss, schedule, "base")
         weights = {name: tensor.half() for name, tensor in base.state_dict().items()}
-        save_weights(path, weights, {"kind": "base", "made": self.made(began, schedule, "base")})
+        save_weights(path, weights, {"kind": "base", "made": made})
 
     def record_demonstrations(self, path: Path) -> None:
         partial = path.with_suffix(".partial.h5")
@@ -159,27 +166,16 @@ class Pipeline:
         partial.rename(path)
 
     def make_finetuned(self, path: Path) -> None:
-        began, schedule = time.monotonic(), self.config.finetune
-        policy = self._base().policy
-        fit(
-            policy,
-            imitation_loss(policy, [self.demonstrations()], schedule.batch),
-            schedule,
-            "finetune",
-            self.folder,
-            self.seed,
-        )
-        save_model(path, policy, self.made(began, schedule, "finetune"))
+        policy, schedule = self._base().policy, self.config.finetune
+        loss = imitation_loss(policy, self.demonstrations(), schedule.batch)
+        save_model(path, policy, self.train(policy, loss, schedule, "finetune"))
 
     def make_policy(self, path: Path) -> None:
-        """The fine-tuned policy, trained on with the same demonstrations as the simulator shows them."""
-        began, schedule = time.monotonic(), self.config.adapt
+        """The fine-tuned policy, once it reads imagined frames as it reads true ones."""
+        schedule = self.config.adapt
         policy, _ = load_model(self.models / "finetuned.safetensors", "policy")
-        demonstrations = self.demonstrations()
-        engine = self._engine(policy, self._new(Reflector, ReflectorConfig()))
-        sets = [demonstrations, *(as_imagined(engine, demonstrations, self.seed + i) for i in range(REPLAYS))]
-        fit(policy, imitation_loss(policy, sets, schedule.batch), schedule, "adapt", self.folder, self.seed)
-        save_model(path, policy, self.made(began, schedule, "adapt"))
+        loss = adaptation_loss(policy, *self.replays(), schedule.batch)
+        save_model(path, policy, self.train(policy, loss, schedule, "adapt"))
 
     def demonstrations(self) -> Clips:
         return Clips.of(list(TrajectoryReader(self.data / "demonstrations.h5")))
@@ -196,57 +192,64 @@ class Pipeline:
                 numbers = range(done, min(done + WRITE_EVERY, total))
                 tasks = [TASKS[i % len(TASKS)] for i in numbers]
                 starts = [EXPLORATION_START + i for i in numbers]
-                for trajectory in act_in_true(
-                    policy, tasks, starts, "train", self.config.perturb, seed=self.seed + done
-                ):
+                seed = self.seed + done
+                perturb = self.config.perturb * torch.rand(len(tasks), generator=torch.Generator().manual_seed(seed))
+                for trajectory in act_in_true(policy, tasks, starts, "train", perturb, seed):
                     writer.write(trajectory)
                 progress.advance(len(numbers))
         partial.rename(path)
 
     def make_teacher_base(self, path: Path) -> None:
         data, schedule = self.disturbed(), self.config.teacher_pretraining
-        began, steps = time.monotonic(), data.frames.shape[1] - 1
+        steps = data.frames.shape[1] - 1
         clips = Clips(
             torch.from_numpy(data.frames), torch.from_numpy(data.proprio), torch.zeros(len(data.frames), steps, 7),
             torch.from_numpy(data.success), torch.full((len(data.frames),), steps), tokenize(data.instructions),
             ("pretraining",) * len(data.frames),
         )  # fmt: skip
         teacher = self._new(Simulator, SimulatorConfig())
-        self._fit_teacher(teacher, clips, schedule, "teacher_pretraining")
-        save_model(path, teacher, self.made(began, schedule, "teacher_pretraining"), levels=TEACHER_LEVELS)
+        teacher.plate.data = clean_plate(clips.frames, self.seed)
+        loss = teacher_loss(teacher, clips, self.projection, schedule.batch)
+        save_model(path, teacher, self.train(teacher, loss, schedule, "teacher_pretraining"), levels=TEACHER_LEVELS)
 
     def make_teacher(self, path: Path) -> None:
-        began, schedule = time.monotonic(), self.config.teacher
+        schedule = self.config.teacher
         teacher, _ = load_model(self.models / "teacher_base.safetensors", "simulator")
-        self._fit_teacher(teacher, self.clips(), schedule, "teacher")
-        save_model(path, teacher, self.made(began, schedule, "teacher"), levels=TEACHER_LEVELS)
+        loss = teacher_loss(teacher, self.clips(), self.projection, schedule.batch)
+        save_model(path, teacher, self.train(teacher, loss, schedule, "teacher"), levels=TEACHER_LEVELS)
 
     def make_student(self, path: Path) -> None:
-        began, schedule = time.monotonic(), self.config.student
-        student, _ = load_model(self.models / "teacher.safetensors", "simulator")
-        loss = student_loss(student, self.clips(), self.projection, schedule.batch, self.config.unroll)
-        fit(student, loss, schedule, "student", self.folder, self.seed)
-        save_model(path, student, self.made(began, schedule, "student"), levels=STUDENT_LEVELS)
+        schedule = self.config.student
+        teacher, _ = load_model(self.models / "teacher.safetensors", "simulator")
+        student = self._new(Simulator, replace(teacher.config, exact=True))
+        student.load_state_dict(teacher.state_dict())
+        encoder = self._base().policy.encoder
+        loss = student_loss(student, encoder, self.clips(), self.projection, schedule.batch, self.config.unroll)
+        save_model(path, student, self.train(student, loss, schedule, "student"), levels=STUDENT_LEVELS)
 
     def make_reflector(self, path: Path) -> None:
-        began, schedule, base = time.monotonic(), self.config.head, self._base()
+        schedule, base = self.config.head, self._base()
         reflector = self._new(Reflector, ReflectorConfig())
         reflector.encoder.load_state_dict(base.policy.encoder.state_dict())
         reflector.done.load_state_dict(base.done.state_dict())
-        sets = [clips := self.clips()]
-        if count := round(self.config.imagined_share * len(clips)):
-            generator = torch.Generator().manual_seed(self.seed)
-            some = clips.pick(torch.randperm(len(clips), generator=generator)[:count])
-            policy, _ = load_model(self.models / "policy.safetensors", "policy")
-            sets.append(as_imagined(self._engine(policy, reflector), some, self.seed))
+        sets = [self.clips(), self.replays()[1]]
         with Progress(sum(map(len, sets)), "reading frames for the reflector") as progress:
             features = join([read_features(reflector, part, self.seed, progress.advance) for part in sets])
-        fit(reflector, reward_loss(reflector, features, schedule.batch), schedule, "reflector", self.folder, self.seed)
-        save_model(path, reflector, self.made(began, schedule, "reflector"))
+        loss = reward_loss(reflector, features, schedule.batch)
+        save_model(path, reflector, self.train(reflector, loss, schedule, "reflector"))
 
-    def _engine(self, policy: Policy, reflector: Reflector) -> Engine:
-        simulator, about = load_model(self.models / "simulator.safetensors", "simulator")
-        return Engine(policy, simulator, reflector, self.camera, Kinematics(), about["levels"], EngineConfig())
+    def replays(self) -> tuple[Clips, Clips]:
+        """Some of the recorded episodes, as they were and as the simulator imagines them along the same poses."""
+        if self._replays is None:
+            policy, _ = load_model(self.models / "finetuned.safetensors", "policy")
+            simulator, about = load_model(self.models / "simulator.safetensors", "simulator")
+            reflector, config = self._new(Reflector, ReflectorConfig()), EngineConfig()
+            engine = Engine(policy, simulator, reflector, self.camera, Kinematics(), about["levels"], config)
+            clips = self.clips()
+            order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(self.seed))
+            some = clips.pick(order[: max(1, round(self.config.imagined_share * len(clips)))])
+            self._replays = some, as_imagined(engine, some, self.seed)
+        return self._replays
 
     def _base(self) -> Base:
         base = Base(PolicyConfig())
@@ -256,13 +259,3 @@ class Pipeline:
     def _new(self, network: type[nn.Module], config: object) -> nn.Module:
         torch.manual_seed(self.seed)
         return network(config).to(memory_format=torch.channels_last)
-
-    def _fit_teacher(self, teacher: Simulator, clips: Clips, schedule: Schedule, stage: str) -> None:
-        fit(
-            teacher,
-            teacher_loss(teacher, clips, self.projection, schedule.batch),
-            schedule,
-            stage,
-            self.folder,
-            self.seed,
-        )

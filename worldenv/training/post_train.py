@@ -15,18 +15,20 @@ from worldenv.rollout.episodes import Rollouts, Starts
 from worldenv.run_folder import RunFolder
 
 STAGE = "post_train"
+READ_BATCH = 64  # frames per pass of the encoder
 
 
 @dataclass(frozen=True)
 class PostTrainConfig:
-    iterations: int = 24
+    iterations: int = 36
     starts: int = 24  # N, start states per iteration
     siblings: int = 8  # G, rollouts of one start (paper: N = 8)
     clip: float = 0.2  # eps (paper: 0.1)
-    learning_rate: float = 3e-5
+    learning_rate: float = 4e-4  # the highest: it falls to a tenth, for an iteration's rollouts are few and noisy
+    warmup: int = 4  # iterations over which the learning rate rises: the first steps of Adam are the most random
     epochs: int = 2  # passes over an iteration's chunks
     minibatch: int = 256  # chunks
-    signal: float = 0.01  # a group whose advantages are all smaller than this carries no signal
+    signal: float = 0.25  # a group whose advantages are all smaller carries none: judged failures differ by chance
     max_skipped: int = 20  # updates with a non-finite loss or gradient before the run ends
 
     def __post_init__(self) -> None:
@@ -36,6 +38,12 @@ class PostTrainConfig:
             raise UserError(f"siblings is {self.siblings}; leave-one-out needs at least 2 rollouts of a start")
         if not 0 < self.clip < 1 or not self.learning_rate > 0:
             raise UserError(f"clip must lie in (0, 1) and learning_rate be positive: {self}")
+        if self.warmup < 1:
+            raise UserError(f"warmup is {self.warmup}; 1 is the least: the full learning rate from the start")
+
+    def rate(self, iteration: int) -> float:
+        """The learning rate of an iteration, counted from 0: up over `warmup`, and down to a tenth over all."""
+        return self.learning_rate * min(1.0, (iteration + 1) / self.warmup) * (1 - 0.9 * iteration / self.iterations)
 
 
 def leave_one_out(
@@ -72,11 +80,16 @@ def ppo_loss(
 
 
 class Learner:
-    """The policy, its optimizer, and the counts that a run reports."""
+    """The policy, its optimizer, and the counts that a run reports.
+
+    The policy's encoder stays as it is, and is read once per iteration: with few rollouts an update of everything is
+    mostly noise (benchmarks/LOG.md, "Practise with a frozen encoder").
+    """
 
     def __init__(self, policy: Policy, config: PostTrainConfig):
         self.policy, self.config = policy, config
-        self.optimizer = torch.optim.Adam(policy.parameters(), config.learning_rate)
+        self.parameters = [p for name, p in policy.named_parameters() if not name.startswith("encoder.")]
+        self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate)
         self.skipped = 0
 
     def update(self, rollouts: Rollouts, advantage: Tensor, generator: torch.Generator) -> dict[str, float]:
@@ -84,25 +97,33 @@ class Learner:
         horizon = rollouts.log_prob.shape[1]
         used = (torch.arange(horizon) < rollouts.chunks[:, None]) & (advantage != 0)[:, None]
         episode, chunk = used.nonzero(as_tuple=True)
+        if not len(episode):
+            return {"loss": 0.0, "clip_fraction": 0.0, "chunks": 0}
+        feature = self._read(rollouts, episode, chunk)
         losses, clipped = [], []
-        for _ in range(self.config.epochs if len(episode) else 0):  # splitting nothing gives one empty part
+        for _ in range(self.config.epochs):
             order = torch.randperm(len(episode), generator=generator)
             for part in order.split(self.config.minibatch):
-                loss, share = self._step(rollouts, advantage, episode[part], chunk[part])
+                loss, share = self._step(rollouts, feature[part], advantage, episode[part], chunk[part])
                 losses.append(loss)
                 clipped.append(share)
-        count = max(1, len(losses))
+        count = len(losses)
         return {"loss": sum(losses) / count, "clip_fraction": sum(clipped) / count, "chunks": len(episode)}
 
-    def _step(self, rollouts: Rollouts, advantage: Tensor, episode: Tensor, chunk: Tensor) -> tuple[float, float]:
-        mu, beta = self.policy(
-            rollouts.frame[episode, chunk], rollouts.proprio[episode, chunk], rollouts.tokens[episode]
-        )
+    @torch.no_grad()
+    def _read(self, rollouts: Rollouts, episode: Tensor, chunk: Tensor) -> Tensor:  # [B, D]
+        parts = zip(episode.split(READ_BATCH), chunk.split(READ_BATCH), strict=True)
+        return torch.cat([self.policy.encoder(rollouts.frame[e, c], rollouts.tokens[e]) for e, c in parts])
+
+    def _step(
+        self, rollouts: Rollouts, feature: Tensor, advantage: Tensor, episode: Tensor, chunk: Tensor
+    ) -> tuple[float, float]:
+        mu, beta = self.policy.heads(feature, rollouts.proprio[episode, chunk])
         log_prob = laplace_log_prob(rollouts.action[episode, chunk], mu, beta)
         loss, share = ppo_loss(log_prob, rollouts.log_prob[episode, chunk], advantage[episode], self.config.clip)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         if torch.isfinite(loss) and torch.isfinite(norm):
             self.optimizer.step()
             return loss.item(), share.item()
@@ -146,6 +167,8 @@ def _iterate(
     rollouts = engine.run(picked, config.siblings, seed, first_episode=iteration * config.starts * config.siblings)
     advantage, flat = group_advantage(rollouts, config.siblings, config.signal)
     imagined = time.monotonic()
+    for group in learner.optimizer.param_groups:
+        group["lr"] = config.rate(iteration)
     figures = learner.update(rollouts, advantage, generator)
     counts["groups"] += config.starts
     counts["groups_without_signal"] += flat

@@ -59,6 +59,11 @@ def read_features(reflector: Reflector, clips: Clips, seed: int, report: Callabl
     return Features(torch.cat(own), torch.cat(other), clips.success, clips.length)
 
 
+def settled(success: Tensor) -> Tensor:  # [N, T + 1] bool
+    """Whether the task is done and was so one step before: a judge that errs by one frame still stops in success."""
+    return torch.cat([torch.zeros_like(success[:, :1]), success[:, 1:] & success[:, :-1]], dim=1)
+
+
 def reward_loss(
     reflector: Reflector, data: Features, batch: int
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
@@ -72,7 +77,7 @@ def reward_loss(
         steps = feature.shape[1]
         mean = feature.cumsum(1) / torch.arange(1, steps + 1)[:, None]
         logit = reflector.logit(feature, feature[:, :1].expand_as(feature), mean)
-        label = (data.success[episode] & ~wrong[:, None]).float()
+        label = (settled(data.success[episode]) & ~wrong[:, None]).float()
         use = (torch.arange(steps) <= data.length[episode, None]).float()
         bce = (
             F.binary_cross_entropy_with_logits(logit, label, reduction="none", pos_weight=torch.tensor(DONE_WEIGHT))

@@ -1,19 +1,26 @@
 """Train the world simulator: a multi-step teacher on true clips, then a student of one step on its own rollouts."""
 
+import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from worldenv.data.clips import Clips
-from worldenv.ops.action_map import action_map
+from worldenv.ops.action_map import ARM_CHANNELS, action_map
 from worldenv.simulator.network import Seen, Simulator
 from worldenv.simulator.transport import transport
-from worldenv.vision import to_float
+from worldenv.vision import VisionLanguageEncoder, to_float
 
-CHANGE_WEIGHT = 10.0  # pixels that change within the chunk count this much more: they are few, and all that matters
+# How much more a pixel counts that changes within the chunk: few do, and they are all that matters. Five in six of them
+# show the arm coming or going, which is easy: the action map says where it is.
+CHANGE_WEIGHT, ARM_CHANGE_WEIGHT = 40.0, 4.0
+ARM_LEVEL = 0.05  # of the action map's strokes: where the arm is, a little generously
 CHANGE_LEVEL = 0.15  # what counts as change, of the range [-1, 1]
-PURE_NOISE_SHARE = 0.4  # of the training samples start at t = 1, where few-step sampling spends its pass
+IDLE_HEIGHT_M, IDLE_APERTURE = 0.06, 0.95  # a gripper above both touches nothing
+FEATURE_WEIGHT = 0.3  # of the encoder's view of the frames against the pixels'
+FIRST_SHARE = 0.25  # of the training samples are an episode's first chunk: what goes wrong there stays wrong
+PURE_NOISE_SHARE = 0.7  # of the training samples start at t = 1, where few-step sampling spends its pass
 MEMORY_NOISE = 0.04  # largest standard deviation added to memory frames: blunts drift
 
 
@@ -23,9 +30,11 @@ class ChunkBatch:
     def __init__(self, clips: Clips, projection: Tensor, chunk: int, episode: Tensor, step: Tensor):
         index = step[:, None] + torch.arange(chunk + 1)
         size = clips.frames.shape[2]
-        self.projection = projection
+        self.projection, self.tokens = projection, clips.tokens[episode]
         self.poses = clips.proprio[episode[:, None], index]
         self.maps = action_map(self.poses.flatten(0, 1), projection, size, size).unflatten(0, (len(episode), chunk + 1))
+        arm = self.maps[:, :, ARM_CHANNELS].amax(2, keepdim=True) > ARM_LEVEL
+        self.arm = arm[:, 1:] | arm[:, :1]  # [B, K, 1, H, W], in the frame or in the one before the chunk
         frames = clips.frames[episode[:, None], index[:, 1:]]
         self.clean = _unit(frames)
         self.memory = _unit(torch.stack([clips.frames[episode, 0], clips.frames[episode, (step - chunk).clamp(min=0)],
@@ -41,18 +50,42 @@ def _unit(frames: Tensor) -> Tensor:  # [B, K, H, W, 3] uint8 -> [B, K, 3, H, W]
 
 
 def draw_steps(clips: Clips, batch: int, chunks: int, chunk: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random (episode, step) with room for `chunks` chunks within the episode's own steps (at least from step 0)."""
-    episode = torch.randint(len(clips), (batch,), generator=generator)
-    room = (clips.length[episode] - chunk * chunks + 1).clamp(min=1)
+    """Random (episode, step) with room for `chunks` chunks within the episode's own steps (at least from step 0).
+
+    Where the first draw shows the gripper open and above everything, a second one counts: there is little to learn.
+    FIRST_SHARE of the steps are 0.
+    """
     last = clips.frames.shape[1] - 1 - chunk * chunks
     if last < 0:
         raise ValueError(f"the longest clip has {clips.frames.shape[1] - 1} steps; {chunks} chunks of {chunk} are more")
-    return episode, (torch.rand(batch, generator=generator) * room).long().clamp(max=last)
+    episode = torch.randint(len(clips), (2, batch), generator=generator)
+    room = (clips.length[episode] - chunk * chunks + 1).clamp(min=1)
+    step = (torch.rand(2, batch, generator=generator) * room).long().clamp(max=last)
+    idle = torch.ones(batch, dtype=torch.bool)
+    for later in (0, chunk):
+        pose = clips.proprio[episode[0], step[0] + later]
+        idle &= (pose[:, 2] > IDLE_HEIGHT_M) & (pose[:, 6] > IDLE_APERTURE)
+    step = torch.where(idle, step[1], step[0]) * (torch.rand(batch, generator=generator) >= FIRST_SHARE)
+    return torch.where(idle, episode[1], episode[0]), step
 
 
-def change_weight(clean: Tensor, last: Tensor) -> Tensor:  # [B, K, 1, H, W]
-    """1, and 1 + CHANGE_WEIGHT for pixels that differ from the last memory frame."""
-    return 1 + CHANGE_WEIGHT * ((clean - last[:, None]).abs().amax(2, keepdim=True) > CHANGE_LEVEL)
+def change_weight(
+    clean: Tensor,  # [B, K, 3, H, W]
+    arm: Tensor,  # [B, K, 1, H, W] bool
+    *memory: Tensor,  # [B, 3, H, W] each
+) -> Tensor:  # [B, K, 1, H, W]
+    """1, and 1 + CHANGE_WEIGHT (ARM_CHANGE_WEIGHT at the arm) for pixels that differ from one of the memory frames."""
+    change = torch.stack([(clean - last[:, None]).abs().amax(2, keepdim=True) for last in memory]).amax(0)
+    return 1 + torch.where(arm, ARM_CHANGE_WEIGHT, CHANGE_WEIGHT) * (change > CHANGE_LEVEL)
+
+
+def clean_plate(
+    frames: Tensor, seed: int, count: int = 1000
+) -> Tensor:  # [N, T, H, W, 3] uint8 -> [3, H, W] in [-1, 1]
+    """What the fixed camera sees when nothing is in the way: the median of random frames, pixel by pixel."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = frames.flatten(0, 1)
+    return to_float(frames[torch.randint(len(frames), (count,), generator=generator)].median(0, keepdim=True)[0])[0]
 
 
 def teacher_loss(
@@ -70,23 +103,36 @@ def teacher_loss(
         mix = t.view(-1, 1, 1, 1, 1)
         noisy = (1 - mix) * part.clean + mix * torch.randn(part.clean.shape, generator=generator)
         predicted = simulator.denoise(noisy, t, part.seen_by(simulator, memory))
-        weight = change_weight(part.clean, part.memory[:, -1])
+        weight = change_weight(part.clean, part.arm, part.memory[:, -1])
         value = (weight * (predicted - part.clean).square()).mean()
         return value, {"mse": (predicted.detach() - part.clean).square().mean().item()}
 
     return loss
 
 
+def unlike(encoder: VisionLanguageEncoder, predicted: Tensor, part: ChunkBatch) -> Tensor:
+    """How differently a frozen encoder reads the last predicted frames [B, K, 3, H, W] and the true ones, under the
+    episodes' instructions: mean absolute difference of its features, relative to the true ones' mean absolute value."""
+    with torch.no_grad():
+        true = encoder.read(part.clean[:, -1], part.tokens)
+    return (encoder.read(predicted[:, -1], part.tokens) - true).abs().mean() / true.abs().mean()
+
+
 def student_loss(
-    student: Simulator, clips: Clips, projection: Tensor, batch: int, unroll: int
+    student: Simulator, encoder: VisionLanguageEncoder, clips: Clips, projection: Tensor, batch: int, unroll: int
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
     """One pass from pure noise, learned on the student's own rollouts.
 
     The student, which begins as the teacher, imagines `unroll` chunks in a row, each from its own last one, and each is
-    pulled to the true frames: absolute error, weighted as `change_weight`. The absolute error asks for the likelier of
-    two outcomes where the squared one asks for a ghost of both. Gradients do not flow from chunk to chunk.
+    pulled to the true frames: absolute error, weighted as `change_weight` by the last true frame and by its own, so
+    that it learns to repair what it painted wrong. The absolute error asks for the likelier of two outcomes where the
+    squared one asks for a ghost of both. Gradients do not flow from chunk to chunk.
+
+    What policy and reflector make of a frame hangs on a few pixels, so the last frame of each chunk is also to look
+    like the true one to `encoder`, pretrained and frozen (METHOD.md, "semantic feature injection", as a loss).
     """
     chunk = student.config.chunk
+    encoder = copy.deepcopy(encoder).requires_grad_(False)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         episode, step = draw_steps(clips, batch, unroll, chunk, generator)
@@ -96,10 +142,11 @@ def student_loss(
             memory = part.memory if memory is None else memory
             noise = torch.randn(part.clean.shape, generator=generator)
             predicted = student.denoise(noise, torch.ones(batch), part.seen_by(student, memory))
-            weight = change_weight(part.clean, part.memory[:, -1])
-            total = total + (weight * (predicted - part.clean).abs()).mean() / unroll
+            weight = change_weight(part.clean, part.arm, part.memory[:, -1], memory[:, -1])
+            apart = unlike(encoder, predicted, part)
+            total = total + ((weight * (predicted - part.clean).abs()).mean() + FEATURE_WEIGHT * apart) / unroll
             errors.append((predicted.detach() - part.clean).square().mean().item())
             memory = torch.stack([memory[:, 0], memory[:, -1], predicted.detach().clamp(-1, 1)[:, -1]], dim=1)
-        return total, {"mse_first": errors[0], "mse_last": errors[-1]}
+        return total, {"mse_first": errors[0], "mse_last": errors[-1], "unlike_last": apart.item()}
 
     return loss

@@ -1,0 +1,39 @@
+"""Teach the fine-tuned policy to read imagined frames without unlearning anything: it is its own teacher."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from worldenv.data.clips import Clips
+from worldenv.policy.network import Policy
+
+SCALE_WEIGHT = 0.1  # of the distance of the log-scales against that of the means
+
+
+def adaptation_loss(
+    policy: Policy,
+    true: Clips,
+    imagined: Clips,  # the same episodes, replayed by the simulator
+    batch: int,
+) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
+    """On an imagined frame the policy is to act as it acted, before this stage, on the true frame of the same moment.
+
+    Half of each batch are the true frames themselves, so that nothing changes there. Needs no expert: every recorded
+    episode serves. Distance: L1 of the means, and of the log-scales.
+    """
+    teacher = copy.deepcopy(policy).requires_grad_(False)
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        episode = torch.randint(len(true), (batch // 2,), generator=generator)
+        step = (torch.rand(batch // 2, generator=generator) * true.length[episode]).long()
+        proprio, tokens = true.proprio[episode, step], true.tokens[episode]
+        mu, beta = teacher(true.frames[episode, step], proprio, tokens)
+        frames = torch.cat([true.frames[episode, step], imagined.frames[episode, step]])
+        new_mu, new_beta = policy(frames, proprio.repeat(2, 1), tokens.repeat(2, 1))
+        apart = (new_mu.unflatten(0, (2, -1)) - mu).abs().mean((1, 2, 3))
+        scale = (new_beta.unflatten(0, (2, -1)) - beta).abs().mean()
+        return apart.mean() + SCALE_WEIGHT * scale, {"l1_true": apart[0].item(), "l1_imagined": apart[1].item()}
+
+    return loss
