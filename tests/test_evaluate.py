@@ -139,3 +139,8 @@ def test_simulator_quality_compares_whole_replays_chunk_by_chunk(tiny):
 def test_evaluation_of_nothing_is_refused(bad):
     with pytest.raises(UserError, match="--eval.episodes must be at least 10"):
         EvalConfig(**bad)
+
+
+def test_perceptual_weights_are_looked_for_before_any_work(tmp_path):
+    with pytest.raises(UserError, match="has no weights to measure with"):
+        EvalConfig(weights=tmp_path)

@@ -41,7 +41,8 @@ def train_result():
         "imagined_minus_true": {"before": -0.082, "after": -0.064},
         "false_stop": {"before": 0.034, "after": 0.041},
         "missed_stop": {"before": 0.087, "after": 0.052},
-        "simulator": {"psnr": [33.1, 31.0, 29.8, 29.0, 28.4, 28.1], "ssim": [0.97, 0.95, 0.94, 0.93, 0.92, 0.92]},
+        "simulator": {"psnr": [33.1, 31.0, 29.8, 29.0, 28.4, 28.1], "ssim": [0.97, 0.95, 0.94, 0.93, 0.92, 0.92],
+                      "lpips": [0.02, 0.03, 0.03, 0.04, 0.04, 0.05], "fid": 21.34},
         "wall_s": 571.0,
         "time_shares": {"rollout": 0.58, "update": 0.17, "evaluate": 0.2, "report": 0.01},
         "seed": 3,
@@ -128,9 +129,9 @@ def test_report_of_a_training_run_shows_every_section_with_its_figures(report):
         assert heading in reader.texts
     assert "Left out" not in reader.text
     assert "9 min 31 s" in reader.text and "gaps in the curves: 1." in reader.text
-    assert "111 of 1080 groups" in reader.text
-    # Headline 1, tasks 2, learning 6, imagined 1, simulator 2, time 1, other stage 2.
-    assert reader.tags.count("svg") == 15
+    assert "111 of 1080 groups" in reader.text and "FID 21.3, imagined against true" in reader.text
+    # Headline 1, tasks 2, learning 6, imagined 1, simulator 3, time 1, other stage 2.
+    assert reader.tags.count("svg") == 16
     assert reader.tags.count("img") == 2
     # The bars stand for 0.522 and 0.714, and the difference interval is that of the two counts.
     low, high = difference_interval(357, 500, 261, 500)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from worldenv.data.trajectories import Trajectory
 from worldenv.errors import UserError
 from worldenv.instruction import tokenize
 from worldenv.metrics import psnr, ssim, wilson_interval
+from worldenv.perceptual import perceptual_quality, present
 from worldenv.policy.network import Policy, laplace_sample
 from worldenv.reflector.network import Reflector
 from worldenv.rollout.engine import Engine
@@ -28,8 +30,11 @@ class EvalConfig:
     imagined: int = 200  # imagined episodes of the same policy from the same starts
     quality: int = 64  # true episodes replayed in imagination for PSNR and SSIM
     videos: int = 4
+    weights: Path | None = None  # folder with any of the files in perceptual.py: LPIPS, FID, FVD too
 
     def __post_init__(self) -> None:
+        if self.weights is not None:
+            present(self.weights)
         if self.episodes < 10 or self.imagined < 1 or self.quality < 1 or self.videos < 0:
             raise UserError("--eval.episodes must be at least 10, --eval.imagined and --eval.quality at least 1")
 
@@ -162,11 +167,14 @@ def starts_of(tasks: Sequence[Task], starts: Sequence[int], split: str, image_si
     return Starts(torch.from_numpy(env.frames()), torch.from_numpy(env.proprio()), tokenize(env.instructions))
 
 
-def simulator_quality(engine: Engine, trajectories: Sequence[Trajectory], success: np.ndarray, seed: int) -> dict:
+def simulator_quality(
+    engine: Engine, trajectories: Sequence[Trajectory], success: np.ndarray, seed: int, weights: Path | None = None
+) -> dict:
     """Whole true episodes replayed in imagination along the true poses, without a look at the true frames on the way.
 
     Returns PSNR (dB) and SSIM by chunk index (mean over episodes and the chunk's frames), and `agreement`: the share of
-    episodes whose imagined frames make the reflector say the same as was true, done at some time or never.
+    episodes whose imagined frames make the reflector say the same as was true, done at some time or never. With
+    `weights`, also what `perceptual_quality` finds there.
     """
     frames = torch.from_numpy(np.stack([t.frames for t in trajectories]))
     poses = torch.from_numpy(np.stack([t.proprio for t in trajectories]))
@@ -181,4 +189,5 @@ def simulator_quality(engine: Engine, trajectories: Sequence[Trajectory], succes
     reward = torch.cat([engine.reflector.judge(part, tokens, pooled) for part in imagined[:, 1:].split(8, 1)], dim=1)
     said = (reward > engine.reflector.config.threshold).any(1).numpy()
     out["agreement"] = float((said == success).mean())
-    return out | {"episodes": len(trajectories)}
+    out["episodes"] = len(trajectories)
+    return out | (perceptual_quality(weights, imagined, frames, k) if weights else {})

@@ -77,7 +77,7 @@ def measure(models: Models, engine: Engine, config: EvalConfig, start_seed: int,
         outcome = judge_outcome(trajectories, reward, models.reflector.config.threshold)
         progress.advance(success=f"{100 * outcome.success['oracle'].mean():.1f} %")
         few = trajectories[: config.quality]
-        quality = simulator_quality(engine, few, outcome.success["oracle"][: len(few)], seed)
+        quality = simulator_quality(engine, few, outcome.success["oracle"][: len(few)], seed, config.weights)
         progress.advance()
         n = min(config.imagined, config.episodes)
         imagined = engine.run(starts_of(tasks[:n], starts[:n], "test"), 1, seed, explore=False)

@@ -217,12 +217,14 @@ def _stopping(result: Mapping[str, Any]) -> str:
 
 def _simulator(quality: Mapping[str, Any]) -> str:
     plots = []
-    for key, label in (("psnr", "PSNR (dB)"), ("ssim", "SSIM")):
+    for key, label in (("psnr", "PSNR (dB)"), ("ssim", "SSIM"), ("lpips", "LPIPS")):
         values = quality.get(key) or []
         if any(value is not None for value in values):
             series = [Series(label, range(1, len(values) + 1), values)]
             plots.append(figures.lines(series, label, "chunk of the episode", label))
-    return _grid(plots) if plots else _missing("the world simulator was not measured in this run")
+    whole = [f"{name.upper()} {quality[name]:.1f}" for name in ("fid", "fvd") if quality.get(name) is not None]
+    note = f"<p>{', '.join(whole)}, imagined against true frames.</p>" if whole else ""
+    return _grid(plots) + note if plots else _missing("the world simulator was not measured in this run")
 
 
 def _time(result: Mapping[str, Any]) -> str:
