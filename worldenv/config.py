@@ -64,7 +64,7 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
     tiny = Schedule(steps=4, batch=8, learning_rate=1e-3)
     tiny_scratch = ScratchConfig(
         pretraining_episodes=8, action_episodes=8, base=tiny, demonstrations=1, finetune=tiny, adapt=tiny,
-        exploration=2, teacher_pretraining=tiny, teacher=tiny, student=tiny, head=tiny,
+        exploration=2, again=1, teacher_pretraining=tiny, teacher=tiny, student=tiny, head=tiny,
     )  # fmt: skip
     return {
         "tabletop": ("the default: ten tasks, the shipped weights", TrainConfig()),

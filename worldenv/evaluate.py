@@ -16,6 +16,7 @@ from worldenv.policy.network import Policy, laplace_sample
 from worldenv.reflector.network import Reflector
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.episodes import Starts
+from worldenv.tasks.record import Record
 from worldenv.tasks.scenes import Task
 from worldenv.tasks.tabletop import HORIZON, Tabletop
 
@@ -58,19 +59,16 @@ def act_in_true(
     env.reset(tasks, starts, split)
     tokens = tokenize(env.instructions)
     generator = torch.Generator().manual_seed(seed)
-    frames, proprio, actions, success = [env.frames()], [env.proprio()], [], []
+    record = Record(env)
     for step in range(HORIZON):
         k = step % policy.config.chunk
         if k == 0:
-            mu, beta = _in_batches(policy, frames[-1], proprio[-1], tokens)
+            mu, beta = _in_batches(policy, record.frames[-1], record.proprio[-1], tokens)
             noise = laplace_sample(torch.zeros_like(mu), beta, torch.rand(mu.shape, generator=generator))
             mu = mu + perturb * noise
             chunk = mu.clamp(-1, 1).numpy()
-        actions.append(chunk[:, k])
-        success.append(env.step(chunk[:, k]))
-        frames.append(env.frames())
-        proprio.append(env.proprio())
-    stack = [np.stack(part, axis=1) for part in (frames, proprio, actions, success)]
+        record.step(chunk[:, k])
+    stack = record.stacked()
     return [
         Trajectory(*(part[i] for part in stack), env.instructions[i], task.name, int(start), split, "policy")
         for i, (task, start) in enumerate(zip(tasks, starts, strict=True))

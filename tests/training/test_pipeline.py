@@ -2,12 +2,14 @@
 
 import functools
 import os
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from worldenv.config import presets
-from worldenv.data.trajectories import TrajectoryReader
+from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
 from worldenv.run_folder import RunFolder
 from worldenv.tasks.scenes import TASKS
 from worldenv.training import pipeline
@@ -51,7 +53,7 @@ def weights(folder):
 
 def test_every_stage_leaves_its_model_its_data_and_its_card(folder):
     expected = {f"{name}.{kind}" for name in MODELS for kind in ("safetensors", "md")}
-    assert {path.name for path in written(folder)} == expected | {"demonstrations.h5", "exploration.h5"}
+    assert {path.name for path in written(folder)} == expected | {"demonstrations.h5", "exploration.h5", "again.h5"}
     assert "--from-scratch --seed 1" in (folder.path / "models" / "teacher.md").read_text()
     for name in MODELS:
         _, metadata = pipeline.load_weights(folder.path / "models" / f"{name}.safetensors")
@@ -84,8 +86,8 @@ def test_deleted_output_alone_is_made_again_and_is_the_same(folder, same_weights
     assert all(same_weights(models[name], now) for name, now in weights(folder).items())
 
 
-def explored(folder):
-    return [(t.task, t.start) for t in TrajectoryReader(folder.path / "data" / "exploration.h5")]
+def recorded(folder, name):
+    return list(TrajectoryReader(folder.path / "data" / f"{name}.h5"))
 
 
 def test_exploration_that_is_killed_goes_on_without_losing_or_repeating_an_episode(folder, monkeypatch):
@@ -105,21 +107,35 @@ def test_exploration_that_is_killed_goes_on_without_losing_or_repeating_an_episo
         Pipeline(folder, CONFIG, 1).run()
     assert not path.exists()
     Pipeline(folder, CONFIG, 1).run()
-    assert explored(folder) == [(TASKS[i % 10].name, EXPLORATION_START + i) for i in range(20)]
+    found = [(t.task, t.start) for t in recorded(folder, "exploration")]
+    assert found == [(TASKS[i % 10].name, EXPLORATION_START + i) for i in range(20)]
     assert [starts[0] - EXPLORATION_START for starts in calls] == [0, 7, 7, 14]
     assert not path.with_suffix(".partial.h5").exists()
 
 
-def test_without_extra_data_nothing_is_explored(folder, monkeypatch, tmp_path):
-    from dataclasses import replace
+def test_explored_successes_are_acted_again_in_turn_each_with_its_own_noise(folder, tiny, tmp_path, monkeypatch):
+    place, tried = RunFolder.create(tmp_path / "run", {}), recorded(folder, "exploration")
+    scratch = Pipeline(place, replace(CONFIG, again=1), 1)
+    scratch.data.mkdir()
+    with TrajectoryWriter(scratch.data / "exploration.h5") as writer:
+        for i, trajectory in enumerate(tried):
+            writer.write(replace(trajectory, success=np.full_like(trajectory.success, i in (3, 5))))
+    monkeypatch.setattr(pipeline, "WRITE_EVERY", 4)
+    scratch.record_again(scratch.data / "again.h5")
+    again = recorded(place, "again")
+    assert [t.start for t in again] == [tried[i].start for i in (3, 5)] * 5
+    assert len({t.actions.tobytes() for t in again}) == 10
 
+
+def test_without_extra_data_nothing_is_explored(folder, monkeypatch, tmp_path):
     config, made = replace(CONFIG, extra_data=False), []
-    stages = ("base", "demonstrations", "finetuned", "exploration", "teacher_base", "teacher", "student", "policy")
-    for name in (*stages, "reflector"):
-        method = f"record_{name}" if name in ("demonstrations", "exploration") else f"make_{name}"
+    data = ("demonstrations", "exploration", "again")
+    for name in (*data, "base", "finetuned", "teacher_base", "teacher", "student", "policy", "reflector"):
+        method = f"record_{name}" if name in data else f"make_{name}"
         monkeypatch.setattr(Pipeline, method, lambda self, path: made.append(path.name))
     monkeypatch.setattr(pipeline, "write_card", lambda path: None)
     Pipeline(RunFolder.create(tmp_path / "run", {}), config, 1).run()
-    assert "demonstrations.h5" in made and "exploration.h5" not in made and "reflector.safetensors" in made
+    assert "demonstrations.h5" in made and "reflector.safetensors" in made
+    assert not {"exploration.h5", "again.h5"} & set(made)
     monkeypatch.undo()
     assert len(Pipeline(folder, config, 1).clips()) <= 10 < len(Pipeline(folder, CONFIG, 1).clips())

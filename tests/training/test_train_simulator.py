@@ -13,7 +13,9 @@ from worldenv.training.train_simulator import (
     ARM_CHANGE_WEIGHT,
     ARM_LEVEL,
     CHANGE_WEIGHT,
+    CLOSING_SHARE,
     FIRST_SHARE,
+    IDLE_SHARE,
     ChunkBatch,
     change_weight,
     clean_plate,
@@ -55,18 +57,23 @@ def test_steps_leave_room_within_the_episode_and_reach_its_end(clips, chunks):
 
 def test_first_chunks_are_drawn_more_often(clips):
     _, step = draw_steps(clips, 9000, 1, 4, torch.Generator().manual_seed(0))
-    by_chance = sum(1 / (length - 3) for length in (20, 12, 17)) / 3
+    by_chance = 3 / (17 + 9 + 14)
     assert (step == 0).float().mean().item() == pytest.approx(FIRST_SHARE + (1 - FIRST_SHARE) * by_chance, abs=0.02)
 
 
-def test_idle_grippers_are_drawn_less_often(clips, monkeypatch):
+def test_chunks_that_touch_nothing_are_drawn_less_often_and_low_closings_more_often(clips, monkeypatch):
     monkeypatch.setattr(train_simulator, "FIRST_SHARE", 0.0)
     poses = clips.proprio.clone()
     poses[..., 2], poses[..., 6] = 0.1, 1.0
-    poses[0, :, 2], poses[1, 10:, 6] = 0.03, 0.5  # one is low all the time, one closes at step 10
-    episode, step = draw_steps(replace(clips, proprio=poses), 9000, 1, 4, torch.Generator().manual_seed(0))
-    idle = (episode == 2) | ((episode == 1) & (step < 6))
-    assert idle.float().mean().item() == pytest.approx(((1 + 6 / 9) / 3) ** 2, abs=0.02)
+    poses[1, :, 2] = 0.03  # one is low all the time, and closes at step 7
+    poses[1, 7:, 6] = 0.0
+    poses[2, 7:, 6] = 0.0  # one closes in the air
+    episode, step = draw_steps(replace(clips, proprio=poses), 20000, 1, 4, torch.Generator().manual_seed(0))
+    drawn = [torch.bincount(step[episode == i], minlength=17).tolist() for i in range(3)]
+    one = sum(drawn[2][3:14]) / 11  # closing in the air, and closed: once
+    assert all(n == pytest.approx(IDLE_SHARE * one, rel=0.35) for n in drawn[0] + drawn[2][:3])
+    assert all(n == pytest.approx(CLOSING_SHARE * one, rel=0.2) for n in drawn[1][3:7])
+    assert all(n == pytest.approx(one, rel=0.3) for n in drawn[1][:3] + drawn[1][7:9])
 
 
 def test_episode_shorter_than_the_chunks_begins_at_its_start(tiny):
@@ -80,18 +87,35 @@ def test_clips_that_are_all_too_short_are_refused(tiny):
         draw_steps(Clips.of([tiny.trajectory(5)]), 4, 3, 4, torch.Generator())
 
 
+def picture(*marks):  # [1, 1, 3, 2, 2], black but for (channel, row, column, value)
+    frames = torch.zeros(1, 1, 3, 2, 2)
+    for channel, row, column, value in marks:
+        frames[0, 0, channel, row, column] = value
+    return frames
+
+
+NOWHERE = torch.zeros(1, 1, 1, 2, 2, dtype=torch.bool)
+MANY = 1 + CHANGE_WEIGHT
+
+
 def test_changing_pixels_weigh_more_and_less_so_at_the_arm():
-    last, clean, arm = torch.zeros(1, 3, 2, 2), torch.zeros(1, 1, 3, 2, 2), torch.zeros(1, 1, 1, 2, 2, dtype=torch.bool)
-    clean[0, 0, 1, 0] = 0.5  # the upper row changes
+    clean, arm = picture((1, 0, 0, 0.5), (1, 0, 1, 0.5)), NOWHERE.clone()  # the upper row changes
     arm[..., 0] = True  # the arm is on the left
-    assert change_weight(clean, arm, last)[0, 0, 0].tolist() == [[1 + ARM_CHANGE_WEIGHT, 1 + CHANGE_WEIGHT], [1, 1]]
+    weight = change_weight(clean, clean, arm, torch.zeros(1, 3, 2, 2))
+    assert weight[0, 0, 0].tolist() == [[1 + ARM_CHANGE_WEIGHT, MANY], [1, 1]]
 
 
 def test_pixels_that_either_memory_shows_otherwise_weigh_more():
-    clean, true, own = torch.zeros(1, 1, 3, 2, 2), torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)
-    true[0, 0, 0, 0], own[0, 2, 1, 1] = 0.5, -0.5
-    many, nowhere = 1 + CHANGE_WEIGHT, torch.zeros(1, 1, 1, 2, 2, dtype=torch.bool)
-    assert change_weight(clean, nowhere, true, own)[0, 0, 0].tolist() == [[many, 1], [1, many]]
+    memories = picture((0, 0, 0, 0.5))[:, 0], picture((2, 1, 1, -0.5))[:, 0]
+    assert change_weight(picture(), picture(), NOWHERE, *memories)[0, 0, 0].tolist() == [[MANY, 1], [1, MANY]]
+
+
+def test_change_that_is_only_predicted_weighs_as_much_as_change_that_is_missed():
+    moved, last = picture((0, 0, 0, 0.5), (0, 1, 1, -0.5)), torch.zeros(1, 3, 2, 2)
+    missed, invented = change_weight(moved, picture(), NOWHERE, last), change_weight(picture(), moved, NOWHERE, last)
+    assert missed[0, 0, 0].tolist() == invented[0, 0, 0].tolist() == [[MANY, 1], [1, MANY]]
+    moved.requires_grad_()
+    assert not change_weight(picture(), moved, NOWHERE, last).requires_grad
 
 
 def test_arm_is_where_it_is_drawn_in_the_frame_or_was_before_the_chunk(clips):

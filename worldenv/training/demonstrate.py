@@ -7,6 +7,7 @@ import numpy as np
 
 from worldenv.data.trajectories import Trajectory
 from worldenv.tasks.expert import expert_action
+from worldenv.tasks.record import Record
 from worldenv.tasks.scenes import Task
 from worldenv.tasks.tabletop import HORIZON, Tabletop
 
@@ -17,18 +18,15 @@ def demonstrate(tasks: Sequence[Task], starts: Sequence[int], split: str, image_
     """One expert episode for each (task, start), cut shortly after success; episodes that fail are left out."""
     env = Tabletop(image_size)
     env.reset(tasks, starts, split)
-    record = _Record(env)
+    record = Record(env)
     for _ in range(HORIZON):
-        action = expert_action(env)
-        record.add(action, env.step(action))
+        record.step(expert_action(env))
     out = []
-    for i, first in enumerate(record.first_success()):
-        if first < 0:
-            continue
-        n = min(first + 1 + _AFTER_SUCCESS, HORIZON)
-        frames, proprio, actions, success = record.episode(i, n)
-        name, start = tasks[i].name, int(starts[i])
-        out.append(Trajectory(frames, proprio, actions, success, env.instructions[i], name, start, split, "expert"))
+    for i, (frames, proprio, actions, success) in enumerate(zip(*record.stacked(), strict=True)):
+        if success.any():
+            n = min(int(success.argmax()) + 1 + _AFTER_SUCCESS, HORIZON)
+            parts = (frames[: n + 1], proprio[: n + 1], actions[:n], success[:n])
+            out.append(Trajectory(*parts, env.instructions[i], tasks[i].name, int(starts[i]), split, "expert"))
     return out
 
 
@@ -49,8 +47,8 @@ def disturb(tasks: Sequence[Task], seed: int, chunk: int = 4, steps: int = 32, i
     random = np.random.default_rng(seed)
     env = Tabletop(image_size)
     env.reset(tasks, [0] * len(tasks), "train")
-    record = _Record(env)
-    n = len(tasks)
+    record, plans, place, n = Record(env), [], [_places(env)], len(tasks)
+    before = env.success()
     shake = random.uniform(0.02, 0.3, (n, 1)) * np.array([1, 1, 1, 0.5, 0.5, 0.5, 0])
     bias = random.normal(size=(n, 7)) * 0.12 * (random.random((n, 1)) < 0.4) * np.array([1, 1, 1, 0, 0, 0, 0])
     for step in range(steps):
@@ -62,9 +60,12 @@ def disturb(tasks: Sequence[Task], seed: int, chunk: int = 4, steps: int = 32, i
         action = wanted + random.laplace(size=wanted.shape) * shake + bias
         action[:, 6] *= np.where(fumble, -1, 1)
         action = np.clip(np.where(astray, elsewhere, action), -1, 1).astype(np.float32)
-        record.add(plan, env.step(action))
-    stack = [np.stack(part, axis=1) for part in (record.frames, record.proprio, record.actions, record.success)]
-    return Disturbed(*stack, np.stack(record.place, axis=1), tuple(env.instructions))
+        plans.append(plan)
+        record.step(action)
+        place.append(_places(env))
+    frames, proprio, _, success = record.stacked()
+    success = np.concatenate([before[:, None], success], axis=1)
+    return Disturbed(frames, proprio, np.stack(plans, 1), success, np.stack(place, 1), tuple(env.instructions))
 
 
 def _plan(env: Tabletop, chunk: int) -> np.ndarray:  # [N, K, 7] float32
@@ -75,29 +76,6 @@ def _plan(env: Tabletop, chunk: int) -> np.ndarray:  # [N, K, 7] float32
         env.step(plan[-1])
     env.restore(before)
     return np.stack(plan, axis=1)
-
-
-class _Record:
-    def __init__(self, env: Tabletop):
-        self.env = env
-        self.frames, self.proprio = [env.frames()], [env.proprio()]
-        self.actions: list[np.ndarray] = []
-        self.success, self.place = [env.success()], [_places(env)]
-
-    def add(self, action: np.ndarray, success: np.ndarray) -> None:
-        self.actions.append(action)
-        self.success.append(success)
-        self.frames.append(self.env.frames())
-        self.proprio.append(self.env.proprio())
-        self.place.append(_places(self.env))
-
-    def first_success(self) -> np.ndarray:  # [N] step index, -1 if none
-        success = np.stack(self.success[1:], axis=1)
-        return np.where(success.any(1), success.argmax(1), -1)
-
-    def episode(self, i: int, n: int) -> tuple[np.ndarray, ...]:
-        parts = (self.frames[: n + 1], self.proprio[: n + 1], self.actions[:n], self.success[1 : n + 1])
-        return tuple(np.stack([row[i] for row in part]) for part in parts)
 
 
 def _places(env: Tabletop) -> np.ndarray:  # [N, 6] float32

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from worldenv.camera import tabletop_camera
 from worldenv.checkpoint import load_weights, save_weights
 from worldenv.data.clips import Clips
-from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
+from worldenv.data.trajectories import Trajectory, TrajectoryReader, TrajectoryWriter
 from worldenv.errors import UserError
 from worldenv.evaluate import act_in_true
 from worldenv.instruction import tokenize
@@ -27,6 +28,7 @@ from worldenv.run_folder import RunFolder
 from worldenv.simulator.network import Simulator, SimulatorConfig
 from worldenv.simulator.sampler import STUDENT_LEVELS, TEACHER_LEVELS
 from worldenv.tasks.scenes import TASKS
+from worldenv.training.act_again import act_again
 from worldenv.training.adapt import adaptation_loss
 from worldenv.training.demonstrate import Disturbed, demonstrate
 from worldenv.training.finetune import imitation_loss
@@ -38,7 +40,8 @@ from worldenv.training.train_reflector import join, read_features, reward_loss
 from worldenv.training.train_simulator import clean_plate, student_loss, teacher_loss
 
 EXPLORATION_START = 1_000_000  # exploration uses other training starts than the demonstrations
-WRITE_EVERY = 100  # exploration episodes between two appends
+EXTRA_DATA = ("exploration.h5", "again.h5")
+WRITE_EVERY = 100  # episodes between two appends
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,10 @@ class ScratchConfig:
     demonstrations: int = 5  # per task
     finetune: Schedule = Schedule(steps=300, batch=64, learning_rate=2e-4)
     adapt: Schedule = Schedule(steps=1600, batch=64, learning_rate=5e-4)  # to imagined frames
-    exploration: int = 240  # episodes per task
+    exploration: int = 150  # episodes per task
     perturb: float = 2.0  # largest scale of the Laplace noise of exploration, 1 = the policy's own
+    again: int = 150  # episodes per task that act out explored successes again, a little beside
+    again_noise: float = 0.15  # largest scale of their Laplace noise, in units of the action
     teacher_pretraining: Schedule = Schedule(steps=600, batch=32, learning_rate=1.2e-3, weight_decay=1e-3)
     teacher: Schedule = Schedule(steps=5000, batch=16, learning_rate=1e-3, weight_decay=1e-3)
     student: Schedule = Schedule(steps=1800, batch=8, learning_rate=4e-4, weight_decay=1e-3)
@@ -69,8 +74,8 @@ class ScratchConfig:
             )
         if not 0 < self.imagined_share <= 1:
             raise UserError(f"imagined_share is {self.imagined_share}; it must lie between 0 (not included) and 1")
-        if min(self.demonstrations, self.exploration, self.unroll) < 1:
-            raise UserError(f"demonstrations, exploration and unroll must be positive: {self}")
+        if min(self.demonstrations, self.exploration, self.again, self.unroll) < 1:
+            raise UserError(f"demonstrations, exploration, again and unroll must be positive: {self}")
 
 
 class Pipeline:
@@ -93,6 +98,7 @@ class Pipeline:
             (self.data / "demonstrations.h5", self.record_demonstrations),
             (self.models / "finetuned.safetensors", self.make_finetuned),
             (self.data / "exploration.h5", self.record_exploration),
+            (self.data / "again.h5", self.record_again),
             (self.models / "teacher_base.safetensors", self.make_teacher_base),
             (self.models / "teacher.safetensors", self.make_teacher),
             (self.models / "simulator.safetensors", self.make_student),
@@ -100,7 +106,7 @@ class Pipeline:
             (self.models / "reflector.safetensors", self.make_reflector),
         ]
         for path, make in stages:
-            if path.name == "exploration.h5" and not self.config.extra_data:
+            if path.name in EXTRA_DATA and not self.config.extra_data:
                 continue
             if path.exists():
                 continue
@@ -116,8 +122,8 @@ class Pipeline:
         return self._disturbed
 
     def clips(self) -> Clips:
-        """Demonstrations and, with extra data, exploration."""
-        names = ["demonstrations.h5"] + (["exploration.h5"] if self.config.extra_data else [])
+        """Demonstrations and, with extra data, exploration and what was acted again."""
+        names = ("demonstrations.h5", *(EXTRA_DATA if self.config.extra_data else ()))
         return Clips.of([t for name in names for t in TrajectoryReader(self.data / name)])
 
     def train(
@@ -182,22 +188,27 @@ class Pipeline:
 
     def record_exploration(self, path: Path) -> None:
         policy, _ = load_model(self.models / "finetuned.safetensors", "policy")
-        partial = path.with_suffix(".partial.h5")
-        total = self.config.exploration * len(TASKS)
-        with (
-            TrajectoryWriter(partial, append=partial.exists()) as writer,
-            Progress(total, "exploration", done=len(writer)) as progress,
-        ):
-            while (done := len(writer)) < total:
-                numbers = range(done, min(done + WRITE_EVERY, total))
-                tasks = [TASKS[i % len(TASKS)] for i in numbers]
-                starts = [EXPLORATION_START + i for i in numbers]
-                seed = self.seed + done
-                perturb = self.config.perturb * torch.rand(len(tasks), generator=torch.Generator().manual_seed(seed))
-                for trajectory in act_in_true(policy, tasks, starts, "train", perturb, seed):
-                    writer.write(trajectory)
-                progress.advance(len(numbers))
-        partial.rename(path)
+
+        def explore(numbers: range) -> list[Trajectory]:
+            tasks = [TASKS[i % len(TASKS)] for i in numbers]
+            starts = [EXPLORATION_START + i for i in numbers]
+            seed = self.seed + numbers.start
+            perturb = self.config.perturb * torch.rand(len(tasks), generator=torch.Generator().manual_seed(seed))
+            return act_in_true(policy, tasks, starts, "train", perturb, seed)
+
+        _record(path, self.config.exploration * len(TASKS), explore)
+
+    def record_again(self, path: Path) -> None:
+        """Explored successes in turn (all explored episodes, where none succeeded)."""
+        explored = list(TrajectoryReader(self.data / "exploration.h5"))
+        explored = [t for t in explored if t.success.any()] or explored
+
+        def again(numbers: range) -> list[Trajectory]:
+            seed = self.seed + numbers.start
+            scale = self.config.again_noise * np.random.default_rng(seed).random(len(numbers))
+            return act_again([explored[i % len(explored)] for i in numbers], scale, seed)
+
+        _record(path, self.config.again * len(TASKS), again)
 
     def make_teacher_base(self, path: Path) -> None:
         data, schedule = self.disturbed(), self.config.teacher_pretraining
@@ -259,3 +270,18 @@ class Pipeline:
     def _new(self, network: type[nn.Module], config: object) -> nn.Module:
         torch.manual_seed(self.seed)
         return network(config).to(memory_format=torch.channels_last)
+
+
+def _record(path: Path, total: int, make: Callable[[range], list[Trajectory]]) -> None:
+    """Write the episodes that `make` returns for the numbers 0 .. total - 1, some at a time; a killed one goes on."""
+    partial = path.with_suffix(".partial.h5")
+    with (
+        TrajectoryWriter(partial, append=partial.exists()) as writer,
+        Progress(total, path.stem, done=len(writer)) as progress,
+    ):
+        while (done := len(writer)) < total:
+            numbers = range(done, min(done + WRITE_EVERY, total))
+            for trajectory in make(numbers):
+                writer.write(trajectory)
+            progress.advance(len(numbers))
+    partial.rename(path)

@@ -17,7 +17,8 @@ from worldenv.vision import VisionLanguageEncoder, to_float
 CHANGE_WEIGHT, ARM_CHANGE_WEIGHT = 40.0, 4.0
 ARM_LEVEL = 0.05  # of the action map's strokes: where the arm is, a little generously
 CHANGE_LEVEL = 0.15  # what counts as change, of the range [-1, 1]
-IDLE_HEIGHT_M, IDLE_APERTURE = 0.06, 0.95  # a gripper above both touches nothing
+LOW_M, OPEN, CLOSED = 0.06, 0.95, 0.4  # of the gripper: height, aperture; above LOW_M and OPEN it touches nothing
+IDLE_SHARE, CLOSING_SHARE = 0.2, 3.0  # how often chunks are drawn in which it touches nothing; closes at a thing
 FEATURE_WEIGHT = 0.3  # of the encoder's view of the frames against the pixels'
 FIRST_SHARE = 0.25  # of the training samples are an episode's first chunk: what goes wrong there stays wrong
 PURE_NOISE_SHARE = 0.7  # of the training samples start at t = 1, where few-step sampling spends its pass
@@ -52,30 +53,34 @@ def _unit(frames: Tensor) -> Tensor:  # [B, K, H, W, 3] uint8 -> [B, K, 3, H, W]
 def draw_steps(clips: Clips, batch: int, chunks: int, chunk: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random (episode, step) with room for `chunks` chunks within the episode's own steps (at least from step 0).
 
-    Where the first draw shows the gripper open and above everything, a second one counts: there is little to learn.
-    FIRST_SHARE of the steps are 0.
+    Steps where the gripper is open and above everything are drawn less often, there is little to learn, and those where
+    it closes low more often: what it takes along is decided there. FIRST_SHARE of the steps are 0.
     """
-    last = clips.frames.shape[1] - 1 - chunk * chunks
+    steps = clips.frames.shape[1] - 1
+    last = steps - chunk * chunks
     if last < 0:
-        raise ValueError(f"the longest clip has {clips.frames.shape[1] - 1} steps; {chunks} chunks of {chunk} are more")
-    episode = torch.randint(len(clips), (2, batch), generator=generator)
-    room = (clips.length[episode] - chunk * chunks + 1).clamp(min=1)
-    step = (torch.rand(2, batch, generator=generator) * room).long().clamp(max=last)
-    idle = torch.ones(batch, dtype=torch.bool)
-    for later in (0, chunk):
-        pose = clips.proprio[episode[0], step[0] + later]
-        idle &= (pose[:, 2] > IDLE_HEIGHT_M) & (pose[:, 6] > IDLE_APERTURE)
-    step = torch.where(idle, step[1], step[0]) * (torch.rand(batch, generator=generator) >= FIRST_SHARE)
-    return torch.where(idle, episode[1], episode[0]), step
+        raise ValueError(f"the longest clip has {steps} steps; {chunks} chunks of {chunk} are more")
+    begin, end = (clips.proprio[:, first : first + last + 1] for first in (0, chunk))
+    low = torch.minimum(begin[..., 2], end[..., 2]) < LOW_M
+    idle = ~low & (torch.minimum(begin[..., 6], end[..., 6]) > OPEN)
+    closing = low & (begin[..., 6] > OPEN) & (end[..., 6] < CLOSED)
+    weight = torch.where(closing, CLOSING_SHARE, torch.where(idle, IDLE_SHARE, 1.0))
+    weight = weight * (torch.arange(last + 1) <= (clips.length[:, None] - chunk * chunks).clamp(min=0))
+    drawn = torch.multinomial(weight.flatten(), batch, replacement=True, generator=generator)
+    first = torch.rand(batch, generator=generator) < FIRST_SHARE
+    return drawn // (last + 1), torch.where(first, 0, drawn % (last + 1))
 
 
 def change_weight(
     clean: Tensor,  # [B, K, 3, H, W]
+    predicted: Tensor,  # [B, K, 3, H, W]
     arm: Tensor,  # [B, K, 1, H, W] bool
     *memory: Tensor,  # [B, 3, H, W] each
 ) -> Tensor:  # [B, K, 1, H, W]
-    """1, and 1 + CHANGE_WEIGHT (ARM_CHANGE_WEIGHT at the arm) for pixels that differ from one of the memory frames."""
-    change = torch.stack([(clean - last[:, None]).abs().amax(2, keepdim=True) for last in memory]).amax(0)
+    """1, and 1 + CHANGE_WEIGHT (ARM_CHANGE_WEIGHT at the arm) for pixels that differ from one of the memory frames, in
+    truth or as predicted: a thing that is wrongly taken along costs as much as one that is wrongly left behind."""
+    change = torch.stack([(frames.detach() - last[:, None]).abs().amax(2, keepdim=True)
+                          for frames in (clean, predicted) for last in memory]).amax(0)  # fmt: skip
     return 1 + torch.where(arm, ARM_CHANGE_WEIGHT, CHANGE_WEIGHT) * (change > CHANGE_LEVEL)
 
 
@@ -103,7 +108,7 @@ def teacher_loss(
         mix = t.view(-1, 1, 1, 1, 1)
         noisy = (1 - mix) * part.clean + mix * torch.randn(part.clean.shape, generator=generator)
         predicted = simulator.denoise(noisy, t, part.seen_by(simulator, memory))
-        weight = change_weight(part.clean, part.arm, part.memory[:, -1])
+        weight = change_weight(part.clean, predicted, part.arm, part.memory[:, -1])
         value = (weight * (predicted - part.clean).square()).mean()
         return value, {"mse": (predicted.detach() - part.clean).square().mean().item()}
 
@@ -142,7 +147,7 @@ def student_loss(
             memory = part.memory if memory is None else memory
             noise = torch.randn(part.clean.shape, generator=generator)
             predicted = student.denoise(noise, torch.ones(batch), part.seen_by(student, memory))
-            weight = change_weight(part.clean, part.arm, part.memory[:, -1], memory[:, -1])
+            weight = change_weight(part.clean, predicted, part.arm, part.memory[:, -1], memory[:, -1])
             apart = unlike(encoder, predicted, part)
             total = total + ((weight * (predicted - part.clean).abs()).mean() + FEATURE_WEIGHT * apart) / unroll
             errors.append((predicted.detach() - part.clean).square().mean().item())

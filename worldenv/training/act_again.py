@@ -1,0 +1,36 @@
+"""Recorded actions acted out again, a little beside: episodes in which the same plan ends otherwise."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from worldenv.data.trajectories import Trajectory
+from worldenv.tasks.record import Record
+from worldenv.tasks.tabletop import Tabletop, task_by_name
+
+
+def act_again(
+    trajectories: Sequence[Trajectory],  # of one length
+    scale: np.ndarray,  # [N] float, of the Laplace noise, in units of the action
+    seed: int,
+) -> list[Trajectory]:
+    """The actions of these episodes from the same start states, with noise on the translation that nobody corrects.
+
+    A policy closes and lifts when it sees that it stands right, so in its own episodes the plan gives the outcome away,
+    and a simulator trained on them learns to read the plan instead of the picture: a gripper that closes beside a thing
+    and goes on as if it had it takes it along. Here the gripper drifts, the plan stays, and a grasp or a push succeeds
+    or fails by where the fingers are.
+    """
+    random = np.random.default_rng(seed)
+    actions = np.stack([t.actions for t in trajectories])
+    noise = random.laplace(size=(*actions.shape[:2], 3)) * scale[:, None, None]
+    actions[..., :3] = np.clip(actions[..., :3] + noise, -1, 1)
+    env = Tabletop(trajectories[0].frames.shape[1])
+    env.reset([task_by_name(t.task) for t in trajectories], [t.start for t in trajectories], trajectories[0].split)
+    record = Record(env)
+    for step in range(actions.shape[1]):
+        record.step(actions[:, step])
+    return [
+        Trajectory(*parts, t.instruction, t.task, t.start, t.split, t.source)
+        for t, parts in zip(trajectories, zip(*record.stacked(), strict=True), strict=True)
+    ]
