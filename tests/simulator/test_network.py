@@ -34,6 +34,12 @@ def test_what_all_sources_agree_on_is_kept_before_any_training(tiny):
     torch.testing.assert_close(frames, picture.expand_as(frames), rtol=0, atol=1e-6)
 
 
+def test_exact_network_with_so_many_sources_that_all_shares_may_be_dropped_is_refused():
+    assert SimulatorConfig(chunk=5, exact=True).sources == 19 and SimulatorConfig(chunk=6).sources == 25
+    with pytest.raises(ValueError, match="a chunk of 6 has 25: take a shorter chunk"):
+        SimulatorConfig(chunk=6, exact=True)
+
+
 def test_exact_network_copies_a_pixel_that_it_is_sure_of_exactly(tiny):
     memory, carried, maps, poses = condition(2, 4, 16)
     simulator = Simulator(replace(tiny.simulator_config(16), exact=True))

@@ -26,6 +26,14 @@ class SimulatorConfig:
     def __post_init__(self) -> None:
         if self.image_size % 8 or self.widths[2] % self.heads or any(width % 8 for width in self.widths):
             raise ValueError(f"image_size and widths must be multiples of 8, widths[2] of heads: {self}")
+        if self.exact and self.sources * SMALLEST_SHARE >= 1:  # the largest share, too, may be a small one then
+            raise ValueError(f"exact composition chooses among fewer than {1 / SMALLEST_SHARE:.0f} sources, a chunk of "
+                             f"{self.chunk} has {self.sources}: take a shorter chunk, or exact=False")  # fmt: skip
+
+    @property
+    def sources(self) -> int:
+        """What a pixel may be taken from: memory frames, transported frames and the plate."""
+        return MEMORY_FRAMES + moves(self.chunk) + 1
 
 
 class ResidualBlock(nn.Module):
@@ -107,11 +115,10 @@ class Simulator(nn.Module):
         self.middle_out = ResidualBlock(2 * b, b, d)
         self.up1 = nn.Conv2d(b, 4 * a, 1)
         self.fine_out = nn.ModuleList(ResidualBlock(width, a, d) for width in (2 * a, a))
-        sources = MEMORY_FRAMES + moves(k) + 1
-        self.compose = nn.Conv2d(a, 4 * (3 + sources) * k, 1)
+        self.compose = nn.Conv2d(a, 4 * (3 + config.sources) * k, 1)
         nn.init.zeros_(self.compose.weight)
         nn.init.zeros_(self.compose.bias)
-        self.prefer = nn.Parameter(torch.zeros(sources))
+        self.prefer = nn.Parameter(torch.zeros(config.sources))
         self.prefer.data[MEMORY_FRAMES - 1] = 4.0  # begin by keeping the last frame
         self.plate = nn.Parameter(torch.zeros(3, config.image_size, config.image_size))  # the empty scene, in [-1, 1]
 

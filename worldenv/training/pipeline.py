@@ -200,8 +200,8 @@ class Pipeline:
 
     def record_again(self, path: Path) -> None:
         """Explored successes in turn (all explored episodes, where none succeeded)."""
-        explored = list(TrajectoryReader(self.data / "exploration.h5"))
-        explored = [t for t in explored if t.success.any()] or explored
+        reader = TrajectoryReader(self.data / "exploration.h5")
+        explored = [t for t in reader if t.success.any()] or list(reader)
 
         def again(numbers: range) -> list[Trajectory]:
             seed = self.seed + numbers.start

@@ -18,7 +18,7 @@ CHANGE_WEIGHT, ARM_CHANGE_WEIGHT = 40.0, 4.0
 ARM_LEVEL = 0.05  # of the action map's strokes: where the arm is, a little generously
 CHANGE_LEVEL = 0.15  # what counts as change, of the range [-1, 1]
 LOW_M, OPEN, CLOSED = 0.06, 0.95, 0.4  # of the gripper: height, aperture; above LOW_M and OPEN it touches nothing
-IDLE_SHARE, CLOSING_SHARE = 0.2, 3.0  # how often chunks are drawn in which it touches nothing; closes at a thing
+IDLE_SHARE, CLOSING_SHARE = 0.2, 3.0  # how often chunks are drawn in which it touches nothing; closes low
 FEATURE_WEIGHT = 0.3  # of the encoder's view of the frames against the pixels'
 FIRST_SHARE = 0.25  # of the training samples are an episode's first chunk: what goes wrong there stays wrong
 PURE_NOISE_SHARE = 0.7  # of the training samples start at t = 1, where few-step sampling spends its pass
