@@ -79,6 +79,18 @@ def test_imagined_and_true_episodes_begin_with_the_same_frames(folder):
     assert np.array_equal(measured.imagined.frame[:, 0].numpy(), first)
 
 
+def test_document_says_per_task_what_was_imagined(folder):
+    models = Models.load(folder)
+    config = replace(SMALL, episodes=20, imagined=11)
+    measured = job.measure(models, job.make_engine(models, EngineConfig(horizon=1)), config, 3, 0, "small")
+    measured.imagined.stopped[:] = torch.arange(11) < 2
+    imagined = {name: part["imagined"] for name, part in measured.document()["per_task"].items()}
+    first, second, *others = (task.name for task in TASKS)
+    assert imagined == {first: 0.5, second: 1.0} | dict.fromkeys(others, 0.0)
+    measured.imagined.stopped = measured.imagined.stopped[:1]
+    assert measured.document()["per_task"][second]["imagined"] is None  # no episode of it was imagined
+
+
 def test_evaluation_of_a_run_takes_its_post_trained_policy(folder, tiny, tmp_path, same_weights):
     run = RunFolder.create(tmp_path / "run", {})
     (run.path / "models").mkdir()

@@ -26,7 +26,7 @@ def success(oracle, own_stop, no_stop, n=500):
     rates = {"oracle": oracle, "own_stop": own_stop, "no_stop": no_stop}
     per_task = {
         task: {rule: min(1.0, rate * (0.8 + 0.13 * i)) for rule, rate in rates.items()}
-        | {"n": n // len(TASKS), "instruction": instruction}
+        | {"n": n // len(TASKS), "instruction": instruction, "imagined": oracle / 2 if i else None}
         for i, (task, instruction) in enumerate(TASKS.items())
     }
     intervals = {rule: list(wilson_interval(round(rate * n), n)) for rule, rate in rates.items()}
@@ -130,6 +130,7 @@ def test_report_of_a_training_run_shows_every_section_with_its_figures(report):
     assert "Left out" not in reader.text
     assert "9 min 31 s" in reader.text and "gaps in the curves: 1." in reader.text
     assert "111 of 1080 groups" in reader.text and "FID 21.3, imagined against true" in reader.text
+    assert "26.1 → 35.7" in reader.texts and "– → –" in reader.texts  # imagined, per task
     # Headline 1, tasks 2, learning 6, imagined 1, simulator 3, time 1, other stage 2.
     assert reader.tags.count("svg") == 16
     assert reader.tags.count("img") == 2

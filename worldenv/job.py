@@ -57,7 +57,13 @@ class Measurement:
         return self.imagined_success - float(self.true.success["oracle"][: len(self.imagined.stopped)].mean())
 
     def document(self) -> dict:
-        return self.true.document({task.name: task.instructions[0] for task in TASKS})
+        """True success by rule, and per task also what the reflector says of the imagined episodes."""
+        out = self.true.document({task.name: task.instructions[0] for task in TASKS})
+        stopped = self.imagined.stopped.numpy()
+        for name, part in out["per_task"].items():
+            rows = np.array(self.true.tasks[: len(stopped)]) == name
+            part["imagined"] = float(stopped[rows].mean()) if rows.any() else None
+        return out
 
 
 def held_out(config: EvalConfig, start_seed: int, count: int) -> tuple[list[Task], list[int]]:

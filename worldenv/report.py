@@ -146,9 +146,9 @@ def _per_task(evaluations: Mapping[str, dict[str, Any]]) -> str:
             plots.append(figures.task_bars(tasks, bars, RULES[rule]))
     for task in tasks:
         ones = [one.get(task, {}) for one in by_name.values()]
-        cells = (" → ".join(_percent(one.get(rule)) for one in ones) for rule in RULES)
+        cells = (" → ".join(_percent(one.get(key)) for one in ones) for key in (*RULES, "imagined"))
         rows.append([task, ones[-1].get("instruction", ""), ones[-1].get("n", ""), *cells])
-    columns = ["Task", "Instruction", "Episodes", *(f"{title}, %" for title in RULES.values())]
+    columns = ["Task", "Instruction", "Episodes", *(f"{title}, %" for title in (*RULES.values(), "Imagined"))]
     return _grid(plots) + _table(columns, rows, text_columns=(1,))
 
 
