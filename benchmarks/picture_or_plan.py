@@ -1,0 +1,172 @@
+"""Does the simulator read the picture or the plan? Good grasps again, from beside, in truth and in imagination.
+
+    python benchmarks/picture_or_plan.py [--models FOLDER] [--policies FILE ...] [--starts 300]
+
+Each policy acts on validation starts, with its mean action and with three times its own noise. Every chunk that takes
+a thing up is carried out again, the same actions from a gripper that stands 0 to 3 cm beside (in 30 % of them also up
+to 2 cm too high), so that about half of them miss. After two chunks the imagined picture is compared with the true one
+and with the one in which the thing went the other way, left where it was or taken along: to which is it nearer?
+The last line of stdout is one JSON document.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from worldenv.data.trajectories import Trajectory
+from worldenv.evaluate import act_in_true
+from worldenv.job import make_engine
+from worldenv.memory import keep_freed_memory
+from worldenv.progress import table
+from worldenv.rollout.draws import Use, normal
+from worldenv.rollout.engine import Engine, EngineConfig
+from worldenv.rollout.models import Models, load_model, shipped
+from worldenv.tasks.scenes import TASKS
+from worldenv.tasks.tabletop import HORIZON, Tabletop, task_by_name
+
+FIRST_START = 8000
+BESIDE_M, TOO_HIGH_M, TOO_HIGH_SHARE = 0.03, 0.02, 0.3
+LIFTED_M = 0.03  # a thing that has moved less than this cannot be told from one that was left
+VISIBLE = 25  # of 255: where the two true endings differ
+HELD, ENTITIES = 7, 15  # columns of a state (csrc/tabletop/world.h)
+PLACE = slice(2, 6)  # x, y, z, yaw of an entity
+
+
+@dataclass
+class Grasps:
+    """Chunks in which something was to be grasped, as they went from beside."""
+
+    memory: list[np.ndarray]  # first, previous and last frame: [M, H, W, 3] uint8
+    poses: np.ndarray  # [M, 2 K + 1, 7] float32
+    took: np.ndarray  # [M] bool
+    ending: np.ndarray  # [M, H, W, 3] uint8
+    other_ending: np.ndarray  # [M, H, W, 3] uint8: left, where it was taken, and taken, where it was left
+
+
+def replay_states(trajectories: list[Trajectory]) -> np.ndarray:  # [N, T + 1, 79]
+    env = Tabletop()
+    env.reset([task_by_name(t.task) for t in trajectories], [t.start for t in trajectories], "validation")
+    states = [env.state()]
+    for step in range(HORIZON):
+        env.step(np.stack([t.actions[step] for t in trajectories]))
+        states.append(env.state())
+    return np.stack(states, axis=1)
+
+
+def beside(trajectories: list[Trajectory], k: int, seed: int) -> Grasps:
+    """Every trajectory's first grasp again, from beside."""
+    states = replay_states(trajectories)
+    held = states[:, :, HELD] >= 0
+    step = held.argmax(1)
+    begin = (step - 1) // k * k  # the chunk that grasps
+    use = np.flatnonzero(held.any(1) & (begin >= 0) & (begin + 2 * k <= HORIZON))
+    begin, target = begin[use], states[use, step[use], HELD].astype(int)
+    chosen, rows = [trajectories[i] for i in use], np.arange(len(use))
+    random = np.random.default_rng(seed)
+    reach, angle = random.uniform(0, BESIDE_M, len(use)), random.uniform(0, 2 * np.pi, len(use))
+    high = random.uniform(0, TOO_HIGH_M, len(use)) * (random.random(len(use)) < TOO_HIGH_SHARE)
+    offset = np.stack([reach * np.cos(angle), reach * np.sin(angle), high], axis=1)
+
+    def moved(at: np.ndarray) -> np.ndarray:
+        state = states[use, at].copy()
+        state[:, :3] += offset
+        return state
+
+    def places(state: np.ndarray) -> np.ndarray:  # [M, 4], of the thing that was to be grasped
+        return state[:, ENTITIES:].reshape(len(state), -1, 8)[rows, target, PLACE]
+
+    env = Tabletop()
+    env.reset([task_by_name(t.task) for t in chosen], [t.start for t in chosen], "validation")
+    env.restore(moved(np.maximum(begin - k, 0)))
+    previous = env.frames()
+    before = moved(begin)
+    env.restore(before)
+    last, poses = env.frames(), [env.proprio()]
+    for n in range(2 * k):
+        env.step(np.stack([t.actions[b + n] for t, b in zip(chosen, begin, strict=True)]))
+        poses.append(env.proprio())
+    after, ending, good = env.state(), env.frames(), states[use, begin + 2 * k]
+    took = after[:, HELD] == target
+    lifted = np.linalg.norm(places(good)[:, :3] - places(before)[:, :3], axis=1) > LIFTED_M
+    fair = (good[:, HELD] == target) & lifted & (took | (after[:, HELD] < 0))
+    env.restore(_other(after, before, good, target, took))
+    first = np.stack([t.frames[0] for t in chosen])
+    memory = [part[fair] for part in (first, previous, last)]
+    return Grasps(memory, np.stack(poses, 1)[fair], took[fair], ending[fair], env.frames()[fair])
+
+
+def _other(
+    after: np.ndarray, before: np.ndarray, good: np.ndarray, target: np.ndarray, took: np.ndarray
+) -> np.ndarray:  # [M, 79]: the state after, had the grasp gone the other way
+    out = after.copy()
+    for row, was, hit, thing, taken in zip(out, before, good, target, took, strict=True):
+        entity, old, carried = (s[ENTITIES:].reshape(-1, 8)[thing] for s in (row, was, hit))
+        if taken:
+            row[HELD], entity[PLACE] = -1, old[PLACE]
+        else:
+            row[HELD], entity[2:5] = thing, carried[2:5] + row[:3] - hit[:3]
+    return out
+
+
+@torch.no_grad()
+def imagined_right(engine: Engine, grasps: Grasps, seed: int) -> np.ndarray:  # [M] bool
+    """Whether the imagined ending is nearer to the true one than to the other."""
+    k, size, endings = engine.policy.config.chunk, engine.size, []
+    for rows in torch.arange(len(grasps.took)).split(engine.config.batch):
+        first, previous, last = (torch.from_numpy(part)[rows] for part in grasps.memory)
+        seen = SimpleNamespace(first=first, previous=previous, last=last)
+        for chunk in range(2):
+            poses = torch.from_numpy(grasps.poses)[rows, chunk * k : (chunk + 1) * k + 1]
+            noise = normal(seed, rows, chunk, Use.FRAME, (k, 3, size, size))
+            frames, _ = engine.imagine(seen, poses, noise)
+            seen.previous, seen.last = seen.last, frames[:, -1]
+        endings.append(seen.last)
+    imagined = torch.cat(endings).numpy().astype(float)
+    true, other = grasps.ending.astype(float), grasps.other_ending.astype(float)
+    differ = np.abs(true - other).max(-1, keepdims=True) > VISIBLE
+    error = [(differ * np.abs(imagined - part)).sum((1, 2, 3)) for part in (true, other)]
+    return error[0] < error[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=None, help="folder of the models; default: the shipped ones")
+    parser.add_argument("--policies", type=Path, nargs="*", default=[], help="more policies whose grasps to use")
+    parser.add_argument("--starts", type=int, default=300, help="of each policy, over the grasping tasks")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    keep_freed_memory()
+    models = Models.load(given.models or shipped())
+    engine = make_engine(models, EngineConfig())
+    tasks = [task for task in TASKS if task.family != "push"]
+    tasks, starts = zip(*[(tasks[i % len(tasks)], FIRST_START + i) for i in range(given.starts)], strict=True)
+    rows, all_took, all_right = [], [], []
+    for policy in [models.policy, *(load_model(path, "policy")[0] for path in given.policies)]:
+        for noise in (0.0, 3.0):
+            acted = act_in_true(policy, tasks, starts, "validation", noise, given.seed)
+            grasps = beside(acted, policy.config.chunk, given.seed)
+            right = imagined_right(engine, grasps, given.seed)
+            all_took.append(grasps.took)
+            all_right.append(right)
+            rows.append([f"{noise:g} x its noise", *_cells(grasps.took, right)])
+    took, right = np.concatenate(all_took), np.concatenate(all_right)
+    rows.append(["all", *_cells(took, right)])
+    columns = ["policy acts with", "missed", "taken along", "held", "left behind"]
+    table("Grasps carried out again from beside", columns, rows)
+    along, behind = float((~right[~took]).mean()), float((~right[took]).mean())
+    found = {"missed": int((~took).sum()), "taken_along": along, "held": int(took.sum()), "left_behind": behind}
+    print(json.dumps(found | {"mean_error": (along + behind) / 2, "seed": given.seed}))
+
+
+def _cells(took: np.ndarray, right: np.ndarray) -> list[str]:
+    shares = [f"{100 * (~right[mask]).mean():.1f} %" if mask.any() else "-" for mask in (~took, took)]
+    return [str((~took).sum()), shares[0], str(took.sum()), shares[1]]
+
+
+if __name__ == "__main__":
+    main()
