@@ -54,7 +54,9 @@ def weights(folder):
 def test_every_stage_leaves_its_model_its_data_and_its_card(folder):
     expected = {f"{name}.{kind}" for name in MODELS for kind in ("safetensors", "md")}
     assert {path.name for path in written(folder)} == expected | {"demonstrations.h5", "exploration.h5", "again.h5"}
-    assert "--from-scratch --seed 1" in (folder.path / "models" / "teacher.md").read_text()
+    card = (folder.path / "models" / "teacher.md").read_text()
+    assert "--from-scratch --seed 1" in card
+    assert f"- configuration: pretraining_episodes={CONFIG.pretraining_episodes}," in card
     for name in MODELS:
         _, metadata = pipeline.load_weights(folder.path / "models" / f"{name}.safetensors")
         assert metadata["made"]["seed"] == 1 and metadata["made"]["steps"] == 4 and metadata["made"]["metrics"]["loss"]
@@ -125,6 +127,11 @@ def test_explored_successes_are_acted_again_in_turn_each_with_its_own_noise(fold
     again = recorded(place, "again")
     assert [t.start for t in again] == [tried[i].start for i in (3, 5)] * 5
     assert len({t.actions.tobytes() for t in again}) == 10
+
+
+def test_configuration_says_what_differs_from_the_default():
+    assert pipeline.ScratchConfig().describe() == "the default"
+    assert pipeline.ScratchConfig(extra_data=False, unroll=3).describe() == "unroll=3, extra_data=False"
 
 
 def test_without_extra_data_nothing_is_explored(folder, monkeypatch, tmp_path):

@@ -12,12 +12,12 @@ ABOUT = {
     "finetuned": "The base fine-tuned by imitation (L1, and Laplace likelihood of the scale) on five expert "
     "demonstrations of each of the ten tasks: the policy that explores.",
     "policy": "The fine-tuned policy, taught by itself to act on imagined frames as it acted on the true frames of the "
-    "same moments (demonstrations and exploration, no expert): the baseline that post-training starts from.",
+    "same moments (demonstrations and extra data, no expert): the baseline that post-training starts from.",
     "teacher_base": "The world simulator after pretraining on disturbed expert episodes of the pretraining suite.",
-    "teacher": "The multi-step world simulator, trained by flow matching on demonstrations and exploration.",
+    "teacher": "The multi-step world simulator, trained by flow matching on demonstrations and extra data.",
     "simulator": "The one-step world simulator (student): the teacher, trained on along its own rollouts.",
     "reflector": "The judge: the base's encoder, frozen, and a reward head trained by per-frame cross-entropy on "
-    "demonstrations and exploration, true and as the simulator imagines them; other tasks' instructions are negatives.",
+    "demonstrations and extra data, true and as the simulator imagines them; other tasks' instructions are negatives.",
 }
 LIMITS = (
     "Made for the embedded `tabletop` suite at 64 x 64 pixels and for nothing else: small, fast to train on a CPU, "

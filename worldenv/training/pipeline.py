@@ -4,7 +4,7 @@ Every stage writes its result once and is skipped when the result is there, so a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +77,12 @@ class ScratchConfig:
         if min(self.demonstrations, self.exploration, self.again, self.unroll) < 1:
             raise UserError(f"demonstrations, exploration, again and unroll must be positive: {self}")
 
+    def describe(self) -> str:
+        """For a model card: what differs from the default."""
+        pairs = ((f.name, getattr(self, f.name)) for f in fields(self))
+        changed = [f"{name}={value}" for name, value in pairs if value != getattr(ScratchConfig, name)]
+        return ", ".join(changed) or "the default"
+
 
 class Pipeline:
     """`run()` leaves policy, simulator and reflector in <folder>/models and the recorded episodes in <folder>/data."""
@@ -139,6 +145,7 @@ class Pipeline:
         metrics = {k: v for line in last for k, v in line.items() if isinstance(v, float)}
         return {
             "command": f"worldenv-train tabletop --from-scratch --seed {self.seed}, stage {stage}",
+            "configuration": self.config.describe(),
             "seed": self.seed,
             "steps": schedule.steps,
             "batch": schedule.batch,
