@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
+from worldenv.ops.compose import compose
 from worldenv.simulator.transport import moves
 
 MEMORY_FRAMES = 3  # first of the episode, last of the chunk before, last
@@ -142,7 +143,6 @@ class Simulator(nn.Module):
         seen: Seen,
     ) -> Tensor:  # [B, K, 3, H, W] float32, the predicted clean frames
         """One pass of the denoiser."""
-        b, k, _, height, width = noisy.shape
         condition = F.silu(self.noise_level(_fourier(t)) + seen.poses)
         fine = self.fine(seen.features + self.see_noisy(noisy.flatten(1, 2)), condition)
         middle = self.down1(fine)
@@ -157,17 +157,15 @@ class Simulator(nn.Module):
         fine = torch.cat([fine, F.pixel_shuffle(self.up1(middle), 2)], dim=1)
         for block in self.fine_out:
             fine = block(fine, condition)
-        composed = F.pixel_shuffle(self.compose(F.silu(fine)).contiguous(), 2).view(b, k, -1, height, width)
-        out, choice = composed.split((3, len(self.prefer)), dim=2)
-        choice = (choice + self.prefer[:, None, None]).softmax(2)
-        if self.config.exact:
-            out = F.softshrink(out, SMALLEST_CORRECTION)
-            choice = (choice - SMALLEST_SHARE).relu()
-            choice = choice / choice.sum(2, keepdim=True)
-        sources = (*seen.memory.split(1, dim=1), *seen.carried.split(1, dim=1), self.plate)
-        for share, source in zip(choice.split(1, dim=2), sources, strict=True):
-            out = torch.addcmul(out, share, source)
-        return out
+        raw = F.linear(F.silu(fine).permute(0, 2, 3, 1), *self._head())
+        cut = (SMALLEST_SHARE, SMALLEST_CORRECTION) if self.config.exact else (0.0, 0.0)
+        return compose(raw, self.prefer, seen.memory, seen.carried, self.plate, *cut)
+
+    def _head(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of `compose`, stored by frame, in the op's order: by correction and choice, then frame."""
+        shape = (self.config.chunk, 3 + self.config.sources, 4, -1)
+        weight, bias = (p.view(shape).transpose(0, 1).flatten(0, 2) for p in self.compose.parameters())
+        return weight, bias[:, 0]
 
 
 def _fourier(t: Tensor) -> Tensor:  # [B] -> [B, 32]

@@ -1,0 +1,163 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import worldenv.ops.compose as module
+from worldenv import ops
+from worldenv.ops.compose import compose, compose_reference
+
+TOLERANCE = {torch.float32: 2e-6}  # of pictures in [-1, 1]; a share just at the cut may fall to either side of it
+
+
+def inputs(b=2, h=3, w=5, k=4, memory=3, carried=10, share=0.05, correction=0.02, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    s, size = memory + carried + 1, (3, 2 * h, 2 * w)
+    raw = torch.randn(b, h, w, 3 + s, k * 4, generator=draw) * torch.tensor([0.1] * 3 + [3.0] * s)[:, None]
+    pictures = [torch.rand(*shape, *size, generator=draw) * 2 - 1 for shape in ((b, memory), (b, carried), ())]
+    return raw.flatten(3), torch.randn(s, generator=draw), *pictures, share, correction
+
+
+def assert_same(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=0.0, atol=TOLERANCE[expected.dtype])
+
+
+@pytest.mark.parametrize(("share", "correction"), [(0.0, 0.0), (0.05, 0.02)])
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize(("b", "h", "w"), [(0, 4, 4), (1, 1, 1), (3, 7, 2), (2, 32, 32)])
+def test_compiled_face_equals_the_reference(b, h, w, k, share, correction):
+    arguments = inputs(b, h, w, k, share=share, correction=correction)
+    assert_same(compose(*arguments), compose_reference(*arguments))
+
+
+@pytest.mark.parametrize(("memory", "carried"), [(1, 0), (0, 1), (3, 10), (3, 60)])
+def test_any_number_of_pictures(memory, carried):
+    arguments = inputs(memory=memory, carried=carried, share=0.01)
+    assert_same(compose(*arguments), compose_reference(*arguments))
+
+
+@pytest.mark.parametrize("level", ["plain", "avx2"])
+def test_lower_instruction_sets_give_the_same(level, tmp_path):
+    arguments = inputs(h=6, w=9, k=3)
+    torch.save(arguments, tmp_path / "in.pt")
+    code = (
+        "import torch; from worldenv.ops.compose import compose; "
+        f"torch.save(compose(*torch.load({str(tmp_path / 'in.pt')!r})), {str(tmp_path / 'out.pt')!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "WORLDENV_CPU_ISA": level})
+    assert_same(torch.load(tmp_path / "out.pt"), compose_reference(*arguments))
+
+
+@pytest.mark.parametrize("face", [compose, compose_reference])
+def test_a_cell_holds_its_four_pixels_frame_by_frame(face):
+    raw = torch.zeros(1, 2, 2, 4, 2, 2, 2)  # one picture; [.., correction or choice, frame, row, column]
+    raw[0, 1, 0, 2, 1, 0, 1] = 0.5  # cell (1, 0), blue, second frame, upper right
+    black = torch.zeros(1, 0, 3, 4, 4)
+    frames = face(raw.flatten(3), torch.zeros(1), black, black, torch.zeros(3, 4, 4), 0.0, 0.0)
+    assert frames.nonzero().tolist() == [[0, 1, 2, 2, 1]] and frames.sum() == 0.5
+
+
+@pytest.mark.parametrize("face", [compose, compose_reference])
+def test_what_one_picture_wins_by_far_is_copied_exactly(face):
+    raw, prefer, memory, carried, plate, share, correction = inputs()
+    winner = torch.zeros_like(prefer)
+    winner[2] = 8.0
+    quiet = torch.zeros_like(raw)
+    frames = face(quiet, winner, memory, carried, plate, share, correction)
+    assert torch.equal(frames, memory[:, 2:].expand_as(frames))
+
+
+@pytest.mark.parametrize("face", [compose, compose_reference])
+def test_shares_sum_to_one_whatever_is_cut(face):
+    raw, prefer, memory, carried, plate, share, _ = inputs()
+    grey = [torch.full_like(picture, 0.25) for picture in (memory, carried, plate)]
+    frames = face(raw, prefer, *grey, share, 9.0)  # no correction is that large
+    torch.testing.assert_close(frames, torch.full_like(frames, 0.25), rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("face", [compose, compose_reference])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("channel", [0, 3])
+def test_a_number_that_is_not_finite_spoils_its_pixel_and_no_other(face, value, channel):
+    arguments = inputs()
+    clean = face(*arguments)
+    arguments[0].view(2, 3, 5, 17, 4, 4)[1, 2, 4, channel, 3, 0] = value
+    frames = face(*arguments)
+    spoilt = torch.zeros(2, 4, 1, 6, 10, dtype=torch.bool)
+    spoilt[1, 3, 0, 4, 8] = True
+    assert not frames[spoilt.expand_as(frames)].isfinite().all()
+    assert torch.equal(frames[~spoilt.expand_as(frames)], clean[~spoilt.expand_as(frames)])
+
+
+def test_every_element_is_written():
+    torch.use_deterministic_algorithms(True)  # fills uninitialised memory with NaN
+    try:
+        assert not compose(*inputs(k=3)).isnan().any()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_an_episode_gives_the_same_alone_and_in_a_batch_and_with_strided_inputs():
+    arguments = inputs(b=5)
+    together = compose(*arguments)
+    raw, prefer, memory, carried, *rest = arguments
+    alone = compose(raw[3:4], prefer, memory[3:4], carried[3:4], *rest)
+    assert torch.equal(alone[0], together[3])
+    strided = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (raw, memory, carried)]
+    assert torch.equal(compose(strided[0], prefer, *strided[1:], *rest), together)
+
+
+def test_gradient_passes_by_the_reference():
+    raw, *others = inputs(b=1, h=2, w=2, k=2, memory=1, carried=1)
+    double = [t.double() if isinstance(t, torch.Tensor) else t for t in others]
+    assert torch.autograd.gradcheck(lambda r: compose_reference(r, *double), raw.double().requires_grad_())
+    raw.requires_grad_()
+    frames = compose(raw, *others)
+    frames.square().sum().backward()
+    assert torch.equal(frames, compose_reference(raw, *others)) and raw.grad.abs().sum() > 0
+    with torch.no_grad():
+        assert not compose(raw, *others).requires_grad
+
+
+def test_operator_passes_opcheck():
+    torch.library.opcheck(torch.ops.worldenv.compose.default, inputs(b=1, h=2, w=3))
+
+
+def test_operator_is_traced_without_a_graph_break():
+    arguments = inputs()
+
+    def step(raw, *others):
+        return compose(raw * 1.0, *others) + 1.0
+
+    traced = torch.compile(step, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(traced(*arguments), step(*arguments))
+
+
+def test_backend_variable_forces_the_reference(monkeypatch):
+    monkeypatch.setattr(ops, "BACKEND", "reference")
+    monkeypatch.setattr(module, "compose_reference", lambda *arguments: "reference ran")
+    assert compose(*inputs()) == "reference ran"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, torch.zeros(2, 3, 5), r"raw has shape \[2, 3, 5\]; it should have 4 dimensions"),
+        (0, torch.zeros(2, 3, 5, 271), r"raw has 271 channels; with 14 pictures it should have 68 for every frame"),
+        (0, torch.zeros(2, 3, 5, 272).half(), r"raw is torch.float16; .* pass raw.float\(\)"),
+        (1, torch.zeros(13), r"prefer has shape \[13\]; it should be \[14\]"),
+        (2, torch.zeros(1, 3, 3, 6, 10), r"memory has shape \[1, 3, 3, 6, 10\]; it should be \[2, 3, 3, 6, 10\]"),
+        (3, torch.zeros(2, 10, 3, 6, 9), r"carried has shape \[2, 10, 3, 6, 9\]"),
+        (4, torch.zeros(3, 3, 5), r"plate has shape \[3, 3, 5\]; it should be \[3, 6, 10\]"),
+        (4, torch.zeros(3, 6, 10, device="meta"), r"plate is on meta; it should be on cpu"),
+        (5, 1 / 14, r"smallest_share is 0.07.*\[0, 1 / 14\)"),
+        (6, -1.0, r"smallest_correction -1.0; .* at least 0"),
+    ],
+)
+def test_wrong_input_is_refused_by_name(place, value, message):
+    arguments = list(inputs())
+    arguments[place] = value
+    with pytest.raises(ValueError, match=message):
+        compose(*arguments)
