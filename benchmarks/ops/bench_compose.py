@@ -14,7 +14,7 @@ def bench_compose(versus, write_gb_s, batch):
     memory, carried, plate = (
         torch.rand(*shape, 3, 64, 64, generator=draw) for shape in ((batch, 3), (batch, 10), ())
     )
-    arguments = (raw.flatten(3), torch.zeros(SOURCES), memory, carried, plate, 0.05, 0.02)
+    arguments = (raw.flatten(3), torch.zeros((3 + SOURCES) * FRAMES * 4), memory, carried, plate, 0.05, 0.02)
     compiled = torch.compile(compose_reference)
     frames = compose(*arguments)
     torch.testing.assert_close(frames, compose_reference(*arguments), rtol=0.0, atol=1e-5)

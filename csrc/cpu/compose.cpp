@@ -105,14 +105,15 @@ struct Vector {
 // The shares of the S pictures in one cell: softmax, cut, scaled to sum 1.
 template <int Width>
 WORLDENV_INLINE void share_out(
-    const float* choice, const float* prefer, int64_t sources, int64_t stride, int64_t lanes, float cut,
+    const float* choice, const float* bias, int64_t sources, int64_t stride, int64_t lanes, float cut,
     Vector<Width>* share
 ) {
-  Vector<Width> highest, total{}, kept{};
+  Vector<Width> highest, total{}, kept{}, more{};
   highest.fill(-std::numeric_limits<float>::infinity());
   for (int64_t j = 0; j < sources; ++j) {
     share[j].load(choice + j * stride, lanes);
-    share[j].v += prefer[j];
+    more.load(bias + j * stride, lanes);
+    share[j].v += more.v;
     highest.v = highest.v > share[j].v ? highest.v : share[j].v;
   }
   for (int64_t j = 0; j < sources; ++j) {
@@ -134,21 +135,23 @@ WORLDENV_INLINE void share_out(
 template <int Width>
 WORLDENV_INLINE void compose_row(
     const float* raw,             // [w, 3 + S, K, 4]
-    const float* prefer,          // [S]
+    const float* bias,            // [3 + S, K, 4]
     const float* const* picture,  // S x [3, 2 h, 2 w], at the first pixel of the row
     float* frame,                 // [K, 3, 2 h, 2 w], at the first pixel of the row
     const Sizes& sizes,
     const Cut& cut
 ) {
   const int64_t sources = sizes.sources(), stride = sizes.frames * kSub, row = 2 * sizes.width, plane = sizes.plane();
-  Vector<Width> share[kMaxSources], out[3], pixels;
+  Vector<Width> share[kMaxSources], out[3], pixels, more{};
   for (int64_t x = 0; x < sizes.width; ++x) {
     for (int64_t first = 0; first < stride; first += Width) {
       const float* cell = raw + x * (3 + sources) * stride + first;
       const int64_t lanes = std::min<int64_t>(Width, stride - first);
-      share_out<Width>(cell + 3 * stride, prefer, sources, stride, lanes, cut.share, share);
+      share_out<Width>(cell + 3 * stride, bias + 3 * stride + first, sources, stride, lanes, cut.share, share);
       for (int64_t c = 0; c < 3; ++c) {
         out[c].load(cell + c * stride, lanes);
+        more.load(bias + c * stride + first, lanes);
+        out[c].v += more.v;
         out[c].shrink(cut.correction);
       }
       for (int64_t j = 0; j < sources; ++j) {
@@ -172,18 +175,18 @@ WORLDENV_INLINE void compose_row(
 using RowFunction =
     void (*)(const float*, const float*, const float* const*, float*, const Sizes&, const Cut&);
 
-void row_plain(const float* raw, const float* prefer, const float* const* picture, float* frame, const Sizes& sizes,
+void row_plain(const float* raw, const float* bias, const float* const* picture, float* frame, const Sizes& sizes,
                const Cut& cut) {
-  compose_row<4>(raw, prefer, picture, frame, sizes, cut);
+  compose_row<4>(raw, bias, picture, frame, sizes, cut);
 }
 #if WORLDENV_X86
-WORLDENV_AVX2 void row_avx2(const float* raw, const float* prefer, const float* const* picture, float* frame,
+WORLDENV_AVX2 void row_avx2(const float* raw, const float* bias, const float* const* picture, float* frame,
                             const Sizes& sizes, const Cut& cut) {
-  compose_row<8>(raw, prefer, picture, frame, sizes, cut);
+  compose_row<8>(raw, bias, picture, frame, sizes, cut);
 }
-WORLDENV_AVX512 void row_avx512(const float* raw, const float* prefer, const float* const* picture, float* frame,
+WORLDENV_AVX512 void row_avx512(const float* raw, const float* bias, const float* const* picture, float* frame,
                                 const Sizes& sizes, const Cut& cut) {
-  compose_row<16>(raw, prefer, picture, frame, sizes, cut);
+  compose_row<16>(raw, bias, picture, frame, sizes, cut);
 }
 #endif
 
@@ -199,27 +202,27 @@ RowFunction row_function() {
 
 Tensor compose(
     const Tensor& raw_any,      // [B, h, w, (3 + S) * K * 4] float32
-    const Tensor& prefer_any,   // [S]
+    const Tensor& bias_any,     // [(3 + S) * K * 4]
     const Tensor& memory_any,   // [B, M, 3, 2 h, 2 w]
     const Tensor& carried_any,  // [B, P, 3, 2 h, 2 w]
     const Tensor& plate_any,    // [3, 2 h, 2 w]
     double smallest_share,
     double smallest_correction
 ) {                             // [B, K, 3, 2 h, 2 w]
-  for (const Tensor* tensor : {&raw_any, &prefer_any, &memory_any, &carried_any, &plate_any})
+  for (const Tensor* tensor : {&raw_any, &bias_any, &memory_any, &carried_any, &plate_any})
     STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Float, "compose takes float32");
-  STD_TORCH_CHECK(raw_any.dim() == 4 && prefer_any.dim() == 1 && memory_any.dim() == 5 && carried_any.dim() == 5 &&
+  STD_TORCH_CHECK(raw_any.dim() == 4 && bias_any.dim() == 1 && memory_any.dim() == 5 && carried_any.dim() == 5 &&
                       plate_any.dim() == 3,
-                  "raw should be [B, h, w, C], prefer [S], memory and carried [B, N, 3, 2 h, 2 w], plate [3, 2 h, 2 w]");
-  const Tensor raw = torch::stable::contiguous(raw_any), prefer = torch::stable::contiguous(prefer_any);
+                  "raw should be [B, h, w, C], bias [C], memory and carried [B, N, 3, 2 h, 2 w], plate [3, 2 h, 2 w]");
+  const Tensor raw = torch::stable::contiguous(raw_any), bias = torch::stable::contiguous(bias_any);
   const Tensor memory = torch::stable::contiguous(memory_any), carried = torch::stable::contiguous(carried_any);
   const Tensor plate = torch::stable::contiguous(plate_any);
-  const int64_t batch = raw.size(0), cells = 3 + prefer.size(0);
+  const int64_t batch = raw.size(0), cells = 3 + memory.size(1) + carried.size(1) + 1;
   const Sizes sizes{raw.size(1), raw.size(2), raw.size(3) / (cells * kSub), memory.size(1), carried.size(1)};
   const Cut cut{float(smallest_share), float(smallest_correction)};
-  STD_TORCH_CHECK(sizes.sources() == prefer.size(0) && prefer.size(0) <= kMaxSources,
-                  "prefer should have a number for each picture, at most 64");
+  STD_TORCH_CHECK(sizes.sources() <= kMaxSources, "compose takes at most 64 pictures");
   STD_TORCH_CHECK(raw.size(3) == sizes.frames * cells * kSub, "raw has channels for no whole number of frames");
+  STD_TORCH_CHECK(bias.size(0) == raw.size(3), "bias should have a number for each channel of raw");
   for (const Tensor* pictures : {&memory, &carried})
     STD_TORCH_CHECK(pictures->size(0) == batch && pictures->size(2) == 3 && pictures->size(3) == 2 * sizes.height &&
                         pictures->size(4) == 2 * sizes.width,
@@ -229,7 +232,7 @@ Tensor compose(
 
   const int64_t image = 3 * sizes.plane(), pictures = sizes.memory + sizes.carried;
   Tensor frames = torch::stable::new_empty(raw, {batch, sizes.frames, 3, 2 * sizes.height, 2 * sizes.width});
-  const float *raw_data = raw.const_data_ptr<float>(), *prefer_data = prefer.const_data_ptr<float>();
+  const float *raw_data = raw.const_data_ptr<float>(), *bias_data = bias.const_data_ptr<float>();
   const float *memory_data = memory.const_data_ptr<float>(), *carried_data = carried.const_data_ptr<float>();
   const float* plate_data = plate.const_data_ptr<float>();
   float* out = frames.mutable_data_ptr<float>();
@@ -244,7 +247,7 @@ Tensor compose(
       for (int64_t j = 0; j < sizes.carried; ++j)
         picture[sizes.memory + j] = carried_data + (b * sizes.carried + j) * image + offset;
       picture[pictures] = plate_data + offset;
-      compose_one_row(raw_data + i * sizes.width * raw.size(3), prefer_data, picture.data(),
+      compose_one_row(raw_data + i * sizes.width * raw.size(3), bias_data, picture.data(),
                       out + b * sizes.frames * image + offset, sizes, cut);
     }
   });
@@ -255,7 +258,7 @@ Tensor compose(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(worldenv, m) {
   m.def(
-      "compose(Tensor raw, Tensor prefer, Tensor memory, Tensor carried, Tensor plate, float smallest_share, "
+      "compose(Tensor raw, Tensor bias, Tensor memory, Tensor carried, Tensor plate, float smallest_share, "
       "float smallest_correction) -> Tensor");
 }
 

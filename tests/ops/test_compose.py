@@ -17,7 +17,7 @@ def inputs(b=2, h=3, w=5, k=4, memory=3, carried=10, share=0.05, correction=0.02
     s, size = memory + carried + 1, (3, 2 * h, 2 * w)
     raw = torch.randn(b, h, w, 3 + s, k * 4, generator=draw) * torch.tensor([0.1] * 3 + [3.0] * s)[:, None]
     pictures = [torch.rand(*shape, *size, generator=draw) * 2 - 1 for shape in ((b, memory), (b, carried), ())]
-    return raw.flatten(3), torch.randn(s, generator=draw), *pictures, share, correction
+    return raw.flatten(3), torch.randn((3 + s) * k * 4, generator=draw) * 0.05, *pictures, share, correction
 
 
 def assert_same(actual, expected):
@@ -55,15 +55,15 @@ def test_a_cell_holds_its_four_pixels_frame_by_frame(face):
     raw = torch.zeros(1, 2, 2, 4, 2, 2, 2)  # one picture; [.., correction or choice, frame, row, column]
     raw[0, 1, 0, 2, 1, 0, 1] = 0.5  # cell (1, 0), blue, second frame, upper right
     black = torch.zeros(1, 0, 3, 4, 4)
-    frames = face(raw.flatten(3), torch.zeros(1), black, black, torch.zeros(3, 4, 4), 0.0, 0.0)
+    frames = face(raw.flatten(3), torch.zeros(32), black, black, torch.zeros(3, 4, 4), 0.0, 0.0)
     assert frames.nonzero().tolist() == [[0, 1, 2, 2, 1]] and frames.sum() == 0.5
 
 
 @pytest.mark.parametrize("face", [compose, compose_reference])
 def test_what_one_picture_wins_by_far_is_copied_exactly(face):
-    raw, prefer, memory, carried, plate, share, correction = inputs()
-    winner = torch.zeros_like(prefer)
-    winner[2] = 8.0
+    raw, bias, memory, carried, plate, share, correction = inputs()
+    winner = torch.zeros_like(bias)
+    winner.view(17, 4, 4)[3 + 2] = 8.0
     quiet = torch.zeros_like(raw)
     frames = face(quiet, winner, memory, carried, plate, share, correction)
     assert torch.equal(frames, memory[:, 2:].expand_as(frames))
@@ -71,9 +71,9 @@ def test_what_one_picture_wins_by_far_is_copied_exactly(face):
 
 @pytest.mark.parametrize("face", [compose, compose_reference])
 def test_shares_sum_to_one_whatever_is_cut(face):
-    raw, prefer, memory, carried, plate, share, _ = inputs()
+    raw, bias, memory, carried, plate, share, _ = inputs()
     grey = [torch.full_like(picture, 0.25) for picture in (memory, carried, plate)]
-    frames = face(raw, prefer, *grey, share, 9.0)  # no correction is that large
+    frames = face(raw, bias, *grey, share, 9.0)  # no correction is that large
     torch.testing.assert_close(frames, torch.full_like(frames, 0.25), rtol=0.0, atol=1e-6)
 
 
@@ -102,11 +102,11 @@ def test_every_element_is_written():
 def test_an_episode_gives_the_same_alone_and_in_a_batch_and_with_strided_inputs():
     arguments = inputs(b=5)
     together = compose(*arguments)
-    raw, prefer, memory, carried, *rest = arguments
-    alone = compose(raw[3:4], prefer, memory[3:4], carried[3:4], *rest)
+    raw, bias, memory, carried, *rest = arguments
+    alone = compose(raw[3:4], bias, memory[3:4], carried[3:4], *rest)
     assert torch.equal(alone[0], together[3])
     strided = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (raw, memory, carried)]
-    assert torch.equal(compose(strided[0], prefer, *strided[1:], *rest), together)
+    assert torch.equal(compose(strided[0], bias, *strided[1:], *rest), together)
 
 
 def test_gradient_passes_by_the_reference():
@@ -147,7 +147,7 @@ def test_backend_variable_forces_the_reference(monkeypatch):
         (0, torch.zeros(2, 3, 5), r"raw has shape \[2, 3, 5\]; it should have 4 dimensions"),
         (0, torch.zeros(2, 3, 5, 271), r"raw has 271 channels; with 14 pictures it should have 68 for every frame"),
         (0, torch.zeros(2, 3, 5, 272).half(), r"raw is torch.float16; .* pass raw.float\(\)"),
-        (1, torch.zeros(13), r"prefer has shape \[13\]; it should be \[14\]"),
+        (1, torch.zeros(271), r"bias has 271 numbers; it should have 272, one for each channel of raw"),
         (2, torch.zeros(1, 3, 3, 6, 10), r"memory has shape \[1, 3, 3, 6, 10\]; it should be \[2, 3, 3, 6, 10\]"),
         (3, torch.zeros(2, 10, 3, 6, 9), r"carried has shape \[2, 10, 3, 6, 9\]"),
         (4, torch.zeros(3, 3, 5), r"plate has shape \[3, 3, 5\]; it should be \[3, 6, 10\]"),

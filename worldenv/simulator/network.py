@@ -157,15 +157,17 @@ class Simulator(nn.Module):
         fine = torch.cat([fine, F.pixel_shuffle(self.up1(middle), 2)], dim=1)
         for block in self.fine_out:
             fine = block(fine, condition)
-        raw = F.linear(F.silu(fine).permute(0, 2, 3, 1), *self._head())
+        weight, bias = self._head()
+        raw = F.linear(F.silu(fine).permute(0, 2, 3, 1), weight)
         cut = (SMALLEST_SHARE, SMALLEST_CORRECTION) if self.config.exact else (0.0, 0.0)
-        return compose(raw, self.prefer, seen.memory, seen.carried, self.plate, *cut)
+        return compose(raw, bias, seen.memory, seen.carried, self.plate, *cut)
 
     def _head(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of `compose`, stored by frame, in the op's order: by correction and choice, then frame."""
         shape = (self.config.chunk, 3 + self.config.sources, 4, -1)
-        weight, bias = (p.view(shape).transpose(0, 1).flatten(0, 2) for p in self.compose.parameters())
-        return weight, bias[:, 0]
+        weight, bias = (p.view(shape).transpose(0, 1) for p in self.compose.parameters())
+        bias = bias + F.pad(self.prefer, (3, 0))[:, None, None, None]
+        return weight.flatten(0, 2), bias.flatten()
 
 
 def _fourier(t: Tensor) -> Tensor:  # [B] -> [B, 32]
