@@ -2,9 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from worldenv.instruction import InstructionEncoder
+from worldenv.ops.adagn import adagn
+
+GROUPS = 8  # of the group normalisations
 
 
 def to_float(frames: Tensor) -> Tensor:
@@ -31,13 +33,13 @@ class FilmBlock(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm = nn.GroupNorm(8, channels)
+        self.norm = nn.GroupNorm(GROUPS, channels)
         self.film = nn.Linear(context, 2 * channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        scale, shift = self.film(context)[:, :, None, None].chunk(2, dim=1)
-        h = self.norm(self.first(x)) * (1 + scale) + shift
-        return x + self.second(F.relu(h))
+        scale, shift = self.film(context).chunk(2, dim=1)
+        h = adagn(self.first(x), GROUPS, self.norm.weight, self.norm.bias, scale, shift, "relu")
+        return x + self.second(h)
 
 
 class VisionLanguageEncoder(nn.Module):

@@ -6,12 +6,11 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
 
-#include "isa.h"
+#include "vector.h"
 
 namespace worldenv::cpu {
 namespace {
@@ -33,74 +32,23 @@ struct Cut {
   float share, correction;
 };
 
+// In every frame the pixels from[0], from[1] and, one row on, from[row], from[row + 1].
 template <int Width>
-struct Native;
-#define WORLDENV_NATIVE(width)                                    \
-  template <>                                                     \
-  struct Native<width> {                                          \
-    typedef float Floats __attribute__((vector_size(4 * width))); \
-    typedef int32_t Ints __attribute__((vector_size(4 * width))); \
-    typedef double Pairs __attribute__((vector_size(4 * width))); \
-  };
-WORLDENV_NATIVE(4)
-WORLDENV_NATIVE(8)
-WORLDENV_NATIVE(16)
+WORLDENV_INLINE void load_cell(Vector<Width>& to, const float* from, int64_t row) {
+  double upper, lower;
+  __builtin_memcpy(&upper, from, sizeof(upper));
+  __builtin_memcpy(&lower, from + row, sizeof(lower));
+  typename Native<Width>::Pairs pairs;
+  for (int64_t l = 0; l < Width / 2; ++l) pairs[l] = l % 2 ? lower : upper;
+  to.v = (typename Vector<Width>::Floats)pairs;
+}
 
-// A vector register: the four pixels of a cell in Width / 4 frames.
+// Nearer to zero by `by`, and zero within; NaN stays NaN.
 template <int Width>
-struct Vector {
-  using Floats = typename Native<Width>::Floats;
-  using Ints = typename Native<Width>::Ints;
-  Floats v;
-
-  WORLDENV_INLINE void fill(float value) { v = Floats{} + value; }
-
-  WORLDENV_INLINE void load(const float* from, int64_t lanes) {
-    if (lanes >= Width) {
-      __builtin_memcpy(&v, from, sizeof(v));
-    } else {
-      for (int64_t l = 0; l < Width; ++l) v[l] = l < lanes ? from[l] : 0.0f;
-    }
-  }
-
-  // In every frame the pixels from[0], from[1] and, one row on, from[row], from[row + 1].
-  WORLDENV_INLINE void load_cell(const float* from, int64_t row) {
-    double upper, lower;
-    __builtin_memcpy(&upper, from, sizeof(upper));
-    __builtin_memcpy(&lower, from + row, sizeof(lower));
-    typename Native<Width>::Pairs pairs;
-    for (int64_t l = 0; l < Width / 2; ++l) pairs[l] = l % 2 ? lower : upper;
-    v = (Floats)pairs;
-  }
-
-  // exp where v <= 0, relative error 2e-7: 2^n by the exponent bits, the rest by a polynomial.
-  WORLDENV_INLINE void exponential() {
-    const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for a fraction
-    const Floats x = v < -87.0f ? Floats{} - 87.0f : v;
-    const Floats n = (x * 1.44269504f + round) - round;
-    const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    v = p * (Floats)((__builtin_convertvector(n, Ints) + 127) << 23);
-  }
-
-  // Nearer to zero by `by`, and zero within; NaN stays NaN.
-  WORLDENV_INLINE void shrink(float by) {
-    const Floats above = v - by, below = v + by;
-    v = above > 0.0f ? above : below < 0.0f ? below : v * 0.0f;
-  }
-
-  WORLDENV_INLINE bool all_zero() const {
-    const Ints bits = v != 0.0f;
-    int32_t any = 0;
-    for (int64_t l = 0; l < Width; ++l) any |= bits[l];
-    return any == 0;
-  }
-};
+WORLDENV_INLINE void shrink(Vector<Width>& x, float by) {
+  const auto above = x.v - by, below = x.v + by;
+  x.v = above > 0.0f ? above : below < 0.0f ? below : x.v * 0.0f;
+}
 
 // The shares of the S pictures in one cell: softmax, cut, scaled to sum 1.
 template <int Width>
@@ -108,7 +56,7 @@ WORLDENV_INLINE void share_out(
     const float* choice, const float* bias, int64_t sources, int64_t stride, int64_t lanes, float cut,
     Vector<Width>* share
 ) {
-  Vector<Width> highest, total{}, kept{}, more{};
+  Vector<Width> highest, total, kept, more;
   highest.fill(-std::numeric_limits<float>::infinity());
   for (int64_t j = 0; j < sources; ++j) {
     share[j].load(choice + j * stride, lanes);
@@ -142,7 +90,7 @@ WORLDENV_INLINE void compose_row(
     const Cut& cut
 ) {
   const int64_t sources = sizes.sources(), stride = sizes.frames * kSub, row = 2 * sizes.width, plane = sizes.plane();
-  Vector<Width> share[kMaxSources], out[3], pixels, more{};
+  Vector<Width> share[kMaxSources], out[3], pixels, more;
   for (int64_t x = 0; x < sizes.width; ++x) {
     for (int64_t first = 0; first < stride; first += Width) {
       const float* cell = raw + x * (3 + sources) * stride + first;
@@ -152,12 +100,12 @@ WORLDENV_INLINE void compose_row(
         out[c].load(cell + c * stride, lanes);
         more.load(bias + c * stride + first, lanes);
         out[c].v += more.v;
-        out[c].shrink(cut.correction);
+        shrink(out[c], cut.correction);
       }
       for (int64_t j = 0; j < sources; ++j) {
         if (share[j].all_zero()) continue;
         for (int64_t c = 0; c < 3; ++c) {
-          pixels.load_cell(picture[j] + c * plane + 2 * x, row);
+          load_cell(pixels, picture[j] + c * plane + 2 * x, row);
           out[c].v += share[j].v * pixels.v;
         }
       }

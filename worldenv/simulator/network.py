@@ -7,9 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
+from worldenv.ops.adagn import adagn
 from worldenv.ops.compose import compose
 from worldenv.simulator.transport import moves
 
+GROUPS = 8  # of the group normalisations
 MEMORY_FRAMES = 3  # first of the episode, last of the chunk before, last
 
 SMALLEST_SHARE, SMALLEST_CORRECTION = 0.05, 0.02  # of a pixel; of the range [-1, 1]
@@ -42,7 +44,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, condition: int):
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(8, inputs), nn.GroupNorm(8, outputs)
+        self.norm1, self.norm2 = nn.GroupNorm(GROUPS, inputs), nn.GroupNorm(GROUPS, outputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.modulate = nn.Linear(condition, 2 * outputs)
@@ -51,9 +53,10 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        scale, shift = self.modulate(condition)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.skip(x) + self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+        h = self.conv1(adagn(x, GROUPS, self.norm1.weight, self.norm1.bias, activation="silu"))
+        scale, shift = self.modulate(condition).chunk(2, dim=1)
+        h = adagn(h, GROUPS, self.norm2.weight, self.norm2.bias, scale, shift, "silu")
+        return self.skip(x) + self.conv2(h)
 
 
 class TransformerLayer(nn.Module):
