@@ -22,6 +22,7 @@ LAYERS = (
     {"evaluate"},
     {"rollout"},
     {"policy", "simulator", "reflector", "data", "tasks"},
+    {"vision"},
     {"ops"},
     {"kernels", "_C", "_cuda", "_tabletop"},
 )
