@@ -165,7 +165,7 @@ def test_student_learns(tiny, clips):
 def test_frames_that_the_encoder_reads_alike_are_alike(tiny, clips):
     encoder = tiny.policy().encoder
     part = ChunkBatch(clips, PROJECTION, 4, torch.tensor([0, 1]), torch.tensor([2, 5]))
-    assert unlike(encoder, part.clean, part).item() == 0
+    assert unlike(encoder, part.clean, part).item() < 1e-6
     predicted = (part.clean + 0.3).requires_grad_()
     unlike(encoder, predicted, part).backward()
     assert predicted.grad[:, -1].any() and not predicted.grad[:, :-1].any()
