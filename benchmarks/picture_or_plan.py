@@ -2,9 +2,9 @@
 
     python benchmarks/picture_or_plan.py [--models FOLDER] [--policies FILE ...] [--starts 300]
 
-Each policy acts on validation starts, with its mean action and with three times its own noise. Every chunk that takes
-a thing up is carried out again, the same actions from a gripper that stands 0 to 3 cm beside (in 30 % of them also up
-to 2 cm too high), so that about half of them miss. After two chunks the imagined picture is compared with the true one
+Each policy acts on validation starts, with its mean action and with three times its own noise. Each episode's first
+grasp is carried out again, the same actions from a gripper that stands 0 to 3 cm beside (in 30 % of them also up to
+2 cm too high), so that more than half of them miss. After two chunks the imagined picture is compared with the true one
 and with the one in which the thing went the other way, left where it was or taken along: to which is it nearer?
 The last line of stdout is one JSON document.
 """
