@@ -177,7 +177,7 @@ def simulator_quality(
     frames = torch.from_numpy(np.stack([t.frames for t in trajectories]))
     poses = torch.from_numpy(np.stack([t.proprio for t in trajectories]))
     tokens = tokenize([t.instruction for t in trajectories])
-    imagined = engine.replay(Starts(frames[:, 0], poses[:, 0], tokens), poses, seed)
+    imagined = engine.world.replay(frames[:, 0], poses, seed)
     k, out = engine.policy.config.chunk, {"psnr": [], "ssim": []}
     for first in range(1, imagined.shape[1] - k + 1, k):
         pair = (imagined[:, first : first + k].flatten(0, 1), frames[:, first : first + k].flatten(0, 1))

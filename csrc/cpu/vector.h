@@ -68,6 +68,43 @@ struct Vector {
     v = p * (Floats)((__builtin_convertvector(n, Ints) + 127) << 23);
   }
 
+  // v <- log(v) for positive normal numbers, relative error 1e-7: exponent and mantissa, the latter in [sqrt(1/2),
+  // sqrt(2)), by a polynomial.
+  WORLDENV_INLINE void logarithm() {
+    const Ints bits = (Ints)v - 0x3f3504f3;  // sqrt(1/2)
+    const Floats n = __builtin_convertvector(bits >> 23, Floats);
+    const Floats x = (Floats)((bits & 0x007fffff) + 0x3f3504f3) - 1.0f;
+    Floats p = x * 7.0376836292e-2f - 1.1514610310e-1f;
+    p = p * x + 1.1676998740e-1f;
+    p = p * x - 1.2420140846e-1f;
+    p = p * x + 1.4249322787e-1f;
+    p = p * x - 1.6668057665e-1f;
+    p = p * x + 2.0000714765e-1f;
+    p = p * x - 2.4999993993e-1f;
+    p = p * x + 3.3333331174e-1f;
+    v = (p * x - 0.5f) * x * x + n * -2.12194440e-4f + x + n * 0.693359375f;
+  }
+
+  WORLDENV_INLINE void square_root() {
+    for (int64_t l = 0; l < Width; ++l) v[l] = __builtin_sqrtf(v[l]);
+  }
+
+  // cosine and sine of v turns, v in [0, 1), error 1e-7: the nearest quarter exactly, the rest by polynomials.
+  WORLDENV_INLINE void turn(Vector& cosine, Vector& sine) const {
+    const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for a fraction
+    const Floats quarters = v * 4.0f, nearest = (quarters + round) - round;
+    const Floats x = (quarters - nearest) * 1.57079632679f, xx = x * x;  // radians, in [-pi / 4, pi / 4]
+    const Ints quarter = __builtin_convertvector(nearest, Ints);
+    const Floats s = ((xx * -1.9515295891e-4f + 8.3321608736e-3f) * xx - 1.6666654611e-1f) * xx * x + x;
+    const Floats c = ((xx * 2.443315711809948e-5f - 1.388731625493765e-3f) * xx + 4.166664568298827e-2f) * xx * xx -
+                     0.5f * xx + 1.0f;
+    const Ints odd = (quarter & 1) != 0, minus_c = (quarter + 1 & 2) != 0, minus_s = (quarter & 2) != 0;
+    cosine.v = odd ? s : c;
+    sine.v = odd ? c : s;
+    cosine.v = minus_c ? -cosine.v : cosine.v;
+    sine.v = minus_s ? -sine.v : sine.v;
+  }
+
   WORLDENV_INLINE bool all_zero() const {
     const Ints bits = v != 0.0f;
     int32_t any = 0;

@@ -88,7 +88,7 @@ def test_head_learns_and_the_encoder_gets_no_gradient(tiny, clips):
 
 def test_imagined_episodes_keep_their_labels_and_their_first_frame(tiny, clips):
     engine = tiny.engine()
-    imagined = as_imagined(engine, clips, seed=3)
+    imagined = as_imagined(engine.world, clips, seed=3)
     steps = (clips.frames.shape[1] - 1) // engine.policy.config.chunk * engine.policy.config.chunk
     assert torch.equal(imagined.frames[:, 0], clips.frames[:, 0]) and torch.equal(imagined.success, clips.success)
     assert not torch.equal(imagined.frames[:, 1 : steps + 1], clips.frames[:, 1 : steps + 1])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from worldenv.slots import Slots
 from worldenv.vision import VisionLanguageEncoder
 
 
@@ -21,15 +22,12 @@ class ReflectorConfig:
 
 
 @dataclass
-class Pooled:
+class Pooled(Slots):
     """What the reflector remembers of each episode: its first and its summed features, so that a frame is read once."""
 
-    first: Tensor  # [B, D]
-    total: Tensor  # [B, D]
-    count: Tensor  # [B, 1]
-
-    def keep(self, index: Tensor) -> "Pooled":
-        return Pooled(self.first[index], self.total[index], self.count[index])
+    first: Tensor  # [E, D] float32
+    total: Tensor  # [E, D] float32
+    count: Tensor  # [E, 1] float32, frames
 
 
 class Reflector(nn.Module):
@@ -70,7 +68,8 @@ class Reflector(nn.Module):
         total = pooled.total[:, None] + feature.cumsum(1)
         count = pooled.count + torch.arange(1, k + 1)
         logit = self.logit(feature, pooled.first[:, None], total / count[..., None])
-        pooled.total, pooled.count = total[:, -1], count[:, -1:]
+        pooled.total.copy_(total[:, -1])
+        pooled.count.copy_(count[:, -1:])
         return torch.sigmoid(logit)
 
     def logit(self, feature: Tensor, first: Tensor, mean: Tensor) -> Tensor:

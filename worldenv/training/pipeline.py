@@ -18,15 +18,14 @@ from worldenv.data.trajectories import Trajectory, TrajectoryReader, TrajectoryW
 from worldenv.errors import UserError
 from worldenv.evaluate import act_in_true
 from worldenv.instruction import tokenize
-from worldenv.kinematics import Kinematics
 from worldenv.policy.network import PolicyConfig
 from worldenv.progress import Progress
 from worldenv.reflector.network import Reflector, ReflectorConfig
-from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.rollout.models import load_model, save_model
 from worldenv.run_folder import RunFolder
 from worldenv.simulator.network import Simulator, SimulatorConfig
 from worldenv.simulator.sampler import STUDENT_LEVELS, TEACHER_LEVELS
+from worldenv.simulator.world import World
 from worldenv.tasks.scenes import TASKS
 from worldenv.training.act_again import act_again
 from worldenv.training.adapt import adaptation_loss
@@ -259,14 +258,12 @@ class Pipeline:
     def replays(self) -> tuple[Clips, Clips]:
         """Some of the recorded episodes, as they were and as the simulator imagines them along the same poses."""
         if self._replays is None:
-            policy, _ = load_model(self.models / "finetuned.safetensors", "policy")
             simulator, about = load_model(self.models / "simulator.safetensors", "simulator")
-            reflector, config = self._new(Reflector, ReflectorConfig()), EngineConfig()
-            engine = Engine(policy, simulator, reflector, self.camera, Kinematics(), about["levels"], config)
+            world = World(simulator, self.camera, about["levels"])
             clips = self.clips()
             order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(self.seed))
             some = clips.pick(order[: max(1, round(self.config.imagined_share * len(clips)))])
-            self._replays = some, as_imagined(engine, some, self.seed)
+            self._replays = some, as_imagined(world, some, self.seed)
         return self._replays
 
     def _base(self) -> Base:
