@@ -5,13 +5,16 @@ from torch import Tensor, nn
 
 from worldenv.instruction import InstructionEncoder
 from worldenv.ops.adagn import adagn
+from worldenv.ops.patchify import patchify
 
 GROUPS = 8  # of the group normalisations
 
 
-def to_float(frames: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] in [0, 255] -> float32 [B, 3, H, W] in [-1, 1], channels last in memory."""
-    return frames.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+class Patches(nn.Module):
+    """Frames [B, H, W, 3], uint8 or float32 in [-1, 1] -> patches [B, 12, H / 2, W / 2], channels last in memory."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return patchify(frames[:, None]).flatten(3).permute(0, 3, 1, 2)
 
 
 class SpatialSoftmax(nn.Module):
@@ -43,13 +46,16 @@ class FilmBlock(nn.Module):
 
 
 class VisionLanguageEncoder(nn.Module):
-    """uint8 frames [B, H, W, 3] and tokens [B, L] -> features [B, D]."""
+    """Frames [B, H, W, 3] and tokens [B, L] -> features [B, D].
+
+    Frames are uint8, or float32 in [-1, 1] where a gradient is to pass.
+    """
 
     def __init__(self, width: int = 256, channels: int = 64, blocks: int = 2, context: int = 64):
         super().__init__()
         self.text = InstructionEncoder(context)
         self.stem = nn.Sequential(
-            nn.PixelUnshuffle(2),
+            Patches(),
             nn.Conv2d(12, 32, 3, padding=1),
             nn.ReLU(),
             nn.Conv2d(32, channels, 3, stride=2, padding=1),
@@ -60,12 +66,8 @@ class VisionLanguageEncoder(nn.Module):
         self.out = nn.Linear(3 * channels + context, width)
 
     def forward(self, frames: Tensor, tokens: Tensor) -> Tensor:
-        return self.read(to_float(frames), tokens)
-
-    def read(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """As `forward`, from float32 frames [B, 3, H, W] in [-1, 1]: what a gradient can pass."""
         context = self.text(tokens)
-        x = self.stem(x.to(memory_format=torch.channels_last))
+        x = self.stem(frames)
         for block in self.blocks:
             x = block(x, context)
         return self.out(torch.cat([self.look(x), context], dim=-1))

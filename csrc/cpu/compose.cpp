@@ -10,6 +10,7 @@
 #include <limits>
 #include <vector>
 
+#include "patch.h"
 #include "vector.h"
 
 namespace worldenv::cpu {
@@ -23,21 +24,19 @@ constexpr int64_t kMaxSources = 64;
 constexpr int64_t kGrainBytes = 1 << 18;  // a thread is not worth waking for less
 
 struct Sizes {
-  int64_t height, width, frames, memory, carried;  // of the cells; of the frames to compose, of the pictures
-  int64_t sources() const { return memory + carried + 1; }
-  int64_t plane() const { return 4 * height * width; }
+  int64_t frames, sources;
 };
 
 struct Cut {
   float share, correction;
 };
 
-// In every frame the pixels from[0], from[1] and, one row on, from[row], from[row + 1].
+// The same four pixels in every frame.
 template <int Width>
-WORLDENV_INLINE void load_cell(Vector<Width>& to, const float* from, int64_t row) {
+WORLDENV_INLINE void repeat(Vector<Width>& to, const float* from) {
   double upper, lower;
   __builtin_memcpy(&upper, from, sizeof(upper));
-  __builtin_memcpy(&lower, from + row, sizeof(lower));
+  __builtin_memcpy(&lower, from + 2, sizeof(lower));
   typename Native<Width>::Pairs pairs;
   for (int64_t l = 0; l < Width / 2; ++l) pairs[l] = l % 2 ? lower : upper;
   to.v = (typename Vector<Width>::Floats)pairs;
@@ -82,59 +81,58 @@ WORLDENV_INLINE void share_out(
 // The cells of one row of one episode.
 template <int Width>
 WORLDENV_INLINE void compose_row(
-    const float* raw,             // [w, 3 + S, K, 4]
-    const float* bias,            // [3 + S, K, 4]
-    const float* const* picture,  // S x [3, 2 h, 2 w], at the first pixel of the row
-    float* frame,                 // [K, 3, 2 h, 2 w], at the first pixel of the row
+    const float* raw,       // [w, 3 + S, K, 4]
+    const float* bias,      // [3 + S, K, 4]
+    const float* pictures,  // [w, S - 1, 12]
+    const float* plate,     // [w, 12]
+    float* out,             // [w, K, 12]
+    int64_t width,
     const Sizes& sizes,
     const Cut& cut
 ) {
-  const int64_t sources = sizes.sources(), stride = sizes.frames * kSub, row = 2 * sizes.width, plane = sizes.plane();
-  Vector<Width> share[kMaxSources], out[3], pixels, more;
-  for (int64_t x = 0; x < sizes.width; ++x) {
+  const int64_t sources = sizes.sources, stride = sizes.frames * kSub;
+  Vector<Width> share[kMaxSources], sum[3], pixels, more;
+  for (int64_t x = 0; x < width; ++x, raw += (3 + sources) * stride, pictures += (sources - 1) * kPatch,
+               plate += kPatch, out += sizes.frames * kPatch)
     for (int64_t first = 0; first < stride; first += Width) {
-      const float* cell = raw + x * (3 + sources) * stride + first;
       const int64_t lanes = std::min<int64_t>(Width, stride - first);
-      share_out<Width>(cell + 3 * stride, bias + 3 * stride + first, sources, stride, lanes, cut.share, share);
+      share_out<Width>(raw + 3 * stride + first, bias + 3 * stride + first, sources, stride, lanes, cut.share, share);
       for (int64_t c = 0; c < 3; ++c) {
-        out[c].load(cell + c * stride, lanes);
+        sum[c].load(raw + c * stride + first, lanes);
         more.load(bias + c * stride + first, lanes);
-        out[c].v += more.v;
-        shrink(out[c], cut.correction);
+        sum[c].v += more.v;
+        shrink(sum[c], cut.correction);
       }
       for (int64_t j = 0; j < sources; ++j) {
         if (share[j].all_zero()) continue;
+        const float* picture = j + 1 < sources ? pictures + j * kPatch : plate;
         for (int64_t c = 0; c < 3; ++c) {
-          load_cell(pixels, picture[j] + c * plane + 2 * x, row);
-          out[c].v += share[j].v * pixels.v;
+          repeat(pixels, picture + 4 * c);
+          sum[c].v += share[j].v * pixels.v;
         }
       }
       for (int64_t l = 0; l < lanes; l += kSub)
-        for (int64_t c = 0; c < 3; ++c) {
-          float* pixel = frame + ((first + l) / kSub * 3 + c) * plane + 2 * x;
-          const float* value = reinterpret_cast<const float*>(&out[c].v) + l;
-          __builtin_memcpy(pixel, value, 2 * sizeof(float));
-          __builtin_memcpy(pixel + row, value + 2, 2 * sizeof(float));
-        }
+        for (int64_t c = 0; c < 3; ++c)
+          __builtin_memcpy(out + (first + l) / kSub * kPatch + 4 * c, reinterpret_cast<const float*>(&sum[c].v) + l,
+                           4 * sizeof(float));
     }
-  }
 }
 
 using RowFunction =
-    void (*)(const float*, const float*, const float* const*, float*, const Sizes&, const Cut&);
+    void (*)(const float*, const float*, const float*, const float*, float*, int64_t, const Sizes&, const Cut&);
 
-void row_plain(const float* raw, const float* bias, const float* const* picture, float* frame, const Sizes& sizes,
-               const Cut& cut) {
-  compose_row<4>(raw, bias, picture, frame, sizes, cut);
+void row_plain(const float* raw, const float* bias, const float* pictures, const float* plate, float* out,
+               int64_t width, const Sizes& sizes, const Cut& cut) {
+  compose_row<4>(raw, bias, pictures, plate, out, width, sizes, cut);
 }
 #if WORLDENV_X86
-WORLDENV_AVX2 void row_avx2(const float* raw, const float* bias, const float* const* picture, float* frame,
-                            const Sizes& sizes, const Cut& cut) {
-  compose_row<8>(raw, bias, picture, frame, sizes, cut);
+WORLDENV_AVX2 void row_avx2(const float* raw, const float* bias, const float* pictures, const float* plate, float* out,
+                            int64_t width, const Sizes& sizes, const Cut& cut) {
+  compose_row<8>(raw, bias, pictures, plate, out, width, sizes, cut);
 }
-WORLDENV_AVX512 void row_avx512(const float* raw, const float* bias, const float* const* picture, float* frame,
-                                const Sizes& sizes, const Cut& cut) {
-  compose_row<16>(raw, bias, picture, frame, sizes, cut);
+WORLDENV_AVX512 void row_avx512(const float* raw, const float* bias, const float* pictures, const float* plate,
+                                float* out, int64_t width, const Sizes& sizes, const Cut& cut) {
+  compose_row<16>(raw, bias, pictures, plate, out, width, sizes, cut);
 }
 #endif
 
@@ -149,55 +147,43 @@ RowFunction row_function() {
 }  // namespace
 
 Tensor compose(
-    const Tensor& raw_any,      // [B, h, w, (3 + S) * K * 4] float32
-    const Tensor& bias_any,     // [(3 + S) * K * 4]
-    const Tensor& memory_any,   // [B, M, 3, 2 h, 2 w]
-    const Tensor& carried_any,  // [B, P, 3, 2 h, 2 w]
-    const Tensor& plate_any,    // [3, 2 h, 2 w]
+    const Tensor& raw_any,       // [B, h, w, (3 + S) * K * 4] float32
+    const Tensor& bias_any,      // [(3 + S) * K * 4]
+    const Tensor& pictures_any,  // [B, h, w, S - 1, 12]
+    const Tensor& plate_any,     // [h, w, 12]
     double smallest_share,
     double smallest_correction
-) {                             // [B, K, 3, 2 h, 2 w]
-  for (const Tensor* tensor : {&raw_any, &bias_any, &memory_any, &carried_any, &plate_any})
+) {                              // [B, h, w, K, 12]
+  for (const Tensor* tensor : {&raw_any, &bias_any, &pictures_any, &plate_any})
     STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Float, "compose takes float32");
-  STD_TORCH_CHECK(raw_any.dim() == 4 && bias_any.dim() == 1 && memory_any.dim() == 5 && carried_any.dim() == 5 &&
-                      plate_any.dim() == 3,
-                  "raw should be [B, h, w, C], bias [C], memory and carried [B, N, 3, 2 h, 2 w], plate [3, 2 h, 2 w]");
+  STD_TORCH_CHECK(raw_any.dim() == 4 && bias_any.dim() == 1 && pictures_any.dim() == 5 && plate_any.dim() == 3,
+                  "raw should be [B, h, w, C], bias [C], pictures [B, h, w, S - 1, 12], plate [h, w, 12]");
   const Tensor raw = torch::stable::contiguous(raw_any), bias = torch::stable::contiguous(bias_any);
-  const Tensor memory = torch::stable::contiguous(memory_any), carried = torch::stable::contiguous(carried_any);
-  const Tensor plate = torch::stable::contiguous(plate_any);
-  const int64_t batch = raw.size(0), cells = 3 + memory.size(1) + carried.size(1) + 1;
-  const Sizes sizes{raw.size(1), raw.size(2), raw.size(3) / (cells * kSub), memory.size(1), carried.size(1)};
+  const Tensor pictures = torch::stable::contiguous(pictures_any), plate = torch::stable::contiguous(plate_any);
+  const int64_t batch = raw.size(0), height = raw.size(1), width = raw.size(2), channels = raw.size(3);
+  const int64_t sources = pictures.size(3) + 1, each = (3 + sources) * kSub;
+  const Sizes sizes{channels / each, sources};
   const Cut cut{float(smallest_share), float(smallest_correction)};
-  STD_TORCH_CHECK(sizes.sources() <= kMaxSources, "compose takes at most 64 pictures");
-  STD_TORCH_CHECK(raw.size(3) == sizes.frames * cells * kSub, "raw has channels for no whole number of frames");
-  STD_TORCH_CHECK(bias.size(0) == raw.size(3), "bias should have a number for each channel of raw");
-  for (const Tensor* pictures : {&memory, &carried})
-    STD_TORCH_CHECK(pictures->size(0) == batch && pictures->size(2) == 3 && pictures->size(3) == 2 * sizes.height &&
-                        pictures->size(4) == 2 * sizes.width,
-                    "memory and carried should be [B, N, 3, 2 h, 2 w]");
-  STD_TORCH_CHECK(plate.size(0) == 3 && plate.size(1) == 2 * sizes.height && plate.size(2) == 2 * sizes.width,
-                  "plate should be [3, 2 h, 2 w]");
+  STD_TORCH_CHECK(sources <= kMaxSources, "compose takes at most 64 pictures");
+  STD_TORCH_CHECK(channels == sizes.frames * each, "raw has channels for no whole number of frames");
+  STD_TORCH_CHECK(bias.size(0) == channels, "bias should have a number for each channel of raw");
+  STD_TORCH_CHECK(pictures.size(0) == batch && pictures.size(1) == height && pictures.size(2) == width &&
+                      pictures.size(4) == kPatch,
+                  "pictures should be [B, h, w, S - 1, 12]");
+  STD_TORCH_CHECK(plate.size(0) == height && plate.size(1) == width && plate.size(2) == kPatch,
+                  "plate should be [h, w, 12]");
 
-  const int64_t image = 3 * sizes.plane(), pictures = sizes.memory + sizes.carried;
-  Tensor frames = torch::stable::new_empty(raw, {batch, sizes.frames, 3, 2 * sizes.height, 2 * sizes.width});
+  Tensor frames = torch::stable::new_empty(raw, {batch, height, width, sizes.frames, kPatch});
   const float *raw_data = raw.const_data_ptr<float>(), *bias_data = bias.const_data_ptr<float>();
-  const float *memory_data = memory.const_data_ptr<float>(), *carried_data = carried.const_data_ptr<float>();
-  const float* plate_data = plate.const_data_ptr<float>();
+  const float *picture_data = pictures.const_data_ptr<float>(), *plate_data = plate.const_data_ptr<float>();
   float* out = frames.mutable_data_ptr<float>();
   const RowFunction compose_one_row = row_function();
-  const int64_t row_bytes = sizes.width * raw.size(3) * int64_t(sizeof(float));
-  const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, row_bytes));
-  torch::stable::parallel_for(0, batch * sizes.height, grain, [&](int64_t begin, int64_t end) {
-    std::vector<const float*> picture(pictures + 1);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / sizes.height, y = i % sizes.height, offset = 2 * y * 2 * sizes.width;
-      for (int64_t j = 0; j < sizes.memory; ++j) picture[j] = memory_data + (b * sizes.memory + j) * image + offset;
-      for (int64_t j = 0; j < sizes.carried; ++j)
-        picture[sizes.memory + j] = carried_data + (b * sizes.carried + j) * image + offset;
-      picture[pictures] = plate_data + offset;
-      compose_one_row(raw_data + i * sizes.width * raw.size(3), bias_data, picture.data(),
-                      out + b * sizes.frames * image + offset, sizes, cut);
-    }
+  const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, width * channels * 4));
+  torch::stable::parallel_for(0, batch * height, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      compose_one_row(raw_data + i * width * channels, bias_data, picture_data + i * width * (sources - 1) * kPatch,
+                      plate_data + i % height * width * kPatch, out + i * width * sizes.frames * kPatch, width, sizes,
+                      cut);
   });
   return frames;
 }
@@ -206,8 +192,8 @@ Tensor compose(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(worldenv, m) {
   m.def(
-      "compose(Tensor raw, Tensor bias, Tensor memory, Tensor carried, Tensor plate, float smallest_share, "
-      "float smallest_correction) -> Tensor");
+      "compose(Tensor raw, Tensor bias, Tensor pictures, Tensor plate, float smallest_share, float smallest_correction)"
+      " -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(worldenv, CPU, m) { m.impl("compose", TORCH_BOX(&worldenv::cpu::compose)); }

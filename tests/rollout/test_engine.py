@@ -6,7 +6,9 @@ from torch.distributions import Laplace
 
 from worldenv.errors import UserError
 from worldenv.kinematics import Kinematics, chunk_kinematics
+from worldenv.ops.transport import transport
 from worldenv.rollout.engine import EngineConfig
+from worldenv.simulator import world
 
 SEED = 11
 
@@ -175,6 +177,7 @@ def test_non_finite_actions_break_one_episode_and_leave_its_neighbours_alone(tin
             assert torch.equal(getattr(out, name)[i, 0], getattr(sound, name)[i, 0])
 
 
+@pytest.mark.filterwarnings("ignore:out of memory with 10")
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate")])
 def test_memory_that_runs_out_halves_the_capacity_and_changes_no_episode(tiny, starts, many, error):
     engine, failed = tiny.engine(horizon=4, capacity=20), []
@@ -218,13 +221,11 @@ def test_replay_along_the_poses_of_a_rollout_shows_its_frames(engine, starts):
 
 def test_memory_is_the_first_the_previous_and_the_last_frame(tiny, starts, monkeypatch):
     engine, memories = tiny.engine(horizon=3), []
-    simulator = engine.world.simulator
-    see = simulator.see
-    monkeypatch.setattr(simulator, "see", lambda memory, *rest: memories.append(memory) or see(memory, *rest))
+    monkeypatch.setattr(world, "transport", lambda memory, *rest: memories.append(memory) or transport(memory, *rest))
     video = engine.run(starts, 1, SEED, stop=False, video=True).video
+    assert len(memories) == 3
     for chunk, memory in enumerate(memories):
-        expected = video[:, [0, max(0, 4 * chunk - 4), 4 * chunk]].permute(0, 1, 4, 2, 3) / 127.5 - 1
-        torch.testing.assert_close(memory, expected, rtol=0, atol=1e-6)
+        assert torch.equal(memory, video[:, [0, max(0, 4 * chunk - 4), 4 * chunk]])
 
 
 def test_bad_configurations_are_refused(tiny):

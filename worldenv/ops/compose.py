@@ -5,69 +5,57 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldenv import ops
+from worldenv.ops.patchify import PATCH
 
-SUB = 4  # the 2 x 2 pixels of one cell
+SUB = 4  # the 2 x 2 pixels of a patch
 
 
 def compose_reference(
-    raw: Tensor,  # [B, h, w, (3 + S) * K * 4] float32
-    bias: Tensor,  # [(3 + S) * K * 4] float32
-    memory: Tensor,  # [B, M, 3, 2 h, 2 w] float32
-    carried: Tensor,  # [B, P, 3, 2 h, 2 w] float32
-    plate: Tensor,  # [3, 2 h, 2 w] float32
-    smallest_share: float,
-    smallest_correction: float,
-) -> Tensor:  # [B, K, 3, 2 h, 2 w] float32
+    raw: Tensor, bias: Tensor, pictures: Tensor, plate: Tensor, smallest_share: float, smallest_correction: float
+) -> Tensor:
     """The meaning of `compose`, in plain PyTorch; it has a gradient."""
     b, h, w, channels = raw.shape
-    s = memory.shape[1] + carried.shape[1] + 1
-    cells = (raw + bias).view(b, h, w, 3 + s, channels // ((3 + s) * SUB), 2, 2)
-    out, choice = cells.permute(0, 4, 3, 1, 5, 2, 6).flatten(5).flatten(3, 4).split((3, s), dim=2)
-    choice = choice.softmax(2)
-    out = F.softshrink(out, smallest_correction)
-    choice = (choice - smallest_share).relu()
-    choice = choice / choice.sum(2, keepdim=True)
-    pictures = (*memory.unbind(1), *carried.unbind(1), plate[None])
-    for share, picture in zip(choice.split(1, dim=2), pictures, strict=True):
-        out = torch.addcmul(out, share, picture[:, None])
-    return out
+    s = pictures.shape[3] + 1
+    cells = (raw + bias).view(b, h, w, 3 + s, channels // ((3 + s) * SUB), SUB)
+    correction, choice = cells.split((3, s), dim=3)
+    share = (choice.softmax(3) - smallest_share).relu()
+    share = share / share.sum(3, keepdim=True)
+    known = torch.cat([pictures, plate[None, :, :, None].expand(b, -1, -1, -1, -1)], dim=3).unflatten(4, (3, SUB))
+    out = F.softshrink(correction, smallest_correction).transpose(3, 4)  # [B, h, w, K, 3, 4]
+    return (out + torch.einsum("bhwskp,bhwscp->bhwkcp", share, known)).flatten(4)
 
 
 def compose(
     raw: Tensor,  # [B, h, w, (3 + S) * K * 4] float32
-    bias: Tensor,  # [(3 + S) * K * 4] float32, S = M + P + 1
-    memory: Tensor,  # [B, M, 3, 2 h, 2 w] float32
-    carried: Tensor,  # [B, P, 3, 2 h, 2 w] float32
-    plate: Tensor,  # [3, 2 h, 2 w] float32
+    bias: Tensor,  # [(3 + S) * K * 4] float32
+    pictures: Tensor,  # [B, h, w, S - 1, 12] float32, patches
+    plate: Tensor,  # [h, w, 12] float32, the last of the S pictures, the same for all
     smallest_share: float,  # in [0, 1 / S)
     smallest_correction: float,  # >= 0
-) -> Tensor:  # [B, K, 3, 2 h, 2 w] float32
-    """Compose K frames, pixel by pixel, from S known pictures (memory, carried, plate, in this order).
+) -> Tensor:  # [B, h, w, K, 12] float32, patches
+    """Compose K frames, pixel by pixel, from S known pictures.
 
         correction, choice = raw + bias
         share = relu(softmax(choice) - smallest_share), scaled to sum 1, over the S pictures
         frame = softshrink(correction, smallest_correction) + sum of share * picture
 
-    `raw` is the head of a network at half the resolution, before its bias: each cell (y, x) holds, for its 3
-    corrections and S choices, for every frame, the four pixels (2 y, 2 x), (2 y, 2 x + 1), (2 y + 1, 2 x) and
-    (2 y + 1, 2 x + 1). Where shares are cut (smallest_share > 0), what one picture wins by far is copied exactly.
-    Computed in float32. Where a gradient is wanted, the reference is what runs.
+    `raw` is the head of a network over patches, before its bias: for each patch its 3 corrections and S choices, for
+    every frame, each for the four pixels. Where shares are cut (smallest_share > 0), what one picture wins by far is
+    copied exactly. Computed in float32. Where a gradient is wanted, the reference is what runs.
 
     Raises ValueError if a shape, dtype or device is another one, or smallest_share could leave a pixel without share.
     """
-    _check(raw, bias, memory, carried, plate, smallest_share, smallest_correction)
-    arguments = (raw, bias, memory, carried, plate, smallest_share, smallest_correction)
-    wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments[:5])
+    _check(raw, bias, pictures, plate, smallest_share, smallest_correction)
+    arguments = (raw, bias, pictures, plate, smallest_share, smallest_correction)
+    wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments[:4])
     if ops.BACKEND == "reference" or wants_gradient:
         return compose_reference(*arguments)
     return torch.ops.worldenv.compose(*arguments)
 
 
-def _check(
-    raw: Tensor, bias: Tensor, memory: Tensor, carried: Tensor, plate: Tensor, share: float, correction: float
-) -> None:
-    tensors = {"raw": raw, "bias": bias, "memory": memory, "carried": carried, "plate": plate}
-    for (name, tensor), rank in zip(tensors.items(), (4, 1, 5, 5, 3), strict=True):
+def _check(raw: Tensor, bias: Tensor, pictures: Tensor, plate: Tensor, share: float, correction: float) -> None:
+    tensors = {"raw": raw, "bias": bias, "pictures": pictures, "plate": plate}
+    for (name, tensor), rank in zip(tensors.items(), (4, 1, 5, 3), strict=True):
         if tensor.ndim != rank:
             raise ValueError(f"{name} has shape {list(tensor.shape)}; it should have {rank} dimensions")
         if tensor.dtype != torch.float32:
@@ -75,9 +63,8 @@ def _check(
         if tensor.device != raw.device:
             raise ValueError(f"{name} is on {tensor.device}; it should be on {raw.device}, as raw is")
     b, h, w, channels = raw.shape
-    s = memory.shape[1] + carried.shape[1] + 1
-    for name, begin in {"memory": (b, memory.shape[1]), "carried": (b, carried.shape[1]), "plate": ()}.items():
-        shape = (*begin, 3, 2 * h, 2 * w)
+    s = pictures.shape[3] + 1
+    for name, shape in {"pictures": (b, h, w, s - 1, PATCH), "plate": (h, w, PATCH)}.items():
         if tuple(tensors[name].shape) != shape:
             raise ValueError(f"{name} has shape {list(tensors[name].shape)}; it should be {list(shape)}")
     if not channels or channels % ((3 + s) * SUB):
@@ -98,7 +85,6 @@ torch.library.impl("worldenv::compose", "CompositeExplicitAutograd")(compose_ref
 
 
 @torch.library.register_fake("worldenv::compose")
-def _(raw, bias, memory, carried, plate, smallest_share, smallest_correction):
+def _(raw, bias, pictures, plate, smallest_share, smallest_correction):
     b, h, w, channels = raw.shape
-    s = memory.shape[1] + carried.shape[1] + 1
-    return raw.new_empty(b, channels // ((3 + s) * SUB), 3, 2 * h, 2 * w)
+    return raw.new_empty(b, h, w, channels // ((4 + pictures.shape[3]) * SUB), PATCH)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
 from worldenv.ops.adagn import adagn
 from worldenv.ops.compose import compose
-from worldenv.simulator.transport import moves
+from worldenv.ops.transport import moves
 
 GROUPS = 8  # of the group normalisations
 MEMORY_FRAMES = 3  # first of the episode, last of the chunk before, last
@@ -85,14 +85,15 @@ class TransformerLayer(nn.Module):
 class Seen:
     """What the denoiser knows of a chunk before any noise: computed once, used at every denoising step."""
 
-    features: Tensor  # [B, D1, H / 2, W / 2]
+    features: Tensor  # [B, H / 2, W / 2, D1]
     poses: Tensor  # [B, D]
-    memory: Tensor  # [B, MEMORY_FRAMES, 3, H, W]
-    carried: Tensor  # [B, moves(K), 3, H, W]
+    pictures: Tensor  # [B, H / 2, W / 2, MEMORY_FRAMES + moves(K), 12], patches
 
 
 class Simulator(nn.Module):
     """Predicts the clean frames of a chunk from noisy ones, memory frames, the action map and the poses.
+
+    Frames go in and out as patches of 2 x 2 pixels (`patchify`).
 
     Each frame is composed: the network chooses, pixel by pixel, among the memory frames, the last one moved along with
     the gripper from any pose of the chunk to any later one (`transport`) and the clean plate, and adds a correction.
@@ -107,6 +108,7 @@ class Simulator(nn.Module):
         d = 2 * c  # width of the condition vector
         self.noise_level = nn.Sequential(nn.Linear(32, d), nn.SiLU(), nn.Linear(d, d))
         self.poses = nn.Sequential(nn.Linear(7 * (k + 1), d), nn.SiLU(), nn.Linear(d, d))
+        # Convolutions by shape; `see` and `denoise` apply them to patches.
         self.see_memory = nn.Conv2d(3 * (MEMORY_FRAMES + moves(k)) + MAP_CHANNELS * (k + 1), a, 2, stride=2)
         self.see_noisy = nn.Conv2d(3 * k, a, 2, stride=2)
         self.fine = ResidualBlock(a, a, d)
@@ -128,26 +130,29 @@ class Simulator(nn.Module):
 
     def see(
         self,
-        memory: Tensor,  # [B, MEMORY_FRAMES, 3, H, W] float32 in [-1, 1]
-        carried: Tensor,  # [B, moves(K), 3, H, W] float32, from `transport`
+        pictures: Tensor,  # [B, H / 2, W / 2, MEMORY_FRAMES + moves(K), 12] float32, from `transport`
         action_map: Tensor,  # [B, K + 1, MAP_CHANNELS, H, W] float32 in [0, 1], the present pose first
         poses: Tensor,  # [B, K + 1, 7] float32, likewise
     ) -> Seen:
         """What does not depend on the noise, computed once per chunk."""
-        x = torch.cat([memory.flatten(1, 2), carried.flatten(1, 2), action_map.flatten(1, 2)], dim=1)
-        features = self.see_memory(x)
+        weight, bias = self.see_memory.weight, self.see_memory.bias
+        known = weight.shape[1] - MAP_CHANNELS * (self.config.chunk + 1)
+        features = F.linear(pictures.flatten(3), weight[:, :known].flatten(1), bias)
+        features = features + F.conv2d(action_map.flatten(1, 2), weight[:, known:], stride=2).permute(0, 2, 3, 1)
         scale = poses.new_tensor([5, 5, 5, 1, 1, 1, 1])
-        return Seen(features, self.poses((poses * scale).flatten(1)), memory, carried)
+        return Seen(features, self.poses((poses * scale).flatten(1)), pictures)
 
     def denoise(
         self,
-        noisy: Tensor,  # [B, K, 3, H, W] float32: (1 - t) clean + t noise
+        noisy: Tensor,  # [B, H / 2, W / 2, K, 12] float32 patches: (1 - t) clean + t noise
         t: Tensor,  # [B] float32 in (0, 1]
         seen: Seen,
-    ) -> Tensor:  # [B, K, 3, H, W] float32, the predicted clean frames
+    ) -> Tensor:  # [B, H / 2, W / 2, K, 12] float32 patches, the predicted clean frames
         """One pass of the denoiser."""
         condition = F.silu(self.noise_level(_fourier(t)) + seen.poses)
-        fine = self.fine(seen.features + self.see_noisy(noisy.flatten(1, 2)), condition)
+        weight, bias = self.see_noisy.weight.flatten(1), self.see_noisy.bias
+        fine = seen.features + F.linear(noisy.flatten(3), weight, bias)
+        fine = self.fine(fine.permute(0, 3, 1, 2), condition)
         middle = self.down1(fine)
         for block in self.middle:
             middle = block(middle, condition)
@@ -163,7 +168,8 @@ class Simulator(nn.Module):
         weight, bias = self._head()
         raw = F.linear(F.silu(fine).permute(0, 2, 3, 1), weight)
         cut = (SMALLEST_SHARE, SMALLEST_CORRECTION) if self.config.exact else (0.0, 0.0)
-        return compose(raw, bias, seen.memory, seen.carried, self.plate, *cut)
+        plate = F.pixel_unshuffle(self.plate, 2).permute(1, 2, 0)
+        return compose(raw, bias, seen.pictures, plate, *cut)
 
     def _head(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of `compose`, stored by frame, in the op's order: by correction and choice, then frame."""

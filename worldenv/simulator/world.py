@@ -8,13 +8,14 @@ from torch import Tensor
 
 from worldenv.camera import Camera
 from worldenv.ops.action_map import action_map
+from worldenv.ops.patchify import PATCH
 from worldenv.ops.philox import Use, philox
+from worldenv.ops.transport import transport
+from worldenv.ops.unpatchify import unpatchify
 from worldenv.parallel import CACHED, in_parts
 from worldenv.simulator.network import Simulator
 from worldenv.simulator.sampler import sample
-from worldenv.simulator.transport import transport
 from worldenv.slots import Slots
-from worldenv.vision import to_float
 
 
 @dataclass
@@ -49,14 +50,12 @@ class World:
     ) -> tuple[Tensor, Tensor]:  # [B, K, H, W, 3] uint8; [B] bool, whether every pixel came out finite
         """The frames that follow when the gripper goes through `poses`."""
         b, n = poses.shape[:2]
-        known = torch.stack([to_float(part) for part in (memory.first, memory.previous, frame)], dim=1)
+        pictures = transport(torch.stack([memory.first, memory.previous, frame], dim=1), poses, self.projection)
         maps = action_map(poses.flatten(0, 1), self.projection, self.size, self.size).unflatten(0, (b, n))
-        seen = self.simulator.see(known, transport(known[:, -1], poses, self.projection), maps, poses)
-        noise = philox(seed, episode, chunk, Use.FRAME, (n - 1, 3, self.size, self.size), normal=True)
-        frames = sample(self.simulator, seen, noise, self.levels)
+        seen = self.simulator.see(pictures, maps, poses)
+        noise = philox(seed, episode, chunk, Use.FRAME, (self.size // 2, self.size // 2, n - 1, PATCH), normal=True)
         memory.previous.copy_(frame)
-        pixels = frames.nan_to_num().add(1).mul(127.5).round().to(torch.uint8).permute(0, 1, 3, 4, 2)
-        return pixels, torch.isfinite(frames).flatten(1).all(1)
+        return unpatchify(sample(self.simulator, seen, noise, self.levels))
 
     def replay(
         self,
