@@ -23,6 +23,7 @@ LAYERS = (
     {"rollout"},
     {"policy", "simulator", "reflector", "data", "tasks"},
     {"vision"},
+    {"int8"},
     {"ops"},
     {"kernels", "_C", "_cuda", "_tabletop"},
 )

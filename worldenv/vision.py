@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.instruction import InstructionEncoder
+from worldenv.int8 import Conv
 from worldenv.ops.adagn import adagn
 from worldenv.ops.patchify import patchify
 
@@ -34,14 +35,14 @@ class FilmBlock(nn.Module):
 
     def __init__(self, channels: int, context: int):
         super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.first, self.second = (Conv(channels, channels, 3, padding=1) for _ in range(2))
         self.norm = nn.GroupNorm(GROUPS, channels)
         self.film = nn.Linear(context, 2 * channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         scale, shift = self.film(context).chunk(2, dim=1)
-        h = adagn(self.first(x), GROUPS, self.norm.weight, self.norm.bias, scale, shift, "relu")
+        h = self.first(x)
+        h = adagn(h, GROUPS, self.norm.weight, self.norm.bias, scale, shift, "relu", self.norm.eps, *self.second.grid)
         return x + self.second(h)
 
 
@@ -56,9 +57,9 @@ class VisionLanguageEncoder(nn.Module):
         self.text = InstructionEncoder(context)
         self.stem = nn.Sequential(
             Patches(),
-            nn.Conv2d(12, 32, 3, padding=1),
+            Conv(12, 32, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(32, channels, 3, stride=2, padding=1),
+            Conv(32, channels, 3, stride=2, padding=1),
             nn.ReLU(),
         )
         self.blocks = nn.ModuleList(FilmBlock(channels, context) for _ in range(blocks))

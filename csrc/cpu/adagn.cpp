@@ -28,12 +28,14 @@ struct Norm {
   int64_t positions, channels, groups;
   float eps;
   Activation activation;
+  float step, zero;  // of the grid of the result; step 0: none
 };
 
 template <int Width, Activation kActivation>
-WORLDENV_INLINE void apply(const float* x, const float* factor, const float* summand, float* y, const Norm& norm) {
+WORLDENV_INLINE void apply(const float* x, const float* factor, const float* summand, void* y, const Norm& norm) {
   Vector<Width> value, a, b, e;
-  for (int64_t p = 0; p < norm.positions; ++p, x += norm.channels, y += norm.channels)
+  const float inverse = norm.step ? 1.0f / norm.step : 0.0f;
+  for (int64_t p = 0, at = 0; p < norm.positions; ++p, x += norm.channels, at += norm.channels)
     for (int64_t c = 0; c < norm.channels; c += Width) {
       const int64_t lanes = norm.channels - c;
       value.load(x + c, lanes);
@@ -46,7 +48,8 @@ WORLDENV_INLINE void apply(const float* x, const float* factor, const float* sum
         e.exponential();
         value.v = value.v / (1.0f + e.v);
       }
-      value.store(y + c, lanes);
+      if (norm.step) value.store_levels(static_cast<uint8_t*>(y) + at + c, lanes, inverse, norm.zero);
+      else value.store(static_cast<float*>(y) + at + c, lanes);
     }
 }
 
@@ -58,7 +61,7 @@ WORLDENV_INLINE void normalise(
     const float* bias,    // [C]
     const float* scale,   // [C] or null
     const float* shift,   // [C] or null
-    float* y,             // [P, C]
+    void* y,              // [P, C] float, or uint8_t on a grid
     float* room,          // [3, C]
     const Norm& norm
 ) {
@@ -96,20 +99,20 @@ WORLDENV_INLINE void normalise(
   else apply<Width, Activation::kNone>(x, sum, square, y, norm);
 }
 
-using Function = void (*)(const float*, const float*, const float*, const float*, const float*, float*, float*,
+using Function = void (*)(const float*, const float*, const float*, const float*, const float*, void*, float*,
                           const Norm&);
 
 void normalise_plain(const float* x, const float* weight, const float* bias, const float* scale, const float* shift,
-                     float* y, float* room, const Norm& norm) {
+                     void* y, float* room, const Norm& norm) {
   normalise<4>(x, weight, bias, scale, shift, y, room, norm);
 }
 #if WORLDENV_X86
 WORLDENV_AVX2 void normalise_avx2(const float* x, const float* weight, const float* bias, const float* scale,
-                                  const float* shift, float* y, float* room, const Norm& norm) {
+                                  const float* shift, void* y, float* room, const Norm& norm) {
   normalise<8>(x, weight, bias, scale, shift, y, room, norm);
 }
 WORLDENV_AVX512 void normalise_avx512(const float* x, const float* weight, const float* bias, const float* scale,
-                                      const float* shift, float* y, float* room, const Norm& norm) {
+                                      const float* shift, void* y, float* room, const Norm& norm) {
   if (norm.channels % 16 == 0) normalise<16>(x, weight, bias, scale, shift, y, room, norm);
   else normalise<8>(x, weight, bias, scale, shift, y, room, norm);  // 40 channels: no tail
 }
@@ -138,13 +141,16 @@ Tensor adagn(
     const std::optional<Tensor>& scale_any,    // [B, C]
     const std::optional<Tensor>& shift_any,    // [B, C]
     const std::string& activation,
-    double eps
-) {                                            // [B, H, W, C]
+    double eps,
+    double step,
+    int64_t zero
+) {                                            // [B, H, W, C] float32, or uint8 on a grid
   STD_TORCH_CHECK(x_any.dim() == 4 && x_any.scalar_type() == ScalarType::Float, "x should be float32 [B, H, W, C]");
   const Tensor x = torch::stable::contiguous(x_any), weight = torch::stable::contiguous(weight_any);
   const Tensor bias = torch::stable::contiguous(bias_any);
   const int64_t batch = x.size(0), channels = x.size(3);
-  const Norm norm{x.size(1) * x.size(2), channels, groups, float(eps), activation_of(activation)};
+  const Norm norm{x.size(1) * x.size(2), channels, groups, float(eps), activation_of(activation),
+                  float(step), float(zero)};
   STD_TORCH_CHECK(groups > 0 && channels % groups == 0, "groups should divide the channels");
   STD_TORCH_CHECK(scale_any.has_value() == shift_any.has_value(), "scale and shift are given together");
   for (const Tensor* tensor : {&weight, &bias})
@@ -159,11 +165,14 @@ Tensor adagn(
                       "scale and shift should be float32 [B, C]");
   }
 
-  Tensor y = torch::stable::new_empty(x, {batch, x.size(1), x.size(2), channels});
+  STD_TORCH_CHECK(step >= 0.0 && zero >= 0 && zero <= 255, "step should be positive and zero in [0, 255]");
+  Tensor y = torch::stable::new_empty(x, {batch, x.size(1), x.size(2), channels},
+                                      step ? ScalarType::Byte : ScalarType::Float);
   const float *from = x.const_data_ptr<float>(), *w = weight.const_data_ptr<float>(), *b = bias.const_data_ptr<float>();
   const float* gain = scale ? scale->const_data_ptr<float>() : nullptr;
   const float* more = shift ? shift->const_data_ptr<float>() : nullptr;
-  float* to = y.mutable_data_ptr<float>();
+  char* to = static_cast<char*>(y.data_ptr());
+  const int64_t item = step ? 1 : sizeof(float);
   const Function normalise_one = function();
   const int64_t size = norm.positions * channels;
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, size * int64_t(sizeof(float))));
@@ -171,7 +180,7 @@ Tensor adagn(
     std::vector<float> room(3 * channels);
     for (int64_t i = begin; i < end; ++i)
       normalise_one(from + i * size, w, b, gain ? gain + i * channels : nullptr, more ? more + i * channels : nullptr,
-                    to + i * size, room.data(), norm);
+                    to + i * size * item, room.data(), norm);
   });
   return y;
 }
@@ -181,7 +190,7 @@ Tensor adagn(
 STABLE_TORCH_LIBRARY_FRAGMENT(worldenv, m) {
   m.def(
       "adagn(Tensor rows, int groups, Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, str activation, "
-      "float eps) -> Tensor");
+      "float eps, float step, int zero) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(worldenv, CPU, m) { m.impl("adagn", TORCH_BOX(&worldenv::cpu::adagn)); }

@@ -16,6 +16,7 @@ struct Native;
     typedef float Floats __attribute__((vector_size(4 * width))); \
     typedef int32_t Ints __attribute__((vector_size(4 * width))); \
     typedef double Pairs __attribute__((vector_size(4 * width))); \
+    typedef uint8_t Bytes __attribute__((vector_size(width)));    \
   };
 WORLDENV_NATIVE(4)
 WORLDENV_NATIVE(8)
@@ -49,6 +50,17 @@ struct Vector {
     } else {
       for (int64_t l = 0; l < lanes; ++l) to[l] = v[l];
     }
+  }
+
+  // The nearest of 256 levels, the first `lanes` of them: clamp(round(v / step) + zero, 0, 255), NaN being 0.
+  WORLDENV_INLINE void store_levels(uint8_t* to, int64_t lanes, float inverse_step, float zero) const {
+    const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for a fraction
+    Floats x = v == v ? v * inverse_step : Floats{};
+    x = x < -zero ? Floats{} - zero : x;
+    x = x > 255.0f - zero ? Floats{} + (255.0f - zero) : x;
+    x = (x + round) - round + zero;
+    const auto bytes = __builtin_convertvector(__builtin_convertvector(x, Ints), typename Native<Width>::Bytes);
+    __builtin_memcpy(to, &bytes, lanes < Width ? lanes : Width);
   }
 
   // v <- exp(v), relative error 2e-7 in [-87, 87], clamped to its ends: 2^n by the exponent bits, the rest by a
@@ -98,7 +110,7 @@ struct Vector {
     const Floats s = ((xx * -1.9515295891e-4f + 8.3321608736e-3f) * xx - 1.6666654611e-1f) * xx * x + x;
     const Floats c = ((xx * 2.443315711809948e-5f - 1.388731625493765e-3f) * xx + 4.166664568298827e-2f) * xx * xx -
                      0.5f * xx + 1.0f;
-    const Ints odd = (quarter & 1) != 0, minus_c = (quarter + 1 & 2) != 0, minus_s = (quarter & 2) != 0;
+    const Ints odd = (quarter & 1) != 0, minus_c = ((quarter + 1) & 2) != 0, minus_s = (quarter & 2) != 0;
     cosine.v = odd ? s : c;
     sine.v = odd ? c : s;
     cosine.v = minus_c ? -cosine.v : cosine.v;

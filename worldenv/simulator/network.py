@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldenv.int8 import Conv, Linear
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
 from worldenv.ops.adagn import adagn
+from worldenv.ops.adaln import adaln
 from worldenv.ops.compose import compose
 from worldenv.ops.transport import moves
 
@@ -45,17 +47,18 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, condition: int):
         super().__init__()
         self.norm1, self.norm2 = nn.GroupNorm(GROUPS, inputs), nn.GroupNorm(GROUPS, outputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.conv1 = Conv(inputs, outputs, 3, padding=1)
+        self.conv2 = Conv(outputs, outputs, 3, padding=1)
         self.modulate = nn.Linear(condition, 2 * outputs)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip = Conv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        h = self.conv1(adagn(x, GROUPS, self.norm1.weight, self.norm1.bias, activation="silu"))
+        norm1, norm2, eps = self.norm1, self.norm2, self.norm1.eps
         scale, shift = self.modulate(condition).chunk(2, dim=1)
-        h = adagn(h, GROUPS, self.norm2.weight, self.norm2.bias, scale, shift, "silu")
+        h = adagn(x, GROUPS, norm1.weight, norm1.bias, None, None, "silu", eps, *self.conv1.grid)
+        h = adagn(self.conv1(h), GROUPS, norm2.weight, norm2.bias, scale, shift, "silu", eps, *self.conv2.grid)
         return self.skip(x) + self.conv2(h)
 
 
@@ -65,20 +68,20 @@ class TransformerLayer(nn.Module):
     def __init__(self, width: int, heads: int, condition: int):
         super().__init__()
         self.heads = heads
-        self.qkv, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.qkv, self.merge = Linear(width, 3 * width), Linear(width, width)
+        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(approximate="tanh"), Linear(4 * width, width))
         self.modulate = nn.Linear(condition, 6 * width)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         b, n, d = x.shape
-        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(condition)[:, None].chunk(6, dim=-1)
-        h = F.layer_norm(x, (d,)) * (1 + scale1) + shift1
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(condition).chunk(6, dim=-1)
+        _, h = adaln(x, scale1, shift1, None, None, *self.qkv.grid)
         q, k, v = self.qkv(h).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
-        x = x + gate1 * self.merge(h)
-        return x + gate2 * self.mlp(F.layer_norm(x, (d,)) * (1 + scale2) + shift2)
+        x, h = adaln(x, scale2, shift2, self.merge(h), gate1, *self.mlp[0].grid)
+        return torch.addcmul(x, gate2[:, None], self.mlp(h))
 
 
 @dataclass
@@ -112,14 +115,14 @@ class Simulator(nn.Module):
         self.see_memory = nn.Conv2d(3 * (MEMORY_FRAMES + moves(k)) + MAP_CHANNELS * (k + 1), a, 2, stride=2)
         self.see_noisy = nn.Conv2d(3 * k, a, 2, stride=2)
         self.fine = ResidualBlock(a, a, d)
-        self.down1 = nn.Conv2d(a, b, 3, stride=2, padding=1)
+        self.down1 = Conv(a, b, 3, stride=2, padding=1)
         self.middle = nn.ModuleList(ResidualBlock(b, b, d) for _ in range(2))
-        self.down2 = nn.Conv2d(b, c, 3, stride=2, padding=1)
+        self.down2 = Conv(b, c, 3, stride=2, padding=1)
         self.place = nn.Parameter(torch.randn(1, (config.image_size // 8) ** 2, c) * 0.02)
         self.layers = nn.ModuleList(TransformerLayer(c, config.heads, d) for _ in range(config.layers))
-        self.up2 = nn.Conv2d(c, 4 * b, 1)
+        self.up2 = Conv(c, 4 * b, 1)
         self.middle_out = ResidualBlock(2 * b, b, d)
-        self.up1 = nn.Conv2d(b, 4 * a, 1)
+        self.up1 = Conv(b, 4 * a, 1)
         self.fine_out = nn.ModuleList(ResidualBlock(width, a, d) for width in (2 * a, a))
         self.compose = nn.Conv2d(a, 4 * (3 + config.sources) * k, 1)
         nn.init.zeros_(self.compose.weight)

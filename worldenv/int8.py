@@ -1,0 +1,96 @@
+"""Convolutions and linear layers in 8 bits, for imagining on a CPU; training keeps its floats.
+
+Weights are rounded once, a scale for each output channel; inputs as `quantise` rounds them, on a grid that was measured
+beforehand, so that an episode does not depend on the batch it runs in. oneDNN multiplies, three times as fast as in
+floats (benchmarks/LOG.md).
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from worldenv.ops.quantise import quantise
+
+Module = TypeVar("Module", bound=nn.Module)
+Ranges = dict[str, tuple[float, float]]  # module name -> least and greatest input
+
+
+class Conv(nn.Conv2d):
+    """A convolution that can be replaced by one in 8 bits; this one takes its input as it is."""
+
+    grid: tuple[float, int] = (0.0, 0)  # step and zero of the levels that its input is wanted on; step 0: none
+
+
+class Linear(nn.Linear):
+    """As `Conv`, for the linear layers."""
+
+    grid: tuple[float, int] = (0.0, 0)
+
+
+class Int8(nn.Module):
+    """What `in_int8` puts in the place of a `Conv` or `Linear`; weight and bias are still that layer's own."""
+
+    def __init__(self, layer: Conv | Linear, low: float, high: float):
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        low, high = min(low, 0.0), max(high, 1e-6)
+        self.grid = step, zero = (high - low) / 255, round(-low * 255 / (high - low))
+        weight = layer.weight.detach()
+        if not torch.isfinite(weight).all():
+            raise ValueError("a weight is not finite; it cannot be rounded to 8 bits")
+        scale = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+        levels = (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round().to(torch.int8)
+        if isinstance(layer, Conv):
+            self.window = layer.stride, layer.padding, [1, 1], 1
+            packed = torch.ops.onednn.qconv_prepack(levels, scale, step, zero, *self.window)
+        else:
+            self.window = ()
+            packed = torch.ops.onednn.qlinear_prepack(levels, None)
+        self.packed = packed, scale, torch.zeros(len(scale), dtype=torch.int32)
+
+    def forward(self, x: Tensor) -> Tensor:  # as the layer's own: float32, or uint8 on `grid` already
+        step, zero = self.grid
+        x = x if x.dtype == torch.uint8 else quantise(x, step, zero)
+        multiply = torch.ops.onednn.qconv_pointwise if self.window else torch.ops.onednn.qlinear_pointwise
+        return multiply(
+            x, step, zero, *self.packed, self.bias, *self.window, 1.0, 0, torch.float32, "none", [], ""
+        )
+
+
+def in_int8(module: Module, ranges: Ranges, prefix: str = "") -> Module:
+    """The same module with every `Conv` and `Linear` that has a range in 8 bits; all else, parameters included, is
+    shared."""
+    new = copy.copy(module)
+    new._modules = {}
+    for name, child in module._modules.items():
+        path = prefix + name
+        if isinstance(child, Conv | Linear) and path in ranges:
+            new._modules[name] = Int8(child, *ranges[path])
+        else:
+            new._modules[name] = None if child is None else in_int8(child, ranges, path + ".")
+    return new
+
+
+@contextmanager
+def measured(module: nn.Module) -> Iterator[Ranges]:
+    """Note the least and greatest input of every `Conv` and `Linear` while the module is used."""
+    ranges: Ranges = {}
+
+    def note(name: str):
+        def hook(_, inputs: tuple[Tensor]) -> None:
+            low, high = (value.item() for value in inputs[0].detach().aminmax())
+            seen = ranges.get(name, (low, high))
+            ranges[name] = min(low, seen[0]), max(high, seen[1])
+
+        return hook
+
+    hooks = [m.register_forward_pre_hook(note(n)) for n, m in module.named_modules() if isinstance(m, Conv | Linear)]
+    try:
+        yield ranges
+    finally:
+        for hook in hooks:
+            hook.remove()
