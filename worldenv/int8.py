@@ -15,8 +15,15 @@ from torch import Tensor, nn
 
 from worldenv.ops.quantise import quantise
 
+FAST = ("avx512_vnni", "avx_vnni", "amx_int8")  # with any of them a CPU multiplies 8 bits exactly and fast
 Module = TypeVar("Module", bound=nn.Module)
 Ranges = dict[str, tuple[float, float]]  # module name -> least and greatest input
+
+
+def is_fast() -> bool:
+    """Whether this CPU multiplies 8 bits with instructions of their own; without them it is slow and may saturate."""
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(has.get(name) for name in FAST)
 
 
 class Conv(nn.Conv2d):

@@ -94,8 +94,9 @@ def measure(models: Models, engine: Engine, config: EvalConfig, start_seed: int,
 
 def make_engine(models: Models, config: EngineConfig) -> Engine:
     camera = tabletop_camera(models.simulator.config.image_size)
-    world = World(models.simulator, camera, models.levels)
-    return Engine(models.policy, world, models.reflector, Kinematics(), config)
+    imagining = models.to_imagine(config.precision)
+    world = World(imagining.simulator, camera, imagining.levels)
+    return Engine(imagining.policy, world, imagining.reflector, Kinematics(), config)
 
 
 def practice_starts(seed: int) -> Starts:

@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class EngineConfig:
     horizon: int = 10  # T, chunks per episode
     capacity: int | None = None  # E, episodes resident at a time; None: as many as wait and free memory has room for
     batch: int = CACHED  # episodes per network pass
+    precision: Literal["auto", "float32", "int8"] = "auto"  # of the networks; auto: int8 where the CPU is made for it
 
     def __post_init__(self) -> None:
         if min(self.horizon, self.batch, self.capacity or 1) < 1 or self.capacity == 0:
