@@ -96,7 +96,7 @@ def judge_trajectories(reflector: Reflector, trajectories: Sequence[Trajectory],
         with torch.no_grad():
             out.append(
                 torch.cat(
-                    [reflector.judge(chunk, tokens, pooled) for chunk in frames[:, 1:].split(8, 1)], dim=1
+                    [reflector.judge(chunk, pooled) for chunk in frames[:, 1:].split(8, 1)], dim=1
                 ).numpy()
             )
     return np.concatenate(out)
@@ -184,7 +184,7 @@ def simulator_quality(
         out["psnr"].append(psnr(*pair).mean().item())
         out["ssim"].append(ssim(*pair).mean().item())
     pooled = engine.reflector.begin(imagined[:, 0], tokens)
-    reward = torch.cat([engine.reflector.judge(part, tokens, pooled) for part in imagined[:, 1:].split(8, 1)], dim=1)
+    reward = torch.cat([engine.reflector.judge(part, pooled) for part in imagined[:, 1:].split(8, 1)], dim=1)
     said = (reward > engine.reflector.config.threshold).any(1).numpy()
     out["agreement"] = float((said == success).mean())
     out["episodes"] = len(trajectories)

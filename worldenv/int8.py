@@ -8,10 +8,12 @@ floats (benchmarks/LOG.md).
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from worldenv.ops.quantise import quantise
 
@@ -26,16 +28,29 @@ def is_fast() -> bool:
     return any(has.get(name) for name in FAST)
 
 
-class Conv(nn.Conv2d):
-    """A convolution that can be replaced by one in 8 bits; this one takes its input as it is."""
+ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": partial(F.gelu, approximate="tanh")}
+Grid = tuple[float, int]  # step and zero of 256 levels
+NO_GRID = (0.0, 0)
 
-    grid: tuple[float, int] = (0.0, 0)  # step and zero of the levels that its input is wanted on; step 0: none
+
+class Conv(nn.Conv2d):
+    """A convolution that can be replaced by one in 8 bits; this one takes and gives floats."""
+
+    grid: Grid = NO_GRID  # the levels that its input is wanted on
+
+    def forward(self, x: Tensor, activation: str = "none", onto: Tensor | None = None, to: Grid = NO_GRID) -> Tensor:
+        y = ACTIVATIONS[activation](super().forward(x))
+        return y if onto is None else onto + y
 
 
 class Linear(nn.Linear):
-    """As `Conv`, for the linear layers."""
+    """As `Conv`, for linear layers."""
 
-    grid: tuple[float, int] = (0.0, 0)
+    grid: Grid = NO_GRID
+
+    def forward(self, x: Tensor, activation: str = "none", onto: Tensor | None = None, to: Grid = NO_GRID) -> Tensor:
+        y = ACTIVATIONS[activation](super().forward(x))
+        return y if onto is None else onto + y
 
 
 class Int8(nn.Module):
@@ -51,21 +66,28 @@ class Int8(nn.Module):
             raise ValueError("a weight is not finite; it cannot be rounded to 8 bits")
         scale = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
         levels = (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round().to(torch.int8)
-        if isinstance(layer, Conv):
-            self.window = layer.stride, layer.padding, [1, 1], 1
-            packed = torch.ops.onednn.qconv_prepack(levels, scale, step, zero, *self.window)
-        else:
-            self.window = ()
-            packed = torch.ops.onednn.qlinear_prepack(levels, None)
+        self.window = (layer.stride, layer.padding, [1, 1], 1) if isinstance(layer, Conv) else ()
+        pack = torch.ops.onednn.qconv_prepack if self.window else torch.ops.onednn.qlinear_prepack
+        packed = pack(levels, scale, step, zero, *self.window) if self.window else pack(levels, None)
         self.packed = packed, scale, torch.zeros(len(scale), dtype=torch.int32)
 
-    def forward(self, x: Tensor) -> Tensor:  # as the layer's own: float32, or uint8 on `grid` already
+    def forward(
+        self,
+        x: Tensor,  # float32, or uint8 on `grid` already
+        activation: str = "none",  # none, relu or gelu
+        onto: Tensor | None = None,  # float32, to be added to the result; may be overwritten
+        to: Grid = NO_GRID,  # the levels that the result is wanted on
+    ) -> Tensor:  # float32, or uint8 on `to`
         step, zero = self.grid
         x = x if x.dtype == torch.uint8 else quantise(x, step, zero)
+        given = (x, step, zero, *self.packed)
+        if onto is not None:
+            add = torch.ops.onednn.qconv2d_pointwise if self.window else torch.ops.onednn.qlinear_pointwise
+            return add.binary(*given, onto, self.bias, *self.window, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0,
+                              "none", [], "")  # fmt: skip
         multiply = torch.ops.onednn.qconv_pointwise if self.window else torch.ops.onednn.qlinear_pointwise
-        return multiply(
-            x, step, zero, *self.packed, self.bias, *self.window, 1.0, 0, torch.float32, "none", [], ""
-        )
+        result = (to[0], to[1], torch.uint8) if to[0] else (1.0, 0, torch.float32)
+        return multiply(*given, self.bias, *self.window, *result, activation, [], "tanh" if activation == "gelu" else "")
 
 
 def in_int8(module: Module, ranges: Ranges, prefix: str = "") -> Module:

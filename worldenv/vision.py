@@ -43,7 +43,19 @@ class FilmBlock(nn.Module):
         scale, shift = self.film(context).chunk(2, dim=1)
         h = self.first(x)
         h = adagn(h, GROUPS, self.norm.weight, self.norm.bias, scale, shift, "relu", self.norm.eps, *self.second.grid)
-        return x + self.second(h)
+        return self.second(h, onto=x)
+
+
+class Stem(nn.Sequential):
+    """Frames [B, H, W, 3] -> [B, C, H / 4, W / 4]."""
+
+    def __init__(self, channels: int):
+        first, second = Conv(12, 32, 3, padding=1), Conv(32, channels, 3, stride=2, padding=1)
+        super().__init__(Patches(), first, nn.ReLU(), second, nn.ReLU())
+
+    def forward(self, frames: Tensor) -> Tensor:
+        patches, first, _, second, _ = self
+        return second(first(patches(frames), "relu", to=second.grid), "relu")
 
 
 class VisionLanguageEncoder(nn.Module):
@@ -55,13 +67,7 @@ class VisionLanguageEncoder(nn.Module):
     def __init__(self, width: int = 256, channels: int = 64, blocks: int = 2, context: int = 64):
         super().__init__()
         self.text = InstructionEncoder(context)
-        self.stem = nn.Sequential(
-            Patches(),
-            Conv(12, 32, 3, padding=1),
-            nn.ReLU(),
-            Conv(32, channels, 3, stride=2, padding=1),
-            nn.ReLU(),
-        )
+        self.stem = Stem(channels)
         self.blocks = nn.ModuleList(FilmBlock(channels, context) for _ in range(blocks))
         self.look = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 1), SpatialSoftmax())
         self.out = nn.Linear(3 * channels + context, width)

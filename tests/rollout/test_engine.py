@@ -128,7 +128,7 @@ def test_records_are_what_the_models_say_about_what_they_saw(engine, starts, man
             torch.testing.assert_close(many.proprio[i, t], proprio[0])
             with torch.no_grad():
                 mu, beta = engine.policy(many.frame[i, t][None], proprio, many.tokens[i : i + 1])
-                reward = engine.reflector.judge(video[i, None, 4 * t + 1 : 4 * t + 5], many.tokens[i : i + 1], pooled)
+                reward = engine.reflector.judge(video[i, None, 4 * t + 1 : 4 * t + 5], pooled)
             expected = Laplace(mu, beta.exp()).log_prob(many.action[i, t]).sum()
             torch.testing.assert_close(many.log_prob[i, t], expected, rtol=1e-4, atol=1e-3)
             torch.testing.assert_close(many.reward[i, t], reward[0], rtol=1e-3, atol=1e-3)
@@ -184,11 +184,11 @@ def test_memory_that_runs_out_halves_the_capacity_and_changes_no_episode(tiny, s
     error = RuntimeError(str(error) + " memory") if not isinstance(error, torch.OutOfMemoryError) else error
     judge = engine.reflector.judge
 
-    def greedy(frames, tokens, pooled):
+    def greedy(frames, pooled):
         if len(engine.episodes) > 6 and len(failed) < 3:
             failed.append(len(engine.episodes))
             raise error
-        return judge(frames, tokens, pooled)
+        return judge(frames, pooled)
 
     engine.reflector.judge = greedy
     with pytest.warns(UserWarning, match=r"out of memory with 20 resident episodes of 0.00 MiB; going on with 10"):

@@ -60,7 +60,8 @@ def test_shipped_models_imagine_in_8_bits_what_they_imagine_in_floats():
     starts = starts_of(TASKS, range(500, 510), "train")
     exact, small = (make_engine(models, EngineConfig(precision=precision)) for precision in ("float32", "int8"))
     action = exact.run(starts, 1, 0, explore=False, stop=False).action
-    poses = torch.cat([starts.proprio[:, None], chunk_kinematics(starts.proprio, action.flatten(1, 2), Kinematics())], 1)
+    after = chunk_kinematics(starts.proprio, action.flatten(1, 2), Kinematics())
+    poses = torch.cat([starts.proprio[:, None], after], dim=1)
     video, near = (engine.world.replay(starts.frame, poses, 0) for engine in (exact, small))
     apart = psnr(near[:, -4:].flatten(0, 1), video[:, -4:].flatten(0, 1))
     assert apart.min() > 40 and not torch.equal(near, video)

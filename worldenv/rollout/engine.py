@@ -156,21 +156,21 @@ class Engine:
     def _begin(self, rows: Tensor, starts: Starts, first_episode: int) -> Episodes:
         new = starts.pick(rows)
         pooled, memory = self.reflector.begin(new.frame, new.tokens), self.world.begin(new.frame)
-        chunk = torch.zeros_like(rows)
-        return Episodes(rows, rows + first_episode, chunk, new.frame, new.proprio, new.tokens, memory, pooled)
+        instruction, chunk = self.policy.read(new.tokens), torch.zeros_like(rows)
+        return Episodes(rows, rows + first_episode, chunk, new.frame, new.proprio, instruction, memory, pooled)
 
     @torch.no_grad()
     def step(self, slots: slice, run: _Run) -> Tensor:  # [B] bool
         """Advance the episodes of some slots by one chunk and record it; returns which are over."""
         live = self.episodes[slots]
-        mu, beta = self.policy(live.frame, live.proprio, live.tokens)
+        mu, beta = self.policy(live.frame, live.proprio, live.instruction)
         action = mu
         if run.explore:
             uniform = philox(run.seed, live.id, live.chunk, Use.ACTION, mu.shape[1:])
             action = laplace_sample(mu, beta, uniform)
         poses = torch.cat([live.proprio[:, None], chunk_kinematics(live.proprio, action, self.kinematics)], dim=1)
         frames, drawn = self.world.imagine(live.memory, live.frame, poses, run.seed, live.id, live.chunk)
-        reward = self.reflector.judge(frames, live.tokens, live.pooled)
+        reward = self.reflector.judge(frames, live.pooled)
         finite = torch.isfinite(action).all(2).all(1) & torch.isfinite(reward).all(1) & drawn
         done = (reward > self.reflector.config.threshold) & finite[:, None]  # a broken episode is no success
 

@@ -34,7 +34,7 @@ class Episodes(Slots):
     chunk: Tensor  # [E] int64, chunks acted
     frame: Tensor  # [E, H, W, 3] uint8, the present one
     proprio: Tensor  # [E, 7] float32, likewise
-    tokens: Tensor  # [E, L] int64
+    instruction: Tensor  # [E, ...], as the policy reads it
     memory: Memory
     pooled: Pooled
 

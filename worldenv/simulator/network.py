@@ -59,7 +59,7 @@ class ResidualBlock(nn.Module):
         scale, shift = self.modulate(condition).chunk(2, dim=1)
         h = adagn(x, GROUPS, norm1.weight, norm1.bias, None, None, "silu", eps, *self.conv1.grid)
         h = adagn(self.conv1(h), GROUPS, norm2.weight, norm2.bias, scale, shift, "silu", eps, *self.conv2.grid)
-        return self.skip(x) + self.conv2(h)
+        return self.conv2(h, onto=self.skip(x))
 
 
 class TransformerLayer(nn.Module):
@@ -81,7 +81,8 @@ class TransformerLayer(nn.Module):
         q, k, v = self.qkv(h).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
         x, h = adaln(x, scale2, shift2, self.merge(h), gate1, *self.mlp[0].grid)
-        return torch.addcmul(x, gate2[:, None], self.mlp(h))
+        first, _, second = self.mlp
+        return torch.addcmul(x, gate2[:, None], second(first(h, "gelu", to=second.grid)))
 
 
 @dataclass
