@@ -6,13 +6,13 @@ from torch import Tensor, nn
 from worldenv.instruction import InstructionEncoder
 from worldenv.int8 import Conv
 from worldenv.ops.adagn import adagn
-from worldenv.ops.patchify import patchify
+from worldenv.ops.patchify import PATCH, patchify
 
 GROUPS = 8  # of the group normalisations
 
 
 class Patches(nn.Module):
-    """Frames [B, H, W, 3], uint8 or float32 in [-1, 1] -> patches [B, 12, H / 2, W / 2], channels last in memory."""
+    """Frames [B, H, W, 3] -> their patches [B, 12, H / 2, W / 2] of the same dtype, channels last in memory."""
 
     def forward(self, frames: Tensor) -> Tensor:
         return patchify(frames[:, None]).flatten(3).permute(0, 3, 1, 2)
@@ -47,10 +47,10 @@ class FilmBlock(nn.Module):
 
 
 class Stem(nn.Sequential):
-    """Frames [B, H, W, 3] -> [B, C, H / 4, W / 4]."""
+    """Frames [B, H, W, 3], uint8 in [0, 255] or float32 in [-1, 1] -> [B, C, H / 4, W / 4]."""
 
     def __init__(self, channels: int):
-        first, second = Conv(12, 32, 3, padding=1), Conv(32, channels, 3, stride=2, padding=1)
+        first, second = Conv(PATCH, 32, 3, padding=1), Conv(32, channels, 3, stride=2, padding=1)
         super().__init__(Patches(), first, nn.ReLU(), second, nn.ReLU())
 
     def forward(self, frames: Tensor) -> Tensor:

@@ -42,6 +42,14 @@ WORLDENV_INLINE void repeat(Vector<Width>& to, const float* from) {
   to.v = (typename Vector<Width>::Floats)pairs;
 }
 
+template <int Width>
+WORLDENV_INLINE void repeat(Vector<Width>& to, const uint8_t* from) {
+  Native<4>::Bytes bytes;
+  __builtin_memcpy(&bytes, from, sizeof(bytes));
+  const Native<4>::Floats four = __builtin_convertvector(bytes, Native<4>::Floats) * (1.0f / 127.5f) - 1.0f;
+  repeat(to, reinterpret_cast<const float*>(&four));
+}
+
 // Nearer to zero by `by`, and zero within; NaN stays NaN.
 template <int Width>
 WORLDENV_INLINE void shrink(Vector<Width>& x, float by) {
@@ -79,11 +87,11 @@ WORLDENV_INLINE void share_out(
 }
 
 // The cells of one row of one episode.
-template <int Width>
+template <int Width, typename Number>
 WORLDENV_INLINE void compose_row(
     const float* raw,       // [w, 3 + S, K, 4]
     const float* bias,      // [3 + S, K, 4]
-    const float* pictures,  // [w, S - 1, 12]
+    const Number* pictures,  // [w, S - 1, 12]
     const float* plate,     // [w, 12]
     float* out,             // [w, K, 12]
     int64_t width,
@@ -105,9 +113,9 @@ WORLDENV_INLINE void compose_row(
       }
       for (int64_t j = 0; j < sources; ++j) {
         if (share[j].all_zero()) continue;
-        const float* picture = j + 1 < sources ? pictures + j * kPatch : plate;
         for (int64_t c = 0; c < 3; ++c) {
-          repeat(pixels, picture + 4 * c);
+          if (j + 1 < sources) repeat(pixels, pictures + j * kPatch + 4 * c);
+          else repeat(pixels, plate + 4 * c);
           sum[c].v += share[j].v * pixels.v;
         }
       }
@@ -118,30 +126,53 @@ WORLDENV_INLINE void compose_row(
     }
 }
 
+template <typename Number>
 using RowFunction =
-    void (*)(const float*, const float*, const float*, const float*, float*, int64_t, const Sizes&, const Cut&);
+    void (*)(const float*, const float*, const Number*, const float*, float*, int64_t, const Sizes&, const Cut&);
 
-void row_plain(const float* raw, const float* bias, const float* pictures, const float* plate, float* out,
+template <typename Number>
+void row_plain(const float* raw, const float* bias, const Number* pictures, const float* plate, float* out,
                int64_t width, const Sizes& sizes, const Cut& cut) {
   compose_row<4>(raw, bias, pictures, plate, out, width, sizes, cut);
 }
 #if WORLDENV_X86
-WORLDENV_AVX2 void row_avx2(const float* raw, const float* bias, const float* pictures, const float* plate, float* out,
+template <typename Number>
+WORLDENV_AVX2 void row_avx2(const float* raw, const float* bias, const Number* pictures, const float* plate, float* out,
                             int64_t width, const Sizes& sizes, const Cut& cut) {
   compose_row<8>(raw, bias, pictures, plate, out, width, sizes, cut);
 }
-WORLDENV_AVX512 void row_avx512(const float* raw, const float* bias, const float* pictures, const float* plate,
+template <typename Number>
+WORLDENV_AVX512 void row_avx512(const float* raw, const float* bias, const Number* pictures, const float* plate,
                                 float* out, int64_t width, const Sizes& sizes, const Cut& cut) {
   compose_row<16>(raw, bias, pictures, plate, out, width, sizes, cut);
 }
 #endif
 
-RowFunction row_function() {
+template <typename Number>
+RowFunction<Number> row_function() {
 #if WORLDENV_X86
-  if (isa() == Isa::kAvx512) return row_avx512;
-  if (isa() == Isa::kAvx2) return row_avx2;
+  if (isa() == Isa::kAvx512) return row_avx512<Number>;
+  if (isa() == Isa::kAvx2) return row_avx2<Number>;
 #endif
-  return row_plain;
+  return row_plain<Number>;
+}
+
+template <typename Number>
+void compose_all(const Tensor& raw, const Tensor& bias, const Tensor& pictures, const Tensor& plate, const Sizes& sizes,
+                 const Cut& cut, Tensor& frames) {
+  const int64_t height = raw.size(1), width = raw.size(2), channels = raw.size(3), known = sizes.sources - 1;
+  const float *raw_data = raw.const_data_ptr<float>(), *bias_data = bias.const_data_ptr<float>();
+  const Number* picture_data = pictures.const_data_ptr<Number>();
+  const float* plate_data = plate.const_data_ptr<float>();
+  float* out = frames.mutable_data_ptr<float>();
+  const RowFunction<Number> compose_one_row = row_function<Number>();
+  const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, width * channels * 4));
+  torch::stable::parallel_for(0, raw.size(0) * height, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      compose_one_row(raw_data + i * width * channels, bias_data, picture_data + i * width * known * kPatch,
+                      plate_data + i % height * width * kPatch, out + i * width * sizes.frames * kPatch, width, sizes,
+                      cut);
+  });
 }
 
 }  // namespace
@@ -149,13 +180,15 @@ RowFunction row_function() {
 Tensor compose(
     const Tensor& raw_any,       // [B, h, w, (3 + S) * K * 4] float32
     const Tensor& bias_any,      // [(3 + S) * K * 4]
-    const Tensor& pictures_any,  // [B, h, w, S - 1, 12]
+    const Tensor& pictures_any,  // [B, h, w, S - 1, 12] uint8 or float32
     const Tensor& plate_any,     // [h, w, 12]
     double smallest_share,
     double smallest_correction
 ) {                              // [B, h, w, K, 12]
-  for (const Tensor* tensor : {&raw_any, &bias_any, &pictures_any, &plate_any})
+  for (const Tensor* tensor : {&raw_any, &bias_any, &plate_any})
     STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Float, "compose takes float32");
+  const bool bytes = pictures_any.scalar_type() == ScalarType::Byte;
+  STD_TORCH_CHECK(bytes || pictures_any.scalar_type() == ScalarType::Float, "pictures should be uint8 or float32");
   STD_TORCH_CHECK(raw_any.dim() == 4 && bias_any.dim() == 1 && pictures_any.dim() == 5 && plate_any.dim() == 3,
                   "raw should be [B, h, w, C], bias [C], pictures [B, h, w, S - 1, 12], plate [h, w, 12]");
   const Tensor raw = torch::stable::contiguous(raw_any), bias = torch::stable::contiguous(bias_any);
@@ -174,17 +207,8 @@ Tensor compose(
                   "plate should be [h, w, 12]");
 
   Tensor frames = torch::stable::new_empty(raw, {batch, height, width, sizes.frames, kPatch});
-  const float *raw_data = raw.const_data_ptr<float>(), *bias_data = bias.const_data_ptr<float>();
-  const float *picture_data = pictures.const_data_ptr<float>(), *plate_data = plate.const_data_ptr<float>();
-  float* out = frames.mutable_data_ptr<float>();
-  const RowFunction compose_one_row = row_function();
-  const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, width * channels * 4));
-  torch::stable::parallel_for(0, batch * height, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      compose_one_row(raw_data + i * width * channels, bias_data, picture_data + i * width * (sources - 1) * kPatch,
-                      plate_data + i % height * width * kPatch, out + i * width * sizes.frames * kPatch, width, sizes,
-                      cut);
-  });
+  if (bytes) compose_all<uint8_t>(raw, bias, pictures, plate, sizes, cut, frames);
+  else compose_all<float>(raw, bias, pictures, plate, sizes, cut, frames);
   return frames;
 }
 

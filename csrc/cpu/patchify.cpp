@@ -12,26 +12,32 @@ namespace worldenv::cpu {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+namespace {
+
+template <typename Number>
+void all_to_patches(const Tensor& frames, Tensor& patches) {
+  const int64_t count = frames.size(1), height = frames.size(2), width = frames.size(3), size = height * width * 3;
+  const Number* from = frames.const_data_ptr<Number>();
+  Number* to = patches.mutable_data_ptr<Number>();
+  torch::stable::parallel_for(0, frames.size(0) * count, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      to_patches(from + i * size, height, width, count, to + (i / count * (size / kPatch) * count + i % count) * kPatch);
+  });
+}
+
+}  // namespace
+
 Tensor patchify(const Tensor& frames_any  // [B, N, H, W, 3] uint8 or float32
-) {                                       // [B, H / 2, W / 2, N, 12] float32
+) {                                       // [B, H / 2, W / 2, N, 12] likewise
   const Tensor frames = torch::stable::contiguous(frames_any);
   const bool bytes = frames.scalar_type() == ScalarType::Byte;
   STD_TORCH_CHECK(bytes || frames.scalar_type() == ScalarType::Float, "frames should be uint8 or float32");
   STD_TORCH_CHECK(frames.dim() == 5 && frames.size(4) == 3 && frames.size(2) % 2 == 0 && frames.size(3) % 2 == 0,
                   "frames should be [B, N, H, W, 3] with H and W even");
   const int64_t batch = frames.size(0), count = frames.size(1), height = frames.size(2), width = frames.size(3);
-  Tensor patches = torch::stable::new_empty(frames, {batch, height / 2, width / 2, count, kPatch}, ScalarType::Float);
-  float* out = patches.mutable_data_ptr<float>();
-  const uint8_t* from_bytes = bytes ? frames.const_data_ptr<uint8_t>() : nullptr;
-  const float* from_floats = bytes ? nullptr : frames.const_data_ptr<float>();
-  const int64_t size = height * width * 3;
-  torch::stable::parallel_for(0, batch * count, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      float* to = out + (i / count * (size / kPatch) * count + i % count) * kPatch;
-      if (bytes) to_patches(from_bytes + i * size, height, width, count, to);
-      else to_patches(from_floats + i * size, height, width, count, to);
-    }
-  });
+  Tensor patches = torch::stable::new_empty(frames, {batch, height / 2, width / 2, count, kPatch});
+  if (bytes) all_to_patches<uint8_t>(frames, patches);
+  else all_to_patches<float>(frames, patches);
   return patches;
 }
 

@@ -68,14 +68,26 @@ WORLDENV_INLINE void store_patch(const Pixel& a, const Pixel& b, const Pixel& c,
   __builtin_memcpy(to, out, sizeof(out));
 }
 
-template <int Width>
+// The same, rounded to pixels; NaN is grey.
+WORLDENV_INLINE void store_patch(const Pixel& a, const Pixel& b, const Pixel& c, const Pixel& d, uint8_t* to) {
+  float numbers[kPatch];
+  store_patch(a, b, c, d, numbers);
+  Vector<4> value;
+  for (int64_t i = 0; i < kPatch; i += 4) {
+    value.load(numbers + i);
+    value.v = (value.v == value.v ? value.v : Pixel{}) + 1.0f;
+    value.store_levels(to + i, 4, 127.5f, 0.0f);
+  }
+}
+
+template <int Width, typename Number>
 WORLDENV_INLINE void move(
     const Pixel* last,                // [H, W]
     const std::vector<Taps>& across,  // [W]
     const std::vector<Taps>& down,    // [H]
     const Sizes& sizes,
     Pixel* room,                      // [H + 2, W]
-    float* to                         // [H / 2, W / 2, pictures, 12], at this picture
+    Number* to                        // [H / 2, W / 2, pictures, 12], at this picture
 ) {
   const int64_t width = sizes.width, row = 4 * width;
   for (int64_t y = 0; y < sizes.height; ++y)
@@ -103,29 +115,35 @@ WORLDENV_INLINE void move(
   }
 }
 
-using Function = void (*)(const Pixel*, const std::vector<Taps>&, const std::vector<Taps>&, const Sizes&, Pixel*, float*);
+template <typename Number>
+using Function =
+    void (*)(const Pixel*, const std::vector<Taps>&, const std::vector<Taps>&, const Sizes&, Pixel*, Number*);
 
+template <typename Number>
 void move_plain(const Pixel* last, const std::vector<Taps>& across, const std::vector<Taps>& down, const Sizes& sizes,
-                Pixel* room, float* to) {
+                Pixel* room, Number* to) {
   move<4>(last, across, down, sizes, room, to);
 }
 #if WORLDENV_X86
+template <typename Number>
 WORLDENV_AVX2 void move_avx2(const Pixel* last, const std::vector<Taps>& across, const std::vector<Taps>& down,
-                             const Sizes& sizes, Pixel* room, float* to) {
+                             const Sizes& sizes, Pixel* room, Number* to) {
   move<8>(last, across, down, sizes, room, to);
 }
+template <typename Number>
 WORLDENV_AVX512 void move_avx512(const Pixel* last, const std::vector<Taps>& across, const std::vector<Taps>& down,
-                                 const Sizes& sizes, Pixel* room, float* to) {
+                                 const Sizes& sizes, Pixel* room, Number* to) {
   move<16>(last, across, down, sizes, room, to);
 }
 #endif
 
-Function function() {
+template <typename Number>
+Function<Number> function() {
 #if WORLDENV_X86
-  if (isa() == Isa::kAvx512) return move_avx512;
-  if (isa() == Isa::kAvx2) return move_avx2;
+  if (isa() == Isa::kAvx512) return move_avx512<Number>;
+  if (isa() == Isa::kAvx2) return move_avx2<Number>;
 #endif
-  return move_plain;
+  return move_plain<Number>;
 }
 
 // One episode.
@@ -137,7 +155,7 @@ void fill(
     int64_t memory,
     int64_t poses_count,
     const Sizes& sizes,
-    float* to                 // [H / 2, W / 2, pictures, 12]
+    Number* to                // [H / 2, W / 2, pictures, 12]
 ) {
   const int64_t pixels = sizes.height * sizes.width;
   for (int64_t m = 0; m < memory; ++m)
@@ -147,7 +165,7 @@ void fill(
   for (int64_t i = 0; i < pixels; ++i)
     last[i] = Pixel{to_unit(from[3 * i]), to_unit(from[3 * i + 1]), to_unit(from[3 * i + 2]), 0.0f};
   std::vector<Taps> across(sizes.width), down(sizes.height);
-  const Function move_one = function();
+  const Function<Number> move_one = function<Number>();
   to += memory * kPatch;
   for (int64_t i = 0; i < poses_count; ++i)
     for (int64_t j = i + 1; j < poses_count; ++j, to += kPatch) {
@@ -159,13 +177,25 @@ void fill(
     }
 }
 
+template <typename Number>
+void fill_all(const Tensor& frames, const Tensor& poses, const Tensor& projection, const Sizes& sizes, Tensor& out) {
+  const int64_t memory = frames.size(1), count = poses.size(1), size = sizes.height * sizes.width * 3;
+  const Number* from = frames.const_data_ptr<Number>();
+  const float *pose = poses.const_data_ptr<float>(), *matrix = projection.const_data_ptr<float>();
+  Number* to = out.mutable_data_ptr<Number>();
+  torch::stable::parallel_for(0, size ? frames.size(0) : 0, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b)
+      fill(from + b * memory * size, pose + b * count * 7, matrix, memory, count, sizes, to + b * sizes.pictures * size);
+  });
+}
+
 }  // namespace
 
 Tensor transport(
     const Tensor& frames_any,     // [B, M, H, W, 3] uint8 or float32
     const Tensor& poses_any,      // [B, K + 1, 7] float32
     const Tensor& projection_any  // [3, 4] float32
-) {                               // [B, H / 2, W / 2, M + K (K + 1) / 2, 12] float32
+) {                               // [B, H / 2, W / 2, M + K (K + 1) / 2, 12] as frames
   const Tensor frames = torch::stable::contiguous(frames_any), poses = torch::stable::contiguous(poses_any);
   const Tensor projection = torch::stable::contiguous(projection_any);
   const bool bytes = frames.scalar_type() == ScalarType::Byte;
@@ -181,21 +211,9 @@ Tensor transport(
                   "projection should be float32 [3, 4]");
   const int64_t batch = frames.size(0), memory = frames.size(1), count = poses.size(1);
   const Sizes sizes{frames.size(2), frames.size(3), memory + count * (count - 1) / 2};
-  const int64_t size = sizes.height * sizes.width * 3;
-  Tensor out = torch::stable::new_empty(frames, {batch, sizes.height / 2, sizes.width / 2, sizes.pictures, kPatch},
-                                        ScalarType::Float);
-  const float *pose = poses.const_data_ptr<float>(), *matrix = projection.const_data_ptr<float>();
-  const uint8_t* from_bytes = bytes ? frames.const_data_ptr<uint8_t>() : nullptr;
-  const float* from_floats = bytes ? nullptr : frames.const_data_ptr<float>();
-  float* to = out.mutable_data_ptr<float>();
-  torch::stable::parallel_for(0, size ? batch : 0, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      const int64_t from = b * memory * size;
-      float* here = to + b * sizes.pictures * size;
-      if (bytes) fill(from_bytes + from, pose + b * count * 7, matrix, memory, count, sizes, here);
-      else fill(from_floats + from, pose + b * count * 7, matrix, memory, count, sizes, here);
-    }
-  });
+  Tensor out = torch::stable::new_empty(frames, {batch, sizes.height / 2, sizes.width / 2, sizes.pictures, kPatch});
+  if (bytes) fill_all<uint8_t>(frames, poses, projection, sizes, out);
+  else fill_all<float>(frames, poses, projection, sizes, out);
   return out;
 }
 

@@ -8,6 +8,7 @@ import torch
 import worldenv.ops.compose as module
 from worldenv import ops
 from worldenv.ops.compose import compose, compose_reference
+from worldenv.ops.patchify import unit
 
 TOLERANCE = {torch.float32: 2e-6}  # of pictures in [-1, 1]; a share just at the cut may fall to either side of it
 
@@ -36,6 +37,15 @@ def test_compiled_face_equals_the_reference(b, h, w, k, share, correction):
 def test_any_number_of_pictures(pictures):
     arguments = inputs(pictures=pictures, share=0.01)
     assert_same(compose(*arguments), compose_reference(*arguments))
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_pictures_of_bytes_are_read_as_pixels(k):
+    raw, bias, pictures, *others = inputs(k=k)
+    pixels = ((pictures + 1) * 127.5).round().to(torch.uint8)
+    expected = compose(raw, bias, unit(pixels), *others)
+    assert_same(compose(raw, bias, pixels, *others), expected)
+    assert_same(compose_reference(raw, bias, pixels, *others), expected)
 
 
 @pytest.mark.parametrize("level", ["plain", "avx2"])

@@ -31,6 +31,14 @@ def inputs(b=2, m=3, height=16, width=24, k=4, dtype=torch.uint8, seed=0):
     return frames if dtype == torch.uint8 else frames.float() / 127.5 - 1, poses, projection
 
 
+def assert_same(actual, expected):
+    if expected.dtype == torch.uint8:  # half way between two levels, either is right
+        assert ((actual.int() - expected.int()).abs() <= 1).all()
+        assert expected.numel() == 0 or (actual != expected).float().mean() < 0.01
+    else:
+        torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE[torch.float32])
+
+
 def moved_by(face, frame, poses):  # [3, H, W] -> the pictures that it becomes, [P, 3, H, W]
     patches = face(frame.permute(1, 2, 0)[None, None].contiguous(), poses, PROJECTION)
     return to_frames(patches)[0, 1:].permute(0, 3, 1, 2)
@@ -46,8 +54,8 @@ FACES = pytest.mark.parametrize("face", [transport, transport_reference])
 def test_compiled_face_equals_the_reference(b, m, height, width, k, dtype):
     arguments = inputs(b, m, height, width, k, dtype)
     actual, expected = transport(*arguments), transport_reference(*arguments)
-    assert actual.shape == expected.shape == (b, height // 2, width // 2, m + moves(k), 12)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE[torch.float32])
+    assert actual.shape == expected.shape == (b, height // 2, width // 2, m + moves(k), 12) and actual.dtype == dtype
+    assert_same(actual, expected)
 
 
 @pytest.mark.parametrize("level", ["plain", "avx2"])
@@ -59,9 +67,7 @@ def test_lower_instruction_sets_give_the_same(level, tmp_path):
         f"torch.save(transport(*torch.load({str(tmp_path / 'in.pt')!r})), {str(tmp_path / 'out.pt')!r})"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "WORLDENV_CPU_ISA": level})
-    torch.testing.assert_close(
-        torch.load(tmp_path / "out.pt"), transport_reference(*arguments), rtol=0, atol=TOLERANCE[torch.float32]
-    )
+    assert_same(torch.load(tmp_path / "out.pt"), transport_reference(*arguments))
 
 
 @FACES
@@ -71,14 +77,16 @@ def test_the_frames_themselves_come_first(face):
 
 
 @FACES
-def test_a_pose_that_is_not_finite_spoils_its_pairs_and_no_other_episode(face):
-    frames, poses, projection = inputs(k=2)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_pose_that_is_not_finite_spoils_its_pairs_and_no_other_episode(face, dtype):
+    frames, poses, projection = inputs(k=2, dtype=dtype)
     clean = face(frames, poses, projection)
     poses[1, 2, 0] = float("nan")
     patches = face(frames, poses, projection)
     sound = [0, 1, 2, 3]  # the frames, and the pair (0, 1)
     assert torch.equal(patches[0], clean[0]) and torch.equal(patches[1, :, :, sound], clean[1, :, :, sound])
-    assert patches[1, :, :, 4:].isnan().all()
+    spoilt = patches[1, :, :, 4:]
+    assert (spoilt == 128).all() if dtype == torch.uint8 else spoilt.isnan().all()
 
 
 def test_an_episode_gives_the_same_alone_and_in_a_batch():

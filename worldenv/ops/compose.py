@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldenv import ops
-from worldenv.ops.patchify import PATCH
+from worldenv.ops.patchify import PATCH, unit
 
 SUB = 4  # the 2 x 2 pixels of a patch
 
@@ -20,7 +20,7 @@ def compose_reference(
     correction, choice = cells.split((3, s), dim=3)
     share = (choice.softmax(3) - smallest_share).relu()
     share = share / share.sum(3, keepdim=True)
-    known = torch.cat([pictures, plate[None, :, :, None].expand(b, -1, -1, -1, -1)], dim=3).unflatten(4, (3, SUB))
+    known = torch.cat([unit(pictures), plate[None, :, :, None].expand(b, -1, -1, -1, -1)], dim=3).unflatten(4, (3, SUB))
     out = F.softshrink(correction, smallest_correction).transpose(3, 4)  # [B, h, w, K, 3, 4]
     return (out + torch.einsum("bhwskp,bhwscp->bhwkcp", share, known)).flatten(4)
 
@@ -28,7 +28,7 @@ def compose_reference(
 def compose(
     raw: Tensor,  # [B, h, w, (3 + S) * K * 4] float32
     bias: Tensor,  # [(3 + S) * K * 4] float32
-    pictures: Tensor,  # [B, h, w, S - 1, 12] float32, patches
+    pictures: Tensor,  # [B, h, w, S - 1, 12] patches, uint8 in [0, 255] or float32 in [-1, 1]
     plate: Tensor,  # [h, w, 12] float32, the last of the S pictures, the same for all
     smallest_share: float,  # in [0, 1 / S)
     smallest_correction: float,  # >= 0
@@ -58,7 +58,7 @@ def _check(raw: Tensor, bias: Tensor, pictures: Tensor, plate: Tensor, share: fl
     for (name, tensor), rank in zip(tensors.items(), (4, 1, 5, 3), strict=True):
         if tensor.ndim != rank:
             raise ValueError(f"{name} has shape {list(tensor.shape)}; it should have {rank} dimensions")
-        if tensor.dtype != torch.float32:
+        if tensor.dtype != torch.float32 and not (name == "pictures" and tensor.dtype == torch.uint8):
             raise ValueError(f"{name} is {tensor.dtype}; it should be torch.float32: pass {name}.float()")
         if tensor.device != raw.device:
             raise ValueError(f"{name} is on {tensor.device}; it should be on {raw.device}, as raw is")

@@ -11,16 +11,14 @@ PATCH = 12  # numbers of a patch: 3 colours, each with its upper left, upper rig
 def patchify_reference(frames: Tensor) -> Tensor:
     """The meaning of `patchify`, in plain PyTorch; from float32 frames it has a gradient."""
     b, n, height, width, _ = frames.shape
-    if frames.dtype == torch.uint8:
-        frames = frames.float() / 127.5 - 1
     cells = frames.view(b, n, height // 2, 2, width // 2, 2, 3)
     return cells.permute(0, 2, 4, 1, 6, 3, 5).reshape(b, height // 2, width // 2, n, PATCH)
 
 
 def patchify(
-    frames: Tensor,  # [B, N, H, W, 3] uint8 in [0, 255], or float32 in [-1, 1]; H and W even
-) -> Tensor:  # [B, H / 2, W / 2, N, 12] float32
-    """Frames as patches in [-1, 1], those of one place side by side.
+    frames: Tensor,  # [B, N, H, W, 3] uint8 or float32; H and W even
+) -> Tensor:  # [B, H / 2, W / 2, N, 12] of the same dtype
+    """Frames as patches, those of one place side by side.
 
     Where a gradient is wanted, the reference is what runs. Raises ValueError on another shape or dtype.
     """
@@ -28,6 +26,11 @@ def patchify(
     if ops.BACKEND == "reference" or (torch.is_grad_enabled() and frames.requires_grad):
         return patchify_reference(frames)
     return torch.ops.worldenv.patchify(frames)
+
+
+def unit(pixels: Tensor) -> Tensor:
+    """Pixels as networks read them: uint8 in [0, 255] to float32 in [-1, 1]; floats stay as they are."""
+    return pixels.float() / 127.5 - 1 if pixels.dtype == torch.uint8 else pixels
 
 
 def check_frames(frames: Tensor) -> None:
@@ -44,4 +47,4 @@ torch.library.impl("worldenv::patchify", "CompositeExplicitAutograd")(patchify_r
 @torch.library.register_fake("worldenv::patchify")
 def _(frames):
     b, n, height, width, _ = frames.shape
-    return frames.new_empty(b, height // 2, width // 2, n, PATCH, dtype=torch.float32)
+    return frames.new_empty(b, height // 2, width // 2, n, PATCH)

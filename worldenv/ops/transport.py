@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from worldenv import ops
-from worldenv.ops.patchify import PATCH, check_frames, patchify_reference
+from worldenv.ops.patchify import PATCH, check_frames, patchify_reference, unit
 
 
 def moves(chunk: int) -> int:
@@ -15,8 +15,6 @@ def moves(chunk: int) -> int:
 def transport_reference(frames: Tensor, poses: Tensor, projection: Tensor) -> Tensor:
     """The meaning of `transport`, in plain PyTorch; from float32 frames it has a gradient."""
     (height, width), k = frames.shape[2:4], poses.shape[1] - 1
-    if frames.dtype == torch.uint8:
-        frames = frames.float() / 127.5 - 1
     homogeneous = poses[..., :3] @ projection[:, :3].T + projection[:, 3]
     depth = homogeneous[..., 2:].clamp(min=1e-3)
     tip = homogeneous[..., :2] / depth  # [B, K + 1, 2] px
@@ -25,7 +23,9 @@ def transport_reference(frames: Tensor, poses: Tensor, projection: Tensor) -> Te
     shift = tip[:, i] - tip[:, j] * scale
     across = _resampling(shift[..., 0], scale[..., 0], width)
     down = _resampling(shift[..., 1], scale[..., 0], height)
-    moved = torch.einsum("bpyh,bphxc->bpyxc", down, torch.einsum("bhwc,bpxw->bphxc", frames[:, -1], across))
+    moved = torch.einsum("bpyh,bphxc->bpyxc", down, torch.einsum("bhwc,bpxw->bphxc", unit(frames[:, -1]), across))
+    if frames.dtype == torch.uint8:
+        moved = (moved.nan_to_num().clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
     return patchify_reference(torch.cat([frames, moved], dim=1))
 
 
@@ -47,7 +47,7 @@ def transport(
     frames: Tensor,  # [B, M, H, W, 3] uint8 in [0, 255] or float32 in [-1, 1], the present one last; H and W even
     poses: Tensor,  # [B, K + 1, 7] float32, the present pose first
     projection: Tensor,  # [3, 4] float32, world point (m) -> homogeneous pixel
-) -> Tensor:  # [B, H / 2, W / 2, M + K (K + 1) / 2, 12] float32, patches: the frames, then (0, 1), .. (K - 1, K)
+) -> Tensor:  # [B, H / 2, W / 2, M + K (K + 1) / 2, 12] as frames: their patches, then (0, 1), .. (K - 1, K)
     """The frames as they are, and the last one moved as the projected fingertips move from pose i to any later pose j.
 
         source(x) = tip_i + (x - tip_j) * depth_j / depth_i
@@ -55,7 +55,8 @@ def transport(
     Exact for a thing at the fingertips' depth that the gripper takes along from pose i to pose j and then leaves: one
     that it held before (i = 0), takes, pushes from then on, or lets go within the chunk. The simulator chooses where to
     believe which. Catmull-Rom resampling, which keeps small things sharp through many chunks; beyond the frame the
-    border is repeated. The poses have no gradient; where one is wanted for the frames, the reference is what runs.
+    border is repeated. From uint8 frames the result is rounded to pixels; where a pose is not finite, they are grey.
+    The poses have no gradient; where one is wanted for the frames, the reference is what runs.
 
     Raises ValueError if a shape, dtype or device is another one.
     """
@@ -79,4 +80,4 @@ torch.library.impl("worldenv::transport", "CompositeExplicitAutograd")(transport
 def _(frames, poses, projection):
     b, m, height, width, _ = frames.shape
     pictures = m + moves(poses.shape[1] - 1)
-    return frames.new_empty(b, height // 2, width // 2, pictures, PATCH, dtype=torch.float32)
+    return frames.new_empty(b, height // 2, width // 2, pictures, PATCH)

@@ -11,6 +11,7 @@ from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
 from worldenv.ops.adagn import adagn
 from worldenv.ops.adaln import adaln
 from worldenv.ops.compose import compose
+from worldenv.ops.patchify import PATCH
 from worldenv.ops.transport import moves
 
 GROUPS = 8  # of the group normalisations
@@ -91,7 +92,7 @@ class Seen:
 
     features: Tensor  # [B, H / 2, W / 2, D1]
     poses: Tensor  # [B, D]
-    pictures: Tensor  # [B, H / 2, W / 2, MEMORY_FRAMES + moves(K), 12], patches
+    pictures: Tensor  # [B, H / 2, W / 2, MEMORY_FRAMES + moves(K), 12], patches, uint8 or float32
 
 
 class Simulator(nn.Module):
@@ -112,9 +113,9 @@ class Simulator(nn.Module):
         d = 2 * c  # width of the condition vector
         self.noise_level = nn.Sequential(nn.Linear(32, d), nn.SiLU(), nn.Linear(d, d))
         self.poses = nn.Sequential(nn.Linear(7 * (k + 1), d), nn.SiLU(), nn.Linear(d, d))
-        # Convolutions by shape; `see` and `denoise` apply them to patches.
-        self.see_memory = nn.Conv2d(3 * (MEMORY_FRAMES + moves(k)) + MAP_CHANNELS * (k + 1), a, 2, stride=2)
-        self.see_noisy = nn.Conv2d(3 * k, a, 2, stride=2)
+        self.see_pictures = Linear(PATCH * (config.sources - 1), a)
+        self.see_map = nn.Conv2d(MAP_CHANNELS * (k + 1), a, 2, stride=2, bias=False)
+        self.see_noisy = Linear(PATCH * k, a, bias=False)
         self.fine = ResidualBlock(a, a, d)
         self.down1 = Conv(a, b, 3, stride=2, padding=1)
         self.middle = nn.ModuleList(ResidualBlock(b, b, d) for _ in range(2))
@@ -125,24 +126,23 @@ class Simulator(nn.Module):
         self.middle_out = ResidualBlock(2 * b, b, d)
         self.up1 = Conv(b, 4 * a, 1)
         self.fine_out = nn.ModuleList(ResidualBlock(width, a, d) for width in (2 * a, a))
-        self.compose = nn.Conv2d(a, 4 * (3 + config.sources) * k, 1)
+        self.compose = Linear(a, (3 + config.sources) * k * 4)
         nn.init.zeros_(self.compose.weight)
         nn.init.zeros_(self.compose.bias)
         self.prefer = nn.Parameter(torch.zeros(config.sources))
         self.prefer.data[MEMORY_FRAMES - 1] = 4.0  # begin by keeping the last frame
-        self.plate = nn.Parameter(torch.zeros(3, config.image_size, config.image_size))  # the empty scene, in [-1, 1]
+        size = config.image_size // 2
+        self.plate = nn.Parameter(torch.zeros(size, size, PATCH))  # the empty scene, as patches in [-1, 1]
 
     def see(
         self,
-        pictures: Tensor,  # [B, H / 2, W / 2, MEMORY_FRAMES + moves(K), 12] float32, from `transport`
+        pictures: Tensor,  # [B, H / 2, W / 2, MEMORY_FRAMES + moves(K), 12] uint8 or float32, from `transport`
         action_map: Tensor,  # [B, K + 1, MAP_CHANNELS, H, W] float32 in [0, 1], the present pose first
         poses: Tensor,  # [B, K + 1, 7] float32, likewise
     ) -> Seen:
         """What does not depend on the noise, computed once per chunk."""
-        weight, bias = self.see_memory.weight, self.see_memory.bias
-        known = weight.shape[1] - MAP_CHANNELS * (self.config.chunk + 1)
-        features = F.linear(pictures.flatten(3), weight[:, :known].flatten(1), bias)
-        features = features + F.conv2d(action_map.flatten(1, 2), weight[:, known:], stride=2).permute(0, 2, 3, 1)
+        features = self.see_map(action_map.flatten(1, 2)).permute(0, 2, 3, 1)
+        features = self.see_pictures(pictures.flatten(3), onto=features)
         scale = poses.new_tensor([5, 5, 5, 1, 1, 1, 1])
         return Seen(features, self.poses((poses * scale).flatten(1)), pictures)
 
@@ -154,8 +154,7 @@ class Simulator(nn.Module):
     ) -> Tensor:  # [B, H / 2, W / 2, K, 12] float32 patches, the predicted clean frames
         """One pass of the denoiser."""
         condition = F.silu(self.noise_level(_fourier(t)) + seen.poses)
-        weight, bias = self.see_noisy.weight.flatten(1), self.see_noisy.bias
-        fine = seen.features + F.linear(noisy.flatten(3), weight, bias)
+        fine = self.see_noisy(noisy.flatten(3)) + seen.features
         fine = self.fine(fine.permute(0, 3, 1, 2), condition)
         middle = self.down1(fine)
         for block in self.middle:
@@ -169,18 +168,10 @@ class Simulator(nn.Module):
         fine = torch.cat([fine, F.pixel_shuffle(self.up1(middle), 2)], dim=1)
         for block in self.fine_out:
             fine = block(fine, condition)
-        weight, bias = self._head()
-        raw = F.linear(F.silu(fine).permute(0, 2, 3, 1), weight)
+        raw = self.compose(F.silu(fine).permute(0, 2, 3, 1))
+        preference = F.pad(self.prefer, (3, 0)).repeat_interleave(4 * self.config.chunk)
         cut = (SMALLEST_SHARE, SMALLEST_CORRECTION) if self.config.exact else (0.0, 0.0)
-        plate = F.pixel_unshuffle(self.plate, 2).permute(1, 2, 0)
-        return compose(raw, bias, seen.pictures, plate, *cut)
-
-    def _head(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of `compose`, stored by frame, in the op's order: by correction and choice, then frame."""
-        shape = (self.config.chunk, 3 + self.config.sources, 4, -1)
-        weight, bias = (p.view(shape).transpose(0, 1) for p in self.compose.parameters())
-        bias = bias + F.pad(self.prefer, (3, 0))[:, None, None, None]
-        return weight.flatten(0, 2), bias.flatten()
+        return compose(raw, preference, seen.pictures, self.plate, *cut)
 
 
 def _fourier(t: Tensor) -> Tensor:  # [B] -> [B, 32]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from worldenv.data.clips import Clips
 from worldenv.ops.action_map import ARM_CHANNELS, action_map
-from worldenv.ops.patchify import patchify
+from worldenv.ops.patchify import patchify, unit
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import to_frames
 from worldenv.simulator.network import Seen, Simulator
@@ -47,10 +47,6 @@ class ChunkBatch:
         return simulator.see(transport(memory, self.poses, self.projection), self.maps, self.poses)
 
 
-def unit(frames: Tensor) -> Tensor:  # uint8 in [0, 255] -> float32 in [-1, 1]
-    return frames.float() / 127.5 - 1
-
-
 def draw_steps(clips: Clips, batch: int, chunks: int, chunk: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random (episode, step) with room for `chunks` chunks within the episode's own steps (at least from step 0).
 
@@ -87,11 +83,12 @@ def change_weight(
 
 def clean_plate(
     frames: Tensor, seed: int, count: int = 1000
-) -> Tensor:  # [N, T, H, W, 3] uint8 -> [3, H, W] in [-1, 1]
+) -> Tensor:  # [N, T, H, W, 3] uint8 -> [H / 2, W / 2, 12] patches in [-1, 1]
     """What the fixed camera sees when nothing is in the way: the median of random frames, pixel by pixel."""
     generator = torch.Generator().manual_seed(seed)
     frames = frames.flatten(0, 1)
-    return unit(frames[torch.randint(len(frames), (count,), generator=generator)].median(0)[0]).permute(2, 0, 1)
+    median = frames[torch.randint(len(frames), (count,), generator=generator)].median(0)[0]
+    return patchify(unit(median)[None, None])[0, :, :, 0]
 
 
 def teacher_loss(
