@@ -130,3 +130,11 @@ def test_practice_starts_are_real_first_frames(monkeypatch):
     starts = job.practice_starts(0)
     assert len(starts) == 20 and starts.frame.shape == (20, 64, 64, 3) and torch.isfinite(starts.proprio).all()
     assert not torch.equal(starts.frame[0], starts.frame[10])
+
+
+def test_time_to_make_the_models_is_not_called_evaluation(tmp_path):
+    run = RunFolder.create(tmp_path / "run", {})
+    for iteration in range(2):
+        run.log("post_train", iteration, rollout_s=3.0, update_s=1.0)
+    assert job._shares(run, models=80.0, evaluate=12.0) == {
+        "rollout": 0.06, "update": 0.02, "evaluate": 0.12, "models": 0.8}  # fmt: skip

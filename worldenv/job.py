@@ -143,6 +143,7 @@ def train(config: TrainConfig, command: str) -> dict:
     else:
         models = Models.load(config.models or shipped(), config.zero_shot_judge)  # a wrong path leaves no folder behind
         folder = _open(config)
+    loaded = time.monotonic() - began  # from scratch: made
     engine = make_engine(models, config.engine)
     before = measure(models, engine, config.eval, config.start_seed, config.seed, "before")
     write_videos(folder, engine, before, config.eval, config.seed, "before")
@@ -160,7 +161,7 @@ def train(config: TrainConfig, command: str) -> dict:
         "false_stop": _pair(before, after, lambda m: m.true.false_stop),
         "missed_stop": _pair(before, after, lambda m: m.true.missed_stop),
         "simulator": after.quality, "counts": counts,
-        "time_shares": _shares(folder, measured, practised, time.monotonic() - began),
+        "time_shares": _shares(folder, loaded, measured - loaded + time.monotonic() - began - practised),
         "wall_s": time.monotonic() - began, "seed": config.seed, "start_seed": config.start_seed,
         "run": str(folder.path), "command": command,
     }  # fmt: skip
@@ -212,12 +213,13 @@ def _pair(before: Measurement, after: Measurement, figure) -> dict[str, float]:
     return {"before": figure(before), "after": figure(after)}
 
 
-def _shares(folder: RunFolder, measured: float, practised: float, total: float) -> dict[str, float]:
+def _shares(folder: RunFolder, models: float, evaluate: float) -> dict[str, float]:
+    """Of the run's time (s): loading or making the models, the two evaluations, and what practising consisted of."""
     lines = folder.metrics(STAGE)
-    rollout, update = (sum(line[key] for line in lines) for key in ("rollout_s", "update_s"))
-    evaluated = measured + total - practised
-    whole = max(rollout + update + evaluated, 1e-9)
-    return {"rollout": rollout / whole, "update": update / whole, "evaluate": evaluated / whole}
+    parts = {name: sum(line[f"{name}_s"] for line in lines) for name in ("rollout", "update")}
+    parts |= {"evaluate": evaluate, "models": models}
+    whole = max(sum(parts.values()), 1e-9)
+    return {name: part / whole for name, part in parts.items()}
 
 
 def _finish(folder: RunFolder, result: dict) -> dict:
