@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 
 Result = TypeVar("Result")
-CACHED = 24  # episodes whose activations stay in the cache of a CPU
+CACHED = 32  # episodes whose activations a CPU still holds close, and whose calls cost little
 
 
 def in_parts(work: Callable[[slice], Result], count: int, size: int) -> list[Result]:
