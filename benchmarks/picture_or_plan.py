@@ -13,7 +13,6 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -22,10 +21,11 @@ from worldenv.data.trajectories import Trajectory
 from worldenv.evaluate import act_in_true
 from worldenv.job import make_engine
 from worldenv.memory import keep_freed_memory
+from worldenv.parallel import CACHED
 from worldenv.progress import table
-from worldenv.rollout.draws import Use, normal
-from worldenv.rollout.engine import Engine, EngineConfig
+from worldenv.rollout.engine import EngineConfig
 from worldenv.rollout.models import Models, load_model, shipped
+from worldenv.simulator.world import Memory, World
 from worldenv.tasks.scenes import TASKS
 from worldenv.tasks.tabletop import HORIZON, Tabletop, task_by_name
 
@@ -114,18 +114,17 @@ def _other(
 
 
 @torch.no_grad()
-def imagined_right(engine: Engine, grasps: Grasps, seed: int) -> np.ndarray:  # [M] bool
+def imagined_right(world: World, grasps: Grasps, seed: int) -> np.ndarray:  # [M] bool
     """Whether the imagined ending is nearer to the true one than to the other."""
-    k, size, endings = engine.policy.config.chunk, engine.size, []
-    for rows in torch.arange(len(grasps.took)).split(engine.config.batch):
-        first, previous, last = (torch.from_numpy(part)[rows] for part in grasps.memory)
-        seen = SimpleNamespace(first=first, previous=previous, last=last)
+    k, endings = world.chunk, []
+    for rows in torch.arange(len(grasps.took)).split(CACHED):
+        first, previous, frame = (torch.from_numpy(part)[rows] for part in grasps.memory)
+        memory = Memory(first, previous)
         for chunk in range(2):
             poses = torch.from_numpy(grasps.poses)[rows, chunk * k : (chunk + 1) * k + 1]
-            noise = normal(seed, rows, chunk, Use.FRAME, (k, 3, size, size))
-            frames, _ = engine.imagine(seen, poses, noise)
-            seen.previous, seen.last = seen.last, frames[:, -1]
-        endings.append(seen.last)
+            frames, _ = world.imagine(memory, frame, poses, seed, rows, torch.full_like(rows, chunk))
+            frame = frames[:, -1]
+        endings.append(frame)
     imagined = torch.cat(endings).numpy().astype(float)
     true, other = grasps.ending.astype(float), grasps.other_ending.astype(float)
     differ = np.abs(true - other).max(-1, keepdims=True) > VISIBLE
@@ -142,7 +141,7 @@ def main() -> None:
     given = parser.parse_args()
     keep_freed_memory()
     models = Models.load(given.models or shipped())
-    engine = make_engine(models, EngineConfig())
+    world = make_engine(models, EngineConfig()).world
     tasks = [task for task in TASKS if task.family != "push"]
     tasks, starts = zip(*[(tasks[i % len(tasks)], FIRST_START + i) for i in range(given.starts)], strict=True)
     rows, all_took, all_right = [], [], []
@@ -150,7 +149,7 @@ def main() -> None:
         for noise in (0.0, 3.0):
             acted = act_in_true(policy, tasks, starts, "validation", noise, given.seed)
             grasps = beside(acted, policy.config.chunk, given.seed)
-            right = imagined_right(engine, grasps, given.seed)
+            right = imagined_right(world, grasps, given.seed)
             all_took.append(grasps.took)
             all_right.append(right)
             rows.append([f"{noise:g} x its noise", *_cells(grasps.took, right)])

@@ -15,6 +15,7 @@ from worldenv.reflector.network import Reflector, ReflectorConfig
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.rollout.episodes import Starts
 from worldenv.simulator.network import Simulator, SimulatorConfig
+from worldenv.simulator.world import World
 
 INSTRUCTIONS = ("put the red block on the green pad", "slide the orange puck to the red pad", "drop it in the tray")
 
@@ -60,14 +61,12 @@ class Tiny:
         proprio = torch.tensor([0, 0, 0.1, 0, 0, 0, 0.5]) + spread * (2 * torch.rand(n, 7, generator=generator) - 1)
         return Starts(frame, proprio, tokenize([INSTRUCTIONS[i % len(INSTRUCTIONS)] for i in range(n)]))
 
-    def engine(self, horizon: int = 4, batch: int = 64, seed: int = 0, size: int = 16, **replace) -> Engine:
-        models = {
-            "policy": self.policy(seed),
-            "simulator": self.simulator(seed, size),
-            "reflector": self.reflector(seed),
-        }
-        camera, levels = tabletop_camera(size), (1.0, 0.5)
-        return Engine(*(models | replace).values(), camera, Kinematics(), levels, EngineConfig(horizon, batch))
+    def engine(
+        self, horizon: int = 4, batch: int = 64, capacity: int | None = None, seed: int = 0, size: int = 16, **replace
+    ) -> Engine:
+        world = World(self.simulator(seed, size), tabletop_camera(size), (1.0, 0.5))
+        models = {"policy": self.policy(seed), "world": world, "reflector": self.reflector(seed)}
+        return Engine(*(models | replace).values(), Kinematics(), EngineConfig(horizon, capacity, batch))
 
     def trajectory(
         self, steps: int, number: int = 0, size: int = 16, task: str = "red-block-on-green-pad"

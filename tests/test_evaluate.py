@@ -124,11 +124,7 @@ def test_simulator_quality_compares_whole_replays_chunk_by_chunk(tiny):
     found = simulator_quality(engine, trajectories, np.array([True, True, False]), seed=1)
     assert len(found["psnr"]) == len(found["ssim"]) == 3 and found["episodes"] == 3
     frames, poses = (torch.from_numpy(np.stack([getattr(t, k) for t in trajectories])) for k in ("frames", "proprio"))
-    from worldenv.instruction import tokenize
-    from worldenv.rollout.episodes import Starts
-
-    tokens = tokenize([t.instruction for t in trajectories])
-    imagined = engine.replay(Starts(frames[:, 0], poses[:, 0], tokens), poses, 1)
+    imagined = engine.world.replay(frames[:, 0], poses, 1)
     assert found["psnr"][1] == pytest.approx(psnr(imagined[:, 5:9], frames[:, 5:9]).mean().item(), rel=1e-4)
     shown = [replace(t, frames=video.numpy()) for t, video in zip(trajectories, imagined, strict=True)]
     said = (judge_trajectories(engine.reflector, shown) > 0.5).any(1)

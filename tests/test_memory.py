@@ -1,11 +1,13 @@
 """Freed memory is kept, where the C library can."""
 
 import ctypes
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from worldenv import memory
 
@@ -33,3 +35,16 @@ def test_memory_once_used_costs_no_page_faults_again():
 def test_a_c_library_without_mallopt_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     memory.keep_freed_memory()
+
+
+def test_free_memory_is_what_the_system_says():
+    free = memory.free_bytes(torch.device("cpu"))
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < free < total
+
+
+def test_errors_that_say_memory_ran_out_are_known():
+    with pytest.raises(RuntimeError) as cpu:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert memory.ran_out(cpu.value) and memory.ran_out(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not memory.ran_out(RuntimeError("shapes differ"))

@@ -22,6 +22,8 @@ LAYERS = (
     {"evaluate"},
     {"rollout"},
     {"policy", "simulator", "reflector", "data", "tasks"},
+    {"vision"},
+    {"int8"},
     {"ops"},
     {"kernels", "_C", "_cuda", "_tabletop"},
 )

@@ -1,14 +1,15 @@
 import pytest
 import torch
 
-from worldenv.vision import SpatialSoftmax, VisionLanguageEncoder, to_float
+from worldenv.vision import Patches, SpatialSoftmax, VisionLanguageEncoder
 
 
-def test_bytes_become_minus_one_to_one_and_stay_untouched():
-    frames = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3).expand(2, 3, 5, 3).clone()
-    out = to_float(frames)
-    assert out.shape == (2, 3, 3, 5) and out[1, :, 2, 4].tolist() == pytest.approx([-1.0, -0.6, 1.0])
-    assert frames[0, 0, 0].tolist() == [0, 51, 255]
+def test_patches_are_those_of_torch_and_pass_a_gradient():
+    frames = torch.rand(2, 6, 4, 3).requires_grad_()
+    out = Patches()(frames)
+    assert torch.equal(out, torch.nn.functional.pixel_unshuffle(frames.permute(0, 3, 1, 2), 2))
+    out.sum().backward()
+    assert torch.equal(frames.grad, torch.ones_like(frames))
 
 
 def test_spatial_softmax_finds_where_each_channel_peaks():

@@ -96,7 +96,7 @@ def judge_trajectories(reflector: Reflector, trajectories: Sequence[Trajectory],
         with torch.no_grad():
             out.append(
                 torch.cat(
-                    [reflector.judge(chunk, tokens, pooled) for chunk in frames[:, 1:].split(8, 1)], dim=1
+                    [reflector.judge(chunk, pooled) for chunk in frames[:, 1:].split(8, 1)], dim=1
                 ).numpy()
             )
     return np.concatenate(out)
@@ -177,14 +177,14 @@ def simulator_quality(
     frames = torch.from_numpy(np.stack([t.frames for t in trajectories]))
     poses = torch.from_numpy(np.stack([t.proprio for t in trajectories]))
     tokens = tokenize([t.instruction for t in trajectories])
-    imagined = engine.replay(Starts(frames[:, 0], poses[:, 0], tokens), poses, seed)
+    imagined = engine.world.replay(frames[:, 0], poses, seed)
     k, out = engine.policy.config.chunk, {"psnr": [], "ssim": []}
     for first in range(1, imagined.shape[1] - k + 1, k):
         pair = (imagined[:, first : first + k].flatten(0, 1), frames[:, first : first + k].flatten(0, 1))
         out["psnr"].append(psnr(*pair).mean().item())
         out["ssim"].append(ssim(*pair).mean().item())
     pooled = engine.reflector.begin(imagined[:, 0], tokens)
-    reward = torch.cat([engine.reflector.judge(part, tokens, pooled) for part in imagined[:, 1:].split(8, 1)], dim=1)
+    reward = torch.cat([engine.reflector.judge(part, pooled) for part in imagined[:, 1:].split(8, 1)], dim=1)
     said = (reward > engine.reflector.config.threshold).any(1).numpy()
     out["agreement"] = float((said == success).mean())
     out["episodes"] = len(trajectories)

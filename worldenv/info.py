@@ -8,7 +8,7 @@ from importlib import import_module, metadata
 
 import torch
 
-from worldenv import __version__, kernels, ops
+from worldenv import __version__, int8, kernels, ops
 
 
 def op_names() -> list[str]:
@@ -56,6 +56,7 @@ def collect() -> dict:
         "triton": triton_version,
         "why_no_triton": kernels.TRITON_ERROR,
         "cpu_isa": torch.backends.cpu.get_cpu_capability(),
+        "int8": int8.is_fast(),
         "threads": torch.get_num_threads(),
         "cuda_devices": devices,
         "why_no_cuda": cuda_reason,
@@ -65,12 +66,13 @@ def collect() -> dict:
 
 def report(info: dict) -> str:
     """What a person reads: one fact a line, then one op a line."""
+    imagines = "imagines in 8 bits" if info["int8"] else f"imagines in floats: none of {', '.join(int8.FAST)}"
     facts = {
         "worldenv": info["worldenv"],
         "python": f"{info['python']} on {info['platform']}",
         "torch": info["torch"],
         "triton": info["triton"] or f"no: {info['why_no_triton']}",
-        "cpu": f"{info['cpu_isa']}, {info['threads']} threads",
+        "cpu": f"{info['cpu_isa']}, {info['threads']} threads, {imagines}",
         "cuda": ", ".join(info["cuda_devices"]) or f"no: {info['why_no_cuda']}",
     }
     lines = [f"{name:<9} {value}" for name, value in facts.items()]

@@ -33,7 +33,10 @@ def tokenize(instructions: Sequence[str]) -> Tensor:  # [B, MAX_WORDS] int64
 
 
 class InstructionEncoder(nn.Module):
-    """Tokens [B, L] int64 -> one vector [B, D]: word embeddings read by a GRU, so that word order counts."""
+    """Tokens [B, L] int64 -> one vector [B, D]: word embeddings read by a GRU, so that word order counts.
+
+    What has been read already, [B, D] float32, is given back: an instruction needs to be read but once.
+    """
 
     def __init__(self, width: int = 64):
         super().__init__()
@@ -41,6 +44,8 @@ class InstructionEncoder(nn.Module):
         self.read = nn.GRU(32, width, batch_first=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        if tokens.is_floating_point():
+            return tokens
         unique, index = torch.unique(tokens, dim=0, return_inverse=True)  # a batch repeats few instructions
         hidden, _ = self.read(self.embed(unique))
         last = (unique != 0).sum(1) - 1

@@ -28,6 +28,7 @@ from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.rollout.episodes import Rollouts, Starts
 from worldenv.rollout.models import Models, load_model, save_model, shipped
 from worldenv.run_folder import RunFolder, default_run_path
+from worldenv.simulator.world import World
 from worldenv.tasks.scenes import TASKS, Task
 from worldenv.training.pipeline import Pipeline
 from worldenv.training.post_train import STAGE, post_train
@@ -93,7 +94,9 @@ def measure(models: Models, engine: Engine, config: EvalConfig, start_seed: int,
 
 def make_engine(models: Models, config: EngineConfig) -> Engine:
     camera = tabletop_camera(models.simulator.config.image_size)
-    return Engine(models.policy, models.simulator, models.reflector, camera, Kinematics(), models.levels, config)
+    imagining = models.to_imagine(config.precision)
+    world = World(imagining.simulator, camera, imagining.levels)
+    return Engine(imagining.policy, world, imagining.reflector, Kinematics(), config)
 
 
 def practice_starts(seed: int) -> Starts:

@@ -1,10 +1,30 @@
-"""How the C library hands out memory."""
+"""How much memory is free, and how the C library hands it out."""
 
 import ctypes
+import os
+
+import torch
 
 # <malloc.h> of glibc
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _MIB = 1 << 20
+
+
+def free_bytes(device: torch.device) -> int:
+    """What can still be allocated on a device without pushing anything out."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as lines:
+            available = next(line for line in lines if line.startswith("MemAvailable:"))
+        return int(available.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether an error of torch says that memory ran out, on whichever device."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def keep_freed_memory() -> None:

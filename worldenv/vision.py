@@ -2,14 +2,20 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from worldenv.instruction import InstructionEncoder
+from worldenv.int8 import Conv
+from worldenv.ops.adagn import adagn
+from worldenv.ops.patchify import PATCH, patchify
+
+GROUPS = 8  # of the group normalisations
 
 
-def to_float(frames: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] in [0, 255] -> float32 [B, 3, H, W] in [-1, 1], channels last in memory."""
-    return frames.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+class Patches(nn.Module):
+    """Frames [B, H, W, 3] -> their patches [B, 12, H / 2, W / 2] of the same dtype, channels last in memory."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return patchify(frames[:, None]).flatten(3).permute(0, 3, 1, 2)
 
 
 class SpatialSoftmax(nn.Module):
@@ -29,41 +35,46 @@ class FilmBlock(nn.Module):
 
     def __init__(self, channels: int, context: int):
         super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm = nn.GroupNorm(8, channels)
+        self.first, self.second = (Conv(channels, channels, 3, padding=1) for _ in range(2))
+        self.norm = nn.GroupNorm(GROUPS, channels)
         self.film = nn.Linear(context, 2 * channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        scale, shift = self.film(context)[:, :, None, None].chunk(2, dim=1)
-        h = self.norm(self.first(x)) * (1 + scale) + shift
-        return x + self.second(F.relu(h))
+        scale, shift = self.film(context).chunk(2, dim=1)
+        h = self.first(x)
+        h = adagn(h, GROUPS, self.norm.weight, self.norm.bias, scale, shift, "relu", self.norm.eps, *self.second.grid)
+        return self.second(h, onto=x)
+
+
+class Stem(nn.Sequential):
+    """Frames [B, H, W, 3], uint8 in [0, 255] or float32 in [-1, 1] -> [B, C, H / 4, W / 4]."""
+
+    def __init__(self, channels: int):
+        first, second = Conv(PATCH, 32, 3, padding=1), Conv(32, channels, 3, stride=2, padding=1)
+        super().__init__(Patches(), first, nn.ReLU(), second, nn.ReLU())
+
+    def forward(self, frames: Tensor) -> Tensor:
+        patches, first, _, second, _ = self
+        return second(first(patches(frames), "relu", to=second.grid), "relu")
 
 
 class VisionLanguageEncoder(nn.Module):
-    """uint8 frames [B, H, W, 3] and tokens [B, L] -> features [B, D]."""
+    """Frames [B, H, W, 3] and tokens [B, L] -> features [B, D].
+
+    Frames are uint8, or float32 in [-1, 1] where a gradient is to pass.
+    """
 
     def __init__(self, width: int = 256, channels: int = 64, blocks: int = 2, context: int = 64):
         super().__init__()
         self.text = InstructionEncoder(context)
-        self.stem = nn.Sequential(
-            nn.PixelUnshuffle(2),
-            nn.Conv2d(12, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, channels, 3, stride=2, padding=1),
-            nn.ReLU(),
-        )
+        self.stem = Stem(channels)
         self.blocks = nn.ModuleList(FilmBlock(channels, context) for _ in range(blocks))
         self.look = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 1), SpatialSoftmax())
         self.out = nn.Linear(3 * channels + context, width)
 
     def forward(self, frames: Tensor, tokens: Tensor) -> Tensor:
-        return self.read(to_float(frames), tokens)
-
-    def read(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """As `forward`, from float32 frames [B, 3, H, W] in [-1, 1]: what a gradient can pass."""
         context = self.text(tokens)
-        x = self.stem(x.to(memory_format=torch.channels_last))
+        x = self.stem(frames)
         for block in self.blocks:
             x = block(x, context)
         return self.out(torch.cat([self.look(x), context], dim=-1))

@@ -13,7 +13,7 @@ def episode(tiny, n=3, steps=12):
 def judged(reflector, frames, tokens, parts):
     pooled = reflector.begin(frames[:, 0], tokens)
     with torch.no_grad():
-        return torch.cat([reflector.judge(part, tokens, pooled) for part in frames[:, 1:].split(parts, 1)], dim=1)
+        return torch.cat([reflector.judge(part, pooled) for part in frames[:, 1:].split(parts, 1)], dim=1)
 
 
 @pytest.mark.parametrize("zero_shot", [False, True])
@@ -57,7 +57,7 @@ def test_trained_judge_ignores_the_pretrained_answer(tiny):
 
 def test_only_the_head_learns(tiny):
     reflector, (frames, tokens) = tiny.reflector(), episode(tiny)
-    reflector.judge(frames[:, 1:5], tokens, reflector.begin(frames[:, 0], tokens)).sum().backward()
+    reflector.judge(frames[:, 1:5], reflector.begin(frames[:, 0], tokens)).sum().backward()
     assert {name.split(".")[0] for name, p in reflector.named_parameters() if p.requires_grad} == {"head"}
     assert {name.split(".")[0] for name, p in reflector.named_parameters() if p.grad is not None} == {"head"}
 
@@ -65,9 +65,9 @@ def test_only_the_head_learns(tiny):
 def test_kept_episodes_go_on_as_if_alone(tiny):
     reflector, (frames, tokens) = tiny.reflector(), episode(tiny)
     pooled = reflector.begin(frames[:, 0], tokens)
-    reflector.judge(frames[:, 1:5], tokens, pooled)
+    reflector.judge(frames[:, 1:5], pooled)
     rows = torch.tensor([2, 0])
-    rest = reflector.judge(frames[rows, 5:], tokens[rows], pooled.keep(rows))
+    rest = reflector.judge(frames[rows, 5:], pooled.each(lambda t: t[rows]))
     torch.testing.assert_close(rest, judged(reflector, frames, tokens, 12)[rows, 4:], rtol=1e-4, atol=1e-5)
 
 

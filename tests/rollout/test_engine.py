@@ -6,7 +6,9 @@ from torch.distributions import Laplace
 
 from worldenv.errors import UserError
 from worldenv.kinematics import Kinematics, chunk_kinematics
+from worldenv.ops.transport import transport
 from worldenv.rollout.engine import EngineConfig
+from worldenv.simulator import world
 
 SEED = 11
 
@@ -46,11 +48,36 @@ def test_episode_is_the_same_alone_and_among_many(engine, starts, many, start, s
     assert_same_episode(alone, 0, many, 3 * start + sibling)
 
 
-@pytest.mark.parametrize("batch", [1, 5, 21])
-def test_batch_size_changes_no_episode(tiny, starts, many, batch):
-    other = tiny.engine(horizon=4, batch=batch).run(starts, 3, SEED, video=True)
+@pytest.mark.parametrize(("batch", "capacity"), [(1, 256), (5, 256), (21, 21), (64, 1), (4, 5), (3, 20)])
+def test_batch_size_and_capacity_change_no_episode(tiny, starts, many, batch, capacity):
+    other = tiny.engine(horizon=4, batch=batch, capacity=capacity).run(starts, 3, SEED, video=True)
     for i in range(21):
         assert_same_episode(other, i, many, i)
+
+
+def test_number_of_threads_changes_no_episode(tiny, starts, many):
+    torch.set_num_threads(3)
+    try:
+        other = tiny.engine(horizon=4, batch=2, capacity=8).run(starts, 3, SEED, video=True)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+    for i in range(21):
+        assert_same_episode(other, i, many, i)
+
+
+def test_slots_are_refilled_at_once_and_allocated_once(tiny, starts, many):
+    engine, sizes = tiny.engine(horizon=4, capacity=6, batch=6), []
+    step = engine.step
+    engine.step = lambda slots, run: sizes.append(slots.stop) or step(slots, run)
+    engine.run(starts, 3, SEED)
+    room = engine.episodes
+    chunks = int(many.chunks.sum())
+    assert sum(sizes) == chunks and len(room) == 6
+    full = sum(size == 6 for size in sizes)
+    assert sizes == sorted(sizes, reverse=True) and full >= (chunks - 6 * 4) // 6  # full until the queue is empty
+    engine.run(starts, 1, SEED)
+    assert engine.episodes is room
 
 
 def test_stopped_episode_is_never_stepped_again(tiny, starts, monkeypatch):
@@ -66,7 +93,7 @@ def test_stopped_episode_is_never_stepped_again(tiny, starts, monkeypatch):
         monkeypatch.setattr(module, method, counted)
 
     spy("policy", engine.policy, "forward", 0)
-    spy("simulator", engine.simulator, "see", 0)
+    spy("simulator", engine.world.simulator, "see", 0)
     spy("reflector", engine.reflector, "judge", 0)
     out = engine.run(starts, 3, SEED)
     acted = int(out.chunks.sum())
@@ -101,7 +128,7 @@ def test_records_are_what_the_models_say_about_what_they_saw(engine, starts, man
             torch.testing.assert_close(many.proprio[i, t], proprio[0])
             with torch.no_grad():
                 mu, beta = engine.policy(many.frame[i, t][None], proprio, many.tokens[i : i + 1])
-                reward = engine.reflector.judge(video[i, None, 4 * t + 1 : 4 * t + 5], many.tokens[i : i + 1], pooled)
+                reward = engine.reflector.judge(video[i, None, 4 * t + 1 : 4 * t + 5], pooled)
             expected = Laplace(mu, beta.exp()).log_prob(many.action[i, t]).sum()
             torch.testing.assert_close(many.log_prob[i, t], expected, rtol=1e-4, atol=1e-3)
             torch.testing.assert_close(many.reward[i, t], reward[0], rtol=1e-3, atol=1e-3)
@@ -150,32 +177,62 @@ def test_non_finite_actions_break_one_episode_and_leave_its_neighbours_alone(tin
             assert torch.equal(getattr(out, name)[i, 0], getattr(sound, name)[i, 0])
 
 
+@pytest.mark.filterwarnings("ignore:out of memory with 10")
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate")])
+def test_memory_that_runs_out_halves_the_capacity_and_changes_no_episode(tiny, starts, many, error):
+    engine, failed = tiny.engine(horizon=4, capacity=20), []
+    error = RuntimeError(str(error) + " memory") if not isinstance(error, torch.OutOfMemoryError) else error
+    judge = engine.reflector.judge
+
+    def greedy(frames, pooled):
+        if len(engine.episodes) > 6 and len(failed) < 3:
+            failed.append(len(engine.episodes))
+            raise error
+        return judge(frames, pooled)
+
+    engine.reflector.judge = greedy
+    with pytest.warns(UserWarning, match=r"out of memory with 20 resident episodes of 0.00 MiB; going on with 10"):
+        other = engine.run(starts, 3, SEED, video=True)
+    assert failed == [20, 10] and len(engine.episodes) == 5
+    for i in range(21):
+        assert_same_episode(other, i, many, i)
+
+
+def test_other_errors_and_a_single_slot_without_memory_end_the_run(tiny, starts):
+    engine = tiny.engine(horizon=4, capacity=1)
+    for error in (RuntimeError("something else"), torch.OutOfMemoryError("CUDA")):
+        engine.reflector.judge = lambda *arguments, error=error: (_ for _ in ()).throw(error)
+        with pytest.raises(type(error), match=str(error)):
+            engine.run(starts, 1, SEED)
+
+
 def test_replay_along_the_poses_of_a_rollout_shows_its_frames(engine, starts):
     out = engine.run(starts, 1, SEED, stop=False, video=True)
     poses = torch.cat(
         [starts.proprio[:, None], chunk_kinematics(starts.proprio, out.action.flatten(1, 2), Kinematics())], 1
     )
-    shown = engine.replay(starts, poses, SEED)
+    shown = engine.world.replay(starts.frame, poses, SEED)
     assert shown.shape == out.video.shape
     assert torch.equal(shown[:, 0], starts.frame)
     assert ((shown.int() - out.video.int()).abs() <= 1).float().mean() > 0.999
     poses[:, 1:, :3] += 0.03
-    assert ((engine.replay(starts, poses, SEED).int() - out.video.int()).abs() <= 1).float().mean() < 0.999
+    assert ((engine.world.replay(starts.frame, poses, SEED).int() - out.video.int()).abs() <= 1).float().mean() < 0.999
 
 
 def test_memory_is_the_first_the_previous_and_the_last_frame(tiny, starts, monkeypatch):
     engine, memories = tiny.engine(horizon=3), []
-    see = engine.simulator.see
-    monkeypatch.setattr(engine.simulator, "see", lambda memory, *rest: memories.append(memory) or see(memory, *rest))
+    monkeypatch.setattr(world, "transport", lambda memory, *rest: memories.append(memory) or transport(memory, *rest))
     video = engine.run(starts, 1, SEED, stop=False, video=True).video
+    assert len(memories) == 3
     for chunk, memory in enumerate(memories):
-        expected = video[:, [0, max(0, 4 * chunk - 4), 4 * chunk]].permute(0, 1, 4, 2, 3) / 127.5 - 1
-        torch.testing.assert_close(memory, expected, rtol=0, atol=1e-6)
+        assert torch.equal(memory, video[:, [0, max(0, 4 * chunk - 4), 4 * chunk]])
 
 
 def test_bad_configurations_are_refused(tiny):
-    for bad in ({"horizon": 0}, {"batch": 0}):
-        with pytest.raises(UserError, match="horizon and batch must be positive"):
+    for bad in ({"horizon": 0}, {"capacity": 0}, {"batch": 0}):
+        with pytest.raises(UserError, match="horizon, capacity and batch must be positive"):
             EngineConfig(**bad)
+    with pytest.raises(UserError, match=r"frames of \[16, 16, 3\]; the simulator imagines \[32, 32, 3\]"):
+        tiny.engine(size=32).run(tiny.starts(2), 1, SEED)
     with pytest.raises(UserError, match="policy acts in chunks of 2, the simulator in chunks of 4"):
         tiny.engine(policy=tiny.policy(chunk=2))

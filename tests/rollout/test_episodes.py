@@ -1,20 +1,19 @@
-from dataclasses import fields
-
 import pytest
 import torch
 
-from worldenv.rollout.episodes import Rollouts, Starts, bytes_per_episode
+from worldenv.rollout.episodes import Rollouts, Starts
 
 
-@pytest.mark.parametrize(("size", "horizon", "chunk"), [(64, 10, 4), (16, 3, 1), (256, 7, 8)])
-def test_bytes_per_episode_are_those_of_the_tensors(tiny, size, horizon, chunk):
-    starts = tiny.starts(3, size)
-    out = Rollouts.empty(starts, horizon, chunk, video=False)
-    records = [getattr(out, field.name) for field in fields(out)]
-    held = sum(tensor.nbytes for tensor in records if tensor is not None) / 3 + 3 * starts.frame[0].nbytes
-    counted = bytes_per_episode(size, horizon, chunk)
-    assert counted == pytest.approx(held, rel=0.05)
-    assert 0 <= held - counted <= 128  # the instruction and the flags are not counted, everything that grows is
+@pytest.mark.parametrize(("size", "horizon"), [(64, 10), (16, 3)])
+def test_bytes_per_episode_are_those_of_the_tensors(tiny, size, horizon):
+    engine, starts = tiny.engine(horizon=horizon, size=size, capacity=5), tiny.starts(6, size)
+    out = engine.run(starts, 1, 0)
+    slot, record = engine.bytes_per_episode(starts)
+    assert slot * 5 == sum(tensor.nbytes for tensor in engine.episodes.tensors())
+    held = sum(tensor.nbytes for tensor in vars(out).values() if tensor is not None)
+    assert record * 6 == held
+    frame = 3 * size**2
+    assert 3 * frame < slot < 3 * frame + 4096 and horizon * frame < record < horizon * (frame + 1024)
 
 
 def test_final_reward_is_that_of_the_stop_and_else_of_the_last_step(tiny):

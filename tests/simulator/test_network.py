@@ -4,33 +4,42 @@ import pytest
 import torch
 
 from worldenv.ops.action_map import CHANNELS
+from worldenv.ops.patchify import PATCH
+from worldenv.ops.transport import moves
 from worldenv.simulator.network import MEMORY_FRAMES, Simulator, SimulatorConfig
-from worldenv.simulator.transport import moves
 
 
 def condition(batch, chunk, size):
     generator = torch.Generator().manual_seed(3)
-    memory = torch.rand(batch, MEMORY_FRAMES, 3, size, size, generator=generator) * 2 - 1
-    carried = torch.rand(batch, moves(chunk), 3, size, size, generator=generator) * 2 - 1
+    pictures = MEMORY_FRAMES + moves(chunk)
+    pictures = torch.rand(batch, size // 2, size // 2, pictures, PATCH, generator=generator) * 2 - 1
     maps = torch.rand(batch, chunk + 1, CHANNELS, size, size, generator=generator)
-    return memory, carried, maps, torch.randn(batch, chunk + 1, 7, generator=generator) * 0.1
+    return pictures, maps, torch.randn(batch, chunk + 1, 7, generator=generator) * 0.1
+
+
+def noise(batch, chunk, size):
+    return torch.randn(batch, size // 2, size // 2, chunk, PATCH)
+
+
+def last(pictures, chunk):  # the last memory frame, once for each frame of a chunk
+    return pictures[:, :, :, MEMORY_FRAMES - 1, None].expand(-1, -1, -1, chunk, -1)
 
 
 @pytest.mark.parametrize(("chunk", "size"), [(2, 64), (4, 32), (4, 64), (1, 8)])
 def test_untrained_network_begins_near_the_last_memory_frame(tiny, chunk, size):
     simulator, given = Simulator(tiny.simulator_config(size, chunk)), condition(3, chunk, size)
-    frames = simulator.denoise(torch.randn(3, chunk, 3, size, size), torch.ones(3), simulator.see(*given))
-    assert frames.shape == (3, chunk, 3, size, size)
-    last = given[0][:, -1:].expand_as(frames)
-    assert (frames - last).abs().max() < 0.4 and (frames - last).abs().mean() < 0.1
+    frames = simulator.denoise(noise(3, chunk, size), torch.ones(3), simulator.see(*given))
+    assert frames.shape == (3, size // 2, size // 2, chunk, PATCH)
+    apart = (frames - last(given[0], chunk)).abs()
+    assert apart.max() < 0.4 and apart.mean() < 0.1
 
 
 def test_what_all_sources_agree_on_is_kept_before_any_training(tiny):
-    simulator, (memory, carried, maps, poses) = Simulator(tiny.simulator_config(16)), condition(3, 4, 16)
-    picture = memory[:1, -1:].expand(3, -1, -1, -1, -1)
-    simulator.plate.data = picture[0, 0].clone()
-    seen = simulator.see(picture.expand_as(memory), picture.expand_as(carried), maps, poses)
-    frames = simulator.denoise(torch.randn(3, 4, 3, 16, 16), torch.ones(3), seen)
+    simulator, (pictures, maps, poses) = Simulator(tiny.simulator_config(16)), condition(3, 4, 16)
+    picture = pictures[:1, :, :, :1]
+    simulator.plate.data = picture[0, :, :, 0].clone()
+    seen = simulator.see(picture.expand_as(pictures), maps, poses)
+    frames = simulator.denoise(noise(3, 4, 16), torch.ones(3), seen)
     torch.testing.assert_close(frames, picture.expand_as(frames), rtol=0, atol=1e-6)
 
 
@@ -41,34 +50,34 @@ def test_exact_network_with_so_many_sources_that_all_shares_may_be_dropped_is_re
 
 
 def test_exact_network_copies_a_pixel_that_it_is_sure_of_exactly(tiny):
-    memory, carried, maps, poses = condition(2, 4, 16)
+    pictures, maps, poses = condition(2, 4, 16)
     simulator = Simulator(replace(tiny.simulator_config(16), exact=True))
-    seen = simulator.see(memory, carried, maps, poses)
-    noise, t = torch.randn(2, 4, 3, 16, 16), torch.ones(2)
+    seen = simulator.see(pictures, maps, poses)
+    noisy, t = noise(2, 4, 16), torch.ones(2)
     simulator.prefer.data[MEMORY_FRAMES - 1] = 5.6  # 0.95, and 0.004 for every other source
     simulator.compose.bias.data[:] = 0.0
-    simulator.compose.bias.data[:12] = 0.019  # the first corrections, too small to count
-    frames = simulator.denoise(noise, t, seen)
-    assert torch.equal(frames, memory[:, -1:].expand_as(frames))
-    simulator.compose.bias.data[:12] = 0.5
-    assert not torch.equal(simulator.denoise(noise, t, seen), frames)
+    simulator.compose.bias.data[: 3 * 16] = 0.019  # the first corrections, too small to count
+    frames = simulator.denoise(noisy, t, seen)
+    assert torch.equal(frames, last(pictures, 4))
+    simulator.compose.bias.data[: 3 * 16] = 0.5
+    assert not torch.equal(simulator.denoise(noisy, t, seen), frames)
 
 
 def test_every_input_moves_the_prediction(tiny):
     simulator, given = tiny.simulator(), list(condition(2, 4, 16))
-    noisy, t = torch.zeros(2, 4, 3, 16, 16), torch.full((2,), 0.5)
+    noisy, t = torch.zeros(2, 8, 8, 4, PATCH), torch.full((2,), 0.5)
     base = simulator.denoise(noisy, t, simulator.see(*given))
     assert not torch.allclose(base, simulator.denoise(noisy + 1, t, simulator.see(*given)))
     assert not torch.allclose(base, simulator.denoise(noisy, t + 0.3, simulator.see(*given)))
-    for i, frame in ((0, 0), (0, 1), (0, 2), (1, 3), (1, 9), (2, 2), (3, 3)):
+    for i, place in ((0, 0), (0, 1), (0, 2), (0, 6), (0, 12), (1, 2), (2, 3)):
         other = [x.clone() for x in given]
-        other[i][:, frame] += 0.5
-        assert not torch.allclose(base, simulator.denoise(noisy, t, simulator.see(*other))), (i, frame)
+        other[i].select(3 if i == 0 else 1, place).add_(0.5)
+        assert not torch.allclose(base, simulator.denoise(noisy, t, simulator.see(*other))), (i, place)
 
 
 def test_an_episode_does_not_see_its_neighbours(tiny):
     simulator, given = tiny.simulator(), condition(5, 4, 16)
-    noisy, t = torch.randn(5, 4, 3, 16, 16), torch.linspace(0.2, 1, 5)
+    noisy, t = noise(5, 4, 16), torch.linspace(0.2, 1, 5)
     together = simulator.denoise(noisy, t, simulator.see(*given))
     alone = simulator.denoise(noisy[3:4], t[3:4], simulator.see(*(x[3:4] for x in given)))
     torch.testing.assert_close(together[3:4], alone, rtol=1e-4, atol=1e-5)
@@ -76,7 +85,7 @@ def test_an_episode_does_not_see_its_neighbours(tiny):
 
 def test_every_parameter_learns(tiny):
     simulator, given = tiny.simulator(), condition(2, 4, 16)
-    simulator.denoise(torch.randn(2, 4, 3, 16, 16), torch.ones(2), simulator.see(*given)).square().sum().backward()
+    simulator.denoise(noise(2, 4, 16), torch.ones(2), simulator.see(*given)).square().sum().backward()
     assert [name for name, p in simulator.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 

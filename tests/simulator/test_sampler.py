@@ -34,10 +34,6 @@ def test_oracle_gives_its_clean_frames_in_one_pass_a_level(levels):
     assert oracle.levels == pytest.approx(levels)
 
 
-def test_frames_stay_in_range_at_the_end_only():
-    assert sample(Oracle(torch.full((1, 1, 3, 2, 2), 1.7)), None, torch.zeros(1, 1, 3, 2, 2), (1.0, 0.5)).max() == 1
-
-
 def test_four_steps_follow_the_euler_path_of_the_flow():
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(7, 1, 3, 4, 4, generator=generator, dtype=torch.float64)
@@ -46,7 +42,7 @@ def test_four_steps_follow_the_euler_path_of_the_flow():
     for t, t_next in zip(levels, [0.75, 0.5, 0.25, 0.0], strict=True):
         clean = model.denoise(x, torch.full((7,), t, dtype=torch.float64), mean)
         x = x + (t_next - t) * (x - clean) / t
-    torch.testing.assert_close(sample(model, mean, noise, levels), x.clamp(-1, 1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(sample(model, mean, noise, levels), x, rtol=1e-6, atol=1e-6)
 
 
 def test_many_steps_reach_the_gaussian_that_the_flow_leads_to():

@@ -10,6 +10,7 @@ import torch
 
 from worldenv.config import presets
 from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
+from worldenv.rollout.models import Models
 from worldenv.run_folder import RunFolder
 from worldenv.tasks.scenes import TASKS
 from worldenv.training import pipeline
@@ -53,7 +54,11 @@ def weights(folder):
 
 def test_every_stage_leaves_its_model_its_data_and_its_card(folder):
     expected = {f"{name}.{kind}" for name in MODELS for kind in ("safetensors", "md")}
-    assert {path.name for path in written(folder)} == expected | {"demonstrations.h5", "exploration.h5", "again.h5"}
+    expected |= {"demonstrations.h5", "exploration.h5", "again.h5", "ranges.json"}
+    assert {path.name for path in written(folder)} == expected
+    ranges = Models.load(folder.path / "models").ranges
+    assert {"down1", "layers.0.mlp.2", "fine_out.1.conv2"} <= ranges["simulator"].keys()
+    assert ranges["policy"].keys() == ranges["reflector"].keys()
     card = (folder.path / "models" / "teacher.md").read_text()
     assert "--from-scratch --seed 1" in card
     assert f"- configuration: pretraining_episodes={CONFIG.pretraining_episodes}," in card
@@ -137,7 +142,7 @@ def test_configuration_says_what_differs_from_the_default():
 def test_without_extra_data_nothing_is_explored(folder, monkeypatch, tmp_path):
     config, made = replace(CONFIG, extra_data=False), []
     data = ("demonstrations", "exploration", "again")
-    for name in (*data, "base", "finetuned", "teacher_base", "teacher", "student", "policy", "reflector"):
+    for name in (*data, "base", "finetuned", "teacher_base", "teacher", "student", "policy", "reflector", "ranges"):
         method = f"record_{name}" if name in data else f"make_{name}"
         monkeypatch.setattr(Pipeline, method, lambda self, path: made.append(path.name))
     monkeypatch.setattr(pipeline, "write_card", lambda path: None)

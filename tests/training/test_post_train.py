@@ -226,7 +226,7 @@ def test_skipped_updates_are_counted_across_an_interruption(tiny, tmp_path, monk
 def test_only_the_policy_learns(tiny, tmp_path, same_weights):
     engine = tiny.engine(horizon=2)
     post_train(engine, tiny.starts(6), CONFIG, RunFolder.create(tmp_path / "run", {}), seed=4)
-    assert same_weights(engine.simulator, tiny.simulator()) and same_weights(engine.reflector, tiny.reflector())
+    assert same_weights(engine.world.simulator, tiny.simulator()) and same_weights(engine.reflector, tiny.reflector())
 
 
 def test_iterations_practise_from_other_starts_with_other_draws(tiny, tmp_path, monkeypatch):

@@ -57,7 +57,7 @@ def test_loss_is_the_cross_entropy_of_what_judge_says_frame_by_frame(tiny, clips
         pooled = reflector.begin(clips.frames[e : e + 1, 0], tokens)
         first = reflector.logit(pooled.first, pooled.first, pooled.first).sigmoid().tolist()
         with torch.no_grad():
-            reward = first + reflector.judge(clips.frames[e : e + 1, 1:], tokens, pooled)[0].tolist()
+            reward = first + reflector.judge(clips.frames[e : e + 1, 1:], pooled)[0].tolist()
         for t in range(int(clips.length[e]) + 1):
             label = t > 0 and bool(clips.success[e, t - 1 : t + 1].all()) and not is_wrong
             terms.append(-DONE_WEIGHT * math.log(reward[t]) if label else -math.log(1 - reward[t]))
@@ -88,7 +88,7 @@ def test_head_learns_and_the_encoder_gets_no_gradient(tiny, clips):
 
 def test_imagined_episodes_keep_their_labels_and_their_first_frame(tiny, clips):
     engine = tiny.engine()
-    imagined = as_imagined(engine, clips, seed=3)
+    imagined = as_imagined(engine.world, clips, seed=3)
     steps = (clips.frames.shape[1] - 1) // engine.policy.config.chunk * engine.policy.config.chunk
     assert torch.equal(imagined.frames[:, 0], clips.frames[:, 0]) and torch.equal(imagined.success, clips.success)
     assert not torch.equal(imagined.frames[:, 1 : steps + 1], clips.frames[:, 1 : steps + 1])

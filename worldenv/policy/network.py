@@ -50,10 +50,14 @@ class Policy(nn.Module):
         self,
         frames: Tensor,  # [B, H, W, 3] uint8
         proprio: Tensor,  # [B, 7] float32
-        tokens: Tensor,  # [B, L] int64
+        tokens: Tensor,  # [B, L] int64, or what `read` made of them
     ) -> tuple[Tensor, Tensor]:  # mu, beta: [B, K, 7] float32
         """The mean of each action and the logarithm of its scale, bounded softly to the configured range."""
         return self.heads(self.encoder(frames, tokens), proprio)
+
+    def read(self, tokens: Tensor) -> Tensor:  # [B, L] int64 -> [B, C] float32
+        """What `forward` needs of an instruction, so that an episode's is read but once."""
+        return self.encoder.text(tokens)
 
     def heads(self, feature: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
         """mu and beta from the encoder's features [B, D]."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from worldenv.slots import Slots
 from worldenv.vision import VisionLanguageEncoder
 
 
@@ -21,15 +22,13 @@ class ReflectorConfig:
 
 
 @dataclass
-class Pooled:
+class Pooled(Slots):
     """What the reflector remembers of each episode: its first and its summed features, so that a frame is read once."""
 
-    first: Tensor  # [B, D]
-    total: Tensor  # [B, D]
-    count: Tensor  # [B, 1]
-
-    def keep(self, index: Tensor) -> "Pooled":
-        return Pooled(self.first[index], self.total[index], self.count[index])
+    instruction: Tensor  # [E, C] float32, as it was read
+    first: Tensor  # [E, D] float32
+    total: Tensor  # [E, D] float32
+    count: Tensor  # [E, 1] float32, frames
 
 
 class Reflector(nn.Module):
@@ -49,10 +48,12 @@ class Reflector(nn.Module):
             nn.LayerNorm(3 * d), nn.Linear(3 * d, d), nn.ReLU(), nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 1)
         )
 
+    @torch.no_grad()
     def begin(self, frames: Tensor, tokens: Tensor) -> Pooled:
         """Read the first frames [B, H, W, 3] uint8 of new episodes."""
-        feature = self.encode(frames, tokens)
-        return Pooled(feature, feature.clone(), torch.ones(len(feature), 1))
+        instruction = self.encoder.text(tokens)
+        feature = self.encode(frames, instruction)
+        return Pooled(instruction, feature, feature.clone(), torch.ones(len(feature), 1))
 
     @torch.no_grad()
     def encode(self, frames: Tensor, tokens: Tensor) -> Tensor:  # [B, D]
@@ -61,16 +62,16 @@ class Reflector(nn.Module):
     def judge(
         self,
         frames: Tensor,  # [B, K, H, W, 3] uint8, the new frames
-        tokens: Tensor,  # [B, L] int64
         pooled: Pooled,  # moved on in place
     ) -> Tensor:  # [B, K] float32 in [0, 1]
         """The reward after each new frame; only the new frames are read."""
         b, k = frames.shape[:2]
-        feature = self.encode(frames.flatten(0, 1), tokens.repeat_interleave(k, 0)).view(b, k, -1)
+        feature = self.encode(frames.flatten(0, 1), pooled.instruction.repeat_interleave(k, 0)).view(b, k, -1)
         total = pooled.total[:, None] + feature.cumsum(1)
         count = pooled.count + torch.arange(1, k + 1)
         logit = self.logit(feature, pooled.first[:, None], total / count[..., None])
-        pooled.total, pooled.count = total[:, -1], count[:, -1:]
+        pooled.total.copy_(total[:, -1])
+        pooled.count.copy_(count[:, -1:])
         return torch.sigmoid(logit)
 
     def logit(self, feature: Tensor, first: Tensor, mean: Tensor) -> Tensor:

@@ -1,75 +1,68 @@
 """Imagine many episodes at once: policy, kinematics, world simulator and reflector, one chunk at a time."""
 
-from collections.abc import Sequence
+import warnings
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from worldenv.camera import Camera
 from worldenv.errors import UserError
 from worldenv.kinematics import Kinematics, chunk_kinematics
-from worldenv.ops.action_map import action_map
+from worldenv.memory import free_bytes, ran_out
+from worldenv.ops.philox import Use, philox
+from worldenv.parallel import CACHED, in_parts
 from worldenv.policy.network import Policy, laplace_log_prob, laplace_sample
-from worldenv.reflector.network import Pooled, Reflector
-from worldenv.rollout.draws import Use, normal, uniform
-from worldenv.rollout.episodes import Rollouts, Starts
-from worldenv.simulator.network import Simulator
-from worldenv.simulator.sampler import sample
-from worldenv.simulator.transport import transport
-from worldenv.vision import to_float
+from worldenv.reflector.network import Reflector
+from worldenv.rollout.episodes import Episodes, Rollouts, Starts
+from worldenv.simulator.world import World
+
+MEMORY_SHARE = 0.5  # of what is free, for the slots; the rest is for activations
 
 
 @dataclass(frozen=True)
 class EngineConfig:
     horizon: int = 10  # T, chunks per episode
-    batch: int = 24  # episodes per network pass; more activations than this leave the cache of a CPU
+    capacity: int | None = None  # E, episodes resident at a time; None: as many as wait and free memory has room for
+    batch: int = CACHED  # episodes per network pass
+    precision: Literal["auto", "float32", "int8"] = "auto"  # of the networks; auto: int8 where the CPU is made for it
 
     def __post_init__(self) -> None:
-        if self.horizon < 1 or self.batch < 1:
-            raise UserError(f"horizon and batch must be positive: {self}")
+        if min(self.horizon, self.batch, self.capacity or 1) < 1 or self.capacity == 0:
+            raise UserError(f"horizon, capacity and batch must be positive: {self}")
 
 
 @dataclass
-class _Live:
-    """The episodes still running: their memory frames, poses and what the reflector remembers."""
+class _Run:
+    """One call of `run`: what is asked for, what is there, and what still waits."""
 
-    index: Tensor  # [B] int64, row in the rollouts
-    first: Tensor  # [B, H, W, 3] uint8
-    previous: Tensor  # [B, H, W, 3] uint8, one chunk ago
-    last: Tensor  # [B, H, W, 3] uint8
-    proprio: Tensor  # [B, 7]
-    tokens: Tensor  # [B, L]
-    pooled: Pooled
-
-    def keep(self, mask: Tensor) -> "_Live":
-        rows = (self.index, self.first, self.previous, self.last, self.proprio, self.tokens)
-        return _Live(*(row[mask] for row in rows), self.pooled.keep(mask))
+    starts: Starts
+    out: Rollouts
+    seed: int
+    first_episode: int
+    explore: bool
+    stop: bool
+    waiting: Tensor  # [W] int64, rows of episodes that have not begun
+    finished: Tensor  # [N * G] bool
 
 
 class Engine:
     """`run` imagines G siblings of every start until the reflector stops them or the horizon is reached.
 
-    Randomness is counter-based, so an episode does not depend on the batch it runs in, up to rounding.
+    An episode that ends leaves its slot to the next one at once. Randomness is counter-based, so an episode does not
+    depend on its slot, on the others or on the number of threads, up to rounding.
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        simulator: Simulator,
-        reflector: Reflector,
-        camera: Camera,
-        kinematics: Kinematics,
-        levels: Sequence[float],  # noise levels of the sampler
-        config: EngineConfig,
+        self, policy: Policy, world: World, reflector: Reflector, kinematics: Kinematics, config: EngineConfig
     ):
-        if policy.config.chunk != simulator.config.chunk:
-            raise UserError(
-                f"policy acts in chunks of {policy.config.chunk}, the simulator in chunks of {simulator.config.chunk}"
-            )
-        self.policy, self.simulator, self.reflector = policy, simulator, reflector
-        self.kinematics, self.levels, self.config = kinematics, tuple(levels), config
-        self.projection, self.size = torch.from_numpy(camera.projection), camera.height
+        if policy.config.chunk != world.chunk:
+            raise UserError(f"policy acts in chunks of {policy.config.chunk}, the simulator in chunks of {world.chunk}")
+        self.policy, self.world, self.reflector = policy, world, reflector
+        self.kinematics, self.config = kinematics, config
+        self.capacity = config.capacity
+        self.episodes: Episodes | None = None  # the slots, once there are any
 
     @torch.no_grad()
     def run(
@@ -83,81 +76,106 @@ class Engine:
         video: bool = False,
     ) -> Rollouts:
         """The finished rollouts, siblings of one start next to each other."""
+        if starts.frame.shape[1:] != (self.world.size, self.world.size, 3):
+            raise UserError(
+                f"the starts have frames of {list(starts.frame.shape[1:])}; the simulator imagines "
+                f"[{self.world.size}, {self.world.size}, 3]"
+            )
         starts = starts.pick(torch.arange(len(starts)).repeat_interleave(siblings))
         out = Rollouts.empty(starts, self.config.horizon, self.policy.config.chunk, video)
-        for rows in torch.arange(len(starts)).split(self.config.batch):
-            part = starts.pick(rows)
-            pooled = self.reflector.begin(part.frame, part.tokens)
-            live = _Live(rows, part.frame, part.frame, part.frame, part.proprio, part.tokens, pooled)
-            if video:
-                out.video[rows, 0] = part.frame
-            for chunk in range(self.config.horizon):
-                live = self.step(live, chunk, out, seed, first_episode, explore, stop)
-                if not len(live.index):
-                    break
+        waiting, finished = torch.arange(len(starts)), torch.zeros(len(starts), dtype=torch.bool)
+        run = _Run(starts, out, seed, first_episode, explore, stop, waiting, finished)
+        over = self._room(run)
+        while len(over):
+            try:
+                over = self._advance(over, run)
+            except RuntimeError as error:
+                if not ran_out(error) or len(over) == 1:
+                    raise
+                over = self._halve(run, len(over))
+        if video:
+            out.video[:, 0] = starts.frame
         return out
 
-    def step(
-        self, live: _Live, chunk: int, out: Rollouts, seed: int, first_episode: int, explore: bool, stop: bool
-    ) -> _Live:
-        """One chunk for every live episode; returns those that go on."""
-        rows, k = live.index, self.policy.config.chunk
-        mu, beta = self.policy(live.last, live.proprio, live.tokens)
-        action = (
-            laplace_sample(mu, beta, uniform(seed, rows + first_episode, chunk, Use.ACTION, mu.shape[1:]))
-            if explore
-            else mu
+    def bytes_per_episode(self, starts: Starts) -> tuple[int, int]:
+        """Bytes of a slot and of an episode's records, for episodes that begin like these."""
+        one = starts.pick(torch.zeros(1, dtype=torch.long))
+        row, out = torch.zeros(1, dtype=torch.long), Rollouts.empty(one, self.config.horizon, self.world.chunk, False)
+        return self._begin(row, one, 0).bytes_each(), out.bytes_each()
+
+    def _room(self, run: _Run) -> Tensor:  # [E] bool, all over
+        """Decide how many slots there are to be."""
+        if self.capacity is None:
+            free = MEMORY_SHARE * free_bytes(run.starts.frame.device)
+            self.capacity = max(1, int(free / self.bytes_per_episode(run.starts)[0]))
+        return torch.ones(min(self.capacity, len(run.waiting)), dtype=torch.bool)
+
+    def _halve(self, run: _Run, resident: int) -> Tensor:  # [E] bool, all over
+        """Memory ran out: begin the unfinished episodes again, with half as many slots. They will be the same."""
+        slots, _ = self.bytes_per_episode(run.starts)
+        warnings.warn(
+            f"out of memory with {resident} resident episodes of {slots / 2**20:.2f} MiB; going on with "
+            f"{resident // 2}",
+            stacklevel=3,
         )
-        poses = torch.cat([live.proprio[:, None], chunk_kinematics(live.proprio, action, self.kinematics)], dim=1)
-        noise = normal(seed, rows + first_episode, chunk, Use.FRAME, (k, 3, self.size, self.size))
-        frames, drawn = self.imagine(live, poses, noise)
-        reward = self.reflector.judge(frames, live.tokens, live.pooled)
-        out.frame[rows, chunk], out.proprio[rows, chunk], out.action[rows, chunk] = live.last, live.proprio, action
-        out.log_prob[rows, chunk] = laplace_log_prob(action, mu, beta)
-        out.reward[rows, chunk], out.chunks[rows] = reward, chunk + 1
-        if out.video is not None:
-            out.video[rows, chunk * k + 1 : (chunk + 1) * k + 1] = frames
-        finite = torch.isfinite(action).all(2).all(1) & torch.isfinite(reward).all(1) & drawn
-        out.broken[rows] |= ~finite
-        done = (reward > self.reflector.config.threshold) & finite[:, None]  # a broken episode is no success
-        newly = done.any(1) & ~out.stopped[rows]
-        out.stop[rows] = torch.where(newly, chunk * k + 1 + done.int().argmax(1), out.stop[rows])
-        out.stopped[rows] |= newly
-        live.previous, live.last, live.proprio = live.last, frames[:, -1], poses[:, -1]
-        return live.keep(finite & ~done.any(1) if stop else finite)
+        self.capacity, self.episodes = resident // 2, None
+        run.waiting = (~run.finished).nonzero()[:, 0]
+        run.out.forget(run.waiting)
+        return self._room(run)
+
+    def _advance(self, over: Tensor, run: _Run) -> Tensor:
+        """Recycle the slots that are over, then move every resident episode on by a chunk; returns which are over."""
+        live = self._recycle(over, run)
+        if not live:
+            return over[:0]
+        over = torch.cat(in_parts(partial(self.step, run=run), live, self.config.batch))
+        run.finished[self.episodes.row[:live][over]] = True
+        return over
+
+    def _recycle(self, over: Tensor, run: _Run) -> int:
+        """Give the slots of the episodes that are over to the next that wait; when none waits, close the gaps.
+
+        Returns how many slots are in use, from the first on.
+        """
+        free = over.nonzero()[:, 0]
+        rows, run.waiting = run.waiting[: len(free)], run.waiting[len(free) :]
+        if len(rows):
+            parts = in_parts(
+                lambda part: self._begin(rows[part], run.starts, run.first_episode), len(rows), self.config.batch
+            )
+            if self.episodes is None or len(self.episodes) < len(over):
+                self.episodes = parts[0].empty(len(over))
+            for slots, part in zip(free[: len(rows)].split(list(map(len, parts))), parts, strict=True):
+                self.episodes.put(slots, part)
+        gaps, live = free[len(rows) :], len(over) - len(free) + len(rows)
+        last = torch.arange(live, len(over))
+        self.episodes.move(last[~torch.isin(last, gaps)], gaps[gaps < live])
+        return live
 
     @torch.no_grad()
-    def replay(
-        self,
-        starts: Starts,
-        poses: Tensor,  # [N, T * K + 1, 7] float32, the present pose first
-        seed: int,
-    ) -> Tensor:  # [N, T * K + 1, H, W, 3] uint8, the start frame first
-        """Imagine what the camera would see if the gripper went through these poses; no policy, no stop."""
-        k, out = self.policy.config.chunk, []
-        for rows in torch.arange(len(starts)).split(self.config.batch):
-            part = starts.pick(rows)
-            pooled = Pooled(*torch.zeros(3, len(rows), 1))
-            live = _Live(rows, part.frame, part.frame, part.frame, part.proprio, part.tokens, pooled)
-            frames = [part.frame[:, None]]
-            for chunk in range((poses.shape[1] - 1) // k):
-                noise = normal(seed, rows, chunk, Use.FRAME, (k, 3, self.size, self.size))
-                frames.append(self.imagine(live, poses[rows, chunk * k : (chunk + 1) * k + 1], noise)[0])
-                live.previous, live.last = live.last, frames[-1][:, -1]
-            out.append(torch.cat(frames, dim=1))
-        return torch.cat(out)
+    def _begin(self, rows: Tensor, starts: Starts, first_episode: int) -> Episodes:
+        new = starts.pick(rows)
+        pooled, memory = self.reflector.begin(new.frame, new.tokens), self.world.begin(new.frame)
+        instruction, chunk = self.policy.read(new.tokens), torch.zeros_like(rows)
+        return Episodes(rows, rows + first_episode, chunk, new.frame, new.proprio, instruction, memory, pooled)
 
-    def imagine(
-        self,
-        live: _Live,
-        poses: Tensor,  # [B, K + 1, 7] float32, the present one first
-        noise: Tensor,  # [B, K, 3, H, W] float32, standard normal
-    ) -> tuple[Tensor, Tensor]:  # [B, K, H, W, 3] uint8; [B] bool, whether every pixel came out finite
-        """The frames that follow when the gripper goes through `poses`."""
-        b, n = poses.shape[:2]
-        memory = torch.stack([to_float(frame) for frame in (live.first, live.previous, live.last)], dim=1)
-        maps = action_map(poses.flatten(0, 1), self.projection, self.size, self.size).unflatten(0, (b, n))
-        seen = self.simulator.see(memory, transport(memory[:, -1], poses, self.projection), maps, poses)
-        frames = sample(self.simulator, seen, noise, self.levels)
-        pixels = frames.nan_to_num().add(1).mul(127.5).round().to(torch.uint8).permute(0, 1, 3, 4, 2)
-        return pixels, torch.isfinite(frames).flatten(1).all(1)
+    @torch.no_grad()
+    def step(self, slots: slice, run: _Run) -> Tensor:  # [B] bool
+        """Advance the episodes of some slots by one chunk and record it; returns which are over."""
+        live = self.episodes[slots]
+        mu, beta = self.policy(live.frame, live.proprio, live.instruction)
+        action = mu
+        if run.explore:
+            uniform = philox(run.seed, live.id, live.chunk, Use.ACTION, mu.shape[1:])
+            action = laplace_sample(mu, beta, uniform)
+        poses = torch.cat([live.proprio[:, None], chunk_kinematics(live.proprio, action, self.kinematics)], dim=1)
+        frames, drawn = self.world.imagine(live.memory, live.frame, poses, run.seed, live.id, live.chunk)
+        reward = self.reflector.judge(frames, live.pooled)
+        finite = torch.isfinite(action).all(2).all(1) & torch.isfinite(reward).all(1) & drawn
+        done = (reward > self.reflector.config.threshold) & finite[:, None]  # a broken episode is no success
+
+        run.out.record(live, action, laplace_log_prob(action, mu, beta), frames, reward, done, finite)
+        live.frame.copy_(frames[:, -1])
+        live.proprio.copy_(poses[:, -1])
+        live.chunk.add_(1)
+        return (live.chunk == self.config.horizon) | ~finite | (done.any(1) & run.stop)

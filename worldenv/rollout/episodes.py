@@ -5,6 +5,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from worldenv.reflector.network import Pooled
+from worldenv.simulator.world import Memory
+from worldenv.slots import Slots
+
 
 @dataclass
 class Starts:
@@ -19,6 +23,20 @@ class Starts:
 
     def pick(self, index: Tensor) -> "Starts":
         return Starts(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+@dataclass
+class Episodes(Slots):
+    """The episodes that are resident, a slot each; written by the engine, `memory` and `pooled` by the two models."""
+
+    row: Tensor  # [E] int64, where its records are in the rollouts
+    id: Tensor  # [E] int64, what its random numbers depend on
+    chunk: Tensor  # [E] int64, chunks acted
+    frame: Tensor  # [E, H, W, 3] uint8, the present one
+    proprio: Tensor  # [E, 7] float32, likewise
+    instruction: Tensor  # [E, ...], as the policy reads it
+    memory: Memory
+    pooled: Pooled
 
 
 @dataclass
@@ -54,13 +72,40 @@ class Rollouts:
             video=torch.zeros(e, horizon * chunk + 1, height, width, 3, dtype=torch.uint8) if video else None,
         )
 
+    def record(
+        self,
+        live: Episodes,  # B of them, as they were before this chunk
+        action: Tensor,  # [B, K, 7] float32
+        log_prob: Tensor,  # [B] float32
+        frames: Tensor,  # [B, K, H, W, 3] uint8
+        reward: Tensor,  # [B, K] float32
+        over: Tensor,  # [B, K] bool, where the reflector would stop
+        finite: Tensor,  # [B] bool
+    ) -> None:
+        """Note one chunk of some episodes; the first stop counts."""
+        row, k = live.row, action.shape[1]
+        place = (row, live.chunk)
+        self.frame[place], self.proprio[place], self.action[place] = live.frame, live.proprio, action
+        self.log_prob[place], self.reward[place] = log_prob, reward
+        if self.video is not None:
+            steps = live.chunk[:, None] * k + 1 + torch.arange(k, device=row.device)
+            self.video[row[:, None], steps] = frames
+        newly = over.any(1) & ~self.stopped[row]
+        self.stop[row] = torch.where(newly, live.chunk * k + 1 + over.int().argmax(1), self.stop[row])
+        self.stopped[row] |= newly
+        self.broken[row] |= ~finite
+        self.chunks[row] = live.chunk + 1
+
+    def forget(self, rows: Tensor) -> None:
+        """Make some episodes anew, as if they had never begun."""
+        self.chunks[rows], self.stop[rows] = 0, self.reward[0].numel()
+        self.stopped[rows], self.broken[rows] = False, False
+
+    def bytes_each(self) -> int:
+        """Bytes of the records of one episode."""
+        tensors = [getattr(self, field.name) for field in fields(self)]
+        return sum(tensor[:1].nbytes for tensor in tensors if tensor is not None)
+
     def final_reward(self) -> Tensor:  # [E] float32
         """One scalar per episode: R at its stop, or at its last step (METHOD.md, "Reward of a rollout")."""
         return self.reward.flatten(1).gather(1, self.stop[:, None] - 1)[:, 0]
-
-
-def bytes_per_episode(image_size: int, horizon: int, chunk: int) -> int:
-    """Resident bytes of one episode without video: the records plus three memory frames."""
-    frame = 3 * image_size**2
-    record = horizon * (frame + 4 * (7 + 7 * chunk + 1 + chunk))
-    return record + 3 * frame

@@ -1,7 +1,8 @@
-"""The four models of a run on disk: one safetensors file each, with the configuration that rebuilds it."""
+"""The models of a run on disk: one safetensors file each, with the configuration that rebuilds it."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import torch
 from torch import nn
 
 from worldenv.checkpoint import CheckpointError, load_weights, save_weights
+from worldenv.errors import UserError
+from worldenv.int8 import Ranges, in_int8, is_fast
 from worldenv.policy.network import Policy, PolicyConfig
 from worldenv.reflector.network import Reflector, ReflectorConfig
 from worldenv.simulator.network import Simulator, SimulatorConfig
 
+RANGES = "ranges.json"  # beside the models: what `measure_ranges` found
 KINDS = {
     "policy": (Policy, PolicyConfig),
     "simulator": (Simulator, SimulatorConfig),
@@ -62,11 +66,30 @@ class Models:
     simulator: Simulator
     levels: tuple[float, ...]  # noise levels of the simulator's sampler
     reflector: Reflector
+    ranges: dict[str, Ranges] | None = None  # of the inputs of their layers, for 8 bits
 
     @classmethod
     def load(cls, folder: Path, zero_shot: bool = False) -> "Models":
-        """policy.safetensors, simulator.safetensors and reflector.safetensors of a folder."""
+        """policy, simulator and reflector.safetensors of a folder, and ranges.json if there is one."""
         policy, _ = load_model(folder / "policy.safetensors", "policy")
         simulator, about = load_model(folder / "simulator.safetensors", "simulator")
         reflector, _ = load_model(folder / "reflector.safetensors", "reflector", zero_shot=zero_shot)
-        return cls(policy, simulator, tuple(about["levels"]), reflector)
+        path = folder / RANGES
+        ranges = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return cls(policy, simulator, tuple(about["levels"]), reflector, ranges)
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"policy": self.policy, "simulator": self.simulator, "reflector": self.reflector}
+
+    def to_imagine(self, precision: str) -> "Models":
+        """These models as a rollout runs them: with precision int8 twins that share all parameters, else themselves.
+
+        auto is int8 where the ranges are known and the CPU is made for it. Raises UserError if int8 cannot be had.
+        """
+        possible = self.ranges is not None and is_fast()
+        if precision == "float32" or (precision == "auto" and not possible):
+            return self
+        if not possible:
+            lacks = "this CPU has no instructions for it" if self.ranges is not None else f"the models have no {RANGES}"
+            raise UserError(f"--engine.precision int8 cannot be had: {lacks}; take auto or float32")
+        return replace(self, **{name: in_int8(part, self.ranges[name]) for name, part in self.parts().items()})

@@ -6,9 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldenv.int8 import Conv, Linear
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
-from worldenv.simulator.transport import moves
+from worldenv.ops.adagn import adagn
+from worldenv.ops.adaln import adaln
+from worldenv.ops.compose import compose
+from worldenv.ops.patchify import PATCH
+from worldenv.ops.transport import moves
 
+GROUPS = 8  # of the group normalisations
 MEMORY_FRAMES = 3  # first of the episode, last of the chunk before, last
 
 SMALLEST_SHARE, SMALLEST_CORRECTION = 0.05, 0.02  # of a pixel; of the range [-1, 1]
@@ -41,18 +47,20 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, condition: int):
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(8, inputs), nn.GroupNorm(8, outputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.norm1, self.norm2 = nn.GroupNorm(GROUPS, inputs), nn.GroupNorm(GROUPS, outputs)
+        self.conv1 = Conv(inputs, outputs, 3, padding=1)
+        self.conv2 = Conv(outputs, outputs, 3, padding=1)
         self.modulate = nn.Linear(condition, 2 * outputs)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip = Conv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        scale, shift = self.modulate(condition)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.skip(x) + self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+        norm1, norm2, eps = self.norm1, self.norm2, self.norm1.eps
+        scale, shift = self.modulate(condition).chunk(2, dim=1)
+        h = adagn(x, GROUPS, norm1.weight, norm1.bias, None, None, "silu", eps, *self.conv1.grid)
+        h = adagn(self.conv1(h), GROUPS, norm2.weight, norm2.bias, scale, shift, "silu", eps, *self.conv2.grid)
+        return self.conv2(h, onto=self.skip(x))
 
 
 class TransformerLayer(nn.Module):
@@ -61,34 +69,36 @@ class TransformerLayer(nn.Module):
     def __init__(self, width: int, heads: int, condition: int):
         super().__init__()
         self.heads = heads
-        self.qkv, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.qkv, self.merge = Linear(width, 3 * width), Linear(width, width)
+        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(approximate="tanh"), Linear(4 * width, width))
         self.modulate = nn.Linear(condition, 6 * width)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         b, n, d = x.shape
-        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(condition)[:, None].chunk(6, dim=-1)
-        h = F.layer_norm(x, (d,)) * (1 + scale1) + shift1
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(condition).chunk(6, dim=-1)
+        _, h = adaln(x, scale1, shift1, None, None, *self.qkv.grid)
         q, k, v = self.qkv(h).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
-        x = x + gate1 * self.merge(h)
-        return x + gate2 * self.mlp(F.layer_norm(x, (d,)) * (1 + scale2) + shift2)
+        x, h = adaln(x, scale2, shift2, self.merge(h), gate1, *self.mlp[0].grid)
+        first, _, second = self.mlp
+        return torch.addcmul(x, gate2[:, None], second(first(h, "gelu", to=second.grid)))
 
 
 @dataclass
 class Seen:
     """What the denoiser knows of a chunk before any noise: computed once, used at every denoising step."""
 
-    features: Tensor  # [B, D1, H / 2, W / 2]
+    features: Tensor  # [B, H / 2, W / 2, D1]
     poses: Tensor  # [B, D]
-    memory: Tensor  # [B, MEMORY_FRAMES, 3, H, W]
-    carried: Tensor  # [B, moves(K), 3, H, W]
+    pictures: Tensor  # [B, H / 2, W / 2, MEMORY_FRAMES + moves(K), 12], patches, uint8 or float32
 
 
 class Simulator(nn.Module):
     """Predicts the clean frames of a chunk from noisy ones, memory frames, the action map and the poses.
+
+    Frames go in and out as patches of 2 x 2 pixels (`patchify`).
 
     Each frame is composed: the network chooses, pixel by pixel, among the memory frames, the last one moved along with
     the gripper from any pose of the chunk to any later one (`transport`) and the clean plate, and adds a correction.
@@ -103,48 +113,49 @@ class Simulator(nn.Module):
         d = 2 * c  # width of the condition vector
         self.noise_level = nn.Sequential(nn.Linear(32, d), nn.SiLU(), nn.Linear(d, d))
         self.poses = nn.Sequential(nn.Linear(7 * (k + 1), d), nn.SiLU(), nn.Linear(d, d))
-        self.see_memory = nn.Conv2d(3 * (MEMORY_FRAMES + moves(k)) + MAP_CHANNELS * (k + 1), a, 2, stride=2)
-        self.see_noisy = nn.Conv2d(3 * k, a, 2, stride=2)
+        self.see_pictures = Linear(PATCH * (config.sources - 1), a)
+        self.see_map = nn.Conv2d(MAP_CHANNELS * (k + 1), a, 2, stride=2, bias=False)
+        self.see_noisy = Linear(PATCH * k, a, bias=False)
         self.fine = ResidualBlock(a, a, d)
-        self.down1 = nn.Conv2d(a, b, 3, stride=2, padding=1)
+        self.down1 = Conv(a, b, 3, stride=2, padding=1)
         self.middle = nn.ModuleList(ResidualBlock(b, b, d) for _ in range(2))
-        self.down2 = nn.Conv2d(b, c, 3, stride=2, padding=1)
+        self.down2 = Conv(b, c, 3, stride=2, padding=1)
         self.place = nn.Parameter(torch.randn(1, (config.image_size // 8) ** 2, c) * 0.02)
         self.layers = nn.ModuleList(TransformerLayer(c, config.heads, d) for _ in range(config.layers))
-        self.up2 = nn.Conv2d(c, 4 * b, 1)
+        self.up2 = Conv(c, 4 * b, 1)
         self.middle_out = ResidualBlock(2 * b, b, d)
-        self.up1 = nn.Conv2d(b, 4 * a, 1)
+        self.up1 = Conv(b, 4 * a, 1)
         self.fine_out = nn.ModuleList(ResidualBlock(width, a, d) for width in (2 * a, a))
-        self.compose = nn.Conv2d(a, 4 * (3 + config.sources) * k, 1)
+        self.compose = Linear(a, (3 + config.sources) * k * 4)
         nn.init.zeros_(self.compose.weight)
         nn.init.zeros_(self.compose.bias)
         self.prefer = nn.Parameter(torch.zeros(config.sources))
         self.prefer.data[MEMORY_FRAMES - 1] = 4.0  # begin by keeping the last frame
-        self.plate = nn.Parameter(torch.zeros(3, config.image_size, config.image_size))  # the empty scene, in [-1, 1]
+        size = config.image_size // 2
+        self.plate = nn.Parameter(torch.zeros(size, size, PATCH))  # the empty scene, as patches in [-1, 1]
 
     def see(
         self,
-        memory: Tensor,  # [B, MEMORY_FRAMES, 3, H, W] float32 in [-1, 1]
-        carried: Tensor,  # [B, moves(K), 3, H, W] float32, from `transport`
+        pictures: Tensor,  # [B, H / 2, W / 2, MEMORY_FRAMES + moves(K), 12] uint8 or float32, from `transport`
         action_map: Tensor,  # [B, K + 1, MAP_CHANNELS, H, W] float32 in [0, 1], the present pose first
         poses: Tensor,  # [B, K + 1, 7] float32, likewise
     ) -> Seen:
         """What does not depend on the noise, computed once per chunk."""
-        x = torch.cat([memory.flatten(1, 2), carried.flatten(1, 2), action_map.flatten(1, 2)], dim=1)
-        features = self.see_memory(x)
+        features = self.see_map(action_map.flatten(1, 2)).permute(0, 2, 3, 1)
+        features = self.see_pictures(pictures.flatten(3), onto=features)
         scale = poses.new_tensor([5, 5, 5, 1, 1, 1, 1])
-        return Seen(features, self.poses((poses * scale).flatten(1)), memory, carried)
+        return Seen(features, self.poses((poses * scale).flatten(1)), pictures)
 
     def denoise(
         self,
-        noisy: Tensor,  # [B, K, 3, H, W] float32: (1 - t) clean + t noise
+        noisy: Tensor,  # [B, H / 2, W / 2, K, 12] float32 patches: (1 - t) clean + t noise
         t: Tensor,  # [B] float32 in (0, 1]
         seen: Seen,
-    ) -> Tensor:  # [B, K, 3, H, W] float32, the predicted clean frames
+    ) -> Tensor:  # [B, H / 2, W / 2, K, 12] float32 patches, the predicted clean frames
         """One pass of the denoiser."""
-        b, k, _, height, width = noisy.shape
         condition = F.silu(self.noise_level(_fourier(t)) + seen.poses)
-        fine = self.fine(seen.features + self.see_noisy(noisy.flatten(1, 2)), condition)
+        fine = self.see_noisy(noisy.flatten(3)) + seen.features
+        fine = self.fine(fine.permute(0, 3, 1, 2), condition)
         middle = self.down1(fine)
         for block in self.middle:
             middle = block(middle, condition)
@@ -157,17 +168,10 @@ class Simulator(nn.Module):
         fine = torch.cat([fine, F.pixel_shuffle(self.up1(middle), 2)], dim=1)
         for block in self.fine_out:
             fine = block(fine, condition)
-        composed = F.pixel_shuffle(self.compose(F.silu(fine)).contiguous(), 2).view(b, k, -1, height, width)
-        out, choice = composed.split((3, len(self.prefer)), dim=2)
-        choice = (choice + self.prefer[:, None, None]).softmax(2)
-        if self.config.exact:
-            out = F.softshrink(out, SMALLEST_CORRECTION)
-            choice = (choice - SMALLEST_SHARE).relu()
-            choice = choice / choice.sum(2, keepdim=True)
-        sources = (*seen.memory.split(1, dim=1), *seen.carried.split(1, dim=1), self.plate)
-        for share, source in zip(choice.split(1, dim=2), sources, strict=True):
-            out = torch.addcmul(out, share, source)
-        return out
+        raw = self.compose(F.silu(fine).permute(0, 2, 3, 1))
+        preference = F.pad(self.prefer, (3, 0)).repeat_interleave(4 * self.config.chunk)
+        cut = (SMALLEST_SHARE, SMALLEST_CORRECTION) if self.config.exact else (0.0, 0.0)
+        return compose(raw, preference, seen.pictures, self.plate, *cut)
 
 
 def _fourier(t: Tensor) -> Tensor:  # [B] -> [B, 32]

@@ -14,9 +14,9 @@ STUDENT_LEVELS = (1.0,)  # the distilled student: one pass
 def sample(
     simulator: Simulator,
     seen: Seen,
-    noise: Tensor,  # [B, K, 3, H, W] float32, standard normal
+    noise: Tensor,  # [B, ...] float32, standard normal
     levels: Sequence[float],  # falling, in (0, 1], the first is 1
-) -> Tensor:  # [B, K, 3, H, W] float32 in [-1, 1]
+) -> Tensor:  # [B, ...] float32
     """Integrate the flow x_t = (1 - t) x_0 + t noise from t = 1 to 0 by Euler steps.
 
         x <- x + (t_next - t) * (x - clean(x, t)) / t
@@ -27,4 +27,4 @@ def sample(
     for t, t_next in zip(levels, (*levels[1:], 0.0), strict=True):
         clean = simulator.denoise(x, torch.full((len(x),), t), seen)
         x = clean + (t_next / t) * (x - clean)
-    return x.clamp(-1, 1)
+    return x

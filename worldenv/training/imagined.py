@@ -3,19 +3,17 @@
 from dataclasses import replace
 
 from worldenv.data.clips import Clips
-from worldenv.rollout.engine import Engine
-from worldenv.rollout.episodes import Starts
+from worldenv.simulator.world import World
 
 
-def as_imagined(engine: Engine, clips: Clips, seed: int) -> Clips:
+def as_imagined(world: World, clips: Clips, seed: int) -> Clips:
     """The same episodes with their frames replayed along the true poses; actions and labels are kept.
 
     The reflector learns to say of imagined frames how the true episode went, so that where the simulator is vague its
     reward is too; the policy learns to act on them as on the true ones. Steps beyond the last whole chunk keep the true
     frames.
     """
-    starts = Starts(clips.frames[:, 0], clips.proprio[:, 0], clips.tokens)
-    imagined = engine.replay(starts, clips.proprio, seed)
+    imagined = world.replay(clips.frames[:, 0], clips.proprio, seed)
     frames = clips.frames.clone()
     frames[:, : imagined.shape[1]] = imagined
     return replace(clips, frames=frames)

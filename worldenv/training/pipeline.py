@@ -3,6 +3,7 @@
 Every stage writes its result once and is skipped when the result is there, so an interrupted run continues.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,21 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.camera import tabletop_camera
-from worldenv.checkpoint import load_weights, save_weights
+from worldenv.checkpoint import atomic_write_text, load_weights, save_weights
 from worldenv.data.clips import Clips
 from worldenv.data.trajectories import Trajectory, TrajectoryReader, TrajectoryWriter
 from worldenv.errors import UserError
-from worldenv.evaluate import act_in_true
+from worldenv.evaluate import act_in_true, starts_of
 from worldenv.instruction import tokenize
 from worldenv.kinematics import Kinematics
 from worldenv.policy.network import PolicyConfig
 from worldenv.progress import Progress
 from worldenv.reflector.network import Reflector, ReflectorConfig
 from worldenv.rollout.engine import Engine, EngineConfig
-from worldenv.rollout.models import load_model, save_model
+from worldenv.rollout.models import RANGES, Models, load_model, save_model
 from worldenv.run_folder import RunFolder
 from worldenv.simulator.network import Simulator, SimulatorConfig
 from worldenv.simulator.sampler import STUDENT_LEVELS, TEACHER_LEVELS
+from worldenv.simulator.world import World
 from worldenv.tasks.scenes import TASKS
 from worldenv.training.act_again import act_again
 from worldenv.training.adapt import adaptation_loss
@@ -36,10 +38,12 @@ from worldenv.training.imagined import as_imagined
 from worldenv.training.loop import Schedule, fit
 from worldenv.training.model_card import write_card
 from worldenv.training.pretrain import Base, base_loss, disturbed_episodes, sample_base_batch
+from worldenv.training.ranges import EPISODES, measure_ranges
 from worldenv.training.train_reflector import join, read_features, reward_loss
 from worldenv.training.train_simulator import clean_plate, student_loss, teacher_loss
 
 EXPLORATION_START = 1_000_000  # exploration uses other training starts than the demonstrations
+RANGES_START = 3_000_000
 EXTRA_DATA = ("exploration.h5", "again.h5")
 WRITE_EVERY = 100  # episodes between two appends
 
@@ -110,6 +114,7 @@ class Pipeline:
             (self.models / "simulator.safetensors", self.make_student),
             (self.models / "policy.safetensors", self.make_policy),
             (self.models / "reflector.safetensors", self.make_reflector),
+            (self.models / RANGES, self.make_ranges),
         ]
         for path, make in stages:
             if path.name in EXTRA_DATA and not self.config.extra_data:
@@ -117,7 +122,7 @@ class Pipeline:
             if path.exists():
                 continue
             make(path)
-            if path.parent == self.models:
+            if path.suffix == ".safetensors":
                 write_card(path)
         return self.models
 
@@ -256,17 +261,23 @@ class Pipeline:
         loss = reward_loss(reflector, features, schedule.batch)
         save_model(path, reflector, self.train(reflector, loss, schedule, "reflector"))
 
+    def make_ranges(self, path: Path) -> None:
+        models = Models.load(self.models)
+        world = World(models.simulator, self.camera, models.levels)
+        engine = Engine(models.policy, world, models.reflector, Kinematics(), EngineConfig())
+        tasks, numbers = [TASKS[i % len(TASKS)] for i in range(EPISODES)], range(RANGES_START, RANGES_START + EPISODES)
+        ranges = measure_ranges(models, engine, starts_of(tasks, list(numbers), "train"), self.seed)
+        atomic_write_text(path, json.dumps(ranges, indent=1) + "\n")
+
     def replays(self) -> tuple[Clips, Clips]:
         """Some of the recorded episodes, as they were and as the simulator imagines them along the same poses."""
         if self._replays is None:
-            policy, _ = load_model(self.models / "finetuned.safetensors", "policy")
             simulator, about = load_model(self.models / "simulator.safetensors", "simulator")
-            reflector, config = self._new(Reflector, ReflectorConfig()), EngineConfig()
-            engine = Engine(policy, simulator, reflector, self.camera, Kinematics(), about["levels"], config)
+            world = World(simulator, self.camera, about["levels"])
             clips = self.clips()
             order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(self.seed))
             some = clips.pick(order[: max(1, round(self.config.imagined_share * len(clips)))])
-            self._replays = some, as_imagined(engine, some, self.seed)
+            self._replays = some, as_imagined(world, some, self.seed)
         return self._replays
 
     def _base(self) -> Base:

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from worldenv.data.clips import Clips
 from worldenv.ops.action_map import ARM_CHANNELS, action_map
+from worldenv.ops.patchify import patchify, unit
+from worldenv.ops.transport import transport
+from worldenv.ops.unpatchify import to_frames
 from worldenv.simulator.network import Seen, Simulator
-from worldenv.simulator.transport import transport
-from worldenv.vision import VisionLanguageEncoder, to_float
+from worldenv.vision import VisionLanguageEncoder
 
 # How much more a pixel counts that changes within the chunk: few do, and they are all that matters. Five in six of them
 # show the arm coming or going, which is easy: the action map says where it is.
@@ -35,19 +37,14 @@ class ChunkBatch:
         self.poses = clips.proprio[episode[:, None], index]
         self.maps = action_map(self.poses.flatten(0, 1), projection, size, size).unflatten(0, (len(episode), chunk + 1))
         arm = self.maps[:, :, ARM_CHANNELS].amax(2, keepdim=True) > ARM_LEVEL
-        self.arm = arm[:, 1:] | arm[:, :1]  # [B, K, 1, H, W], in the frame or in the one before the chunk
-        frames = clips.frames[episode[:, None], index[:, 1:]]
-        self.clean = _unit(frames)
-        self.memory = _unit(torch.stack([clips.frames[episode, 0], clips.frames[episode, (step - chunk).clamp(min=0)],
-                                         clips.frames[episode, step]], dim=1))  # fmt: skip
+        self.arm = (arm[:, 1:] | arm[:, :1]).movedim(2, 4)  # [B, K, H, W, 1], in the frame or in the one before
+        self.clean = unit(clips.frames[episode[:, None], index[:, 1:]])
+        memory = torch.stack([torch.zeros_like(step), (step - chunk).clamp(min=0), step], dim=1)
+        self.memory = unit(clips.frames[episode[:, None], memory])
 
     def seen_by(self, simulator: Simulator, memory: Tensor) -> Seen:
         """What the simulator knows before the noise, from these memory frames."""
-        return simulator.see(memory, transport(memory[:, -1], self.poses, self.projection), self.maps, self.poses)
-
-
-def _unit(frames: Tensor) -> Tensor:  # [B, K, H, W, 3] uint8 -> [B, K, 3, H, W] in [-1, 1]
-    return to_float(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        return simulator.see(transport(memory, self.poses, self.projection), self.maps, self.poses)
 
 
 def draw_steps(clips: Clips, batch: int, chunks: int, chunk: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -72,25 +69,26 @@ def draw_steps(clips: Clips, batch: int, chunks: int, chunk: int, generator: tor
 
 
 def change_weight(
-    clean: Tensor,  # [B, K, 3, H, W]
-    predicted: Tensor,  # [B, K, 3, H, W]
-    arm: Tensor,  # [B, K, 1, H, W] bool
-    *memory: Tensor,  # [B, 3, H, W] each
-) -> Tensor:  # [B, K, 1, H, W]
+    clean: Tensor,  # [B, K, H, W, 3]
+    predicted: Tensor,  # [B, K, H, W, 3]
+    arm: Tensor,  # [B, K, H, W, 1] bool
+    *memory: Tensor,  # [B, H, W, 3] each
+) -> Tensor:  # [B, K, H, W, 1]
     """1, and 1 + CHANGE_WEIGHT (ARM_CHANGE_WEIGHT at the arm) for pixels that differ from one of the memory frames, in
     truth or as predicted: a thing that is wrongly taken along costs as much as one that is wrongly left behind."""
-    change = torch.stack([(frames.detach() - last[:, None]).abs().amax(2, keepdim=True)
+    change = torch.stack([(frames.detach() - last[:, None]).abs().amax(4, keepdim=True)
                           for frames in (clean, predicted) for last in memory]).amax(0)  # fmt: skip
     return 1 + torch.where(arm, ARM_CHANGE_WEIGHT, CHANGE_WEIGHT) * (change > CHANGE_LEVEL)
 
 
 def clean_plate(
     frames: Tensor, seed: int, count: int = 1000
-) -> Tensor:  # [N, T, H, W, 3] uint8 -> [3, H, W] in [-1, 1]
+) -> Tensor:  # [N, T, H, W, 3] uint8 -> [H / 2, W / 2, 12] patches in [-1, 1]
     """What the fixed camera sees when nothing is in the way: the median of random frames, pixel by pixel."""
     generator = torch.Generator().manual_seed(seed)
     frames = frames.flatten(0, 1)
-    return to_float(frames[torch.randint(len(frames), (count,), generator=generator)].median(0, keepdim=True)[0])[0]
+    median = frames[torch.randint(len(frames), (count,), generator=generator)].median(0)[0]
+    return patchify(unit(median)[None, None])[0, :, :, 0]
 
 
 def teacher_loss(
@@ -107,7 +105,7 @@ def teacher_loss(
         t = torch.where(torch.rand(batch, generator=generator) < PURE_NOISE_SHARE, 1.0, t)
         mix = t.view(-1, 1, 1, 1, 1)
         noisy = (1 - mix) * part.clean + mix * torch.randn(part.clean.shape, generator=generator)
-        predicted = simulator.denoise(noisy, t, part.seen_by(simulator, memory))
+        predicted = to_frames(simulator.denoise(patchify(noisy), t, part.seen_by(simulator, memory)))
         weight = change_weight(part.clean, predicted, part.arm, part.memory[:, -1])
         value = (weight * (predicted - part.clean).square()).mean()
         return value, {"mse": (predicted.detach() - part.clean).square().mean().item()}
@@ -116,11 +114,11 @@ def teacher_loss(
 
 
 def unlike(encoder: VisionLanguageEncoder, predicted: Tensor, part: ChunkBatch) -> Tensor:
-    """How differently a frozen encoder reads the last predicted frames [B, K, 3, H, W] and the true ones, under the
+    """How differently a frozen encoder reads the last predicted frames [B, K, H, W, 3] and the true ones, under the
     episodes' instructions: mean absolute difference of its features, relative to the true ones' mean absolute value."""
     with torch.no_grad():
-        true = encoder.read(part.clean[:, -1], part.tokens)
-    return (encoder.read(predicted[:, -1], part.tokens) - true).abs().mean() / true.abs().mean()
+        true = encoder(part.clean[:, -1], part.tokens)
+    return (encoder(predicted[:, -1], part.tokens) - true).abs().mean() / true.abs().mean()
 
 
 def student_loss(
@@ -146,7 +144,8 @@ def student_loss(
             part = ChunkBatch(clips, projection, chunk, episode, step + i * chunk)
             memory = part.memory if memory is None else memory
             noise = torch.randn(part.clean.shape, generator=generator)
-            predicted = student.denoise(noise, torch.ones(batch), part.seen_by(student, memory))
+            seen = part.seen_by(student, memory)
+            predicted = to_frames(student.denoise(patchify(noise), torch.ones(batch), seen))
             weight = change_weight(part.clean, predicted, part.arm, part.memory[:, -1], memory[:, -1])
             apart = unlike(encoder, predicted, part)
             total = total + ((weight * (predicted - part.clean).abs()).mean() + FEATURE_WEIGHT * apart) / unroll

@@ -1,0 +1,223 @@
+// CPU face of worldenv::compose; worldenv/ops/compose.py says what it means.
+// One cell at a time: its numbers lie next to each other, frames and pixels of one choice side by side, so that every
+// loop over `lane` is a vector operation. A picture without any share in a cell is not read.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "patch.h"
+#include "vector.h"
+
+namespace worldenv::cpu {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kSub = 4;        // the 2 x 2 pixels of a cell
+constexpr int64_t kMaxSources = 64;
+constexpr int64_t kGrainBytes = 1 << 18;  // a thread is not worth waking for less
+
+struct Sizes {
+  int64_t frames, sources;
+};
+
+struct Cut {
+  float share, correction;
+};
+
+// The same four pixels in every frame.
+template <int Width>
+WORLDENV_INLINE void repeat(Vector<Width>& to, const float* from) {
+  double upper, lower;
+  __builtin_memcpy(&upper, from, sizeof(upper));
+  __builtin_memcpy(&lower, from + 2, sizeof(lower));
+  typename Native<Width>::Pairs pairs;
+  for (int64_t l = 0; l < Width / 2; ++l) pairs[l] = l % 2 ? lower : upper;
+  to.v = (typename Vector<Width>::Floats)pairs;
+}
+
+template <int Width>
+WORLDENV_INLINE void repeat(Vector<Width>& to, const uint8_t* from) {
+  Native<4>::Bytes bytes;
+  __builtin_memcpy(&bytes, from, sizeof(bytes));
+  const Native<4>::Floats four = __builtin_convertvector(bytes, Native<4>::Floats) * (1.0f / 127.5f) - 1.0f;
+  repeat(to, reinterpret_cast<const float*>(&four));
+}
+
+// Nearer to zero by `by`, and zero within; NaN stays NaN.
+template <int Width>
+WORLDENV_INLINE void shrink(Vector<Width>& x, float by) {
+  const auto above = x.v - by, below = x.v + by;
+  x.v = above > 0.0f ? above : below < 0.0f ? below : x.v * 0.0f;
+}
+
+// The shares of the S pictures in one cell: softmax, cut, scaled to sum 1.
+template <int Width>
+WORLDENV_INLINE void share_out(
+    const float* choice, const float* bias, int64_t sources, int64_t stride, int64_t lanes, float cut,
+    Vector<Width>* share
+) {
+  Vector<Width> highest, total, kept, more;
+  highest.fill(-std::numeric_limits<float>::infinity());
+  for (int64_t j = 0; j < sources; ++j) {
+    share[j].load(choice + j * stride, lanes);
+    more.load(bias + j * stride, lanes);
+    share[j].v += more.v;
+    highest.v = highest.v > share[j].v ? highest.v : share[j].v;
+  }
+  for (int64_t j = 0; j < sources; ++j) {
+    share[j].v -= highest.v;
+    share[j].exponential();
+    total.v += share[j].v;
+  }
+  total.v = 1.0f / total.v;
+  for (int64_t j = 0; j < sources; ++j) {
+    share[j].v = share[j].v * total.v - cut;
+    share[j].v = share[j].v < 0.0f ? share[j].v * 0.0f : share[j].v;
+    kept.v += share[j].v;
+  }
+  kept.v = 1.0f / kept.v;
+  for (int64_t j = 0; j < sources; ++j) share[j].v *= kept.v;
+}
+
+// The cells of one row of one episode.
+template <int Width, typename Number>
+WORLDENV_INLINE void compose_row(
+    const float* raw,       // [w, 3 + S, K, 4]
+    const float* bias,      // [3 + S, K, 4]
+    const Number* pictures,  // [w, S - 1, 12]
+    const float* plate,     // [w, 12]
+    float* out,             // [w, K, 12]
+    int64_t width,
+    const Sizes& sizes,
+    const Cut& cut
+) {
+  const int64_t sources = sizes.sources, stride = sizes.frames * kSub;
+  Vector<Width> share[kMaxSources], sum[3], pixels, more;
+  for (int64_t x = 0; x < width; ++x, raw += (3 + sources) * stride, pictures += (sources - 1) * kPatch,
+               plate += kPatch, out += sizes.frames * kPatch)
+    for (int64_t first = 0; first < stride; first += Width) {
+      const int64_t lanes = std::min<int64_t>(Width, stride - first);
+      share_out<Width>(raw + 3 * stride + first, bias + 3 * stride + first, sources, stride, lanes, cut.share, share);
+      for (int64_t c = 0; c < 3; ++c) {
+        sum[c].load(raw + c * stride + first, lanes);
+        more.load(bias + c * stride + first, lanes);
+        sum[c].v += more.v;
+        shrink(sum[c], cut.correction);
+      }
+      for (int64_t j = 0; j < sources; ++j) {
+        if (share[j].all_zero()) continue;
+        for (int64_t c = 0; c < 3; ++c) {
+          if (j + 1 < sources) repeat(pixels, pictures + j * kPatch + 4 * c);
+          else repeat(pixels, plate + 4 * c);
+          sum[c].v += share[j].v * pixels.v;
+        }
+      }
+      for (int64_t l = 0; l < lanes; l += kSub)
+        for (int64_t c = 0; c < 3; ++c)
+          __builtin_memcpy(out + (first + l) / kSub * kPatch + 4 * c, reinterpret_cast<const float*>(&sum[c].v) + l,
+                           4 * sizeof(float));
+    }
+}
+
+template <typename Number>
+using RowFunction =
+    void (*)(const float*, const float*, const Number*, const float*, float*, int64_t, const Sizes&, const Cut&);
+
+template <typename Number>
+void row_plain(const float* raw, const float* bias, const Number* pictures, const float* plate, float* out,
+               int64_t width, const Sizes& sizes, const Cut& cut) {
+  compose_row<4>(raw, bias, pictures, plate, out, width, sizes, cut);
+}
+#if WORLDENV_X86
+template <typename Number>
+WORLDENV_AVX2 void row_avx2(const float* raw, const float* bias, const Number* pictures, const float* plate, float* out,
+                            int64_t width, const Sizes& sizes, const Cut& cut) {
+  compose_row<8>(raw, bias, pictures, plate, out, width, sizes, cut);
+}
+template <typename Number>
+WORLDENV_AVX512 void row_avx512(const float* raw, const float* bias, const Number* pictures, const float* plate,
+                                float* out, int64_t width, const Sizes& sizes, const Cut& cut) {
+  compose_row<16>(raw, bias, pictures, plate, out, width, sizes, cut);
+}
+#endif
+
+template <typename Number>
+RowFunction<Number> row_function() {
+#if WORLDENV_X86
+  if (isa() == Isa::kAvx512) return row_avx512<Number>;
+  if (isa() == Isa::kAvx2) return row_avx2<Number>;
+#endif
+  return row_plain<Number>;
+}
+
+template <typename Number>
+void compose_all(const Tensor& raw, const Tensor& bias, const Tensor& pictures, const Tensor& plate, const Sizes& sizes,
+                 const Cut& cut, Tensor& frames) {
+  const int64_t height = raw.size(1), width = raw.size(2), channels = raw.size(3), known = sizes.sources - 1;
+  const float *raw_data = raw.const_data_ptr<float>(), *bias_data = bias.const_data_ptr<float>();
+  const Number* picture_data = pictures.const_data_ptr<Number>();
+  const float* plate_data = plate.const_data_ptr<float>();
+  float* out = frames.mutable_data_ptr<float>();
+  const RowFunction<Number> compose_one_row = row_function<Number>();
+  const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, width * channels * 4));
+  torch::stable::parallel_for(0, raw.size(0) * height, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      compose_one_row(raw_data + i * width * channels, bias_data, picture_data + i * width * known * kPatch,
+                      plate_data + i % height * width * kPatch, out + i * width * sizes.frames * kPatch, width, sizes,
+                      cut);
+  });
+}
+
+}  // namespace
+
+Tensor compose(
+    const Tensor& raw_any,       // [B, h, w, (3 + S) * K * 4] float32
+    const Tensor& bias_any,      // [(3 + S) * K * 4]
+    const Tensor& pictures_any,  // [B, h, w, S - 1, 12] uint8 or float32
+    const Tensor& plate_any,     // [h, w, 12]
+    double smallest_share,
+    double smallest_correction
+) {                              // [B, h, w, K, 12]
+  for (const Tensor* tensor : {&raw_any, &bias_any, &plate_any})
+    STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Float, "compose takes float32");
+  const bool bytes = pictures_any.scalar_type() == ScalarType::Byte;
+  STD_TORCH_CHECK(bytes || pictures_any.scalar_type() == ScalarType::Float, "pictures should be uint8 or float32");
+  STD_TORCH_CHECK(raw_any.dim() == 4 && bias_any.dim() == 1 && pictures_any.dim() == 5 && plate_any.dim() == 3,
+                  "raw should be [B, h, w, C], bias [C], pictures [B, h, w, S - 1, 12], plate [h, w, 12]");
+  const Tensor raw = torch::stable::contiguous(raw_any), bias = torch::stable::contiguous(bias_any);
+  const Tensor pictures = torch::stable::contiguous(pictures_any), plate = torch::stable::contiguous(plate_any);
+  const int64_t batch = raw.size(0), height = raw.size(1), width = raw.size(2), channels = raw.size(3);
+  const int64_t sources = pictures.size(3) + 1, each = (3 + sources) * kSub;
+  const Sizes sizes{channels / each, sources};
+  const Cut cut{float(smallest_share), float(smallest_correction)};
+  STD_TORCH_CHECK(sources <= kMaxSources, "compose takes at most 64 pictures");
+  STD_TORCH_CHECK(channels == sizes.frames * each, "raw has channels for no whole number of frames");
+  STD_TORCH_CHECK(bias.size(0) == channels, "bias should have a number for each channel of raw");
+  STD_TORCH_CHECK(pictures.size(0) == batch && pictures.size(1) == height && pictures.size(2) == width &&
+                      pictures.size(4) == kPatch,
+                  "pictures should be [B, h, w, S - 1, 12]");
+  STD_TORCH_CHECK(plate.size(0) == height && plate.size(1) == width && plate.size(2) == kPatch,
+                  "plate should be [h, w, 12]");
+
+  Tensor frames = torch::stable::new_empty(raw, {batch, height, width, sizes.frames, kPatch});
+  if (bytes) compose_all<uint8_t>(raw, bias, pictures, plate, sizes, cut, frames);
+  else compose_all<float>(raw, bias, pictures, plate, sizes, cut, frames);
+  return frames;
+}
+
+}  // namespace worldenv::cpu
+
+STABLE_TORCH_LIBRARY_FRAGMENT(worldenv, m) {
+  m.def(
+      "compose(Tensor raw, Tensor bias, Tensor pictures, Tensor plate, float smallest_share, float smallest_correction)"
+      " -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(worldenv, CPU, m) { m.impl("compose", TORCH_BOX(&worldenv::cpu::compose)); }

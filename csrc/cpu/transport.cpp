@@ -1,0 +1,226 @@
+// CPU face of worldenv::transport; worldenv/ops/transport.py says what it means.
+// The last frame is laid out as pixels of four floats, one of them idle: rows are resampled pixel by pixel, then columns
+// row by row.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "patch.h"
+#include "vector.h"
+
+namespace worldenv::cpu {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Pixel = Native<4>::Floats;
+
+struct Taps {
+  int64_t at[4];
+  float weight[4];
+};
+
+struct Point {
+  float x, y, depth;  // of the fingertips: px, px, m
+};
+
+struct Sizes {
+  int64_t height, width, pictures;
+};
+
+Point project(const float* pose, const float* projection) {  // [7], [3, 4]
+  float h[3];
+  for (int i = 0; i < 3; ++i) {
+    const float* row = projection + 4 * i;
+    h[i] = pose[0] * row[0] + pose[1] * row[1] + pose[2] * row[2] + row[3];
+  }
+  const float depth = h[2] < 1e-3f ? 1e-3f : h[2];
+  return {h[0] / depth, h[1] / depth, depth};
+}
+
+// Catmull-Rom weights of every output coordinate.
+void resampling(float shift, float scale, std::vector<Taps>& taps) {
+  const float last = float(taps.size() - 1);
+  for (size_t x = 0; x < taps.size(); ++x) {
+    const float centre = shift + scale * (float(x) + 0.5f) - 0.5f, first = std::floor(centre), t = centre - first;
+    const float weight[4] = {((2 - t) * t - 1) * t, (3 * t - 5) * t * t + 2, ((4 - 3 * t) * t + 1) * t,
+                             (t - 1) * t * t};
+    for (int n = 0; n < 4; ++n) {
+      taps[x].at[n] = int64_t(std::fmin(std::fmax(first + float(n - 1), 0.0f), last));  // NaN: 0
+      taps[x].weight[n] = weight[n] / 2;
+    }
+  }
+}
+
+// Four pixels of a patch, RGB and an idle number each, to its twelve numbers.
+WORLDENV_INLINE void store_patch(const Pixel& a, const Pixel& b, const Pixel& c, const Pixel& d, float* to) {
+  const Pixel upper = __builtin_shufflevector(a, b, 0, 4, 1, 5), lower = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const Pixel blue_upper = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Pixel blue_lower = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const Pixel out[3] = {__builtin_shufflevector(upper, lower, 0, 1, 4, 5),
+                        __builtin_shufflevector(upper, lower, 2, 3, 6, 7),
+                        __builtin_shufflevector(blue_upper, blue_lower, 0, 1, 4, 5)};
+  __builtin_memcpy(to, out, sizeof(out));
+}
+
+// The same, rounded to pixels; NaN is grey.
+WORLDENV_INLINE void store_patch(const Pixel& a, const Pixel& b, const Pixel& c, const Pixel& d, uint8_t* to) {
+  float numbers[kPatch];
+  store_patch(a, b, c, d, numbers);
+  Vector<4> value;
+  for (int64_t i = 0; i < kPatch; i += 4) {
+    value.load(numbers + i);
+    value.v = (value.v == value.v ? value.v : Pixel{}) + 1.0f;
+    value.store_levels(to + i, 4, 127.5f, 0.0f);
+  }
+}
+
+template <int Width, typename Number>
+WORLDENV_INLINE void move(
+    const Pixel* last,                // [H, W]
+    const std::vector<Taps>& across,  // [W]
+    const std::vector<Taps>& down,    // [H]
+    const Sizes& sizes,
+    Pixel* room,                      // [H + 2, W]
+    Number* to                        // [H / 2, W / 2, pictures, 12], at this picture
+) {
+  const int64_t width = sizes.width, row = 4 * width;
+  for (int64_t y = 0; y < sizes.height; ++y)
+    for (int64_t x = 0; x < width; ++x) {
+      Pixel sum{};
+      for (int n = 0; n < 4; ++n) sum += across[x].weight[n] * last[y * width + across[x].at[n]];
+      room[y * width + x] = sum;
+    }
+  const float* rows = reinterpret_cast<const float*>(room);
+  Pixel* pair = room + sizes.height * width;
+  Vector<Width> sum, tap;
+  for (int64_t y = 0; y < sizes.height; y += 2) {
+    for (int64_t below = 0; below < 2; ++below)
+      for (int64_t i = 0; i < row; i += Width) {
+        const Taps& taps = down[y + below];
+        sum.fill(0.0f);
+        for (int n = 0; n < 4; ++n) {
+          tap.load(rows + taps.at[n] * row + i, row - i);
+          sum.v += taps.weight[n] * tap.v;
+        }
+        sum.store(reinterpret_cast<float*>(pair + below * width) + i, row - i);
+      }
+    for (int64_t x = 0; x < width; x += 2, to += sizes.pictures * kPatch)
+      store_patch(pair[x], pair[x + 1], pair[width + x], pair[width + x + 1], to);
+  }
+}
+
+template <typename Number>
+using Function =
+    void (*)(const Pixel*, const std::vector<Taps>&, const std::vector<Taps>&, const Sizes&, Pixel*, Number*);
+
+template <typename Number>
+void move_plain(const Pixel* last, const std::vector<Taps>& across, const std::vector<Taps>& down, const Sizes& sizes,
+                Pixel* room, Number* to) {
+  move<4>(last, across, down, sizes, room, to);
+}
+#if WORLDENV_X86
+template <typename Number>
+WORLDENV_AVX2 void move_avx2(const Pixel* last, const std::vector<Taps>& across, const std::vector<Taps>& down,
+                             const Sizes& sizes, Pixel* room, Number* to) {
+  move<8>(last, across, down, sizes, room, to);
+}
+template <typename Number>
+WORLDENV_AVX512 void move_avx512(const Pixel* last, const std::vector<Taps>& across, const std::vector<Taps>& down,
+                                 const Sizes& sizes, Pixel* room, Number* to) {
+  move<16>(last, across, down, sizes, room, to);
+}
+#endif
+
+template <typename Number>
+Function<Number> function() {
+#if WORLDENV_X86
+  if (isa() == Isa::kAvx512) return move_avx512<Number>;
+  if (isa() == Isa::kAvx2) return move_avx2<Number>;
+#endif
+  return move_plain<Number>;
+}
+
+// One episode.
+template <typename Number>
+void fill(
+    const Number* frames,     // [M, H, W, 3]
+    const float* poses,       // [K + 1, 7]
+    const float* projection,  // [3, 4]
+    int64_t memory,
+    int64_t poses_count,
+    const Sizes& sizes,
+    Number* to                // [H / 2, W / 2, pictures, 12]
+) {
+  const int64_t pixels = sizes.height * sizes.width;
+  for (int64_t m = 0; m < memory; ++m)
+    to_patches(frames + m * pixels * 3, sizes.height, sizes.width, sizes.pictures, to + m * kPatch);
+  std::vector<Pixel> last(pixels), room(pixels + 2 * sizes.width);
+  const Number* from = frames + (memory - 1) * pixels * 3;
+  for (int64_t i = 0; i < pixels; ++i)
+    last[i] = Pixel{to_unit(from[3 * i]), to_unit(from[3 * i + 1]), to_unit(from[3 * i + 2]), 0.0f};
+  std::vector<Taps> across(sizes.width), down(sizes.height);
+  const Function<Number> move_one = function<Number>();
+  to += memory * kPatch;
+  for (int64_t i = 0; i < poses_count; ++i)
+    for (int64_t j = i + 1; j < poses_count; ++j, to += kPatch) {
+      const Point a = project(poses + 7 * i, projection), b = project(poses + 7 * j, projection);
+      const float scale = b.depth / a.depth;
+      resampling(a.x - b.x * scale, scale, across);
+      resampling(a.y - b.y * scale, scale, down);
+      move_one(last.data(), across, down, sizes, room.data(), to);
+    }
+}
+
+template <typename Number>
+void fill_all(const Tensor& frames, const Tensor& poses, const Tensor& projection, const Sizes& sizes, Tensor& out) {
+  const int64_t memory = frames.size(1), count = poses.size(1), size = sizes.height * sizes.width * 3;
+  const Number* from = frames.const_data_ptr<Number>();
+  const float *pose = poses.const_data_ptr<float>(), *matrix = projection.const_data_ptr<float>();
+  Number* to = out.mutable_data_ptr<Number>();
+  torch::stable::parallel_for(0, size ? frames.size(0) : 0, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b)
+      fill(from + b * memory * size, pose + b * count * 7, matrix, memory, count, sizes, to + b * sizes.pictures * size);
+  });
+}
+
+}  // namespace
+
+Tensor transport(
+    const Tensor& frames_any,     // [B, M, H, W, 3] uint8 or float32
+    const Tensor& poses_any,      // [B, K + 1, 7] float32
+    const Tensor& projection_any  // [3, 4] float32
+) {                               // [B, H / 2, W / 2, M + K (K + 1) / 2, 12] as frames
+  const Tensor frames = torch::stable::contiguous(frames_any), poses = torch::stable::contiguous(poses_any);
+  const Tensor projection = torch::stable::contiguous(projection_any);
+  const bool bytes = frames.scalar_type() == ScalarType::Byte;
+  STD_TORCH_CHECK(bytes || frames.scalar_type() == ScalarType::Float, "frames should be uint8 or float32");
+  STD_TORCH_CHECK(frames.dim() == 5 && frames.size(1) > 0 && frames.size(4) == 3 && frames.size(2) % 2 == 0 &&
+                      frames.size(3) % 2 == 0,
+                  "frames should be [B, M, H, W, 3] with H and W even");
+  STD_TORCH_CHECK(poses.scalar_type() == ScalarType::Float && poses.dim() == 3 && poses.size(0) == frames.size(0) &&
+                      poses.size(1) > 0 && poses.size(2) == 7,
+                  "poses should be float32 [B, K + 1, 7]");
+  STD_TORCH_CHECK(projection.scalar_type() == ScalarType::Float && projection.dim() == 2 && projection.size(0) == 3 &&
+                      projection.size(1) == 4,
+                  "projection should be float32 [3, 4]");
+  const int64_t batch = frames.size(0), memory = frames.size(1), count = poses.size(1);
+  const Sizes sizes{frames.size(2), frames.size(3), memory + count * (count - 1) / 2};
+  Tensor out = torch::stable::new_empty(frames, {batch, sizes.height / 2, sizes.width / 2, sizes.pictures, kPatch});
+  if (bytes) fill_all<uint8_t>(frames, poses, projection, sizes, out);
+  else fill_all<float>(frames, poses, projection, sizes, out);
+  return out;
+}
+
+}  // namespace worldenv::cpu
+
+STABLE_TORCH_LIBRARY_FRAGMENT(worldenv, m) {
+  m.def("transport(Tensor frames, Tensor poses, Tensor projection) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(worldenv, CPU, m) { m.impl("transport", TORCH_BOX(&worldenv::cpu::transport)); }

@@ -1,0 +1,128 @@
+// A vector register of floats, in whose terms the CPU faces are written once for every instruction set.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "isa.h"
+
+namespace worldenv::cpu {
+
+template <int Width>
+struct Native;
+#define WORLDENV_NATIVE(width)                                    \
+  template <>                                                     \
+  struct Native<width> {                                          \
+    typedef float Floats __attribute__((vector_size(4 * width))); \
+    typedef int32_t Ints __attribute__((vector_size(4 * width))); \
+    typedef double Pairs __attribute__((vector_size(4 * width))); \
+    typedef uint8_t Bytes __attribute__((vector_size(width)));    \
+  };
+WORLDENV_NATIVE(4)
+WORLDENV_NATIVE(8)
+WORLDENV_NATIVE(16)
+#undef WORLDENV_NATIVE
+
+template <int Width>
+struct Vector {
+  using Floats = typename Native<Width>::Floats;
+  using Ints = typename Native<Width>::Ints;
+  Floats v{};
+
+  WORLDENV_INLINE void fill(float value) { v = Floats{} + value; }
+
+  WORLDENV_INLINE void load(const float* from) { __builtin_memcpy(&v, from, sizeof(v)); }
+
+  // The first `lanes` of them; zeros after that.
+  WORLDENV_INLINE void load(const float* from, int64_t lanes) {
+    if (lanes >= Width) {
+      load(from);
+    } else {
+      for (int64_t l = 0; l < Width; ++l) v[l] = l < lanes ? from[l] : 0.0f;
+    }
+  }
+
+  WORLDENV_INLINE void store(float* to) const { __builtin_memcpy(to, &v, sizeof(v)); }
+
+  WORLDENV_INLINE void store(float* to, int64_t lanes) const {
+    if (lanes >= Width) {
+      store(to);
+    } else {
+      for (int64_t l = 0; l < lanes; ++l) to[l] = v[l];
+    }
+  }
+
+  // The nearest of 256 levels, the first `lanes` of them: clamp(round(v / step) + zero, 0, 255), NaN being 0.
+  WORLDENV_INLINE void store_levels(uint8_t* to, int64_t lanes, float inverse_step, float zero) const {
+    const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for a fraction
+    Floats x = v == v ? v * inverse_step : Floats{};
+    x = x < -zero ? Floats{} - zero : x;
+    x = x > 255.0f - zero ? Floats{} + (255.0f - zero) : x;
+    x = (x + round) - round + zero;
+    const auto bytes = __builtin_convertvector(__builtin_convertvector(x, Ints), typename Native<Width>::Bytes);
+    __builtin_memcpy(to, &bytes, lanes < Width ? lanes : Width);
+  }
+
+  // v <- exp(v), relative error 2e-7 in [-87, 87], clamped to its ends: 2^n by the exponent bits, the rest by a
+  // polynomial.
+  WORLDENV_INLINE void exponential() {
+    const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for a fraction
+    Floats x = v < -87.0f ? Floats{} - 87.0f : v;
+    x = x > 87.0f ? Floats{} + 87.0f : x;
+    const Floats n = (x * 1.44269504f + round) - round;
+    const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    v = p * (Floats)((__builtin_convertvector(n, Ints) + 127) << 23);
+  }
+
+  // v <- log(v) for positive normal numbers, relative error 1e-7: exponent and mantissa, the latter in [sqrt(1/2),
+  // sqrt(2)), by a polynomial.
+  WORLDENV_INLINE void logarithm() {
+    const Ints bits = (Ints)v - 0x3f3504f3;  // sqrt(1/2)
+    const Floats n = __builtin_convertvector(bits >> 23, Floats);
+    const Floats x = (Floats)((bits & 0x007fffff) + 0x3f3504f3) - 1.0f;
+    Floats p = x * 7.0376836292e-2f - 1.1514610310e-1f;
+    p = p * x + 1.1676998740e-1f;
+    p = p * x - 1.2420140846e-1f;
+    p = p * x + 1.4249322787e-1f;
+    p = p * x - 1.6668057665e-1f;
+    p = p * x + 2.0000714765e-1f;
+    p = p * x - 2.4999993993e-1f;
+    p = p * x + 3.3333331174e-1f;
+    v = (p * x - 0.5f) * x * x + n * -2.12194440e-4f + x + n * 0.693359375f;
+  }
+
+  WORLDENV_INLINE void square_root() {
+    for (int64_t l = 0; l < Width; ++l) v[l] = __builtin_sqrtf(v[l]);
+  }
+
+  // cosine and sine of v turns, v in [0, 1), error 1e-7: the nearest quarter exactly, the rest by polynomials.
+  WORLDENV_INLINE void turn(Vector& cosine, Vector& sine) const {
+    const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for a fraction
+    const Floats quarters = v * 4.0f, nearest = (quarters + round) - round;
+    const Floats x = (quarters - nearest) * 1.57079632679f, xx = x * x;  // radians, in [-pi / 4, pi / 4]
+    const Ints quarter = __builtin_convertvector(nearest, Ints);
+    const Floats s = ((xx * -1.9515295891e-4f + 8.3321608736e-3f) * xx - 1.6666654611e-1f) * xx * x + x;
+    const Floats c = ((xx * 2.443315711809948e-5f - 1.388731625493765e-3f) * xx + 4.166664568298827e-2f) * xx * xx -
+                     0.5f * xx + 1.0f;
+    const Ints odd = (quarter & 1) != 0, minus_c = ((quarter + 1) & 2) != 0, minus_s = (quarter & 2) != 0;
+    cosine.v = odd ? s : c;
+    sine.v = odd ? c : s;
+    cosine.v = minus_c ? -cosine.v : cosine.v;
+    sine.v = minus_s ? -sine.v : sine.v;
+  }
+
+  WORLDENV_INLINE bool all_zero() const {
+    const Ints bits = v != 0.0f;
+    int32_t any = 0;
+    for (int64_t l = 0; l < Width; ++l) any |= bits[l];
+    return any == 0;
+  }
+};
+
+}  // namespace worldenv::cpu

@@ -1,0 +1,203 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import worldenv.ops.transport as module
+from worldenv import ops
+from worldenv.camera import tabletop_camera
+from worldenv.ops.patchify import patchify
+from worldenv.ops.transport import moves, transport, transport_reference
+from worldenv.ops.unpatchify import to_frames
+
+SIZE = 64
+CAMERA = tabletop_camera(SIZE)
+PROJECTION = torch.from_numpy(CAMERA.projection)
+TOLERANCE = {torch.float32: 2e-4}  # of values in [-1, 1]: places in the frame are known to some 1e-5 px
+
+
+def pose(x, y, z):
+    return torch.tensor([x, y, z, 0.0, 0.0, 0.0, 1.0])
+
+
+def inputs(b=2, m=3, height=16, width=24, k=4, dtype=torch.uint8, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    frames = torch.randint(256, (b, m, height, width, 3), generator=draw, dtype=torch.uint8)
+    spread = torch.tensor([0.1, 0.1, 0.05, 0.2, 0.2, 0.2, 0.4])
+    poses = torch.tensor([0, 0, 0.1, 0, 0, 0, 0.5]) + spread * (2 * torch.rand(b, k + 1, 7, generator=draw) - 1)
+    projection = torch.from_numpy(tabletop_camera(height).projection)
+    return frames if dtype == torch.uint8 else frames.float() / 127.5 - 1, poses, projection
+
+
+def assert_same(actual, expected):
+    if expected.dtype == torch.uint8:  # half way between two levels, either is right
+        assert ((actual.int() - expected.int()).abs() <= 1).all()
+        assert expected.numel() == 0 or (actual != expected).float().mean() < 0.01
+    else:
+        torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE[torch.float32])
+
+
+def moved_by(face, frame, poses):  # [3, H, W] -> the pictures that it becomes, [P, 3, H, W]
+    patches = face(frame.permute(1, 2, 0)[None, None].contiguous(), poses, PROJECTION)
+    return to_frames(patches)[0, 1:].permute(0, 3, 1, 2)
+
+
+FACES = pytest.mark.parametrize("face", [transport, transport_reference])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(
+    ("b", "m", "height", "width", "k"), [(0, 3, 8, 8, 4), (1, 1, 2, 2, 1), (3, 2, 16, 24, 3), (2, 3, 64, 64, 4)]
+)
+def test_compiled_face_equals_the_reference(b, m, height, width, k, dtype):
+    arguments = inputs(b, m, height, width, k, dtype)
+    actual, expected = transport(*arguments), transport_reference(*arguments)
+    assert actual.shape == expected.shape == (b, height // 2, width // 2, m + moves(k), 12) and actual.dtype == dtype
+    assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("level", ["plain", "avx2"])
+def test_lower_instruction_sets_give_the_same(level, tmp_path):
+    arguments = inputs()
+    torch.save(arguments, tmp_path / "in.pt")
+    code = (
+        "import torch; from worldenv.ops.transport import transport; "
+        f"torch.save(transport(*torch.load({str(tmp_path / 'in.pt')!r})), {str(tmp_path / 'out.pt')!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "WORLDENV_CPU_ISA": level})
+    assert_same(torch.load(tmp_path / "out.pt"), transport_reference(*arguments))
+
+
+@FACES
+def test_the_frames_themselves_come_first(face):
+    frames, *others = inputs()
+    assert torch.equal(face(frames, *others)[:, :, :, :3], patchify(frames))
+
+
+@FACES
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_pose_that_is_not_finite_spoils_its_pairs_and_no_other_episode(face, dtype):
+    frames, poses, projection = inputs(k=2, dtype=dtype)
+    clean = face(frames, poses, projection)
+    poses[1, 2, 0] = float("nan")
+    patches = face(frames, poses, projection)
+    sound = [0, 1, 2, 3]  # the frames, and the pair (0, 1)
+    assert torch.equal(patches[0], clean[0]) and torch.equal(patches[1, :, :, sound], clean[1, :, :, sound])
+    spoilt = patches[1, :, :, 4:]
+    assert (spoilt == 128).all() if dtype == torch.uint8 else spoilt.isnan().all()
+
+
+def test_an_episode_gives_the_same_alone_and_in_a_batch():
+    frames, poses, projection = inputs(b=5)
+    together = transport(frames, poses, projection)
+    assert torch.equal(transport(frames[3:4], poses[3:4], projection)[0], together[3])
+
+
+def test_gradient_passes_by_the_reference():
+    frames, poses, projection = inputs(b=1, m=1, height=4, width=4, k=1, dtype=torch.float32)
+    double = frames.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda f: transport_reference(f, poses.double(), projection.double()), double)
+    patches = transport(frames.requires_grad_(), poses, projection)
+    patches.square().sum().backward()
+    assert frames.grad.abs().sum() > 0
+
+
+def test_operator_passes_opcheck():
+    torch.library.opcheck(torch.ops.worldenv.transport.default, inputs(b=1, height=4, width=4))
+
+
+def test_operator_is_traced_without_a_graph_break():
+    arguments = inputs()
+
+    def step(*arguments):
+        return transport(*arguments) + 1.0
+
+    traced = torch.compile(step, backend="aot_eager", fullgraph=True)
+    assert torch.equal(traced(*arguments), step(*arguments))
+
+
+def test_backend_variable_forces_the_reference(monkeypatch):
+    monkeypatch.setattr(ops, "BACKEND", "reference")
+    monkeypatch.setattr(module, "transport_reference", lambda *arguments: "reference ran")
+    assert transport(*inputs()) == "reference ran"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, torch.zeros(2, 16, 24, 3), r"frames is \[2, 16, 24, 3\]; it should be \[B, N, H, W, 3\] with H and W even"),
+        (0, torch.zeros(2, 3, 15, 24, 3), r"frames is \[2, 3, 15, 24, 3\]"),
+        (0, torch.zeros(2, 3, 16, 24, 3).half(), r"frames is torch.float16; it should be torch.uint8 or torch.float32"),
+        (1, torch.zeros(3, 5, 7), r"poses is torch.float32 \[3, 5, 7\]; it should be float32 \[2, K \+ 1, 7\]"),
+        (2, torch.zeros(3, 3), r"projection is torch.float32 \[3, 3\]; it should be float32 \[3, 4\]"),
+        (2, torch.zeros(3, 4, device="meta"), r"frames is on cpu, poses on cpu, projection on meta"),
+    ],
+)
+def test_wrong_input_is_refused_by_name(place, value, message):
+    arguments = list(inputs())
+    arguments[place] = value
+    with pytest.raises(ValueError, match=message):
+        transport(*arguments)
+
+
+def spot(point):  # a frame with one bright Gaussian spot where the camera sees the point
+    (u, v), _ = CAMERA.project(torch.tensor(point).numpy())
+    rows, columns = torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5
+    return torch.exp(-((rows[:, None] - v) ** 2 + (columns[None, :] - u) ** 2) / 8).expand(3, SIZE, SIZE)
+
+
+def centre(frame):  # (u, v) of the brightness
+    weight = frame[0] / frame[0].sum()
+    at = torch.arange(SIZE) + 0.5
+    return torch.stack([(weight.sum(0) * at).sum(), (weight.sum(1) * at).sum()])
+
+
+@FACES
+def test_what_is_at_the_fingertips_goes_with_them_from_any_pose_to_any_later_one(face):
+    places = [(0.02, 0.0, 0.05), (0.08, 0.05, 0.1), (-0.06, 0.1, 0.03), (0.0, -0.05, 0.06)]
+    poses = torch.stack([pose(*place) for place in places])[None]
+    pairs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    assert moves(3) == len(pairs)
+    for begin in range(3):
+        moved = moved_by(face, spot(places[begin]), poses)
+        for frame, (i, j) in zip(moved, pairs, strict=True):
+            if i == begin:
+                seen, _ = CAMERA.project(torch.tensor(places[j]).numpy())
+                assert torch.allclose(centre(frame), torch.from_numpy(seen).float(), atol=0.3), (i, j)
+
+
+@FACES
+def test_a_gripper_that_stays_leaves_the_frame_as_it_was(face):
+    frame = torch.rand(3, SIZE, SIZE)
+    moved = moved_by(face, frame, pose(0.05, 0.02, 0.08).expand(1, 5, 7))
+    torch.testing.assert_close(moved, frame.expand(10, -1, -1, -1), rtol=0, atol=1e-4)
+
+
+@FACES
+def test_what_comes_nearer_grows_and_keeps_its_brightness(face):
+    poses = torch.stack([pose(0, 0, 0.0), pose(0, 0, 0.15)])[None]
+    before = spot((0, 0, 0.0))
+    after = moved_by(face, before, poses)[0]
+    assert after[0].sum() > 1.2 * before[0].sum()
+    assert after.max().item() == pytest.approx(before.max().item(), abs=0.03)
+
+
+@FACES
+def test_beyond_the_frame_the_border_is_repeated(face):
+    frame = torch.zeros(3, SIZE, SIZE)
+    frame[..., 0] = 1.0  # the left column
+    poses = torch.stack([pose(0, 0, 0.0), pose(0.06, 0, 0.0)])[None]  # to the right
+    moved = moved_by(face, frame, poses)[0]
+    torch.testing.assert_close(moved[..., :5], torch.ones(3, SIZE, 5))
+    assert moved[..., -20:].abs().max() < 1e-6
+
+
+def test_small_things_stay_sharp_when_they_are_moved_again_and_again():
+    frame, there = spot((0.0, 0.0, 0.02)), True
+    for _ in range(10):  # there and back, a fraction of a pixel each time
+        ends = [pose(0, 0, 0.02), pose(0.013, 0.009, 0.02)]
+        frame = moved_by(transport, frame, torch.stack(ends if there else ends[::-1])[None])[0]
+        there = not there
+    assert (frame - spot((0.0, 0.0, 0.02))).abs().max() < 0.05

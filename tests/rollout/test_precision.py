@@ -1,0 +1,67 @@
+"""Which models imagine in 8 bits, and that what they imagine is what the floats imagine."""
+
+import json
+
+import pytest
+import torch
+
+from worldenv import int8
+from worldenv.errors import UserError
+from worldenv.evaluate import starts_of
+from worldenv.int8 import Int8
+from worldenv.job import make_engine
+from worldenv.kinematics import Kinematics, chunk_kinematics
+from worldenv.metrics import psnr
+from worldenv.rollout import models as module
+from worldenv.rollout.engine import EngineConfig
+from worldenv.rollout.models import Models, save_model, shipped
+from worldenv.tasks.scenes import TASKS
+
+needs_int8 = pytest.mark.skipif(not int8.is_fast(), reason="this CPU has no instructions for 8 bits")
+
+
+@pytest.fixture
+def models(tiny, tmp_path):
+    parts = {"policy": tiny.policy(), "simulator": tiny.simulator(), "reflector": tiny.reflector()}
+    for name, model in parts.items():
+        save_model(tmp_path / f"{name}.safetensors", model, {}, levels=(1.0,))
+    ranges = {"policy": {"encoder.stem.1": [-1.0, 1.0]}, "simulator": {}, "reflector": {}}
+    (tmp_path / "ranges.json").write_text(json.dumps(ranges))
+    return Models.load(tmp_path)
+
+
+def kinds(model):
+    return {type(m) for m in model.modules()}
+
+
+@pytest.mark.parametrize(("precision", "fast", "small"), [
+    ("auto", True, True), ("auto", False, False), ("int8", True, True), ("float32", True, False)])  # fmt: skip
+def test_8_bits_are_used_where_wanted_and_where_the_cpu_is_made_for_them(models, monkeypatch, precision, fast, small):
+    monkeypatch.setattr(module, "is_fast", lambda: fast)
+    imagining = models.to_imagine(precision)
+    assert (Int8 in kinds(imagining.policy)) == small and Int8 not in kinds(models.policy)
+    assert imagining.levels == models.levels
+
+
+def test_8_bits_that_cannot_be_had_are_refused_with_the_reason(models, monkeypatch):
+    monkeypatch.setattr(module, "is_fast", lambda: False)
+    with pytest.raises(UserError, match="int8 cannot be had: this CPU has no instructions for it; take auto"):
+        models.to_imagine("int8")
+    monkeypatch.setattr(module, "is_fast", lambda: True)
+    models.ranges = None
+    with pytest.raises(UserError, match="int8 cannot be had: the models have no ranges.json"):
+        models.to_imagine("int8")
+    assert models.to_imagine("auto") is models
+
+
+@needs_int8
+def test_shipped_models_imagine_in_8_bits_what_they_imagine_in_floats():
+    models = Models.load(shipped())
+    starts = starts_of(TASKS, range(500, 510), "train")
+    exact, small = (make_engine(models, EngineConfig(precision=precision)) for precision in ("float32", "int8"))
+    action = exact.run(starts, 1, 0, explore=False, stop=False).action
+    after = chunk_kinematics(starts.proprio, action.flatten(1, 2), Kinematics())
+    poses = torch.cat([starts.proprio[:, None], after], dim=1)
+    video, near = (engine.world.replay(starts.frame, poses, 0) for engine in (exact, small))
+    apart = psnr(near[:, -4:].flatten(0, 1), video[:, -4:].flatten(0, 1))
+    assert apart.min() > 40 and not torch.equal(near, video)

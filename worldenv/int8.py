@@ -1,0 +1,140 @@
+"""Convolutions and linear layers in 8 bits, for imagining on a CPU; training keeps its floats.
+
+Weights are rounded once, a scale for each output channel; inputs as `quantise` rounds them, on a grid that was measured
+beforehand, so that an episode does not depend on the batch it runs in. oneDNN multiplies, three times as fast as in
+floats (benchmarks/LOG.md).
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldenv.ops.patchify import unit
+from worldenv.ops.quantise import quantise
+
+FAST = ("avx512_vnni", "avx_vnni", "amx_int8")  # with any of them a CPU multiplies 8 bits exactly and fast
+Module = TypeVar("Module", bound=nn.Module)
+Ranges = dict[str, tuple[float, float] | None]  # module name -> least and greatest input; None: it reads pixels
+
+
+def is_fast() -> bool:
+    """Whether this CPU multiplies 8 bits with instructions of their own; without them it is slow and may saturate."""
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(has.get(name) for name in FAST)
+
+
+ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": partial(F.gelu, approximate="tanh")}
+Grid = tuple[float, int]  # step and zero of 256 levels
+NO_GRID = (0.0, 0)
+
+
+class Conv(nn.Conv2d):
+    """A convolution that can be replaced by one in 8 bits; this one computes in floats. uint8 input is pixels."""
+
+    grid: Grid = NO_GRID  # the levels that its input is wanted on
+
+    def forward(self, x: Tensor, activation: str = "none", onto: Tensor | None = None, to: Grid = NO_GRID) -> Tensor:
+        y = ACTIVATIONS[activation](super().forward(unit(x)))
+        return y if onto is None else onto + y
+
+
+class Linear(nn.Linear):
+    """As `Conv`, for linear layers."""
+
+    grid: Grid = NO_GRID
+
+    def forward(self, x: Tensor, activation: str = "none", onto: Tensor | None = None, to: Grid = NO_GRID) -> Tensor:
+        y = ACTIVATIONS[activation](super().forward(unit(x)))
+        return y if onto is None else onto + y
+
+
+class Int8(nn.Module):
+    """What `in_int8` puts in the place of a `Conv` or `Linear`; weight and bias are still that layer's own.
+
+    A layer that reads pixels (range None) takes the bytes as they are, on the grid (2 / 255, 128). Half a step is left
+    to the bias, so that only beyond the border of a convolution 0 is read as that half step.
+    """
+
+    def __init__(self, layer: Conv | Linear, low_high: tuple[float, float] | None):
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        weight = layer.weight.detach()
+        if not torch.isfinite(weight).all():
+            raise ValueError("a weight is not finite; it cannot be rounded to 8 bits")
+        low, high = low_high or (-1.0, 1.0)
+        low, high = min(low, 0.0), max(high, 1e-6)
+        self.grid = step, zero = (high - low) / 255, round(-low * 255 / (high - low))
+        scale = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+        levels = (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round()
+        self.summand = None if layer.bias is None else layer.bias.detach()
+        if low_high is None:
+            half = step / 2 * levels.flatten(1).sum(1) * scale
+            self.summand = half if layer.bias is None else half + layer.bias.detach()
+        self.window = (layer.stride, layer.padding, [1, 1], 1) if isinstance(layer, Conv) else ()
+        levels = levels.to(torch.int8)
+        pack = torch.ops.onednn.qconv_prepack if self.window else torch.ops.onednn.qlinear_prepack
+        packed = pack(levels, scale, step, zero, *self.window) if self.window else pack(levels, None)
+        self.packed = packed, scale, torch.zeros(len(scale), dtype=torch.int32)
+
+    def forward(
+        self,
+        x: Tensor,  # float32, or uint8 on `grid` already
+        activation: str = "none",  # none, relu or gelu
+        onto: Tensor | None = None,  # float32, to be added to the result; may be overwritten
+        to: Grid = NO_GRID,  # the levels that the result is wanted on
+    ) -> Tensor:  # float32, or uint8 on `to`
+        step, zero = self.grid
+        x = x if x.dtype == torch.uint8 else quantise(x, step, zero)
+        given = (x, step, zero, *self.packed)
+        if onto is not None:
+            add = torch.ops.onednn.qconv2d_pointwise if self.window else torch.ops.onednn.qlinear_pointwise
+            return add.binary(*given, onto, self.summand, *self.window, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0,
+                              "none", [], "")  # fmt: skip
+        multiply = torch.ops.onednn.qconv_pointwise if self.window else torch.ops.onednn.qlinear_pointwise
+        result = (to[0], to[1], torch.uint8) if to[0] else (1.0, 0, torch.float32)
+        shape = "tanh" if activation == "gelu" else ""
+        return multiply(*given, self.summand, *self.window, *result, activation, [], shape)
+
+
+def in_int8(module: Module, ranges: Ranges, prefix: str = "") -> Module:
+    """The same module with every `Conv` and `Linear` that has a range in 8 bits; all else, parameters included, is
+    shared."""
+    new = copy.copy(module)
+    new._modules = {}
+    for name, child in module._modules.items():
+        path = prefix + name
+        if isinstance(child, Conv | Linear) and path in ranges:
+            new._modules[name] = Int8(child, ranges[path])
+        else:
+            new._modules[name] = None if child is None else in_int8(child, ranges, path + ".")
+    return new
+
+
+@contextmanager
+def measured(module: nn.Module) -> Iterator[Ranges]:
+    """Note the least and greatest input of every `Conv` and `Linear` while the module is used."""
+    ranges: Ranges = {}
+
+    def note(name: str):
+        def hook(_, inputs: tuple[Tensor]) -> None:
+            if inputs[0].dtype == torch.uint8:
+                ranges[name] = None
+                return
+            low, high = (value.item() for value in inputs[0].detach().aminmax())
+            seen = ranges.get(name, (low, high))
+            ranges[name] = min(low, seen[0]), max(high, seen[1])
+
+        return hook
+
+    hooks = [m.register_forward_pre_hook(note(n)) for n, m in module.named_modules() if isinstance(m, Conv | Linear)]
+    try:
+        yield ranges
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,125 @@
+"""Op `adaln`: a gated residual, layer normalisation, and a condition's scale and shift, in one pass."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from worldenv import ops
+from worldenv.ops.quantise import check_grid, quantise_reference
+
+EPS = 1e-5
+
+
+def adaln_reference(
+    x: Tensor,  # [B, N, D]
+    scale: Tensor,  # [B, D]
+    shift: Tensor,  # [B, D]
+    branch: Tensor | None = None,  # [B, N, D]
+    gate: Tensor | None = None,  # [B, D]
+    step: float = 0.0,
+    zero: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The meaning of `adaln`, in plain PyTorch; it has a gradient."""
+    x = x.clone() if branch is None else x + gate[:, None] * branch
+    y = F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale[:, None]) + shift[:, None]
+    return x, quantise_reference(y, step, zero) if step else y
+
+
+def adaln(
+    x: Tensor,  # [B, N, D] float32
+    scale: Tensor,  # [B, D] float32
+    shift: Tensor,  # [B, D] float32
+    branch: Tensor | None = None,  # [B, N, D] float32, what a layer adds to x
+    gate: Tensor | None = None,  # [B, D] float32, given with branch
+    step: float = 0.0,  # > 0: y on a grid of 256 levels, as `quantise` gives it
+    zero: int = 0,
+) -> tuple[Tensor, Tensor]:  # x and y: [B, N, D] float32; y uint8 on a grid
+    """Adaptive layer normalisation with its gate (Peebles & Xie 2023, "adaLN-Zero").
+
+        x <- x + gate * branch
+        y = layer_norm(x) * (1 + scale) + shift
+
+    A row is read and written once. Has a gradient, computed by a face of its own; not on a grid.
+
+    Raises ValueError if a shape, dtype or device is another one, or the grid is none.
+    """
+    _check(x, scale, shift, branch, gate)
+    if step or zero:
+        check_grid(step, zero)
+    arguments = (x, scale, shift, branch, gate, step, zero)
+    if ops.BACKEND == "reference":
+        return adaln_reference(*arguments)
+    wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:5])
+    if step and wants_gradient:
+        raise ValueError("a result on a grid has no gradient: leave step at 0 in training")
+    out = torch.ops.worldenv.adaln(*arguments)
+    return (x if branch is None else out[0]), out[1]
+
+
+def _check(x: Tensor, scale: Tensor, shift: Tensor, branch: Tensor | None, gate: Tensor | None) -> None:
+    if x.ndim != 3:
+        raise ValueError(f"x has shape {list(x.shape)}; it should be [B, N, D]")
+    if (branch is None) != (gate is None):
+        raise ValueError("branch and gate are given together or not at all")
+    b, _, d = x.shape
+    wanted = {"x": (x, x.shape), "scale": (scale, (b, d)), "shift": (shift, (b, d))}
+    if branch is not None:
+        wanted |= {"branch": (branch, x.shape), "gate": (gate, (b, d))}
+    for name, (tensor, shape) in wanted.items():
+        if tuple(tensor.shape) != tuple(shape):
+            raise ValueError(f"{name} has shape {list(tensor.shape)}; it should be {list(shape)}")
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name} is {tensor.dtype}; it should be torch.float32: pass {name}.float()")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}; it should be on {x.device}, as x is")
+
+
+def _face(x, scale, shift, branch, gate, step, zero):
+    total, y = adaln_reference(x, scale, shift, branch, gate, step, zero)
+    return x.new_empty(0) if branch is None else total, y
+
+
+def adaln_backward_reference(
+    grad_sum: Tensor, grad_y: Tensor, total: Tensor, scale: Tensor, branch: Tensor | None, gate: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, scale, shift, branch and gate, in plain PyTorch; without a branch the last two are empty."""
+    centred = total - total.mean(-1, keepdim=True)
+    inverse = (centred.square().mean(-1, keepdim=True) + EPS).rsqrt()
+    z, up = centred * inverse, grad_y * (1 + scale[:, None])
+    grad_x = grad_sum + inverse * (up - up.mean(-1, keepdim=True) - z * (up * z).mean(-1, keepdim=True))
+    empty = total.new_empty(0, *total.shape[1:]), total.new_empty(0, total.shape[2])
+    ends = empty if branch is None else (gate[:, None] * grad_x, (grad_x * branch).sum(1))
+    return grad_x, (grad_y * z).sum(1), grad_y.sum(1), *ends
+
+
+# What torch runs on a device for which no face is built.
+torch.library.impl("worldenv::adaln", "CompositeExplicitAutograd")(_face)
+torch.library.impl("worldenv::adaln_backward", "CompositeExplicitAutograd")(adaln_backward_reference)
+
+
+@torch.library.register_fake("worldenv::adaln")
+def _(x, scale, shift, branch, gate, step, zero):
+    y = torch.empty_like(x, dtype=torch.uint8 if step else x.dtype)
+    return x.new_empty(0) if branch is None else torch.empty_like(x), y
+
+
+@torch.library.register_fake("worldenv::adaln_backward")
+def _(grad_sum, grad_y, total, scale, branch, gate):
+    b, n, d = total.shape
+    b = 0 if branch is None else b
+    return tuple(total.new_empty(shape) for shape in (total.shape, scale.shape, scale.shape, (b, n, d), (b, d)))
+
+
+def _save(ctx, inputs, output) -> None:
+    x, scale, _, branch, gate, _, _ = inputs
+    ctx.save_for_backward(x if branch is None else output[0], scale, branch, gate)
+
+
+def _backward(ctx, grad_sum, grad_y):
+    total, scale, branch, gate = ctx.saved_tensors
+    grad_sum = torch.zeros_like(total) if branch is None or grad_sum is None else grad_sum
+    grads = torch.ops.worldenv.adaln_backward(grad_sum, grad_y, total, scale, branch, gate)
+    return *grads[:3], *((None, None) if branch is None else grads[3:]), None, None
+
+
+torch.library.register_autograd("worldenv::adaln", _backward, setup_context=_save)

@@ -1,0 +1,79 @@
+"""The world simulator as rollouts and training use it: frames and poses in, frames out, whatever the network inside."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldenv.camera import Camera
+from worldenv.ops.action_map import action_map
+from worldenv.ops.patchify import PATCH
+from worldenv.ops.philox import Use, philox
+from worldenv.ops.transport import transport
+from worldenv.ops.unpatchify import unpatchify
+from worldenv.parallel import CACHED, in_parts
+from worldenv.simulator.network import Simulator
+from worldenv.simulator.sampler import sample
+from worldenv.slots import Slots
+
+
+@dataclass
+class Memory(Slots):
+    """What the simulator remembers of each episode besides its last frame."""
+
+    first: Tensor  # [E, H, W, 3] uint8, of the episode
+    previous: Tensor  # [E, H, W, 3] uint8, the last one a chunk ago
+
+
+class World:
+    """Network, camera and noise levels together."""
+
+    def __init__(self, simulator: Simulator, camera: Camera, levels: Sequence[float]):
+        self.simulator, self.levels = simulator, tuple(levels)
+        self.projection, self.size = torch.from_numpy(camera.projection), camera.height
+        self.chunk = simulator.config.chunk
+
+    def begin(self, frame: Tensor) -> Memory:  # [B, H, W, 3] uint8
+        """The memory of episodes that begin with these frames."""
+        return Memory(frame, frame.clone())
+
+    @torch.no_grad()
+    def imagine(
+        self,
+        memory: Memory,  # of B episodes, moved on in place
+        frame: Tensor,  # [B, H, W, 3] uint8, the present one
+        poses: Tensor,  # [B, K + 1, 7] float32, the present one first
+        seed: int,
+        episode: Tensor,  # [B] int64, ids
+        chunk: Tensor,  # [B] int64, chunks imagined before
+    ) -> tuple[Tensor, Tensor]:  # [B, K, H, W, 3] uint8; [B] bool, whether every pixel came out finite
+        """The frames that follow when the gripper goes through `poses`."""
+        b, n = poses.shape[:2]
+        pictures = transport(torch.stack([memory.first, memory.previous, frame], dim=1), poses, self.projection)
+        maps = action_map(poses.flatten(0, 1), self.projection, self.size, self.size).unflatten(0, (b, n))
+        seen = self.simulator.see(pictures, maps, poses)
+        noise = philox(seed, episode, chunk, Use.FRAME, (self.size // 2, self.size // 2, n - 1, PATCH), normal=True)
+        memory.previous.copy_(frame)
+        return unpatchify(sample(self.simulator, seen, noise, self.levels))
+
+    def replay(
+        self,
+        frame: Tensor,  # [N, H, W, 3] uint8, where the episodes begin
+        poses: Tensor,  # [N, T * K + 1, 7] float32, the present pose first
+        seed: int,
+    ) -> Tensor:  # [N, T * K + 1, H, W, 3] uint8, the start frame first
+        """What the camera would see if the gripper went through these poses; no policy, no stop."""
+        k = self.chunk
+        out = frame.new_empty(len(frame), (poses.shape[1] - 1) // k * k + 1, *frame.shape[1:])
+        out[:, 0] = frame
+
+        def work(rows: slice) -> None:
+            ids, memory = torch.arange(rows.start, rows.stop, device=frame.device), self.begin(frame[rows])
+            for first in range(0, out.shape[1] - 1, k):
+                here = poses[rows, first : first + k + 1]
+                frames, _ = self.imagine(memory, out[rows, first], here, seed, ids, torch.full_like(ids, first // k))
+                out[rows, first + 1 : first + k + 1] = frames
+
+        in_parts(work, len(frame), CACHED)
+        return out

@@ -1,0 +1,46 @@
+"""Tensors that belong to episodes, a row each: allocated once, seen in slices, refilled in place."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Self
+
+from torch import Tensor
+
+
+class Slots:
+    """What dataclasses inherit whose fields are tensors [E, ...], or such dataclasses: row e belongs to slot e."""
+
+    def tensors(self) -> Iterator[Tensor]:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            yield from value.tensors() if isinstance(value, Slots) else [value]
+
+    def each(self, function) -> Self:
+        """The same with every tensor replaced by function(tensor)."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        return type(self)(*(v.each(function) if isinstance(v, Slots) else function(v) for v in values))
+
+    def __len__(self) -> int:
+        return len(next(self.tensors()))
+
+    def __getitem__(self, slots: slice) -> Self:
+        """A view of some slots: what is written there is written here."""
+        return self.each(lambda tensor: tensor[slots])
+
+    def empty(self, capacity: int) -> Self:
+        """Unwritten room for `capacity` rows like these."""
+        return self.each(lambda tensor: tensor.new_empty(capacity, *tensor.shape[1:]))
+
+    def put(self, slots: Tensor, rows: Self) -> None:
+        """Write rows[i] to slot slots[i]."""
+        for mine, new in zip(self.tensors(), rows.tensors(), strict=True):
+            mine[slots] = new
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copy slot source[i] to slot target[i]."""
+        for tensor in self.tensors():
+            tensor[target] = tensor[source]
+
+    def bytes_each(self) -> int:
+        """Bytes of one slot."""
+        return sum(tensor[:1].numel() * tensor.element_size() for tensor in self.tensors())
