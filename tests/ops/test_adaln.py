@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -33,15 +29,9 @@ def test_compiled_face_equals_the_reference(b, n, d, branch):
 
 
 @pytest.mark.parametrize("level", ["plain", "avx2"])
-def test_lower_instruction_sets_give_the_same(level, tmp_path):
+def test_lower_instruction_sets_give_the_same(level, at_level):
     arguments = inputs(d=42)
-    torch.save(arguments, tmp_path / "in.pt")
-    code = (
-        "import torch; from worldenv.ops.adaln import adaln; "
-        f"torch.save(adaln(*torch.load({str(tmp_path / 'in.pt')!r})), {str(tmp_path / 'out.pt')!r})"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "WORLDENV_CPU_ISA": level})
-    for actual, expected in zip(torch.load(tmp_path / "out.pt"), adaln_reference(*arguments), strict=True):
+    for actual, expected in zip(at_level(level, "adaln", *arguments), adaln_reference(*arguments), strict=True):
         assert_same(actual, expected)
 
 

@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -49,15 +45,9 @@ def test_pictures_of_bytes_are_read_as_pixels(k):
 
 
 @pytest.mark.parametrize("level", ["plain", "avx2"])
-def test_lower_instruction_sets_give_the_same(level, tmp_path):
+def test_lower_instruction_sets_give_the_same(level, at_level):
     arguments = inputs(h=6, w=9, k=3)
-    torch.save(arguments, tmp_path / "in.pt")
-    code = (
-        "import torch; from worldenv.ops.compose import compose; "
-        f"torch.save(compose(*torch.load({str(tmp_path / 'in.pt')!r})), {str(tmp_path / 'out.pt')!r})"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "WORLDENV_CPU_ISA": level})
-    assert_same(torch.load(tmp_path / "out.pt"), compose_reference(*arguments))
+    assert_same(at_level(level, "compose", *arguments), compose_reference(*arguments))
 
 
 @pytest.mark.parametrize("face", [compose, compose_reference])
