@@ -140,11 +140,12 @@ def train(config: TrainConfig, command: str) -> dict:
     if config.from_scratch:
         folder = _open(config)
         models = Models.load(Pipeline(folder, config.scratch, config.seed).run(), config.zero_shot_judge)
+        engine = make_engine(models, config.engine)
     else:
-        models = Models.load(config.models or shipped(), config.zero_shot_judge)  # a wrong path leaves no folder behind
-        folder = _open(config)
+        models = Models.load(config.models or shipped(), config.zero_shot_judge)
+        engine = make_engine(models, config.engine)
+        folder = _open(config)  # after them: a wrong path or precision leaves no folder behind
     loaded = time.monotonic() - began  # from scratch: made
-    engine = make_engine(models, config.engine)
     before = measure(models, engine, config.eval, config.start_seed, config.seed, "before")
     write_videos(folder, engine, before, config.eval, config.seed, "before")
     measured = time.monotonic() - began
@@ -172,8 +173,8 @@ def evaluate(config: EvaluateConfig, command: str) -> dict:
     """Measure the models of a folder; returns the document that is also the last line of stdout and result.json."""
     began = time.monotonic()
     models = Models.load(shipped(), config.zero_shot_judge) if config.models is None else _models_of(config)
-    folder = RunFolder.create(config.run or default_run_path("eval"), {"command": command})
     engine = make_engine(models, config.engine)
+    folder = RunFolder.create(config.run or default_run_path("eval"), {"command": command})
     measured = measure(models, engine, config.eval, config.start_seed, config.seed, "evaluation")
     write_videos(folder, engine, measured, config.eval, config.seed, "evaluation")
     result = {

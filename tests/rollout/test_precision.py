@@ -12,6 +12,7 @@ from worldenv.int8 import Int8
 from worldenv.job import make_engine
 from worldenv.kinematics import Kinematics, chunk_kinematics
 from worldenv.metrics import psnr
+from worldenv.rollout import engine as rollout_engine
 from worldenv.rollout import models as module
 from worldenv.rollout.engine import EngineConfig
 from worldenv.rollout.models import Models, save_model, shipped
@@ -44,12 +45,11 @@ def test_8_bits_are_used_where_wanted_and_where_the_cpu_is_made_for_them(models,
 
 
 def test_8_bits_that_cannot_be_had_are_refused_with_the_reason(models, monkeypatch):
-    monkeypatch.setattr(module, "is_fast", lambda: False)
-    with pytest.raises(UserError, match="int8 cannot be had: this CPU has no instructions for it; take auto"):
-        models.to_imagine("int8")
-    monkeypatch.setattr(module, "is_fast", lambda: True)
+    monkeypatch.setattr(rollout_engine, "is_fast", lambda: False)
+    with pytest.raises(UserError, match="this CPU has no instructions for --engine.precision int8; take auto"):
+        EngineConfig(precision="int8")
     models.ranges = None
-    with pytest.raises(UserError, match="int8 cannot be had: the models have no ranges.json"):
+    with pytest.raises(UserError, match="the models have no ranges.json, so --engine.precision int8 cannot be had"):
         models.to_imagine("int8")
     assert models.to_imagine("auto") is models
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from worldenv.errors import UserError
+from worldenv.int8 import is_fast
 from worldenv.kinematics import Kinematics, chunk_kinematics
 from worldenv.memory import free_bytes, ran_out
 from worldenv.ops.philox import Use, philox
@@ -31,6 +32,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if min(self.horizon, self.batch, self.capacity or 1) < 1 or self.capacity == 0:
             raise UserError(f"horizon, capacity and batch must be positive: {self}")
+        if self.precision == "int8" and not is_fast():
+            raise UserError("this CPU has no instructions for --engine.precision int8; take auto or float32")
 
 
 @dataclass

@@ -84,12 +84,11 @@ class Models:
     def to_imagine(self, precision: str) -> "Models":
         """These models as a rollout runs them: with precision int8 twins that share all parameters, else themselves.
 
-        auto is int8 where the ranges are known and the CPU is made for it. Raises UserError if int8 cannot be had.
+        auto is int8 where the ranges are known and the CPU is made for it. Raises UserError if int8 is asked for and they
+        are not known.
         """
-        possible = self.ranges is not None and is_fast()
-        if precision == "float32" or (precision == "auto" and not possible):
+        if precision == "float32" or (precision == "auto" and (self.ranges is None or not is_fast())):
             return self
-        if not possible:
-            lacks = "this CPU has no instructions for it" if self.ranges is not None else f"the models have no {RANGES}"
-            raise UserError(f"--engine.precision int8 cannot be had: {lacks}; take auto or float32")
+        if self.ranges is None:
+            raise UserError(f"the models have no {RANGES}, so --engine.precision int8 cannot be had; take auto")
         return replace(self, **{name: in_int8(part, self.ranges[name]) for name, part in self.parts().items()})
