@@ -84,8 +84,8 @@ class Models:
     def to_imagine(self, precision: str) -> "Models":
         """These models as a rollout runs them: with precision int8 twins that share all parameters, else themselves.
 
-        auto is int8 where the ranges are known and the CPU is made for it. Raises UserError if int8 is asked for and they
-        are not known.
+        auto is int8 where the ranges are known and the CPU is made for it. Raises UserError if int8 is asked for and
+        they are not known.
         """
         if precision == "float32" or (precision == "auto" and (self.ranges is None or not is_fast())):
             return self
