@@ -6,6 +6,9 @@ import, makes every op run its reference.
 """
 
 import os
+from collections.abc import Sequence
+
+import torch
 
 try:
     from worldenv import _C  # noqa: F401  importing it registers the CPU faces with torch
@@ -18,3 +21,15 @@ except ImportError as error:
 BACKEND = os.environ.get("WORLDENV_BACKEND", "")
 if BACKEND not in ("", "reference"):
     raise ValueError(f"WORLDENV_BACKEND is {BACKEND!r}; it should be 'reference' or not be set")
+
+
+def check_tensors(wanted: dict[str, tuple[torch.Tensor, Sequence[int]]]) -> None:
+    """Raise ValueError unless every tensor has its shape, is float32, and is where the first one is."""
+    first, (reference, _) = next(iter(wanted.items()))
+    for name, (tensor, shape) in wanted.items():
+        if tuple(tensor.shape) != tuple(shape):
+            raise ValueError(f"{name} has shape {list(tensor.shape)}; it should be {list(shape)}")
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name} is {tensor.dtype}; it should be torch.float32: pass {name}.float()")
+        if tensor.device != reference.device:
+            raise ValueError(f"{name} is on {tensor.device}; it should be on {reference.device}, as {first} is")

@@ -75,13 +75,7 @@ def _check(x, groups, weight, bias, scale, shift, activation) -> None:
     wanted = {"x": (x, x.shape), "weight": (weight, (c,)), "bias": (bias, (c,))}
     if scale is not None:
         wanted |= {"scale": (scale, (b, c)), "shift": (shift, (b, c))}
-    for name, (tensor, shape) in wanted.items():
-        if tuple(tensor.shape) != tuple(shape):
-            raise ValueError(f"{name} has shape {list(tensor.shape)}; it should be {list(shape)}")
-        if tensor.dtype != torch.float32:
-            raise ValueError(f"{name} is {tensor.dtype}; it should be torch.float32: pass {name}.float()")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}; it should be on {x.device}, as x is")
+    ops.check_tensors(wanted)
 
 
 def _rows(rows: Tensor, *others) -> Tensor:  # [B, H, W, C] as the faces take it

@@ -65,13 +65,7 @@ def _check(x: Tensor, scale: Tensor, shift: Tensor, branch: Tensor | None, gate:
     wanted = {"x": (x, x.shape), "scale": (scale, (b, d)), "shift": (shift, (b, d))}
     if branch is not None:
         wanted |= {"branch": (branch, x.shape), "gate": (gate, (b, d))}
-    for name, (tensor, shape) in wanted.items():
-        if tuple(tensor.shape) != tuple(shape):
-            raise ValueError(f"{name} has shape {list(tensor.shape)}; it should be {list(shape)}")
-        if tensor.dtype != torch.float32:
-            raise ValueError(f"{name} is {tensor.dtype}; it should be torch.float32: pass {name}.float()")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}; it should be on {x.device}, as x is")
+    ops.check_tensors(wanted)
 
 
 def _face(x, scale, shift, branch, gate, step, zero):
