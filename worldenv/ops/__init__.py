@@ -18,18 +18,23 @@ except ImportError as error:
         "`python setup.py build_ext --inplace`) in the source tree."
     ) from error
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BACKEND = os.environ.get("WORLDENV_BACKEND", "")
 if BACKEND not in ("", "reference"):
     raise ValueError(f"WORLDENV_BACKEND is {BACKEND!r}; it should be 'reference' or not be set")
 
 
-def check_tensors(wanted: dict[str, tuple[torch.Tensor, Sequence[int]]]) -> None:
-    """Raise ValueError unless every tensor has its shape, is float32, and is where the first one is."""
+def check_tensors(
+    wanted: dict[str, tuple[torch.Tensor, Sequence[int]]], dtypes: Sequence[torch.dtype] = (torch.float32,)
+) -> None:
+    """Raise ValueError unless every tensor has its shape, one of `dtypes`, all the same, and is where the first is."""
     first, (reference, _) = next(iter(wanted.items()))
+    allowed = (reference.dtype,) if reference.dtype in dtypes else dtypes
     for name, (tensor, shape) in wanted.items():
         if tuple(tensor.shape) != tuple(shape):
             raise ValueError(f"{name} has shape {list(tensor.shape)}; it should be {list(shape)}")
-        if tensor.dtype != torch.float32:
-            raise ValueError(f"{name} is {tensor.dtype}; it should be torch.float32: pass {name}.float()")
+        if tensor.dtype not in allowed:
+            cast = f": pass {name}.float()" if allowed == (torch.float32,) else ""
+            raise ValueError(f"{name} is {tensor.dtype}; it should be {' or '.join(map(str, allowed))}{cast}")
         if tensor.device != reference.device:
             raise ValueError(f"{name} is on {tensor.device}; it should be on {reference.device}, as {first} is")
