@@ -21,7 +21,8 @@ def windowed_attention_reference(
     if key_scale is not None:
         keys32, values32 = keys32 * key_scale[..., None], values32 * value_scale[..., None]
     there = torch.arange(keys.shape[2], device=keys.device) < length[:, None]  # [B, C]
-    values32 = torch.where(there[:, None, :, None], values32, 0.0)  # what was never written may not be finite
+    # What was never written may not be finite.
+    keys32, values32 = (torch.where(there[:, None, :, None], x, 0.0) for x in (keys32, values32))
     out = F.scaled_dot_product_attention(
         query32.transpose(1, 2), keys32, values32, attn_mask=there[:, None, None], enable_gqa=True
     )
