@@ -31,7 +31,7 @@ class World:
 
     def __init__(self, simulator: Simulator, camera: Camera, levels: Sequence[float]):
         self.simulator, self.levels = simulator, tuple(levels)
-        self.projection, self.size = torch.from_numpy(camera.projection), camera.height
+        self.projection, self.size = torch.from_numpy(camera.projection).to(simulator.plate.device), camera.height
         self.chunk = simulator.config.chunk
 
     def begin(self, frame: Tensor) -> Memory:  # [B, H, W, 3] uint8
