@@ -13,7 +13,7 @@ try:
     from gymnasium.vector import AutoresetMode, VectorEnv
     from gymnasium.vector.utils import batch_space
 except ImportError as error:
-    raise ImportError(f'{error}; install gymnasium >= 1.1: pip install "worldenv[gymnasium]"') from error
+    raise ImportError(f'{error}; install it: pip install "worldenv[gymnasium]"') from error
 
 
 class WorldModelVectorEnv(VectorEnv):
@@ -29,9 +29,10 @@ class WorldModelVectorEnv(VectorEnv):
     reset takes the options "starts" (rows of the starts to begin at from now on, in turn) and "reset_mask" (bool [E]).
     """
 
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "torch": True, "render_modes": []}
+
     def __init__(self, env: WorldModelEnv):
         self.env, self.num_envs = env, env.config.envs
-        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "torch": True, "render_modes": []}
         self.single_observation_space = gym.spaces.Dict(
             {name: _box(*env.bounds(name)) for name in ("frame", "proprio", "instruction")}
         )

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from worldenv.errors import UserError
 from worldenv.rollout.env import WorldModelEnv
 
 try:
@@ -10,7 +11,7 @@ try:
     from torchrl.data import Binary, Bounded, Composite, Unbounded
     from torchrl.envs import EnvBase
 except ImportError as error:
-    raise ImportError(f'{error}; install torchrl: pip install "worldenv[torchrl]"') from error
+    raise ImportError(f'{error}; install it: pip install "worldenv[torchrl]"') from error
 
 
 class TorchRLWorldModelEnv(EnvBase):
@@ -42,6 +43,9 @@ class TorchRLWorldModelEnv(EnvBase):
         return self._as_tensordict(self.env.reset(None if mask is None else mask.reshape(len(mask))))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        going_on = tensordict.get("_step", None)  # TorchRL leaves out what is over, and that stays as it is anyway
+        if going_on is not None and not (going_on.reshape(-1) | self.env.standing.done).all():
+            raise UserError("_step leaves out episodes that are not over; those of one environment go on together")
         observation, reward, terminated, truncated = self.env.step(tensordict["action"])
         out = {"reward": reward, "done": terminated | truncated, "terminated": terminated, "truncated": truncated}
         return self._as_tensordict(observation | {name: tensor[:, None] for name, tensor in out.items()})
