@@ -8,17 +8,19 @@ from torch import Tensor
 
 
 class Slots:
-    """What dataclasses inherit whose fields are tensors [E, ...], or such dataclasses: row e belongs to slot e."""
+    """What dataclasses inherit whose fields are tensors [E, ...], such dataclasses or None: row e belongs to slot e."""
 
     def tensors(self) -> Iterator[Tensor]:
         for field in fields(self):
             value = getattr(self, field.name)
-            yield from value.tensors() if isinstance(value, Slots) else [value]
+            if value is not None:
+                yield from value.tensors() if isinstance(value, Slots) else [value]
 
     def each(self, function) -> Self:
         """The same with every tensor replaced by function(tensor)."""
-        values = [getattr(self, field.name) for field in fields(self)]
-        return type(self)(*(v.each(function) if isinstance(v, Slots) else function(v) for v in values))
+        values = (getattr(self, field.name) for field in fields(self))
+        return type(self)(*(v.each(function) if isinstance(v, Slots) else v if v is None else function(v)
+                            for v in values))  # fmt: skip
 
     def __len__(self) -> int:
         return len(next(self.tensors()))

@@ -234,5 +234,7 @@ def test_bad_configurations_are_refused(tiny):
             EngineConfig(**bad)
     with pytest.raises(UserError, match=r"frames of \[16, 16, 3\]; the simulator imagines \[32, 32, 3\]"):
         tiny.engine(size=32).run(tiny.starts(2), 1, SEED)
-    with pytest.raises(UserError, match="policy acts in chunks of 2, the simulator in chunks of 4"):
-        tiny.engine(policy=tiny.policy(chunk=2))
+    with pytest.raises(UserError, match="there are no starts"):
+        tiny.engine().run(tiny.starts(2).pick(torch.arange(0)), 1, SEED)
+    with pytest.raises(UserError, match="chunk is -1"):
+        tiny.engine(policy=tiny.policy(chunk=4), chunk=-1)

@@ -53,7 +53,7 @@ class Reflector(nn.Module):
         """Read the first frames [B, H, W, 3] uint8 of new episodes."""
         instruction = self.encoder.text(tokens)
         feature = self.encode(frames, instruction)
-        return Pooled(instruction, feature, feature.clone(), torch.ones(len(feature), 1))
+        return Pooled(instruction, feature, feature.clone(), feature.new_ones(len(feature), 1))
 
     @torch.no_grad()
     def encode(self, frames: Tensor, tokens: Tensor) -> Tensor:  # [B, D]
@@ -68,7 +68,7 @@ class Reflector(nn.Module):
         b, k = frames.shape[:2]
         feature = self.encode(frames.flatten(0, 1), pooled.instruction.repeat_interleave(k, 0)).view(b, k, -1)
         total = pooled.total[:, None] + feature.cumsum(1)
-        count = pooled.count + torch.arange(1, k + 1)
+        count = pooled.count + torch.arange(1, k + 1, device=frames.device)
         logit = self.logit(feature, pooled.first[:, None], total / count[..., None])
         pooled.total.copy_(total[:, -1])
         pooled.count.copy_(count[:, -1:])

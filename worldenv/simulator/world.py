@@ -29,9 +29,11 @@ class Memory(Slots):
 class World:
     """Network, camera and noise levels together. `CausalWorld` does the same another way."""
 
+    resumes = True  # a pass can be imagined anew when more of its poses are known
+
     def __init__(self, simulator: Simulator, camera: Camera, levels: Sequence[float]):
         self.simulator, self.levels = simulator, tuple(levels)
-        self.projection, self.size = torch.from_numpy(camera.projection), camera.height
+        self.projection, self.size = torch.from_numpy(camera.projection).to(simulator.plate.device), camera.height
         self.chunk = simulator.config.chunk
 
     def begin(self, frame: Tensor, proprio: Tensor) -> Memory:  # [B, H, W, 3] uint8, [B, 7] float32
