@@ -174,10 +174,11 @@ class Engine:
         poses = torch.cat([live.proprio[:, None], chunk_kinematics(live.proprio, action, self.kinematics)], dim=1)
         frames, drawn = self.world.imagine(live.memory, live.frame, poses, run.seed, live.id, live.chunk)
         reward = self.reflector.judge(frames, live.pooled)
-        finite = torch.isfinite(action).all(2).all(1) & torch.isfinite(reward).all(1) & drawn
+        log_prob = laplace_log_prob(action, mu, beta)
+        finite = torch.isfinite(log_prob + reward.sum(1)) & drawn  # an action that is not leaves no log-probability
         done = (reward > self.reflector.config.threshold) & finite[:, None]  # a broken episode is no success
 
-        run.out.record(live, action, laplace_log_prob(action, mu, beta), frames, reward, done, finite)
+        run.out.record(live, action, log_prob, frames, reward, done, finite)
         live.frame.copy_(frames[:, -1])
         live.proprio.copy_(poses[:, -1])
         live.chunk.add_(1)
