@@ -74,6 +74,24 @@ class Reflector(nn.Module):
         pooled.count.copy_(count[:, -1:])
         return torch.sigmoid(logit)
 
+    @torch.no_grad()
+    def judge_again(
+        self,
+        frames: Tensor,  # [B, T, H, W, 3] uint8, all so far
+        tokens: Tensor,  # [B, L] int64, or as they were read
+        samples: int = 32,
+    ) -> Tensor:  # [B] in [0, 1]
+        """The reward after the last frame, from `samples` frames spread over the whole, first and last among them.
+
+        The paper's way, for comparison: every judged frame has all of them read anew. As long as there are no more than
+        `samples` frames `judge` says the same and reads each once; after that, its mean goes over all of them.
+        """
+        b, t = frames.shape[:2]
+        chosen = torch.linspace(0, t - 1, min(t, samples), device=frames.device).round().long()
+        instruction = self.encoder.text(tokens).repeat_interleave(len(chosen), 0)
+        feature = self.encode(frames[:, chosen].flatten(0, 1), instruction).view(b, len(chosen), -1)
+        return torch.sigmoid(self.logit(feature[:, -1], feature[:, 0], feature.mean(1)))
+
     def logit(self, feature: Tensor, first: Tensor, mean: Tensor) -> Tensor:
         """[..., D] features -> [...] logits."""
         if self.zero_shot:

@@ -33,8 +33,8 @@ def check_starts(starts: Starts, world: World) -> None:
         )
     if not len(starts):
         raise UserError("there are no starts; at least one is needed")
-    if starts.frame.device != world.projection.device:
-        raise UserError(f"the starts are on {starts.frame.device}, the simulator is on {world.projection.device}; "
+    if starts.frame.device != world.device:
+        raise UserError(f"the starts are on {starts.frame.device}, the simulator is on {world.device}; "
                         "move them: starts.to(device)")  # fmt: skip
 
 
@@ -51,8 +51,8 @@ def begin(
     begun = None
     if chunk % world.chunk:
         if not world.resumes:
-            raise UserError(f"this simulator imagines {world.chunk} frames a pass; a chunk should be a multiple of that, "
-                            f"not {chunk}")  # fmt: skip
+            raise UserError(f"this simulator imagines {world.chunk} frames a pass; a chunk should be a multiple of "
+                            f"that, not {chunk}")  # fmt: skip
         begun = Pass(new.frame.clone(), new.proprio[:, None].repeat(1, world.chunk, 1))
     memory, pooled = world.begin(new.frame.clone(), new.proprio), reflector.begin(new.frame, new.tokens)
     return Episodes(row, id, torch.zeros_like(row), new.frame, new.proprio, instruction, memory, pooled, begun)
@@ -76,7 +76,7 @@ def advance(
     proprio = chunk_kinematics(live.proprio, action, kinematics)
     frames, drawn = (_whole_passes if live.begun is None else _parts_of_passes)(live, proprio, world, seed)
     reward = reflector.judge(frames, live.pooled)
-    finite = torch.isfinite(action).all(2).all(1) & torch.isfinite(reward).all(1) & drawn
+    finite = torch.isfinite(action.sum((1, 2)) + reward.sum(1)) & drawn  # a sum is, where all of it is
     over = (reward > reflector.config.threshold) & finite[:, None]  # a broken episode is no success
     return Imagined(frames, proprio, reward, over, finite)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from worldenv.reflector.network import Pooled
-from worldenv.slots import Slots
+from worldenv.slots import Slots, words
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Starts:
         return len(self.frame)
 
     def pick(self, index: Tensor) -> "Starts":
-        return Starts(*(getattr(self, field.name)[index] for field in fields(self)))
+        return Starts(*(getattr(self, field.name).index_select(0, index) for field in fields(self)))
 
     def to(self, device: torch.device | str) -> "Starts":
         return Starts(*(getattr(self, field.name).to(device) for field in fields(self)))
@@ -104,7 +104,8 @@ class Rollouts:
         """Note one chunk of some episodes; the first stop counts."""
         row, k = live.row, action.shape[1]
         place = (row, live.chunk)
-        self.frame[place], self.proprio[place], self.action[place] = live.frame, live.proprio, action
+        words(self.frame, 2)[place] = words(live.frame)
+        self.proprio[place], self.action[place] = live.proprio, action
         self.log_prob[place], self.reward[place] = log_prob, reward
         if self.video is not None:
             steps = live.chunk[:, None] * k + 1 + torch.arange(k, device=row.device)
@@ -112,7 +113,7 @@ class Rollouts:
         newly = over.any(1) & ~self.stopped[row]
         self.stop[row] = torch.where(newly, live.chunk * k + 1 + over.int().argmax(1), self.stop[row])
         self.stopped[row] |= newly
-        self.broken[row] |= ~finite
+        self.broken[row] = ~finite
         self.chunks[row] = live.chunk + 1
 
     def forget(self, rows: Tensor) -> None:

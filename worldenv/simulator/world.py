@@ -40,6 +40,10 @@ class World:
         """The memory of episodes that begin with these frames, the gripper at these poses."""
         return Memory(frame, frame.clone())
 
+    @property
+    def device(self) -> torch.device:
+        return self.projection.device
+
     @torch.no_grad()
     def imagine(
         self,
