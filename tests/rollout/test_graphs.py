@@ -1,11 +1,13 @@
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from worldenv.camera import tabletop_camera
 from worldenv.rollout.graphs import Graphs, bucket
+from worldenv.simulator.world import World
 from worldenv.slots import Slots
 
 
@@ -82,3 +84,19 @@ def test_other_numbers_slots_and_buckets_are_recorded_anew(fake_graphs):
     for count, step, where in ((5, 1, slots), (5, 2, slots), (3, 1, slots), (5, 1, Counted(torch.zeros(8)))):
         graphs(where, count, step)
     assert len(calls) == 4 and not fake_graphs
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_replayed_steps_give_the_rollouts_of_steps_that_are_launched(tiny):
+    world = World(tiny.simulator().cuda(), tabletop_camera(16), (1.0, 0.5))
+    models = {"policy": tiny.policy().cuda(), "world": world, "reflector": tiny.reflector().cuda()}
+    engine, starts = tiny.engine(horizon=5, capacity=12, batch=None, **models), tiny.starts(7).to("cuda")
+    replayed = engine.run(starts, 3, 0)
+    assert any(engine.graphs.graphs.values())
+    engine.config = replace(engine.config, graphs=False)
+    launched = engine.run(starts, 3, 0)
+    for name in ("chunks", "stop", "stopped", "broken"):
+        assert torch.equal(getattr(replayed, name), getattr(launched, name)), name
+    for name in ("action", "reward", "log_prob"):
+        torch.testing.assert_close(getattr(replayed, name), getattr(launched, name), rtol=1e-3, atol=1e-3)

@@ -11,10 +11,11 @@ from worldenv.kinematics import Kinematics, chunk_kinematics
 from worldenv.reflector.network import Reflector
 from worldenv.rollout.episodes import Episodes, Pass, Starts
 from worldenv.simulator.world import World
+from worldenv.slots import Slots
 
 
 @dataclass
-class Imagined:
+class Imagined(Slots):
     """Where a chunk of k actions leads B episodes."""
 
     frames: Tensor  # [B, k, H, W, 3] uint8

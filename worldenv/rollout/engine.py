@@ -13,12 +13,14 @@ from worldenv.int8 import is_fast
 from worldenv.kinematics import Kinematics
 from worldenv.memory import free_bytes, ran_out
 from worldenv.ops.philox import Use, philox
-from worldenv.parallel import CACHED, in_parts
+from worldenv.parallel import CPU, in_parts
 from worldenv.policy.network import laplace_log_prob, laplace_sample
 from worldenv.reflector.network import Reflector
-from worldenv.rollout.advance import advance, begin, check_starts
+from worldenv.rollout.advance import Imagined, advance, begin, check_starts
 from worldenv.rollout.episodes import Episodes, Rollouts, Starts
+from worldenv.rollout.graphs import Graphs
 from worldenv.simulator.world import World
+from worldenv.slots import Slots
 
 MEMORY_SHARE = 0.5  # of what is free, for the slots; the rest is for activations
 
@@ -27,11 +29,12 @@ MEMORY_SHARE = 0.5  # of what is free, for the slots; the rest is for activation
 class EngineConfig:
     horizon: int = 10  # T, chunks per episode
     capacity: int | None = None  # E, episodes resident at a time; None: as many as wait and free memory has room for
-    batch: int = CACHED  # episodes per network pass
+    batch: int | None = None  # episodes per network pass; None: what a CPU's cache holds, on a GPU all
+    graphs: bool = True  # on a GPU, where batch is None: replay what was recorded instead of launching every kernel
     precision: Literal["auto", "float32", "int8"] = "auto"  # of the networks; auto: int8 where the CPU is made for it
 
     def __post_init__(self) -> None:
-        if min(self.horizon, self.batch, self.capacity or 1) < 1 or self.capacity == 0:
+        if min(n for n in (self.horizon, self.capacity, self.batch) if n is not None) < 1:
             raise UserError(f"horizon, capacity and batch must be positive: {self}")
         if self.precision == "int8" and not is_fast():
             raise UserError("this CPU has no instructions for --engine.precision int8; take auto or float32")
@@ -47,8 +50,17 @@ class _Run:
     first_episode: int
     explore: bool
     stop: bool
-    waiting: Tensor  # [W] int64, rows of episodes that have not begun
+    waiting: Tensor  # [W] int64, rows of episodes that have not begun; on the host, as is
     finished: Tensor  # [N * G] bool
+
+
+@dataclass
+class Thought(Slots):
+    """What the models make of one chunk of B episodes."""
+
+    action: Tensor  # [B, k, 7] float32
+    log_prob: Tensor  # [B] float32
+    led_to: Imagined
 
 
 class Engine:
@@ -79,6 +91,8 @@ class Engine:
         self.kinematics, self.config = kinematics, config
         self.capacity = config.capacity
         self.episodes: Episodes | None = None  # the slots, once there are any
+        self.rows = torch.zeros(0, dtype=torch.long, device=CPU)  # [E], what episodes.row says, on the host
+        self.graphs = Graphs(self.think)
 
     @torch.no_grad()
     def run(
@@ -96,8 +110,8 @@ class Engine:
         device = starts.frame.device
         starts = starts.pick(torch.arange(len(starts), device=device).repeat_interleave(siblings))
         out = Rollouts.empty(starts, self.config.horizon, self.chunk, video)
-        waiting = torch.arange(len(starts), device=device)
-        finished = torch.zeros(len(starts), dtype=torch.bool, device=device)
+        waiting = torch.arange(len(starts), device=CPU)
+        finished = torch.zeros(len(starts), dtype=torch.bool, device=CPU)
         run = _Run(starts, out, seed, first_episode, explore, stop, waiting, finished)
         over = self._room(run)
         while len(over):
@@ -122,7 +136,7 @@ class Engine:
         if self.capacity is None:
             free = MEMORY_SHARE * free_bytes(run.starts.frame.device)
             self.capacity = max(1, int(free / self.bytes_per_episode(run.starts)[0]))
-        return torch.ones(min(self.capacity, len(run.waiting)), dtype=torch.bool, device=run.waiting.device)
+        return torch.ones(min(self.capacity, len(run.waiting)), dtype=torch.bool, device=CPU)
 
     def _halve(self, run: _Run, resident: int) -> Tensor:  # [E] bool, all over
         """Memory ran out: begin the unfinished episodes again, with half as many slots. They will be the same."""
@@ -139,11 +153,16 @@ class Engine:
 
     def _advance(self, over: Tensor, run: _Run) -> Tensor:
         """Recycle the slots that are over, then move every resident episode on by a chunk; returns which are over."""
-        live = self._recycle(over, run)
+        live, device = self._recycle(over, run), run.starts.frame.device
         if not live:
             return over[:0]
-        over = torch.cat(in_parts(partial(self.step, run=run), live, self.config.batch))
-        run.finished[self.episodes.row[:live][over]] = True
+        if device.type == "cuda" and self.config.graphs and self.config.batch is None:
+            thought = self.graphs(self.episodes, live, run.seed, run.explore)
+            over = self._record(self.episodes[:live], thought, run)
+        else:
+            over = torch.cat(in_parts(partial(self.step, run=run), live, self.config.batch, device))
+        over = over.cpu()  # the one time in a chunk that the host waits for the device
+        run.finished[self.rows[:live][over]] = True
         return over
 
     def _recycle(self, over: Tensor, run: _Run) -> int:
@@ -151,19 +170,24 @@ class Engine:
 
         Returns how many slots are in use, from the first on.
         """
-        free = over.nonzero()[:, 0]
+        free, device = over.nonzero()[:, 0], run.starts.frame.device
         rows, run.waiting = run.waiting[: len(free)], run.waiting[len(free) :]
-        if len(rows):
-            parts = in_parts(
-                lambda part: self._begin(rows[part], run.starts, run.first_episode), len(rows), self.config.batch
-            )
-            if self.episodes is None or len(self.episodes) < len(over):
-                self.episodes = parts[0].empty(len(over))
-            for slots, part in zip(free[: len(rows)].split(list(map(len, parts))), parts, strict=True):
-                self.episodes.put(slots, part)
+        if self.episodes is None or len(self.episodes) < len(over):
+            self.episodes = self._begin(rows[:1].to(device), run.starts, 0).empty(len(over))
+            self.rows = torch.zeros(len(over), dtype=torch.long, device=CPU)
+
+        def fill(part: slice) -> None:
+            new = self._begin(rows[part].to(device), run.starts, run.first_episode)
+            self.episodes.put(free[: len(rows)][part].to(device), new)
+
+        in_parts(fill, len(rows), self.config.batch, device)
+        self.rows[free[: len(rows)]] = rows
         gaps, live = free[len(rows) :], len(over) - len(free) + len(rows)
-        last = torch.arange(live, len(over), device=over.device)
-        self.episodes.move(last[~torch.isin(last, gaps)], gaps[gaps < live])
+        last = torch.arange(live, len(over), device=CPU)
+        source, target = last[~torch.isin(last, gaps)], gaps[gaps < live]
+        if len(source):
+            self.episodes.move(source.to(device), target.to(device))
+            self.rows[target] = self.rows[source]
         return live
 
     @torch.no_grad()
@@ -176,14 +200,22 @@ class Engine:
     def step(self, slots: slice, run: _Run) -> Tensor:  # [B] bool
         """Advance the episodes of some slots by one chunk and record it; returns which are over."""
         live = self.episodes[slots]
+        return self._record(live, self.think(live, run.seed, run.explore), run)
+
+    @torch.no_grad()
+    def think(self, live: Episodes, seed: int, explore: bool) -> Thought:
+        """Ask the policy and imagine what follows; only `memory`, `pooled` and `begun` of the episodes move on."""
         mu, beta = self._ask(live)
         action = mu
-        if run.explore:
-            uniform = philox(run.seed, live.id, live.chunk, Use.ACTION, mu.shape[1:])
+        if explore:
+            uniform = philox(seed, live.id, live.chunk, Use.ACTION, mu.shape[1:])
             action = laplace_sample(mu, beta, uniform)
-        new = advance(live, action, self.world, self.reflector, self.kinematics, run.seed)
-        log_prob = laplace_log_prob(action, mu, beta)
-        run.out.record(live, action, log_prob, new.frames, new.reward, new.over, new.finite)
+        new = advance(live, action, self.world, self.reflector, self.kinematics, seed)
+        return Thought(action, laplace_log_prob(action, mu, beta), new)
+
+    def _record(self, live: Episodes, thought: Thought, run: _Run) -> Tensor:  # [B] bool, which are over
+        new = thought.led_to
+        run.out.record(live, thought.action, thought.log_prob, new.frames, new.reward, new.over, new.finite)
         live.move_on(new.frames[:, -1], new.proprio[:, -1])
         return (live.chunk == self.config.horizon) | ~new.finite | (new.over.any(1) & run.stop)
 

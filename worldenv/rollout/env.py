@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldenv.errors import UserError
 from worldenv.kinematics import Kinematics
-from worldenv.parallel import CACHED, in_parts
+from worldenv.parallel import in_parts
 from worldenv.reflector.network import Reflector
 from worldenv.rollout.advance import advance, begin, check_starts
 from worldenv.rollout.episodes import Episodes, Starts
@@ -29,10 +29,10 @@ class EnvConfig:
     # over an episode is the same R, one scalar in [0, 1] (METHOD.md, "Reward of a rollout").
     reward: Literal["final", "progress"] = "final"
     frame_dtype: torch.dtype = torch.uint8  # of the frames handed out: uint8 in [0, 255], or a float dtype in [-1, 1]
-    batch: int = CACHED  # episodes per network pass
+    batch: int | None = None  # episodes per network pass; None: what a CPU's cache holds, on a GPU all
 
     def __post_init__(self) -> None:
-        if min(self.envs, self.horizon, self.batch) < 1 or (self.chunk is not None and self.chunk < 1):
+        if min(n for n in (self.envs, self.horizon, self.batch, self.chunk) if n is not None) < 1:
             raise UserError(f"envs, chunk, horizon and batch must be positive: {self}")
         if self.reward not in ("final", "progress"):
             raise UserError(f"reward is {self.reward!r}; it should be 'final' or 'progress'")
@@ -129,7 +129,7 @@ class WorldModelEnv:
             new = self.starts.pick(row[part])
             return begin(new, row[part], id[part], new.tokens, self.chunk, self.world, self.reflector)
 
-        parts = in_parts(work, len(slots), self.config.batch)
+        parts = in_parts(work, len(slots), self.config.batch, self.device)
         if self.episodes is None:
             self.episodes = parts[0].empty(self.config.envs)
         for some, part in zip(slots.split(list(map(len, parts))), parts, strict=True):
@@ -184,7 +184,8 @@ class WorldModelEnv:
         action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
         if action.shape != wanted:
             raise UserError(f"action is {list(action.shape)}; it should be {list(wanted)}: a chunk for every episode")
-        reward = torch.cat(in_parts(lambda part: self._step(part, action[part]), len(action), self.config.batch))
+        parts = in_parts(lambda part: self._step(part, action[part]), len(action), self.config.batch, self.device)
+        reward = torch.cat(parts)
         return self.observe(), reward, self.standing.terminated.clone(), self.standing.truncated.clone()
 
     @torch.no_grad()

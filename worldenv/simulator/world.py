@@ -12,7 +12,7 @@ from worldenv.ops.patchify import PATCH
 from worldenv.ops.philox import Use, philox
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import unpatchify
-from worldenv.parallel import CACHED, in_parts
+from worldenv.parallel import in_parts
 from worldenv.simulator.network import Simulator
 from worldenv.simulator.sampler import sample
 from worldenv.slots import Slots
@@ -82,5 +82,5 @@ class World:
                 frames, _ = self.imagine(memory, out[rows, first], here, seed, ids, torch.full_like(ids, first // k))
                 out[rows, first + 1 : first + k + 1] = frames
 
-        in_parts(work, len(frame), CACHED)
+        in_parts(work, len(frame), device=frame.device)
         return out
