@@ -1,4 +1,4 @@
-"""Op `rope_cache_write`: normalise and rotate queries and keys, and write keys and values into the ring, in one pass."""
+"""Op `rope_cache_write`: normalise and rotate queries and keys, write keys and values into the ring, in one pass."""
 
 import torch
 from torch import Tensor
@@ -93,8 +93,8 @@ def _check(qkv, query_gain, key_gain, frame, place, time_angle, space_angle, key
     ops.check_tensors({"qkv": (qkv, qkv.shape)}, ops.FLOATS)
     if d % 2 or width % d or width // d <= 2 * g or (width // d) % g:
         raise ValueError(
-            f"qkv has {width} numbers a token; with {g} key heads of {d} it should be (H + {2 * g}) * {d}, H a multiple "
-            f"of {g} and {d} even"
+            f"qkv has {width} numbers a token; with {g} key heads of {d} it should be (H + {2 * g}) * {d}, H a "
+            f"multiple of {g} and {d} even"
         )
     if not tokens or m % tokens or m > c:
         raise ValueError(f"qkv has {m} tokens; it should be a multiple of the {tokens} of a frame, and at most {c}")
