@@ -8,7 +8,7 @@ from importlib import import_module, metadata
 
 import torch
 
-from worldenv import __version__, int8, kernels, ops
+from worldenv import __version__, attention, int8, kernels, ops
 
 
 def op_names() -> list[str]:
@@ -60,8 +60,19 @@ def collect() -> dict:
         "threads": torch.get_num_threads(),
         "cuda_devices": devices,
         "why_no_cuda": cuda_reason,
+        "attention": {backend: attention.why_not(backend) for backend in attention.BACKENDS},
         "ops": [face(name) for name in op_names()],
     }
+
+
+def chosen_attention(why_not: dict[str, str | None], why_no_cuda: str | None) -> str:
+    """What `worldenv.attention` takes on this machine's best device, and why."""
+    if attention.WANTED != "auto":
+        return f"{attention.WANTED}: WORLDENV_ATTENTION"
+    if why_no_cuda:
+        return f"sdpa: {why_no_cuda}"
+    best = next(backend for backend, reason in why_not.items() if reason is None)
+    return f"{best} in half precision, the first that can; sdpa in float32"
 
 
 def report(info: dict) -> str:
@@ -76,6 +87,10 @@ def report(info: dict) -> str:
         "cuda": ", ".join(info["cuda_devices"]) or f"no: {info['why_no_cuda']}",
     }
     lines = [f"{name:<9} {value}" for name, value in facts.items()]
+    lines.append("")
+    for backend, why_not in info["attention"].items():
+        lines.append(f"attention {backend:<13} {'can be used' if why_not is None else f'no: {why_not}'}")
+    lines.append(f"attention auto          {chosen_attention(info['attention'], info['why_no_cuda'])}")
     lines.append("")
     for op in info["ops"]:
         why = f"   (nothing better: {op['why_not_better']})" if op["why_not_better"] else ""

@@ -19,6 +19,7 @@ class Use(IntEnum):
 
     ACTION = 0
     FRAME = 1
+    AGAIN = 2  # and the uses after it: noise between the steps of a sampler
 
 
 def philox_reference(

@@ -28,9 +28,8 @@ def rope_cache_write_reference(
     heads = qkv.float().view(b, m, -1, d)
     query, key, value = heads.split([heads.shape[2] - 2 * g, g, g], dim=2)
     token = torch.arange(m, device=qkv.device)
-    frames = frame[:, None] + token // len(space_angle)  # [B, M]
-    angle = frames[..., None] * time_angle + space_angle[token % len(space_angle)]
-    query, key = (_rotate(_normalise(x, gain), angle) for x, gain in ((query, query_gain), (key, key_gain)))
+    angle = angles(frame[:, None] + token // len(space_angle), time_angle, space_angle)
+    query, key = rotate(normalise(query, query_gain), angle), rotate(normalise(key, key_gain), angle)
     at = torch.arange(b, device=qkv.device)[:, None], slice(None), (place[:, None] + token) % c
     for new, ring, scale in ((key, keys, key_scale), (value, values, value_scale)):
         if scale is not None:
@@ -40,11 +39,21 @@ def rope_cache_write_reference(
     return query.to(qkv.dtype).contiguous()
 
 
-def _normalise(x: Tensor, gain: Tensor) -> Tensor:
+def angles(
+    frame: Tensor,  # [B, M], the number of each token's frame
+    time_angle: Tensor,  # [D / 2] rad per frame
+    space_angle: Tensor,  # [L, D / 2] rad
+) -> Tensor:  # [B, M, D / 2] rad
+    """How far each token of whole frames is turned."""
+    place = torch.arange(frame.shape[1], device=frame.device) % len(space_angle)
+    return frame[..., None] * time_angle + space_angle[place]
+
+
+def normalise(x: Tensor, gain: Tensor) -> Tensor:  # [..., D], [D]
     return x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt() * gain
 
 
-def _rotate(x: Tensor, angle: Tensor) -> Tensor:  # [B, M, H, D], [B, M, D / 2] rad
+def rotate(x: Tensor, angle: Tensor) -> Tensor:  # [B, M, H, D], [B, M, D / 2] rad
     cosine, sine = angle.cos()[:, :, None], angle.sin()[:, :, None]
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=-1)

@@ -16,13 +16,15 @@ def windowed_attention_reference(
     value_scale: Tensor | None = None,  # [B, G, C]
 ) -> Tensor:  # [B, M, H, D]
     """The meaning of `windowed_attention`, in plain PyTorch."""
+    wide = [t.float() for t in (query, keys, values)]
+    query32, keys32, values32 = wide
+    if key_scale is not None:
+        keys32, values32 = keys32 * key_scale[..., None], values32 * value_scale[..., None]
     there = torch.arange(keys.shape[2], device=keys.device) < length[:, None]  # [B, C]
-    wide = []
-    for ring, scale in ((keys, key_scale), (values, value_scale)):
-        ring = ring.float() if scale is None else ring * scale[..., None]
-        wide.append(torch.where(there[:, None, :, None], ring, 0.0))  # what was never written may not be finite
+    # What was never written may not be finite.
+    keys32, values32 = (torch.where(there[:, None, :, None], x, 0.0) for x in (keys32, values32))
     out = F.scaled_dot_product_attention(
-        query.float().transpose(1, 2), *wide, attn_mask=there[:, None, None], enable_gqa=True
+        query32.transpose(1, 2), keys32, values32, attn_mask=there[:, None, None], enable_gqa=True
     )
     return torch.where((length > 0)[:, None, None, None], out.transpose(1, 2), 0.0).to(query.dtype).contiguous()
 

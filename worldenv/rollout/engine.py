@@ -158,7 +158,7 @@ class Engine:
     @torch.no_grad()
     def _begin(self, rows: Tensor, starts: Starts, first_episode: int) -> Episodes:
         new = starts.pick(rows)
-        pooled, memory = self.reflector.begin(new.frame, new.tokens), self.world.begin(new.frame)
+        pooled, memory = self.reflector.begin(new.frame, new.tokens), self.world.begin(new.frame, new.proprio)
         instruction, chunk = self.policy.read(new.tokens), torch.zeros_like(rows)
         return Episodes(rows, rows + first_episode, chunk, new.frame, new.proprio, instruction, memory, pooled)
 

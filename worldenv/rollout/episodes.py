@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from worldenv.reflector.network import Pooled
-from worldenv.simulator.world import Memory
 from worldenv.slots import Slots
 
 
@@ -35,7 +34,7 @@ class Episodes(Slots):
     frame: Tensor  # [E, H, W, 3] uint8, the present one
     proprio: Tensor  # [E, 7] float32, likewise
     instruction: Tensor  # [E, ...], as the policy reads it
-    memory: Memory
+    memory: Slots
     pooled: Pooled
 
 

@@ -27,15 +27,15 @@ class Memory(Slots):
 
 
 class World:
-    """Network, camera and noise levels together."""
+    """Network, camera and noise levels together. `CausalWorld` does the same another way."""
 
     def __init__(self, simulator: Simulator, camera: Camera, levels: Sequence[float]):
         self.simulator, self.levels = simulator, tuple(levels)
         self.projection, self.size = torch.from_numpy(camera.projection), camera.height
         self.chunk = simulator.config.chunk
 
-    def begin(self, frame: Tensor) -> Memory:  # [B, H, W, 3] uint8
-        """The memory of episodes that begin with these frames."""
+    def begin(self, frame: Tensor, proprio: Tensor) -> Memory:  # [B, H, W, 3] uint8, [B, 7] float32
+        """The memory of episodes that begin with these frames, the gripper at these poses."""
         return Memory(frame, frame.clone())
 
     @torch.no_grad()
@@ -69,7 +69,8 @@ class World:
         out[:, 0] = frame
 
         def work(rows: slice) -> None:
-            ids, memory = torch.arange(rows.start, rows.stop, device=frame.device), self.begin(frame[rows])
+            ids = torch.arange(rows.start, rows.stop, device=frame.device)
+            memory = self.begin(frame[rows], poses[rows, 0])
             for first in range(0, out.shape[1] - 1, k):
                 here = poses[rows, first : first + k + 1]
                 frames, _ = self.imagine(memory, out[rows, first], here, seed, ids, torch.full_like(ids, first // k))

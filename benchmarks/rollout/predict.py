@@ -1,0 +1,75 @@
+"""What `libero-base` should reach on a GPU, from its FLOPs and bytes alone. A prediction: nothing here is measured.
+
+    python benchmarks/rollout/predict.py [--tflops 790] [--terabytes 4.3] [--share 0.4]
+
+Counted are the causal simulator's passes (matrix products, attention, everything that must be read or written between
+them once); not counted are policy, reflector, tokenizer and whatever overlaps badly. Ends in one JSON line.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+
+import torch
+
+from worldenv.progress import table
+from worldenv.simulator.causal import LIBERO_BASE, Causal, CausalConfig
+from worldenv.simulator.causal_world import STUDENT_LEVELS
+
+BF16 = 2  # bytes
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of the network over one episode's chunk."""
+
+    matrix_flops: float
+    attention_flops: float
+    activation_bytes: float  # read and written between matrix products, each tensor once
+    ring_bytes: float  # keys and values read once a layer
+
+
+def count(config: CausalConfig, length: int) -> Pass:
+    """`length` tokens of the ring are attended."""
+    m, d, layers = config.tokens * config.chunk, config.width, config.layers
+    qkv = (config.heads + 2 * config.key_heads) * config.head
+    a_layer = d * qkv + d * d + 8 * d * d  # multiply-adds a token
+    ends = 2 * config.channels * d
+    attention = 4 * m * length * config.heads * config.head * layers
+    # adaln reads sum and branch and writes both twice; qkv, queries, attention's and merge's results; 4 d twice (gelu)
+    numbers = layers * m * (8 * d + 2 * qkv + 4 * d + 4 * 4 * d)
+    a_number = 1 + 4 / config.head if config.cache == "int8" else BF16
+    ring = 2 * layers * config.key_heads * length * config.head * a_number
+    return Pass(2.0 * m * (layers * a_layer + ends), float(attention), float(BF16 * numbers), ring)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tflops", type=float, default=790.0, help="matrix peak in bf16 (H200: large products)")
+    parser.add_argument("--terabytes", type=float, default=4.3, help="memory bandwidth, TB/s (H200: copies)")
+    parser.add_argument("--share", type=float, default=0.4, help="of the matrix peak that the passes reach")
+    given = parser.parse_args()
+    config = LIBERO_BASE
+    with torch.device("meta"):
+        network = Causal(config)
+        slot = network.new_ring(1).bytes_each() + 3 * config.image_size**2
+    parameters = sum(p.numel() for p in network.parameters())
+    one, rows, figures = count(config, config.places), [], {}
+    for steps in (1, len(STUDENT_LEVELS), 4):
+        passes = steps + 1  # and one that writes what later chunks will see
+        flops = passes * (one.matrix_flops + one.attention_flops) / config.chunk
+        moved = passes * (one.activation_bytes + one.ring_bytes) / config.chunk
+        by_flops, by_bytes = given.share * given.tflops * 1e12 / flops, given.terabytes * 1e12 / moved
+        figures[steps] = {"frames_per_s": min(by_flops, by_bytes), "flops_a_frame": flops, "bytes_a_frame": moved}
+        rows.append([str(steps), f"{flops / 1e9:,.0f}", f"{moved / 1e6:,.0f}", f"{by_flops:,.0f}", f"{by_bytes:,.0f}"])
+    table(
+        f"libero-base, {parameters / 1e6:.0f} M parameters, {slot / 1e6:.2f} MB a slot: predicted, not measured",
+        ["denoising steps", "GFLOP a frame", "MB a frame", f"frames/s at {given.share:.0%} of the peak",
+         "frames/s by bandwidth"], rows,
+    )  # fmt: skip
+    print(json.dumps({"measured": False, "parameters": parameters, "slot_bytes": slot, "a_pass": asdict(one),
+                      "by_steps": figures, **vars(given)}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

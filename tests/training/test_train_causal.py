@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from worldenv.camera import tabletop_camera
+from worldenv.data.clips import Clips
+from worldenv.run_folder import RunFolder
+from worldenv.simulator.causal import Causal, CausalConfig
+from worldenv.simulator.causal_world import CausalWorld
+from worldenv.simulator.tokenizer import PatchTokenizer
+from worldenv.training.loop import Schedule, fit
+from worldenv.training.train_causal import causal_loss, fit_tokenizer
+
+CONFIG = CausalConfig(
+    image_size=16, patch=4, map_shrink=2, channels=12, chunk=2, window=4, width=32, layers=2, heads=2, key_heads=1
+)
+
+
+@pytest.fixture
+def clips(tiny):
+    return Clips.of([tiny.trajectory(steps, number) for number, steps in enumerate((4, 6, 8))])
+
+
+def projection():
+    return CausalWorld(Causal(CONFIG), tabletop_camera(16)).projection
+
+
+def test_tokenizer_is_better_than_any_other_directions_and_its_latents_have_variance_1():
+    draw = torch.Generator().manual_seed(0)
+    coarse = torch.rand(6, 3, 4, 4, 3, generator=draw).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    frames = (255 * (coarse + 0.1 * torch.rand(6, 3, 16, 16, 3, generator=draw)) / 1.1).to(torch.uint8)
+    tokenizer = PatchTokenizer(4, 6)
+    with torch.no_grad():
+        before = (tokenizer.decode(tokenizer.encode(frames[0]), 16).float() - frames[0]).square().mean()
+        fit_tokenizer(tokenizer, frames, 0)
+        latents = tokenizer.encode(frames.flatten(0, 1))
+        after = (tokenizer.decode(tokenizer.encode(frames[0]), 16).float() - frames[0]).square().mean()
+    assert after < 0.2 * before
+    assert 0.8 < latents.square().mean() < 1.2
+
+
+def test_training_lowers_the_loss_and_leaves_the_tokenizer_alone(clips, tmp_path):
+    torch.manual_seed(0)
+    network = Causal(CONFIG)
+    fit_tokenizer(network.tokenizer, clips.frames, 0)
+    network.tokenizer.requires_grad_(False)
+    before = network.tokenizer.encoder.weight.clone()
+    loss = causal_loss(network, clips, projection(), batch=6, chunks=2)
+
+    def mean():
+        with torch.no_grad():
+            return sum(loss(torch.Generator().manual_seed(1000 + i))[0].item() for i in range(8)) / 8
+
+    first = mean()
+    fit(network, loss, Schedule(60, 6, 3e-3), "causal", RunFolder.create(tmp_path / "run", {}), 0)
+    assert mean() < 0.7 * first
+    assert torch.equal(network.tokenizer.encoder.weight, before)
+
+
+def test_clips_that_are_too_short_are_refused(clips):
+    with pytest.raises(ValueError, match="the longest clip has 8 steps; 5 chunks are 10"):
+        causal_loss(Causal(CONFIG), clips, projection(), 2, 5)

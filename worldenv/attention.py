@@ -1,0 +1,111 @@
+"""Attention among all tokens of a sequence, by the library that does it best on this machine.
+
+Encoders and training use it; what reads an episode's past from its ring is the op `windowed_attention`.
+"""
+
+import functools
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from worldenv.ops.windowed_attention import windowed_attention
+
+# WORLDENV_ATTENTION, read once at import: one of these, or auto, which takes the first that can.
+BACKENDS = ("flash-attn", "xformers", "sdpa", "ours")
+WANTED = os.environ.get("WORLDENV_ATTENTION", "auto")
+if WANTED not in ("auto", *BACKENDS):
+    raise ValueError(f"WORLDENV_ATTENTION is {WANTED!r}; it should be auto, {', '.join(BACKENDS)}, or not be set")
+INSTALL = {
+    "flash-attn": "not installed; see its own page for a wheel that fits this torch and CUDA",
+    "xformers": 'not installed: pip install "worldenv[xformers]"',
+}
+LEAST_CAPABILITY = (8, 0)  # of a CUDA device, for flash-attn and xformers in bfloat16
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return importlib.import_module("flash_attn").flash_attn_func(query, key, value)
+
+
+def _xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return importlib.import_module("xformers.ops").memory_efficient_attention(query, key, value)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+def _ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        raise ValueError("the attention of this package has no gradient: take another backend for training")
+    key, value = (x.transpose(1, 2).contiguous() for x in (key, value))
+    length = torch.full((len(query),), key.shape[2], dtype=torch.int32, device=query.device)
+    return windowed_attention(query, key, value, length)
+
+
+CALLS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "flash-attn": _flash, "xformers": _xformers, "sdpa": _sdpa, "ours": _ours
+}  # fmt: skip
+
+
+@functools.cache
+def why_not(backend: str) -> str | None:
+    """Why a backend cannot be used on this machine's CUDA device; None where it can.
+
+    Found is not importable, and importable is not usable: so it is imported, and called once on the device.
+    """
+    if backend in ("sdpa", "ours"):
+        return None
+    try:
+        found = importlib.util.find_spec({"flash-attn": "flash_attn", "xformers": "xformers"}[backend])
+    except (ImportError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    if found is None:
+        return INSTALL[backend]
+    if not torch.cuda.is_available():
+        return "needs a CUDA device"
+    if torch.cuda.get_device_capability() < LEAST_CAPABILITY:
+        return f"needs compute capability {'.'.join(map(str, LEAST_CAPABILITY))}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokens = torch.zeros(1, 8, 1, 64, dtype=torch.bfloat16, device="cuda")
+            CALLS[backend](tokens, tokens, tokens)
+    except Exception as error:  # whatever a broken build raises; the reason is kept and shown
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return None
+
+
+def choose(query: Tensor) -> str:
+    """The backend that `attention` takes for a query like this one when it may choose."""
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if not query.is_cuda or not half:
+        return "sdpa"
+    return next(backend for backend in BACKENDS if why_not(backend) is None)
+
+
+def attention(
+    query: Tensor,  # [B, N, H, D]
+    key: Tensor,  # [B, N, H, D]
+    value: Tensor,  # [B, N, H, D]
+    backend: str | None = None,  # one of BACKENDS, or auto; None: what WORLDENV_ATTENTION says
+) -> Tensor:  # [B, N, H, D]
+    """softmax(query key^T / sqrt(D)) value, every token looking at every other.
+
+    auto: on a CUDA device in half precision flash-attn, else xformers, else torch's own; in other cases torch's own.
+    Raises ValueError where a backend that was asked for by name cannot be used, saying why; nothing else runs instead.
+    """
+    backend = backend or WANTED
+    if backend == "auto":
+        backend = choose(query)
+    elif backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; it should be auto, {', '.join(BACKENDS)}")
+    elif (reason := why_not(backend)) or (backend in INSTALL and not query.is_cuda and (reason := "needs CUDA tensors")):
+        raise ValueError(f"attention backend {backend} cannot be used: {reason}")
+    return CALLS[backend](query, key, value)
