@@ -92,6 +92,14 @@ struct Vector {
     else __builtin_memcpy(to, &raw, lanes * sizeof(Stored));
   }
 
+  // The nearest whole numbers, which lie in [-127, 127]; ties to even.
+  WORLDENV_INLINE void store_whole(int8_t* to, int64_t lanes) const {
+    const auto shorts = __builtin_convertvector((Ints)(v + 12582912.0f), typename Native<Width>::Shorts);
+    const auto raw = __builtin_convertvector(shorts, typename Native<Width>::Levels);
+    if (lanes >= Width) __builtin_memcpy(to, &raw, sizeof(raw));
+    else __builtin_memcpy(to, &raw, lanes);
+  }
+
   WORLDENV_INLINE void widen(BFloat16, const Words& bits) { v = (Floats)(bits << 16); }
 
   // Exponent and mantissa move into place; 2^112 corrects the bias, and makes a number below 2^-14 a normal one.
@@ -184,8 +192,21 @@ struct Vector {
   WORLDENV_INLINE void turn(Vector& cosine, Vector& sine) const {
     const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for a fraction
     const Floats quarters = v * 4.0f, nearest = (quarters + round) - round;
-    const Floats x = (quarters - nearest) * 1.57079632679f, xx = x * x;  // radians, in [-pi / 4, pi / 4]
-    const Ints quarter = __builtin_convertvector(nearest, Ints);
+    after_quarters(nearest, (quarters - nearest) * 1.57079632679f, cosine, sine);
+  }
+
+  // cosine and sine of v radians, |v| < 1e5, error 1e-7: quarters are taken off in three parts of few bits.
+  WORLDENV_INLINE void angle(Vector& cosine, Vector& sine) const {
+    const float round = 12582912.0f;
+    const Floats nearest = (v * 0.636619772f + round) - round;
+    const Floats rest = ((v - nearest * 1.5703125f) - nearest * 4.8375129699707e-4f) - nearest * 7.549789948768648e-8f;
+    after_quarters(nearest, rest, cosine, sine);
+  }
+
+  // x: radians in [-pi / 4, pi / 4], after so many quarters of a turn.
+  static WORLDENV_INLINE void after_quarters(const Floats& quarters, const Floats& x, Vector& cosine, Vector& sine) {
+    const Floats xx = x * x;
+    const Ints quarter = __builtin_convertvector(quarters, Ints);
     const Floats s = ((xx * -1.9515295891e-4f + 8.3321608736e-3f) * xx - 1.6666654611e-1f) * xx * x + x;
     const Floats c = ((xx * 2.443315711809948e-5f - 1.388731625493765e-3f) * xx + 4.166664568298827e-2f) * xx * xx -
                      0.5f * xx + 1.0f;
@@ -213,6 +234,18 @@ struct Vector {
           rows[i + far].v = __builtin_shuffle(a, b, lower);
         }
     }
+  }
+
+  WORLDENV_INLINE float sum() const {
+    float total = 0.0f;
+    for (int64_t l = 0; l < Width; ++l) total += v[l];
+    return total;
+  }
+
+  WORLDENV_INLINE float greatest() const {
+    float most = v[0];
+    for (int64_t l = 1; l < Width; ++l) most = v[l] > most ? v[l] : most;
+    return most;
   }
 
   WORLDENV_INLINE bool all_zero() const {

@@ -25,7 +25,7 @@ def rope_cache_write_reference(
 ) -> Tensor:  # [B, M, H, D]
     """The meaning of `rope_cache_write`, in plain PyTorch."""
     (b, m, _), (_, g, c, d) = qkv.shape, keys.shape
-    heads = qkv.float().view(b, m, -1, d)
+    heads = qkv.float().view(b, m, qkv.shape[2] // d, d)
     query, key, value = heads.split([heads.shape[2] - 2 * g, g, g], dim=2)
     token = torch.arange(m, device=qkv.device)
     angle = angles(frame[:, None] + token // len(space_angle), time_angle, space_angle)
