@@ -1,7 +1,5 @@
 #include <torch/csrc/stable/library.h>
 STABLE_TORCH_LIBRARY_FRAGMENT(worldenv, m) {
-  m.def("windowed_attention(Tensor query, Tensor keys, Tensor values, Tensor length, Tensor? key_scale=None, Tensor? value_scale=None) -> Tensor");
-  m.def("rope_cache_write(Tensor qkv, Tensor query_gain, Tensor key_gain, Tensor frame, Tensor place, Tensor time_angle, Tensor space_angle, Tensor(a!) keys, Tensor(b!) values, Tensor(c!)? key_scale=None, Tensor(d!)? value_scale=None) -> Tensor");
   m.def("denoise_step(Tensor noisy, Tensor velocity, float t, float t_next, int seed, Tensor episode, Tensor chunk, int use) -> Tensor");
   m.def("laplace_chunk(Tensor mu, Tensor beta, int seed, Tensor episode, Tensor chunk, bool explore) -> (Tensor, Tensor)");
   m.def("reward_head(Tensor feature, Tensor first, Tensor(a!) total, Tensor(b!) count, Tensor gain, Tensor shift, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor weight3, Tensor bias3, float threshold) -> (Tensor, Tensor)");

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "isa.h"
 
@@ -10,23 +11,37 @@ namespace worldenv::cpu {
 
 template <int Width>
 struct Native;
-#define WORLDENV_NATIVE(width)                                    \
-  template <>                                                     \
-  struct Native<width> {                                          \
-    typedef float Floats __attribute__((vector_size(4 * width))); \
-    typedef int32_t Ints __attribute__((vector_size(4 * width))); \
-    typedef double Pairs __attribute__((vector_size(4 * width))); \
-    typedef uint8_t Bytes __attribute__((vector_size(width)));    \
+#define WORLDENV_NATIVE(width)                                       \
+  template <>                                                        \
+  struct Native<width> {                                             \
+    typedef float Floats __attribute__((vector_size(4 * width)));    \
+    typedef int32_t Ints __attribute__((vector_size(4 * width)));    \
+    typedef uint32_t Words __attribute__((vector_size(4 * width)));  \
+    typedef double Pairs __attribute__((vector_size(4 * width)));    \
+    typedef uint16_t Halves __attribute__((vector_size(2 * width))); \
+    typedef int16_t Shorts __attribute__((vector_size(2 * width)));  \
+    typedef uint8_t Bytes __attribute__((vector_size(width)));       \
+    typedef int8_t Levels __attribute__((vector_size(width)));       \
   };
 WORLDENV_NATIVE(4)
 WORLDENV_NATIVE(8)
 WORLDENV_NATIVE(16)
 #undef WORLDENV_NATIVE
 
+// Numbers of 16 bits: stored so, computed with as floats.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
 template <int Width>
 struct Vector {
   using Floats = typename Native<Width>::Floats;
   using Ints = typename Native<Width>::Ints;
+  using Words = typename Native<Width>::Words;
+  using Halves = typename Native<Width>::Halves;
   Floats v{};
 
   WORLDENV_INLINE void fill(float value) { v = Floats{} + value; }
@@ -50,6 +65,65 @@ struct Vector {
     } else {
       for (int64_t l = 0; l < lanes; ++l) to[l] = v[l];
     }
+  }
+
+  // As above, of numbers in 16 bits and of whole ones in 8.
+  template <class Stored>
+  WORLDENV_INLINE void load(const Stored* from, int64_t lanes = Width) {
+    constexpr bool kLevels = sizeof(Stored) == 1;
+    using Raw = std::conditional_t<kLevels, typename Native<Width>::Levels, Halves>;
+    Raw raw{};
+    if (lanes >= Width) __builtin_memcpy(&raw, from, sizeof(raw));
+    else __builtin_memcpy(&raw, from, lanes * sizeof(Stored));
+    if constexpr (kLevels) {  // by way of 16 bits, or it is done number by number
+      const auto shorts = __builtin_convertvector(raw, typename Native<Width>::Shorts);
+      v = __builtin_convertvector(__builtin_convertvector(shorts, Ints), Floats);
+    } else {
+      widen(Stored{}, __builtin_convertvector(raw, Words));
+    }
+  }
+
+  template <class Stored>
+  WORLDENV_INLINE void store(Stored* to, int64_t lanes = Width) const {
+    Words bits;
+    narrow(Stored{}, bits);
+    const Halves raw = __builtin_convertvector(bits, Halves);
+    if (lanes >= Width) __builtin_memcpy(to, &raw, sizeof(raw));
+    else __builtin_memcpy(to, &raw, lanes * sizeof(Stored));
+  }
+
+  // The nearest whole numbers, which lie in [-127, 127]; ties to even.
+  WORLDENV_INLINE void store_whole(int8_t* to, int64_t lanes) const {
+    const auto shorts = __builtin_convertvector((Ints)(v + 12582912.0f), typename Native<Width>::Shorts);
+    const auto raw = __builtin_convertvector(shorts, typename Native<Width>::Levels);
+    if (lanes >= Width) __builtin_memcpy(to, &raw, sizeof(raw));
+    else __builtin_memcpy(to, &raw, lanes);
+  }
+
+  WORLDENV_INLINE void widen(BFloat16, const Words& bits) { v = (Floats)(bits << 16); }
+
+  // Exponent and mantissa move into place; 2^112 corrects the bias, and makes a number below 2^-14 a normal one.
+  WORLDENV_INLINE void widen(Float16, const Words& bits) {
+    const Words size = (bits & 0x7fffu) << 13;
+    const Floats value = (Floats)size * 0x1p112f;
+    const Words whole = size >= (0x7c00u << 13) ? size | 0x7f800000u : (Words)value;  // infinite, or not a number
+    v = (Floats)(whole | (bits & 0x8000u) << 16);
+  }
+
+  // To the nearest, ties to even.
+  WORLDENV_INLINE void narrow(BFloat16, Words& out) const {
+    const Words bits = (Words)v, rounded = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+    out = (bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40u : rounded;
+  }
+
+  WORLDENV_INLINE void narrow(Float16, Words& out) const {
+    const Words bits = (Words)v, sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
+    const Words normal = (size - (112u << 23) + 0xfffu + (size >> 13 & 1)) >> 13;
+    const Words tiny = (Words)((Floats)size + 0.5f) - 0x3f000000u;  // the sum has an ulp of 2^-24, that of float16
+    out = size < 0x38800000u ? tiny : normal;                       // 2^-14, the least normal one
+    out = size >= 0x477ff000u ? Words{} + 0x7c00u : out;            // 65520 and more are infinite
+    out = size > 0x7f800000u ? Words{} + 0x7e00u : out;
+    out |= sign;
   }
 
   // The nearest of 256 levels, the first `lanes` of them: clamp(round(v / step) + zero, 0, 255), NaN being 0.
@@ -80,6 +154,19 @@ struct Vector {
     v = p * (Floats)((__builtin_convertvector(n, Ints) + 127) << 23);
   }
 
+  // v <- 2^v, relative error 3e-7 for v in [-126, 126], clamped below.
+  WORLDENV_INLINE void power_of_two() {
+    const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for a fraction
+    const Floats x = v < -126.0f ? Floats{} - 126.0f : v;
+    const Floats shifted = x + round, r = x - (shifted - round);
+    Floats p = r * 1.3276481722e-3f + 9.6755463301e-3f;
+    p = p * r + 5.5507132896e-2f;
+    p = p * r + 2.4022119633e-1f;
+    p = p * r + 6.9314696703e-1f;
+    p = p * r + 1.0f;
+    v = (Floats)((Words)p + ((Words)shifted << 23));  // the lowest bits of `shifted` are the whole number
+  }
+
   // v <- log(v) for positive normal numbers, relative error 1e-7: exponent and mantissa, the latter in [sqrt(1/2),
   // sqrt(2)), by a polynomial.
   WORLDENV_INLINE void logarithm() {
@@ -105,8 +192,21 @@ struct Vector {
   WORLDENV_INLINE void turn(Vector& cosine, Vector& sine) const {
     const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for a fraction
     const Floats quarters = v * 4.0f, nearest = (quarters + round) - round;
-    const Floats x = (quarters - nearest) * 1.57079632679f, xx = x * x;  // radians, in [-pi / 4, pi / 4]
-    const Ints quarter = __builtin_convertvector(nearest, Ints);
+    after_quarters(nearest, (quarters - nearest) * 1.57079632679f, cosine, sine);
+  }
+
+  // cosine and sine of v radians, |v| < 1e5, error 1e-7: quarters are taken off in three parts of few bits.
+  WORLDENV_INLINE void angle(Vector& cosine, Vector& sine) const {
+    const float round = 12582912.0f;
+    const Floats nearest = (v * 0.636619772f + round) - round;
+    const Floats rest = ((v - nearest * 1.5703125f) - nearest * 4.8375129699707e-4f) - nearest * 7.549789948768648e-8f;
+    after_quarters(nearest, rest, cosine, sine);
+  }
+
+  // x: radians in [-pi / 4, pi / 4], after so many quarters of a turn.
+  static WORLDENV_INLINE void after_quarters(const Floats& quarters, const Floats& x, Vector& cosine, Vector& sine) {
+    const Floats xx = x * x;
+    const Ints quarter = __builtin_convertvector(quarters, Ints);
     const Floats s = ((xx * -1.9515295891e-4f + 8.3321608736e-3f) * xx - 1.6666654611e-1f) * xx * x + x;
     const Floats c = ((xx * 2.443315711809948e-5f - 1.388731625493765e-3f) * xx + 4.166664568298827e-2f) * xx * xx -
                      0.5f * xx + 1.0f;
@@ -115,6 +215,37 @@ struct Vector {
     sine.v = odd ? c : s;
     cosine.v = minus_c ? -cosine.v : cosine.v;
     sine.v = minus_s ? -sine.v : sine.v;
+  }
+
+  // Transposes a square of Width registers: in each step, blocks of `far` lanes change places across the diagonal.
+  static WORLDENV_INLINE void transpose(Vector (&rows)[Width]) {
+#pragma GCC unroll 4
+    for (int far = Width / 2; far; far /= 2) {
+      Ints upper{}, lower{};
+      for (int l = 0; l < Width; ++l) {
+        upper[l] = l & far ? Width + l - far : l;
+        lower[l] = l & far ? Width + l : l + far;
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < Width; ++i)
+        if (!(i & far)) {
+          const Floats a = rows[i].v, b = rows[i + far].v;
+          rows[i].v = __builtin_shuffle(a, b, upper);
+          rows[i + far].v = __builtin_shuffle(a, b, lower);
+        }
+    }
+  }
+
+  WORLDENV_INLINE float sum() const {
+    float total = 0.0f;
+    for (int64_t l = 0; l < Width; ++l) total += v[l];
+    return total;
+  }
+
+  WORLDENV_INLINE float greatest() const {
+    float most = v[0];
+    for (int64_t l = 1; l < Width; ++l) most = v[l] > most ? v[l] : most;
+    return most;
   }
 
   WORLDENV_INLINE bool all_zero() const {

@@ -58,8 +58,8 @@ def laplace_chunk(
     for name, tensor in {"episode": episode, "chunk": chunk}.items():
         if tensor.shape != mu.shape[:1] or tensor.dtype != torch.int64 or tensor.device != mu.device:
             raise ValueError(
-                f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}; it should be torch.int64 [{len(mu)}] "
-                f"on {mu.device}"
+                f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}; it should be torch.int64 "
+                f"[{len(mu)}] on {mu.device}"
             )
     arguments = (mu.detach().contiguous(), beta.detach().contiguous(), seed, episode, chunk, explore)
     if ops.BACKEND == "reference":

@@ -42,7 +42,9 @@ def ppo_loss(
     Raises ValueError if a shape, dtype, device or `clip` is another one, or there is no chunk.
     """
     if mu.ndim != 3 or not len(mu) or not 0 < clip < 1:
-        raise ValueError(f"mu has shape {list(mu.shape)} and clip is {clip}; they should be [B >= 1, K, A] and in (0, 1)")
+        raise ValueError(
+            f"mu has shape {list(mu.shape)} and clip is {clip}; they should be [B >= 1, K, A] and in (0, 1)"
+        )
     b = len(mu)
     ops.check_tensors({
         "mu": (mu, mu.shape), "beta": (beta, mu.shape), "action": (action, mu.shape), "behaviour": (behaviour, (b,)),

@@ -1,4 +1,4 @@
-"""Op `rope_cache_write`: normalise and rotate queries and keys, and write keys and values into the ring, in one pass."""
+"""Op `rope_cache_write`: normalise and rotate queries and keys, write keys and values into the ring, in one pass."""
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def rope_cache_write_reference(
 ) -> Tensor:  # [B, M, H, D]
     """The meaning of `rope_cache_write`, in plain PyTorch."""
     (b, m, _), (_, g, c, d) = qkv.shape, keys.shape
-    heads = qkv.float().view(b, m, -1, d)
+    heads = qkv.float().view(b, m, qkv.shape[2] // d, d)
     query, key, value = heads.split([heads.shape[2] - 2 * g, g, g], dim=2)
     token = torch.arange(m, device=qkv.device)
     angle = angles(frame[:, None] + token // len(space_angle), time_angle, space_angle)
@@ -102,8 +102,8 @@ def _check(qkv, query_gain, key_gain, frame, place, time_angle, space_angle, key
     ops.check_tensors({"qkv": (qkv, qkv.shape)}, ops.FLOATS)
     if d % 2 or width % d or width // d <= 2 * g or (width // d) % g:
         raise ValueError(
-            f"qkv has {width} numbers a token; with {g} key heads of {d} it should be (H + {2 * g}) * {d}, H a multiple "
-            f"of {g} and {d} even"
+            f"qkv has {width} numbers a token; with {g} key heads of {d} it should be (H + {2 * g}) * {d}, H a "
+            f"multiple of {g} and {d} even"
         )
     if not tokens or m % tokens or m > c:
         raise ValueError(f"qkv has {m} tokens; it should be a multiple of the {tokens} of a frame, and at most {c}")

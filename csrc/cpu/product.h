@@ -1,0 +1,34 @@
+// The inner loop of small matrix products: R x V registers of sums, of which each loaded number is used R or V times.
+#pragma once
+
+#include "vector.h"
+
+namespace worldenv::cpu {
+
+// How many rows and registers keep the sums of an instruction set with 32 or 16 registers.
+template <int Width>
+struct Block {
+  static constexpr int kRows = Width == 16 ? 8 : 4;
+  static constexpr int kVectors = Width == 16 ? 3 : 2;
+  static constexpr int kLanes = kVectors * Width;
+};
+
+// sum[r][l] += sum over i of a[r * row + i * step] * b[i * kLanes + l].
+template <int Width, int Rows>
+WORLDENV_INLINE void product(
+    const float* a, int64_t row, int64_t step, const float* b, int64_t count,
+    Vector<Width> (&sum)[Rows][Block<Width>::kVectors]
+) {
+  constexpr int V = Block<Width>::kVectors;
+  for (int64_t i = 0; i < count; ++i, a += step, b += Block<Width>::kLanes) {
+    Vector<Width> right[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) right[v].load(b + v * Width);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sum[r][v].v += a[r * row] * right[v].v;
+  }
+}
+
+}  // namespace worldenv::cpu
