@@ -86,20 +86,17 @@ class Int8(nn.Module):
         self,
         x: Tensor,  # float32, or uint8 on `grid` already
         activation: str = "none",  # none, relu or gelu
-        onto: Tensor | None = None,  # float32, to be added to the result; may be overwritten
+        onto: Tensor | None = None,  # float32, to be added to the result
         to: Grid = NO_GRID,  # the levels that the result is wanted on
     ) -> Tensor:  # float32, or uint8 on `to`
         step, zero = self.grid
         x = x if x.dtype == torch.uint8 else quantise(x, step, zero)
         given = (x, step, zero, *self.packed)
-        if onto is not None:
-            add = torch.ops.onednn.qconv2d_pointwise if self.window else torch.ops.onednn.qlinear_pointwise
-            return add.binary(*given, onto, self.summand, *self.window, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0,
-                              "none", [], "")  # fmt: skip
         multiply = torch.ops.onednn.qconv_pointwise if self.window else torch.ops.onednn.qlinear_pointwise
         result = (to[0], to[1], torch.uint8) if to[0] else (1.0, 0, torch.float32)
         shape = "tanh" if activation == "gelu" else ""
-        return multiply(*given, self.summand, *self.window, *result, activation, [], shape)
+        y = multiply(*given, self.summand, *self.window, *result, activation, [], shape)
+        return y if onto is None else y.add_(onto)  # oneDNN's own sum copies its result
 
 
 def in_int8(module: Module, ranges: Ranges, prefix: str = "") -> Module:

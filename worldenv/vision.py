@@ -7,6 +7,7 @@ from worldenv.instruction import InstructionEncoder
 from worldenv.int8 import Conv
 from worldenv.ops.adagn import adagn
 from worldenv.ops.patchify import PATCH, patchify
+from worldenv.ops.spatial_softmax import spatial_softmax
 
 GROUPS = 8  # of the group normalisations
 
@@ -19,15 +20,10 @@ class Patches(nn.Module):
 
 
 class SpatialSoftmax(nn.Module):
-    """[B, C, h, w] -> [B, 3 C]: where each channel looks, (x, y) in [-1, 1], and how strongly (Levine et al. 2016)."""
+    """[B, C, h, w] -> [B, 3 C]: where each channel looks, (x, y) in [-1, 1], and how strongly."""
 
     def forward(self, features: Tensor) -> Tensor:
-        b, c, h, w = features.shape
-        weight = features.flatten(2).softmax(-1).view(b, c, h, w)
-        x = torch.linspace(-1, 1, w, device=features.device)
-        y = torch.linspace(-1, 1, h, device=features.device)
-        peak = (weight * features).sum((2, 3))
-        return torch.cat([weight.sum(2) @ x, weight.sum(3) @ y, peak], dim=-1)
+        return spatial_softmax(features)
 
 
 class FilmBlock(nn.Module):
