@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from worldenv.ops.patchify import unit
 from worldenv.ops.quantise import quantise
+from worldenv.packed import pack
 
 FAST = ("avx512_vnni", "avx_vnni", "amx_int8")  # with any of them a CPU multiplies 8 bits exactly and fast
 Module = TypeVar("Module", bound=nn.Module)
@@ -78,9 +79,13 @@ class Int8(nn.Module):
             self.summand = half if layer.bias is None else half + layer.bias.detach()
         self.window = (layer.stride, layer.padding, [1, 1], 1) if isinstance(layer, Conv) else ()
         levels = levels.to(torch.int8)
-        pack = torch.ops.onednn.qconv_prepack if self.window else torch.ops.onednn.qlinear_prepack
-        packed = pack(levels, scale, step, zero, *self.window) if self.window else pack(levels, None)
+        if self.window:
+            packed = torch.ops.onednn.qconv_prepack(levels, scale, step, zero, *self.window)
+        else:
+            packed = torch.ops.onednn.qlinear_prepack(levels, None)
         self.packed = packed, scale, torch.zeros(len(scale), dtype=torch.int32)
+        bias = 0.0 if self.summand is None else self.summand
+        self.bytes = pack(levels, step * scale, bias - step * scale * zero * levels.flatten(1).sum(1))
 
     def forward(
         self,

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldenv.int8 import Conv, Linear
+from worldenv.int8 import Conv, Int8, Linear
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
 from worldenv.ops.adagn import adagn
 from worldenv.ops.adaln import adaln
 from worldenv.ops.compose import compose
+from worldenv.ops.compose_int8 import compose_int8
 from worldenv.ops.patchify import PATCH
 from worldenv.ops.transport import moves
 
@@ -168,10 +169,13 @@ class Simulator(nn.Module):
         fine = torch.cat([fine, F.pixel_shuffle(self.up1(middle), 2)], dim=1)
         for block in self.fine_out:
             fine = block(fine, condition)
-        raw = self.compose(F.silu(fine).permute(0, 2, 3, 1))
+        fine = fine.permute(0, 2, 3, 1)
         preference = F.pad(self.prefer, (3, 0)).repeat_interleave(4 * self.config.chunk)
         cut = (SMALLEST_SHARE, SMALLEST_CORRECTION) if self.config.exact else (0.0, 0.0)
-        return compose(raw, preference, seen.pictures, self.plate, *cut)
+        if isinstance(self.compose, Int8) and seen.pictures.dtype == torch.uint8:
+            grid = self.compose.grid
+            return compose_int8(fine, self.compose.bytes, *grid, preference, seen.pictures, self.plate, *cut)
+        return compose(self.compose(F.silu(fine)), preference, seen.pictures, self.plate, *cut)
 
 
 def _fourier(t: Tensor) -> Tensor:  # [B] -> [B, 32]
