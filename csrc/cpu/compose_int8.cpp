@@ -43,7 +43,7 @@ WORLDENV_INLINE void row_of(
     int64_t width,
     Room& room
 ) {
-  const int64_t channels = head.layer.run, outputs = head.layer.outputs;
+  const int64_t channels = head.layer.run;
   Vector<Width> value;
   for (int64_t first = 0; first < width; first += kSpan) {
     const int64_t cells = std::min(kSpan, width - first), numbers = cells * channels;
@@ -52,8 +52,7 @@ WORLDENV_INLINE void row_of(
       value.silu();
       value.store_levels(room.bytes.data() + i, numbers - i, 1.0f / head.step, head.zero);
     }
-    const Row row{room.bytes.data(), channels, 0, room.raw.data(), nullptr, outputs, false};
-    multiply<Width, kFast>(head.layer, row, cells);
+    multiply<Width, kFast>(head.layer, {room.bytes.data(), channels, 0, room.raw.data(), nullptr, 1, cells});
     compose_row<Width>(room.raw.data(), bias, pictures + first * (head.sizes.sources - 1) * kPatch,
                        plate + first * kPatch, out + first * head.sizes.frames * kPatch, cells, head.sizes, head.cut);
   }

@@ -23,14 +23,13 @@ struct Packed {
   int64_t block_bytes() const { return rows * run * kLanes; }
 };
 
-// Where a row of positions is read and written: bytes from one position, and from one line of the window, to the next.
-struct Row {
+// Where lines of positions are read and written.
+struct Lines {
   const uint8_t* from;
-  int64_t step, line;
-  float* to;
-  const float* onto;  // as `to`, to be added; or null
-  int64_t pitch;      // floats from one position of `to` to the next
-  bool relu;
+  int64_t step, line;  // bytes from one position, and from one line, to the next
+  float* to;           // [lines, count, outputs]
+  const float* onto;   // as `to`, to be added; or null
+  int64_t lines, count;
 };
 
 // acc += the products of four bytes with four weights in each lane. kFast: by the instruction that is made for it.
@@ -73,7 +72,7 @@ WORLDENV_INLINE void each(std::integer_sequence<int, I...>, Function f) {
 
 // P positions by N vectors of outputs, from vector `first` on.
 template <int Width, bool kFast, int P, int N>
-WORLDENV_INLINE void tile(const Packed& layer, const Row& row, int64_t position, int64_t first) {
+WORLDENV_INLINE void tile(const Packed& layer, const Lines& image, int64_t y, int64_t x, int64_t first) {
   using Ints = typename Native<Width>::Ints;
   Ints acc[P * N], w[N];
   const int8_t* weights[N];
@@ -82,9 +81,9 @@ WORLDENV_INLINE void tile(const Packed& layer, const Row& row, int64_t position,
     const int64_t lane = (first + n) * Width;
     weights[n] = layer.weights + lane / kLanes * layer.block_bytes() + lane % kLanes * kFour;
   });
-  const uint8_t* from = row.from + position * row.step;
-  const int64_t step = row.step, run = layer.run;
-  for (int64_t line = 0, at = 0; line < layer.rows; ++line, from += row.line)
+  const int64_t step = image.step, run = layer.run;
+  const uint8_t* from = image.from + y * image.line + x * step;
+  for (int64_t row = 0, at = 0; row < layer.rows; ++row, from += image.line)
     for (int64_t k = 0; k < run; k += kFour, at += kLanes * kFour) {
       WORLDENV_EACH(n, N) { __builtin_memcpy(&w[n], weights[n] + at, sizeof(Ints)); });
       WORLDENV_EACH(p, P) {
@@ -101,41 +100,37 @@ WORLDENV_INLINE void tile(const Packed& layer, const Row& row, int64_t position,
     factor.load(layer.affine + lane);
     summand.load(layer.affine + padded + lane);
     WORLDENV_EACH(p, P) {
-      const int64_t place = (position + p) * row.pitch + lane;
-      Vector<Width> y, more;
-      y.v = __builtin_convertvector(acc[p * N + n], typename Vector<Width>::Floats) * factor.v + summand.v;
-      if (row.relu) y.v = y.v < 0.0f ? y.v * 0.0f : y.v;
-      if (row.onto) {
-        more.load(row.onto + place, lanes);
-        y.v += more.v;
+      const int64_t place = (y * image.count + x + p) * layer.outputs + lane;
+      Vector<Width> sum, more;
+      sum.v = __builtin_convertvector(acc[p * N + n], typename Vector<Width>::Floats) * factor.v + summand.v;
+      if (image.onto) {
+        more.load(image.onto + place, lanes);
+        sum.v += more.v;
       }
-      y.store(row.to + place, lanes);
+      sum.store(image.to + place, lanes);
     });
   });
 }
 
 template <int Width, bool kFast, int P, int N>
-WORLDENV_INLINE void tiles(const Packed& layer, const Row& row, int64_t count, int64_t first) {
-  int64_t p = 0;
-  for (; p + P <= count; p += P) tile<Width, kFast, P, N>(layer, row, p, first);
-  for (; p < count; ++p) tile<Width, kFast, 1, N>(layer, row, p, first);
+WORLDENV_INLINE void tiles(const Packed& layer, const Lines& image, int64_t first) {
+  for (int64_t y = 0; y < image.lines; ++y) {
+    int64_t x = 0;
+    for (; x + P <= image.count; x += P) tile<Width, kFast, P, N>(layer, image, y, x, first);
+    for (; x < image.count; ++x) tile<Width, kFast, 1, N>(layer, image, y, x, first);
+  }
 }
 
-// A layer over a row of `count` positions. Accumulators, weights and a byte fill the registers that there are.
+// A layer over all positions, a few outputs at a time, so that their weights stay close. Accumulators, weights and a
+// byte fill the registers that there are.
 template <int Width, bool kFast>
-WORLDENV_INLINE void multiply(const Packed& layer, const Row& row, int64_t count) {
+WORLDENV_INLINE void multiply(const Packed& layer, const Lines& image) {
   const int64_t vectors = layer.blocks() * kLanes / Width;
-  if (Width < 16) {
-    for (int64_t v = 0; v < vectors; v += 2) tiles<Width, kFast, 4, 2>(layer, row, count, v);
-    return;
-  }
-  for (int64_t v = 0; v < vectors;) {
-    const int64_t left = vectors - v;
-    if (left >= 5 && left != 6) tiles<Width, kFast, 4, 5>(layer, row, count, v), v += 5;
-    else if (left == 4) tiles<Width, kFast, 4, 4>(layer, row, count, v), v += 4;
-    else if (left >= 3) tiles<Width, kFast, 8, 3>(layer, row, count, v), v += 3;
-    else if (left == 2) tiles<Width, kFast, 8, 2>(layer, row, count, v), v += 2;
-    else tiles<Width, kFast, 8, 1>(layer, row, count, v), v += 1;
+  for (int64_t v = 0, left = vectors; left > 0; left = vectors - v) {
+    if (Width < 16) tiles<Width, kFast, 4, 2>(layer, image, v), v += 2;
+    else if (left == 1) tiles<Width, kFast, 8, 1>(layer, image, v), v += 1;
+    else if (left == 2 || left == 4) tiles<Width, kFast, 8, 2>(layer, image, v), v += 2;
+    else tiles<Width, kFast, 8, 3>(layer, image, v), v += 3;
   }
 }
 
