@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from worldenv.ops.patchify import unit
 from worldenv.ops.quantise import quantise
+from worldenv.ops.residual_int8 import Layer
 from worldenv.packed import pack
 
 FAST = ("avx512_vnni", "avx_vnni", "amx_int8")  # with any of them a CPU multiplies 8 bits exactly and fast
@@ -85,7 +86,8 @@ class Int8(nn.Module):
             packed = torch.ops.onednn.qlinear_prepack(levels, None)
         self.packed = packed, scale, torch.zeros(len(scale), dtype=torch.int32)
         bias = 0.0 if self.summand is None else self.summand
-        self.bytes = pack(levels, step * scale, bias - step * scale * zero * levels.flatten(1).sum(1))
+        bytes_ = pack(levels, step * scale, bias - step * scale * zero * levels.flatten(1).sum(1))
+        self.layer = Layer(bytes_, step, zero)  # for the ops that do more than this layer
 
     def forward(
         self,
@@ -102,6 +104,11 @@ class Int8(nn.Module):
         shape = "tanh" if activation == "gelu" else ""
         y = multiply(*given, self.summand, *self.window, *result, activation, [], shape)
         return y if onto is None else y.add_(onto)  # oneDNN's own sum copies its result
+
+
+def in_8_bits(*layers: nn.Module) -> bool:
+    """Whether all layers are in 8 bits; one that does nothing is in whatever is wanted."""
+    return all(isinstance(layer, Int8 | nn.Identity) for layer in layers)
 
 
 def in_int8(module: Module, ranges: Ranges, prefix: str = "") -> Module:

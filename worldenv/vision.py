@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.instruction import InstructionEncoder
-from worldenv.int8 import Conv
+from worldenv.int8 import Conv, in_8_bits
 from worldenv.ops.adagn import adagn
 from worldenv.ops.patchify import PATCH, patchify
+from worldenv.ops.residual_int8 import residual_int8
 from worldenv.ops.spatial_softmax import spatial_softmax
 
 GROUPS = 8  # of the group normalisations
@@ -37,6 +38,10 @@ class FilmBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         scale, shift = self.film(context).chunk(2, dim=1)
+        if in_8_bits(self.first, self.second):
+            norm = (self.norm.weight, self.norm.bias)
+            layers = (None, self.first.layer, norm, (scale, shift), self.second.layer)
+            return residual_int8(x, GROUPS, "relu", *layers, eps=self.norm.eps)
         h = self.first(x)
         h = adagn(h, GROUPS, self.norm.weight, self.norm.bias, scale, shift, "relu", self.norm.eps, *self.second.grid)
         return self.second(h, onto=x)

@@ -26,10 +26,10 @@ def bench_compose_int8(versus, batch):
         return compose_reference(layer(F.silu(x)), *others)
 
     compiled = torch.compile(plain)
-    frames = compose_int8(x, small.bytes, *small.grid, *others)
+    frames = compose_int8(x, *small.layer, *others)
     assert (frames - plain()).abs().mean() < 1e-2
     result = versus(
-        lambda: compose_int8(x, small.bytes, *small.grid, *others),
+        lambda: compose_int8(x, *small.layer, *others),
         {"eager": plain, "compile": compiled},
         batch=batch,
     )
