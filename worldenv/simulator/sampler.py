@@ -25,5 +25,5 @@ def sample(
     x = noise
     for t, t_next in zip(levels, (*levels[1:], 0.0), strict=True):
         clean = simulator.denoise(x, x.new_full((len(x),), t), seen)
-        x = clean + (t_next / t) * (x - clean)
+        x = clean if t_next == 0 else clean + (t_next / t) * (x - clean)
     return x
