@@ -94,10 +94,13 @@ def measure(models: Models, engine: Engine, config: EvalConfig, start_seed: int,
     return Measurement(outcome, trajectories, imagined, quality)
 
 
-def make_engine(models: Models, config: EngineConfig, policy: nn.Module | None = None) -> Engine:
-    """The engine of the embedded suite; `policy` instead of the models' own is one of the caller's (see `Engine`)."""
+def make_engine(
+    models: Models, config: EngineConfig, policy: nn.Module | None = None, chunk: int | None = None
+) -> Engine:
+    """The engine of the embedded suite; `policy`, one of the caller's (see `Engine`), acts instead of the models'."""
     imagining = models.to_imagine(config.precision)
-    return Engine(policy or imagining.policy, _world(imagining), imagining.reflector, Kinematics(), config)
+    policy = imagining.policy if policy is None else policy
+    return Engine(policy, _world(imagining), imagining.reflector, Kinematics(), config, chunk)
 
 
 def make_env(models: Models, starts: Starts, config: EnvConfig, precision: str = "auto") -> WorldModelEnv:

@@ -152,16 +152,18 @@ def test_threads_change_nothing(tiny, env, rollouts):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_action_breaks_its_episode_alone(tiny, env, rollouts, bad):
-    sound, _, *_ = env.step(rollouts.action[:, 0])
-    other = tiny.env(7, envs=7, horizon=16)
+    other, rest = tiny.env(7, envs=7, horizon=16), torch.arange(7) != 2
     other.seed(SEED)
-    before = other.reset(starts=torch.arange(7))
-    acted = rollouts.action[:, 0].clone()
+    other.reset(starts=torch.arange(7))
+    for each in (env, other):
+        before, *_ = each.step(rollouts.action[:, 0])
+    assert other.info()["score"][2] > 0 and not other.standing.done[2]
+    sound, *_ = env.step(rollouts.action[:, 1])
+    acted = rollouts.action[:, 1].clone()
     acted[2, 1, 3] = bad
     observation, reward, terminated, truncated = other.step(acted)
     assert other.info()["broken"].tolist() == [i == 2 for i in range(7)]
-    assert truncated[2] and not terminated[2] and reward[2] == 0 and other.info()["steps"][2] == 0
-    rest = torch.arange(7) != 2
+    assert truncated[2] and not terminated[2] and reward[2] == 0 and other.info()["steps"][2] == 4
     for name in observation:
         assert torch.equal(observation[name][2], before[name][2])
         assert torch.equal(observation[name][rest], sound[name][rest])
@@ -196,6 +198,10 @@ def test_starts_come_in_an_order_of_the_seed_each_as_often_as_the_others(tiny):
         assert sorted(rows) == sorted(2 * list(range(5))) and rows[:5] == rows[5:]
         orders.append(rows)
     assert orders[0] == orders[1] != orders[2]
+    env.reset(starts=torch.tensor([3, 1, 4]))
+    rows = env.info()["start"].tolist()
+    env.reset()
+    assert rows + env.info()["start"].tolist() == [3, 1, 4, 3] and env.info()["id"].tolist() == [12, 13]
 
 
 def test_seed_that_nobody_gives_is_drawn_from_torchs_generator(tiny):

@@ -98,6 +98,7 @@ def test_autoreset_is_declared_and_happens_in_the_same_step(make, tiny):
             assert torch.equal(info["_final_obs"], done) and torch.equal(info["_final_info"], done)
             assert all(torch.equal(info["final_obs"][name][done], last[name][done]) for name in last)
             assert all(torch.equal(info["final_info"][name][done], about[name][done]) for name in about)
+            assert torch.equal(info["final_info"]["_score"], done) and info["_score"].all()
             assert not info["steps"][done].any() and info["id"][done].min() >= 5
             torch.testing.assert_close(info["final_info"]["score"][done], reward[done])
     assert ended >= 15
