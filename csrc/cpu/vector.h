@@ -282,6 +282,14 @@ struct Vector {
     }
   }
 
+  // Zeros after the first `lanes`.
+  WORLDENV_INLINE void keep(int64_t lanes) {
+    if (lanes >= Width) return;
+    Ints place{};
+    for (int l = 0; l < Width; ++l) place[l] = l;
+    v = place < int32_t(lanes) ? v : Floats{};
+  }
+
   WORLDENV_INLINE float sum() const {
     float total = 0.0f;
     for (int64_t l = 0; l < Width; ++l) total += v[l];

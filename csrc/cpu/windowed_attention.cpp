@@ -158,8 +158,8 @@ WORLDENV_INLINE void collect(
 // A panel of queries meets a tile of `count` keys. state: the greatest scores so far and the sums of the weights.
 template <int Width>
 WORLDENV_INLINE void meet(
-    const float* keys, const float* values, int64_t count, int64_t width, const float* query, float* score, float* state,
-    float* out
+    const float* keys, const float* values, int64_t count, int64_t width, const float* query, float* score,
+    float* state, float* out
 ) {
   constexpr int V = Block<Width>::kVectors, R = Block<Width>::kRows;
   constexpr int64_t kLanes = Block<Width>::kLanes;
@@ -212,8 +212,10 @@ WORLDENV_INLINE void attend(const Task& t, Scratch& s) {
     const int64_t count = std::min(kTile, t.length - n);
     const float* keys = rows_of<Width>(t, t.keys, t.key_scale, n, count, s.keys);
     const float* values = rows_of<Width>(t, t.values, t.value_scale, n, count, s.values);
-    for (int64_t p = 0; p < panels; ++p)
-      meet<Width>(keys, values, count, t.width, s.query + p * size, s.score, s.state + p * 2 * kLanes, s.out + p * size);
+    for (int64_t p = 0; p < panels; ++p) {
+      float* state = s.state + p * 2 * kLanes;
+      meet<Width>(keys, values, count, t.width, s.query + p * size, s.score, state, s.out + p * size);
+    }
   }
   for (int64_t p = 0; p < panels; ++p) {
     const float *sums = s.state + (2 * p + 1) * kLanes, *out = s.out + p * size;

@@ -21,7 +21,7 @@ def denoise_step_reference(
     clean = noisy.float() - t * velocity.float()
     if t_next == 0:
         return clean.to(noisy.dtype)
-    noise = philox_reference(seed, episode, chunk, use, noisy[0].numel(), True).view_as(noisy)
+    noise = philox_reference(seed, episode, chunk, use, noisy.shape[1:].numel(), True).view_as(noisy)
     return ((1 - t_next) * clean + t_next * noise).to(noisy.dtype)
 
 

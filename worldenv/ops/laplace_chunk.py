@@ -31,7 +31,7 @@ def laplace_chunk_reference(
     """The meaning of `laplace_chunk`, in plain PyTorch."""
     if not explore:
         return mu.clone(), laplace_log_prob(mu, mu, beta)
-    u = philox_reference(seed, episode, chunk, Use.ACTION, mu[0].numel(), False).view_as(mu) - 0.5
+    u = philox_reference(seed, episode, chunk, Use.ACTION, mu.shape[1:].numel(), False).view_as(mu) - 0.5
     action = mu - torch.exp(beta) * u.sign() * torch.log1p(-2 * u.abs().clamp(max=LARGEST))
     return action, laplace_log_prob(action, mu, beta)
 
