@@ -208,6 +208,12 @@ struct Vector {
   }
 
   WORLDENV_INLINE void square_root() {
+#if WORLDENV_X86
+    if (Width == 16) {
+      asm("vsqrtps %0, %0" : "+v"(v));
+      return;
+    }
+#endif
     for (int64_t l = 0; l < Width; ++l) v[l] = __builtin_sqrtf(v[l]);
   }
 
