@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from worldenv.ops.patchify import unit
 from worldenv.ops.quantise import quantise
-from worldenv.ops.residual_int8 import Layer
-from worldenv.packed import pack
+from worldenv.packed import Layer, pack
 
 FAST = ("avx512_vnni", "avx_vnni", "amx_int8")  # with any of them a CPU multiplies 8 bits exactly and fast
 Module = TypeVar("Module", bound=nn.Module)

@@ -16,6 +16,14 @@ class Packed(NamedTuple):
     affine: Tensor  # [2, ceil(N / 16) * 16] float32
 
 
+class Layer(NamedTuple):
+    """A packed layer and the grid that its input is on."""
+
+    packed: Packed
+    step: float
+    zero: int
+
+
 def pack(
     levels: Tensor,  # [N, I] or [N, I, rows, columns] int8
     factor: Tensor,  # [N], of an output

@@ -49,7 +49,7 @@ WORLDENV_INLINE void row_of(
     const int64_t cells = std::min(kSpan, width - first), numbers = cells * channels;
     for (int64_t i = 0; i < numbers; i += Width) {
       value.load(x + first * channels + i, numbers - i);
-      value.silu();
+      value.silu_for_levels();
       value.store_levels(room.bytes.data() + i, numbers - i, 1.0f / head.step, head.zero);
     }
     multiply<Width, kFast>(head.layer, {room.bytes.data(), channels, 0, room.raw.data(), nullptr, 1, cells});

@@ -47,7 +47,7 @@ WORLDENV_INLINE void activate(const float* x, const float* factor, const float* 
       b.load(summand + c);
       value.v = value.v * a.v + b.v;
       if (kActivation == Activation::kRelu) value.v = value.v < 0.0f ? value.v * 0.0f : value.v;
-      if (kActivation == Activation::kSilu) value.silu();
+      if (kActivation == Activation::kSilu) kGrid ? value.silu_for_levels() : value.silu();
       if (kGrid) value.store_levels(static_cast<uint8_t*>(y) + place, lanes, inverse, zero);
       else value.store(static_cast<float*>(y) + place, lanes);
     }

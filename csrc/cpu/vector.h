@@ -152,8 +152,24 @@ struct Vector {
 
   // The nearest of 256 levels, the first `lanes` of them: clamp(round(v / step) + zero, 0, 255), NaN being 0.
   WORLDENV_INLINE void store_levels(uint8_t* to, int64_t lanes, float inverse_step, float zero) const {
+    Floats x = v == v ? v * inverse_step : Floats{};
+#if WORLDENV_X86
+    if (Width == 16) {
+      const Ints origin = Ints{} + int32_t(zero), nothing{};
+      const Floats most = Floats{} + 1024.0f;
+      Ints level;
+      asm("vminps %2, %1, %0\n\tvcvtps2dq %0, %0\n\tvpaddd %3, %0, %0\n\tvpmaxsd %4, %0, %0"
+          : "=&v"(level) : "v"(x), "v"(most), "v"(origin), "v"(nothing));
+      if (lanes >= Width) {
+        asm("vpmovusdb %1, %0" : "=m"(*reinterpret_cast<uint8_t(*)[Width]>(to)) : "v"(level));
+      } else {
+        asm("kmovw %2, %%k1\n\tvpmovusdb %1, %0%{%%k1%}"
+            : "+m"(*reinterpret_cast<uint8_t(*)[Width]>(to)) : "v"(level), "r"(first(lanes)) : "k1");
+      }
+      return;
+    }
+#endif
     const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for a fraction
-    Floats x = (v == v ? v : Floats{}) * inverse_step;
     x = between(x, Floats{} - zero, Floats{} + (255.0f - zero));
     x = (x + round) - round + zero;
     const auto bytes = __builtin_convertvector(__builtin_convertvector(x, Ints), typename Native<Width>::Bytes);
@@ -220,6 +236,26 @@ struct Vector {
     v = 1.0f / v;
   }
 
+  // v <- 1 / (1 + 2^v), relative error 1e-4 with 16 lanes and 2e-7 else: what goes onto a grid need not be better.
+  WORLDENV_INLINE void gate() {
+#if WORLDENV_X86
+    if (Width == 16) {
+      Floats rest, p, power;
+      asm("vreduceps $0, %1, %0" : "=v"(rest) : "v"(v));  // from the nearest whole number
+      p = rest * 9.5700990e-3f + 5.5917860e-2f;
+      p = p * rest + 2.4024745e-1f;
+      p = p * rest + 6.9312181e-1f;
+      p = p * rest + 1.0f;
+      asm("vscalefps %2, %1, %0" : "=v"(power) : "v"(p), "v"(v - rest));
+      asm("vrcp14ps %1, %0" : "=v"(v) : "v"(power + 1.0f));
+      return;
+    }
+#endif
+    v *= 0.69314718056f;
+    exponential();
+    v = 1.0f / (v + 1.0f);
+  }
+
   // v <- v / (1 + exp(-v))
   WORLDENV_INLINE void silu() {
     Vector e;
@@ -230,7 +266,41 @@ struct Vector {
     v *= e.v;
   }
 
+  // The same for a grid.
+  WORLDENV_INLINE void silu_for_levels() {
+    Vector e;
+    e.v = v * -1.44269504089f;
+    e.gate();
+    v *= e.v;
+  }
+
+  // v <- v / (1 + exp(-2 sqrt(2 / pi) (v + 0.044715 v^3))), GELU by its tanh formula, for a grid
+  WORLDENV_INLINE void gelu_for_levels() {
+    Vector e;
+    e.v = v * (v * v * -0.10294324f - 2.3022082f);  // 2 sqrt(2 / pi) / log(2)
+    e.gate();
+    v *= e.v;
+  }
+
+  // The sum of all lanes.
+  WORLDENV_INLINE float add_up() const {
+    Native<4>::Floats four{};
+#pragma GCC unroll 4
+    for (int64_t l = 0; l < Width; l += 4) {
+      Native<4>::Floats part;
+      __builtin_memcpy(&part, reinterpret_cast<const float*>(&v) + l, sizeof(part));
+      four += part;
+    }
+    return (four[0] + four[1]) + (four[2] + four[3]);
+  }
+
   WORLDENV_INLINE void square_root() {
+#if WORLDENV_X86
+    if (Width == 16) {
+      asm("vsqrtps %0, %0" : "+v"(v));
+      return;
+    }
+#endif
     for (int64_t l = 0; l < Width; ++l) v[l] = __builtin_sqrtf(v[l]);
   }
 

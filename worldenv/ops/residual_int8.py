@@ -1,7 +1,5 @@
 """Op `residual_int8`: two normalised convolutions in 8 bits and what they are added to, in one pass."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,15 +7,7 @@ from torch.nn import functional as F
 from worldenv import ops
 from worldenv.ops.adagn import ACTIVATIONS, adagn_reference
 from worldenv.ops.quantise import check_grid, quantise_reference
-from worldenv.packed import FOUR, LANES, Packed, multiply
-
-
-class Layer(NamedTuple):
-    """A convolution in 8 bits and the grid that it reads."""
-
-    packed: Packed
-    step: float
-    zero: int
+from worldenv.packed import FOUR, LANES, Layer, Packed, multiply
 
 
 def residual_int8_reference(

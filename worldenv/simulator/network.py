@@ -14,6 +14,7 @@ from worldenv.ops.compose import compose
 from worldenv.ops.compose_int8 import compose_int8
 from worldenv.ops.patchify import PATCH
 from worldenv.ops.residual_int8 import residual_int8
+from worldenv.ops.transformer_int8 import transformer_int8
 from worldenv.ops.transport import moves
 
 GROUPS = 8  # of the group normalisations
@@ -87,12 +88,15 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         b, n, d = x.shape
+        first, _, second = self.mlp
+        if in_8_bits(self.qkv, self.merge, first, second):
+            layers = (layer.layer for layer in (self.qkv, self.merge, first, second))
+            return transformer_int8(x, self.modulate(condition), self.heads, 4 * d, *layers)
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(condition).chunk(6, dim=-1)
         _, h = adaln(x, scale1, shift1, None, None, *self.qkv.grid)
         q, k, v = self.qkv(h).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
-        x, h = adaln(x, scale2, shift2, self.merge(h), gate1, *self.mlp[0].grid)
-        first, _, second = self.mlp
+        x, h = adaln(x, scale2, shift2, self.merge(h), gate1, *first.grid)
         return torch.addcmul(x, gate2[:, None], second(first(h, "gelu", to=second.grid)))
 
 
