@@ -13,6 +13,7 @@ from worldenv.kinematics import Kinematics
 from worldenv.policy.network import Policy, PolicyConfig
 from worldenv.reflector.network import Reflector, ReflectorConfig
 from worldenv.rollout.engine import Engine, EngineConfig
+from worldenv.rollout.env import EnvConfig, WorldModelEnv
 from worldenv.rollout.episodes import Starts
 from worldenv.simulator.network import Simulator, SimulatorConfig
 from worldenv.simulator.world import World
@@ -62,11 +63,17 @@ class Tiny:
         return Starts(frame, proprio, tokenize([INSTRUCTIONS[i % len(INSTRUCTIONS)] for i in range(n)]))
 
     def engine(
-        self, horizon: int = 4, batch: int = 64, capacity: int | None = None, seed: int = 0, size: int = 16, **replace
-    ) -> Engine:
+        self, horizon: int = 4, batch: int = 64, capacity: int | None = None, seed: int = 0, size: int = 16,
+        chunk: int | None = None, **replace
+    ) -> Engine:  # fmt: skip
         world = World(self.simulator(seed, size), tabletop_camera(size), (1.0, 0.5))
         models = {"policy": self.policy(seed), "world": world, "reflector": self.reflector(seed)}
-        return Engine(*(models | replace).values(), Kinematics(), EngineConfig(horizon, capacity, batch))
+        return Engine(*(models | replace).values(), Kinematics(), EngineConfig(horizon, capacity, batch), chunk)
+
+    def env(self, starts: Starts | int = 6, seed: int = 0, **config) -> WorldModelEnv:
+        engine = self.engine(seed=seed)
+        starts = self.starts(starts) if isinstance(starts, int) else starts
+        return WorldModelEnv(engine.world, engine.reflector, starts, EnvConfig(**config))
 
     def trajectory(
         self, steps: int, number: int = 0, size: int = 16, task: str = "red-block-on-green-pad"

@@ -23,7 +23,7 @@ LAYERS = (
     {"rollout"},
     {"policy", "simulator", "reflector", "data", "tasks"},
     {"vision"},
-    {"int8"},
+    {"int8", "attention"},
     {"ops"},
     {"kernels", "_C", "_cuda", "_tabletop"},
 )

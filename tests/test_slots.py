@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worldenv.slots import Slots
+from worldenv.slots import Slots, words
 
 
 @dataclass
@@ -53,3 +53,13 @@ def test_room_has_the_shapes_and_dtypes_and_counts_its_bytes():
     assert room.number.shape == (5,) and room.inner.cache.shape == (5, 3)
     assert room.number.dtype == torch.int64 and room.inner.cache.dtype == torch.float32
     assert room.bytes_each() == 8 + 12
+
+
+def test_bytes_are_seen_as_words_of_the_same_memory_and_all_else_as_it_is():
+    frames = torch.zeros(3, 2, 4, 2, 3, dtype=torch.uint8)
+    seen = words(frames, 2)
+    assert seen.shape == (3, 2, 3) and seen.dtype == torch.int64
+    seen[1, 1] = -1
+    assert (frames[1, 1] == 255).all() and frames.sum() == 255 * 24
+    for other in (frames[..., :1], frames.float(), torch.zeros(3, 7, dtype=torch.uint8)):
+        assert words(other) is other

@@ -178,7 +178,7 @@ def simulator_quality(
     poses = torch.from_numpy(np.stack([t.proprio for t in trajectories]))
     tokens = tokenize([t.instruction for t in trajectories])
     imagined = engine.world.replay(frames[:, 0], poses, seed)
-    k, out = engine.policy.config.chunk, {"psnr": [], "ssim": []}
+    k, out = engine.world.chunk, {"psnr": [], "ssim": []}
     for first in range(1, imagined.shape[1] - k + 1, k):
         pair = (imagined[:, first : first + k].flatten(0, 1), frames[:, first : first + k].flatten(0, 1))
         out["psnr"].append(psnr(*pair).mean().item())

@@ -49,4 +49,4 @@ class InstructionEncoder(nn.Module):
         unique, index = torch.unique(tokens, dim=0, return_inverse=True)  # a batch repeats few instructions
         hidden, _ = self.read(self.embed(unique))
         last = (unique != 0).sum(1) - 1
-        return hidden[torch.arange(len(unique)), last][index]
+        return hidden[torch.arange(len(unique), device=tokens.device), last][index]

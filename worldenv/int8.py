@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from worldenv.ops.patchify import unit
 from worldenv.ops.quantise import quantise
+from worldenv.packed import Layer, pack
 
 FAST = ("avx512_vnni", "avx_vnni", "amx_int8")  # with any of them a CPU multiplies 8 bits exactly and fast
 Module = TypeVar("Module", bound=nn.Module)
@@ -78,28 +79,35 @@ class Int8(nn.Module):
             self.summand = half if layer.bias is None else half + layer.bias.detach()
         self.window = (layer.stride, layer.padding, [1, 1], 1) if isinstance(layer, Conv) else ()
         levels = levels.to(torch.int8)
-        pack = torch.ops.onednn.qconv_prepack if self.window else torch.ops.onednn.qlinear_prepack
-        packed = pack(levels, scale, step, zero, *self.window) if self.window else pack(levels, None)
+        if self.window:
+            packed = torch.ops.onednn.qconv_prepack(levels, scale, step, zero, *self.window)
+        else:
+            packed = torch.ops.onednn.qlinear_prepack(levels, None)
         self.packed = packed, scale, torch.zeros(len(scale), dtype=torch.int32)
+        bias = 0.0 if self.summand is None else self.summand
+        bytes_ = pack(levels, step * scale, bias - step * scale * zero * levels.flatten(1).sum(1))
+        self.layer = Layer(bytes_, step, zero)  # for the ops that do more than this layer
 
     def forward(
         self,
         x: Tensor,  # float32, or uint8 on `grid` already
         activation: str = "none",  # none, relu or gelu
-        onto: Tensor | None = None,  # float32, to be added to the result; may be overwritten
+        onto: Tensor | None = None,  # float32, to be added to the result
         to: Grid = NO_GRID,  # the levels that the result is wanted on
     ) -> Tensor:  # float32, or uint8 on `to`
         step, zero = self.grid
         x = x if x.dtype == torch.uint8 else quantise(x, step, zero)
         given = (x, step, zero, *self.packed)
-        if onto is not None:
-            add = torch.ops.onednn.qconv2d_pointwise if self.window else torch.ops.onednn.qlinear_pointwise
-            return add.binary(*given, onto, self.summand, *self.window, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0,
-                              "none", [], "")  # fmt: skip
         multiply = torch.ops.onednn.qconv_pointwise if self.window else torch.ops.onednn.qlinear_pointwise
         result = (to[0], to[1], torch.uint8) if to[0] else (1.0, 0, torch.float32)
         shape = "tanh" if activation == "gelu" else ""
-        return multiply(*given, self.summand, *self.window, *result, activation, [], shape)
+        y = multiply(*given, self.summand, *self.window, *result, activation, [], shape)
+        return y if onto is None else y.add_(onto)  # oneDNN's own sum copies its result
+
+
+def in_8_bits(*layers: nn.Module) -> bool:
+    """Whether all layers are in 8 bits; one that does nothing is in whatever is wanted."""
+    return all(isinstance(layer, Int8 | nn.Identity) for layer in layers)
 
 
 def in_int8(module: Module, ranges: Ranges, prefix: str = "") -> Module:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from worldenv.camera import tabletop_camera
 from worldenv.config import EvaluateConfig, TrainConfig
@@ -25,6 +26,7 @@ from worldenv.instruction import tokenize
 from worldenv.kinematics import Kinematics
 from worldenv.progress import Progress, human_seconds, table
 from worldenv.rollout.engine import Engine, EngineConfig
+from worldenv.rollout.env import EnvConfig, WorldModelEnv
 from worldenv.rollout.episodes import Rollouts, Starts
 from worldenv.rollout.models import Models, load_model, save_model, shipped
 from worldenv.run_folder import RunFolder, default_run_path
@@ -92,11 +94,23 @@ def measure(models: Models, engine: Engine, config: EvalConfig, start_seed: int,
     return Measurement(outcome, trajectories, imagined, quality)
 
 
-def make_engine(models: Models, config: EngineConfig) -> Engine:
-    camera = tabletop_camera(models.simulator.config.image_size)
+def make_engine(
+    models: Models, config: EngineConfig, policy: nn.Module | None = None, chunk: int | None = None
+) -> Engine:
+    """The engine of the embedded suite; `policy`, one of the caller's (see `Engine`), acts instead of the models'."""
     imagining = models.to_imagine(config.precision)
-    world = World(imagining.simulator, camera, imagining.levels)
-    return Engine(imagining.policy, world, imagining.reflector, Kinematics(), config)
+    policy = imagining.policy if policy is None else policy
+    return Engine(policy, _world(imagining), imagining.reflector, Kinematics(), config, chunk)
+
+
+def make_env(models: Models, starts: Starts, config: EnvConfig, precision: str = "auto") -> WorldModelEnv:
+    """The embedded suite, imagined, for somebody else's training loop; `precision` is that of `EngineConfig`."""
+    imagining = models.to_imagine(precision)
+    return WorldModelEnv(_world(imagining), imagining.reflector, starts, config)
+
+
+def _world(models: Models) -> World:
+    return World(models.simulator, tabletop_camera(models.simulator.config.image_size), models.levels)
 
 
 def practice_starts(seed: int) -> Starts:

@@ -33,23 +33,21 @@ def forward_kinematics(
     pose     <- clip(pose + step * clip(action[:6], -1, 1), low, high)
     aperture <- moves towards 0 (action[6] > 0: close) or 1 (open) by at most `aperture_rate`
     """
-    scale = proprio.new_tensor([kinematics.translation_step] * 3 + [kinematics.rotation_step] * 3)
-    low, high = proprio.new_tensor(kinematics.low), proprio.new_tensor(kinematics.high)
-    pose = proprio[..., :6] + action[..., :6].clamp(-1, 1) * scale
-    pose = torch.minimum(torch.maximum(pose, low), high)
-    target = (action[..., 6:] <= 0).to(proprio.dtype)
-    rate = kinematics.aperture_rate
-    return torch.cat([pose, proprio[..., 6:] + (target - proprio[..., 6:]).clamp(-rate, rate)], dim=-1)
+    return chunk_kinematics(proprio, action[..., None, :], kinematics)[..., 0, :]
 
 
 def chunk_kinematics(
-    proprio: Tensor,  # [B, 7] float32
-    actions: Tensor,  # [B, K, 7] float32
+    proprio: Tensor,  # [..., 7] float32
+    actions: Tensor,  # [..., K, 7] float32
     kinematics: Kinematics,
-) -> Tensor:  # [B, K, 7] float32, after each action
+) -> Tensor:  # [..., K, 7] float32, after each action
     """`forward_kinematics` applied K times."""
+    steps = [kinematics.translation_step] * 3 + [kinematics.rotation_step] * 3 + [kinematics.aperture_rate]
+    step, low, high = proprio.new_tensor([steps, [*kinematics.low, 0.0], [*kinematics.high, 1.0]]).unbind(0)
+    opening = 1.0 - 2.0 * (actions[..., 6:] > 0).to(proprio.dtype)
+    moves = torch.cat([actions[..., :6].clamp(-1, 1), opening], dim=-1) * step
     out = []
-    for action in actions.unbind(1):
-        proprio = forward_kinematics(proprio, action, kinematics)
+    for move in moves.unbind(-2):
+        proprio = torch.clamp(proprio + move, low, high)
         out.append(proprio)
-    return torch.stack(out, dim=1)
+    return torch.stack(out, dim=-2)

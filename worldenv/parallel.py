@@ -1,4 +1,4 @@
-"""Work on many episodes in parts that fit a CPU's cache, one thread a part."""
+"""Work on many episodes in parts: on a CPU what fits its cache, one thread a part; on a GPU one after the other."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -7,16 +7,23 @@ from typing import TypeVar
 import torch
 
 Result = TypeVar("Result")
+CPU = torch.device("cpu")
 CACHED = 32  # episodes whose activations a CPU still holds close, and whose calls cost little
 
 
-def in_parts(work: Callable[[slice], Result], count: int, size: int) -> list[Result]:
+def in_parts(
+    work: Callable[[slice], Result],
+    count: int,
+    size: int | None = None,  # None: CACHED on a CPU, everything at once on a GPU
+    device: torch.device = CPU,
+) -> list[Result]:
     """work(part) for consecutive slices of at most `size` that cover range(count), in order.
 
-    Parts run side by side on as many threads as torch may use, each with a single thread inside: two such threads do
+    On a CPU parts run side by side on as many threads as torch may use, each with a single thread inside: two such threads do
     1.3 times the work of one part on two threads (benchmarks/LOG.md).
     """
-    threads = torch.get_num_threads()
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    size = size or (CACHED if device.type == "cpu" else count)
     size = max(1, min(size, -(-count // threads)))
     parts = [slice(first, min(first + size, count)) for first in range(0, count, size)]
     if threads == 1 or len(parts) <= 1:

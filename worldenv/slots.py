@@ -4,21 +4,34 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Self
 
+import torch
 from torch import Tensor
 
 
+def words(rows: Tensor, leading: int = 1) -> Tensor:  # [..., n / 8] int64
+    """The same memory, where it is bytes, as words of 8: torch indexes number by number, so single bytes cost 4 times.
+
+    The first `leading` dimensions stay. What is no bytes, has gaps, or rows of no whole words, comes back as it is.
+    """
+    if rows.dtype != torch.uint8 or rows.shape[leading:].numel() % 8 or not rows.is_contiguous():
+        return rows
+    return rows.flatten(leading).view(torch.int64)
+
+
 class Slots:
-    """What dataclasses inherit whose fields are tensors [E, ...], or such dataclasses: row e belongs to slot e."""
+    """What dataclasses inherit whose fields are tensors [E, ...], such dataclasses or None: row e belongs to slot e."""
 
     def tensors(self) -> Iterator[Tensor]:
         for field in fields(self):
             value = getattr(self, field.name)
-            yield from value.tensors() if isinstance(value, Slots) else [value]
+            if value is not None:
+                yield from value.tensors() if isinstance(value, Slots) else [value]
 
     def each(self, function) -> Self:
         """The same with every tensor replaced by function(tensor)."""
-        values = [getattr(self, field.name) for field in fields(self)]
-        return type(self)(*(v.each(function) if isinstance(v, Slots) else function(v) for v in values))
+        values = (getattr(self, field.name) for field in fields(self))
+        return type(self)(*(v.each(function) if isinstance(v, Slots) else v if v is None else function(v)
+                            for v in values))  # fmt: skip
 
     def __len__(self) -> int:
         return len(next(self.tensors()))
@@ -34,12 +47,12 @@ class Slots:
     def put(self, slots: Tensor, rows: Self) -> None:
         """Write rows[i] to slot slots[i]."""
         for mine, new in zip(self.tensors(), rows.tensors(), strict=True):
-            mine[slots] = new
+            words(mine)[slots] = words(new.contiguous())
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy slot source[i] to slot target[i]."""
         for tensor in self.tensors():
-            tensor[target] = tensor[source]
+            words(tensor)[target] = words(tensor)[source]
 
     def bytes_each(self) -> int:
         """Bytes of one slot."""

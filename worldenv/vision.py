@@ -4,9 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.instruction import InstructionEncoder
-from worldenv.int8 import Conv
+from worldenv.int8 import Conv, in_8_bits
 from worldenv.ops.adagn import adagn
 from worldenv.ops.patchify import PATCH, patchify
+from worldenv.ops.residual_int8 import residual_int8
+from worldenv.ops.spatial_softmax import spatial_softmax
 
 GROUPS = 8  # of the group normalisations
 
@@ -19,15 +21,10 @@ class Patches(nn.Module):
 
 
 class SpatialSoftmax(nn.Module):
-    """[B, C, h, w] -> [B, 3 C]: where each channel looks, (x, y) in [-1, 1], and how strongly (Levine et al. 2016)."""
+    """[B, C, h, w] -> [B, 3 C]: where each channel looks, (x, y) in [-1, 1], and how strongly."""
 
     def forward(self, features: Tensor) -> Tensor:
-        b, c, h, w = features.shape
-        weight = features.flatten(2).softmax(-1).view(b, c, h, w)
-        x = torch.linspace(-1, 1, w, device=features.device)
-        y = torch.linspace(-1, 1, h, device=features.device)
-        peak = (weight * features).sum((2, 3))
-        return torch.cat([weight.sum(2) @ x, weight.sum(3) @ y, peak], dim=-1)
+        return spatial_softmax(features)
 
 
 class FilmBlock(nn.Module):
@@ -41,6 +38,10 @@ class FilmBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         scale, shift = self.film(context).chunk(2, dim=1)
+        if in_8_bits(self.first, self.second):
+            norm = (self.norm.weight, self.norm.bias)
+            layers = (None, self.first.layer, norm, (scale, shift), self.second.layer)
+            return residual_int8(x, GROUPS, "relu", *layers, eps=self.norm.eps)
         h = self.first(x)
         h = adagn(h, GROUPS, self.norm.weight, self.norm.bias, scale, shift, "relu", self.norm.eps, *self.second.grid)
         return self.second(h, onto=x)

@@ -1,17 +1,15 @@
 // CPU face of worldenv::adaln and its backward; worldenv/ops/adaln.py says what they mean.
-// A row of D numbers is summed, normalised and written while it is in the cache.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "vector.h"
+#include "layer_norm.h"
 
 namespace worldenv::cpu {
 namespace {
@@ -19,80 +17,14 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr float kEps = 1e-5f;
 constexpr int64_t kGrainBytes = 1 << 16;  // a thread is not worth waking for less
 
 // Pointers of one episode; branch, gate, and what is not wanted, are null.
-struct Forward {
-  const float *x, *scale, *shift, *branch, *gate;  // [N, D], [D], [D], [N, D], [D]
-  float* sum;                                      // [N, D], x + gate * branch
-  void* y;                                         // [N, D] float, or uint8_t on a grid
-  int64_t rows, width;
-  float step, zero;
-};
-
 struct Backward {
   const float *grad_sum, *grad_y, *sum, *scale, *branch, *gate;
   float *grad_x, *grad_scale, *grad_shift, *grad_branch, *grad_gate;
   int64_t rows, width;
 };
-
-template <int Width>
-WORLDENV_INLINE float add_up(const Vector<Width>& a) {
-  float total = 0.0f;
-  for (int64_t l = 0; l < Width; ++l) total += a.v[l];
-  return total;
-}
-
-// Mean and inverse standard deviation of a row.
-template <int Width>
-WORLDENV_INLINE void moments(const float* row, int64_t width, float& mean, float& inverse) {
-  Vector<Width> total, square, value;
-  for (int64_t c = 0; c < width; c += Width) {
-    value.load(row + c, width - c);
-    total.v += value.v;
-  }
-  mean = add_up(total) / float(width);
-  for (int64_t c = 0; c < width; c += Width) {
-    value.load(row + c, width - c);
-    value.v -= mean;
-    if (width - c < Width)
-      for (int64_t l = width - c; l < Width; ++l) value.v[l] = 0.0f;
-    square.v += value.v * value.v;
-  }
-  inverse = 1.0f / std::sqrt(add_up(square) / float(width) + kEps);
-}
-
-template <int Width>
-WORLDENV_INLINE void forward(const Forward& f) {
-  Vector<Width> value, a, b;
-  const float inverse_step = f.step ? 1.0f / f.step : 0.0f;
-  for (int64_t n = 0, at = 0; n < f.rows; ++n, at += f.width) {
-    const float* row = f.x + at;
-    if (f.branch) {
-      for (int64_t c = 0; c < f.width; c += Width) {
-        const int64_t lanes = f.width - c;
-        value.load(row + c, lanes);
-        a.load(f.branch + at + c, lanes);
-        b.load(f.gate + c, lanes);
-        value.v += a.v * b.v;
-        value.store(f.sum + at + c, lanes);
-      }
-      row = f.sum + at;
-    }
-    float mean, inverse;
-    moments<Width>(row, f.width, mean, inverse);
-    for (int64_t c = 0; c < f.width; c += Width) {
-      const int64_t lanes = f.width - c;
-      value.load(row + c, lanes);
-      a.load(f.scale + c, lanes);
-      b.load(f.shift + c, lanes);
-      value.v = (value.v - mean) * inverse * (1.0f + a.v) + b.v;
-      if (f.step) value.store_levels(static_cast<uint8_t*>(f.y) + at + c, lanes, inverse_step, f.zero);
-      else value.store(static_cast<float*>(f.y) + at + c, lanes);
-    }
-  }
-}
 
 // With z = layer_norm(sum) and dz = grad_y * (1 + scale):
 //   grad_sum' = grad_sum + inverse * (dz - mean(dz) - z * mean(dz * z))
@@ -119,7 +51,7 @@ WORLDENV_INLINE void backward(const Backward& g) {
       total.v += up.v;
       along.v += up.v * value.v;
     }
-    const float mean_up = add_up(total) / float(g.width), mean_along = add_up(along) / float(g.width);
+    const float mean_up = total.add_up() / float(g.width), mean_along = along.add_up() / float(g.width);
     for (int64_t c = 0; c < g.width; c += Width) {
       const int64_t lanes = g.width - c;
       value.load(g.sum + at + c, lanes);

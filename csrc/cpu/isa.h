@@ -13,6 +13,7 @@
 #define WORLDENV_X86 0
 #endif
 #define WORLDENV_INLINE inline __attribute__((always_inline))
+#define WORLDENV_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace worldenv::cpu {
 
@@ -35,6 +36,16 @@ inline Isa isa() {
     return best;
   }();
   return level;
+}
+
+// Whether this CPU multiplies bytes with 8-bit weights by an instruction of its own, at that level.
+inline bool has_dot() {
+#if WORLDENV_X86
+  static const bool wide = __builtin_cpu_supports("avx512vnni"), narrow = __builtin_cpu_supports("avxvnni");
+  return isa() == Isa::kAvx512 ? wide : isa() == Isa::kAvx2 && narrow;
+#else
+  return false;
+#endif
 }
 
 }  // namespace worldenv::cpu

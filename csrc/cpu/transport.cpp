@@ -1,6 +1,6 @@
 // CPU face of worldenv::transport; worldenv/ops/transport.py says what it means.
-// The last frame is laid out as pixels of four floats, one of them idle: rows are resampled pixel by pixel, then columns
-// row by row.
+// The last frame is laid out as pixels of four floats, one of them idle, a few rows side by side: these rows are resampled
+// pixel by pixel, then columns row by row.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -68,21 +68,46 @@ WORLDENV_INLINE void store_patch(const Pixel& a, const Pixel& b, const Pixel& c,
   __builtin_memcpy(to, out, sizeof(out));
 }
 
-// The same, rounded to pixels; NaN is grey.
-WORLDENV_INLINE void store_patch(const Pixel& a, const Pixel& b, const Pixel& c, const Pixel& d, uint8_t* to) {
-  float numbers[kPatch];
-  store_patch(a, b, c, d, numbers);
-  Vector<4> value;
-  for (int64_t i = 0; i < kPatch; i += 4) {
-    value.load(numbers + i);
-    value.v = (value.v == value.v ? value.v : Pixel{}) + 1.0f;
-    value.store_levels(to + i, 4, 127.5f, 0.0f);
+// Two rows of pixels to their patches, `step` numbers apart.
+template <int Width>
+WORLDENV_INLINE void store_patches(Pixel* pair, int64_t width, int64_t step, float* to) {
+  for (int64_t x = 0; x < width; x += 2, to += step)
+    store_patch(pair[x], pair[x + 1], pair[width + x], pair[width + x + 1], to);
+}
+
+// The same, rounded to pixels; NaN is grey. The bytes lie where the numbers lay.
+template <int Width>
+WORLDENV_INLINE void store_patches(Pixel* pair, int64_t width, int64_t step, uint8_t* to) {
+  const float* numbers = reinterpret_cast<const float*>(pair);
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(pair);
+  Vector<Width> value;
+  for (int64_t i = 0; i < 8 * width; i += Width) {
+    value.load(numbers + i, 8 * width - i);
+    value.v = (value.v == value.v ? value.v : typename Vector<Width>::Floats{}) + 1.0f;
+    value.store_levels(bytes + i, 8 * width - i, 127.5f, 0.0f);
+  }
+  const uint8_t* lower = bytes + 4 * width;
+  for (int64_t x = 0; x < width; x += 2, bytes += 8, lower += 8, to += step) {
+#if WORLDENV_X86
+    if (Width >= 8) {
+      const Native<16>::Bytes order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 0, 0, 0, 0};
+      Native<16>::Bytes four;
+      asm("vmovq %1, %0\n\tvpinsrq $1, %2, %0, %0\n\tvpshufb %3, %0, %0"
+          : "=&x"(four)
+          : "m"(*reinterpret_cast<const uint8_t(*)[8]>(bytes)), "m"(*reinterpret_cast<const uint8_t(*)[8]>(lower)),
+            "x"(order));
+      __builtin_memcpy(to, &four, kPatch);
+      continue;
+    }
+#endif
+    for (int64_t c = 0; c < 3; ++c)
+      to[4 * c] = bytes[c], to[4 * c + 1] = bytes[c + 4], to[4 * c + 2] = lower[c], to[4 * c + 3] = lower[c + 4];
   }
 }
 
 template <int Width, typename Number>
 WORLDENV_INLINE void move(
-    const Pixel* last,                // [H, W]
+    const Pixel* last,                // [H / kRows, W, kRows]
     const std::vector<Taps>& across,  // [W]
     const std::vector<Taps>& down,    // [H]
     const Sizes& sizes,
@@ -90,15 +115,21 @@ WORLDENV_INLINE void move(
     Number* to                        // [H / 2, W / 2, pictures, 12], at this picture
 ) {
   const int64_t width = sizes.width, row = 4 * width;
-  for (int64_t y = 0; y < sizes.height; ++y)
+  constexpr int64_t kRows = Width / 4;
+  Vector<Width> sum, tap;
+  for (int64_t y = 0; y < sizes.height; y += kRows, last += kRows * width)
     for (int64_t x = 0; x < width; ++x) {
-      Pixel sum{};
-      for (int n = 0; n < 4; ++n) sum += across[x].weight[n] * last[y * width + across[x].at[n]];
-      room[y * width + x] = sum;
+      sum.fill(0.0f);
+      for (int n = 0; n < 4; ++n) {
+        tap.load(reinterpret_cast<const float*>(last + across[x].at[n] * kRows));
+        sum.v += across[x].weight[n] * tap.v;
+      }
+      Pixel pixels[kRows];
+      sum.store(reinterpret_cast<float*>(pixels));
+      for (int64_t i = 0; i < kRows && y + i < sizes.height; ++i) room[(y + i) * width + x] = pixels[i];
     }
   const float* rows = reinterpret_cast<const float*>(room);
   Pixel* pair = room + sizes.height * width;
-  Vector<Width> sum, tap;
   for (int64_t y = 0; y < sizes.height; y += 2) {
     for (int64_t below = 0; below < 2; ++below)
       for (int64_t i = 0; i < row; i += Width) {
@@ -110,8 +141,8 @@ WORLDENV_INLINE void move(
         }
         sum.store(reinterpret_cast<float*>(pair + below * width) + i, row - i);
       }
-    for (int64_t x = 0; x < width; x += 2, to += sizes.pictures * kPatch)
-      store_patch(pair[x], pair[x + 1], pair[width + x], pair[width + x + 1], to);
+    store_patches<Width>(pair, width, sizes.pictures * kPatch, to);
+    to += width / 2 * sizes.pictures * kPatch;
   }
 }
 
@@ -137,6 +168,9 @@ WORLDENV_AVX512 void move_avx512(const Pixel* last, const std::vector<Taps>& acr
 }
 #endif
 
+// How many rows lie side by side, so that a vector takes the same step in each.
+int64_t rows_together() { return isa() == Isa::kAvx512 ? 4 : isa() == Isa::kAvx2 ? 2 : 1; }
+
 template <typename Number>
 Function<Number> function() {
 #if WORLDENV_X86
@@ -160,10 +194,13 @@ void fill(
   const int64_t pixels = sizes.height * sizes.width;
   for (int64_t m = 0; m < memory; ++m)
     to_patches(frames + m * pixels * 3, sizes.height, sizes.width, sizes.pictures, to + m * kPatch);
-  std::vector<Pixel> last(pixels), room(pixels + 2 * sizes.width);
+  const int64_t together = rows_together(), groups = (sizes.height + together - 1) / together;
+  std::vector<Pixel> last(groups * together * sizes.width), room(pixels + 2 * sizes.width);
   const Number* from = frames + (memory - 1) * pixels * 3;
-  for (int64_t i = 0; i < pixels; ++i)
-    last[i] = Pixel{to_unit(from[3 * i]), to_unit(from[3 * i + 1]), to_unit(from[3 * i + 2]), 0.0f};
+  for (int64_t y = 0; y < sizes.height; ++y)
+    for (int64_t x = 0; x < sizes.width; ++x, from += 3)
+      last[(y / together * sizes.width + x) * together + y % together] =
+          Pixel{to_unit(from[0]), to_unit(from[1]), to_unit(from[2]), 0.0f};
   std::vector<Taps> across(sizes.width), down(sizes.height);
   const Function<Number> move_one = function<Number>();
   to += memory * kPatch;

@@ -14,7 +14,8 @@ def at_level(tmp_path):
         torch.save(arguments, tmp_path / "in.pt")
         code = (
             f"import torch; from worldenv.ops.{op} import {op}; "
-            f"torch.save({op}(*torch.load({str(tmp_path / 'in.pt')!r})), {str(tmp_path / 'out.pt')!r})"
+            f"given = torch.load({str(tmp_path / 'in.pt')!r}, weights_only=False); "
+            f"torch.save({op}(*given), {str(tmp_path / 'out.pt')!r})"
         )
         # -P: the package that the tests use, not the one in the folder where they run.
         command = [sys.executable, "-P", "-c", code]

@@ -71,6 +71,28 @@ def test_kept_episodes_go_on_as_if_alone(tiny):
     torch.testing.assert_close(rest, judged(reflector, frames, tokens, 12)[rows, 4:], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("zero_shot", [False, True])
+def test_reading_all_frames_again_says_the_same_while_there_are_no_more_than_it_samples(tiny, zero_shot):
+    reflector, (frames, tokens) = tiny.reflector(zero_shot=zero_shot), episode(tiny)
+    reward = judged(reflector, frames, tokens, 4)
+    for t in (1, 5, 12):
+        again = reflector.judge_again(frames[:, : t + 1], tokens, samples=13)
+        torch.testing.assert_close(again, reward[:, t - 1], rtol=1e-3, atol=1e-4)
+
+
+def test_of_more_frames_a_sample_is_read_that_is_uniform_and_has_the_first_and_the_last(tiny, monkeypatch):
+    reflector, (frames, tokens) = tiny.reflector(), episode(tiny)
+    again = reflector.judge_again(frames, tokens, samples=5)
+    seen, encode = [], reflector.encode
+    monkeypatch.setattr(reflector, "encode", lambda f, i: seen.append(f) or encode(f, i))
+    assert torch.equal(reflector.judge_again(frames, tokens, samples=5), again)
+    assert torch.equal(seen[0].unflatten(0, (3, 5)), frames[:, [0, 3, 6, 9, 12]])
+    feature = encode(seen[0], tokens.repeat_interleave(5, 0)).unflatten(0, (3, 5))
+    expected = torch.cat([feature[:, -1], feature[:, -1] - feature[:, 0], feature.mean(1)], dim=-1)
+    torch.testing.assert_close(again, reflector.head(expected)[:, 0].sigmoid(), rtol=1e-3, atol=1e-4)
+    assert (again - judged(reflector, frames, tokens, 4)[:, -1]).abs().max() > 1e-5  # its mean is another one
+
+
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0])
 def test_threshold_outside_the_rewards_is_refused(threshold):
     with pytest.raises(ValueError, match=f"threshold is {threshold}"):

@@ -32,7 +32,9 @@ def assert_same_episode(one, i, other, j, bytes_off=0.001):
     for name in ("chunks", "stop", "stopped", "broken"):
         assert getattr(one, name)[i] == getattr(other, name)[j], name
     for name in ("action", "proprio", "reward", "log_prob"):
-        torch.testing.assert_close(getattr(one, name)[i], getattr(other, name)[j], rtol=1e-3, atol=1e-3, msg=name)
+        # A pixel that rounds to the next of 256 levels moves a reward of these models by up to 2e-3.
+        atol = 3e-3 if name == "reward" else 1e-3
+        torch.testing.assert_close(getattr(one, name)[i], getattr(other, name)[j], rtol=1e-3, atol=atol, msg=name)
     for name in ("frame", "video"):
         off = (getattr(one, name)[i].int() - getattr(other, name)[j].int()).abs() > 1
         assert off.float().mean() <= bytes_off, name
@@ -234,5 +236,7 @@ def test_bad_configurations_are_refused(tiny):
             EngineConfig(**bad)
     with pytest.raises(UserError, match=r"frames of \[16, 16, 3\]; the simulator imagines \[32, 32, 3\]"):
         tiny.engine(size=32).run(tiny.starts(2), 1, SEED)
-    with pytest.raises(UserError, match="policy acts in chunks of 2, the simulator in chunks of 4"):
-        tiny.engine(policy=tiny.policy(chunk=2))
+    with pytest.raises(UserError, match="there are no starts"):
+        tiny.engine().run(tiny.starts(2).pick(torch.arange(0)), 1, SEED)
+    with pytest.raises(UserError, match="chunk is -1"):
+        tiny.engine(policy=tiny.policy(chunk=4), chunk=-1)

@@ -53,7 +53,7 @@ class Reflector(nn.Module):
         """Read the first frames [B, H, W, 3] uint8 of new episodes."""
         instruction = self.encoder.text(tokens)
         feature = self.encode(frames, instruction)
-        return Pooled(instruction, feature, feature.clone(), torch.ones(len(feature), 1))
+        return Pooled(instruction, feature, feature.clone(), feature.new_ones(len(feature), 1))
 
     @torch.no_grad()
     def encode(self, frames: Tensor, tokens: Tensor) -> Tensor:  # [B, D]
@@ -68,11 +68,29 @@ class Reflector(nn.Module):
         b, k = frames.shape[:2]
         feature = self.encode(frames.flatten(0, 1), pooled.instruction.repeat_interleave(k, 0)).view(b, k, -1)
         total = pooled.total[:, None] + feature.cumsum(1)
-        count = pooled.count + torch.arange(1, k + 1)
+        count = pooled.count + torch.arange(1, k + 1, device=frames.device)
         logit = self.logit(feature, pooled.first[:, None], total / count[..., None])
         pooled.total.copy_(total[:, -1])
         pooled.count.copy_(count[:, -1:])
         return torch.sigmoid(logit)
+
+    @torch.no_grad()
+    def judge_again(
+        self,
+        frames: Tensor,  # [B, T, H, W, 3] uint8, all so far
+        tokens: Tensor,  # [B, L] int64, or as they were read
+        samples: int = 32,
+    ) -> Tensor:  # [B] in [0, 1]
+        """The reward after the last frame, from `samples` frames spread over the whole, first and last among them.
+
+        The paper's way, for comparison: every judged frame has all of them read anew. As long as there are no more than
+        `samples` frames `judge` says the same and reads each once; after that, its mean goes over all of them.
+        """
+        b, t = frames.shape[:2]
+        chosen = torch.linspace(0, t - 1, min(t, samples), device=frames.device).round().long()
+        instruction = self.encoder.text(tokens).repeat_interleave(len(chosen), 0)
+        feature = self.encode(frames[:, chosen].flatten(0, 1), instruction).view(b, len(chosen), -1)
+        return torch.sigmoid(self.logit(feature[:, -1], feature[:, 0], feature.mean(1)))
 
     def logit(self, feature: Tensor, first: Tensor, mean: Tensor) -> Tensor:
         """[..., D] features -> [...] logits."""

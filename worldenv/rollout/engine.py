@@ -6,18 +6,21 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldenv.errors import UserError
 from worldenv.int8 import is_fast
-from worldenv.kinematics import Kinematics, chunk_kinematics
+from worldenv.kinematics import Kinematics
 from worldenv.memory import free_bytes, ran_out
 from worldenv.ops.philox import Use, philox
-from worldenv.parallel import CACHED, in_parts
-from worldenv.policy.network import Policy, laplace_log_prob, laplace_sample
+from worldenv.parallel import CPU, in_parts
+from worldenv.policy.network import laplace_log_prob, laplace_sample
 from worldenv.reflector.network import Reflector
+from worldenv.rollout.advance import Imagined, advance, begin, check_starts
 from worldenv.rollout.episodes import Episodes, Rollouts, Starts
+from worldenv.rollout.graphs import Graphs
 from worldenv.simulator.world import World
+from worldenv.slots import Slots
 
 MEMORY_SHARE = 0.5  # of what is free, for the slots; the rest is for activations
 
@@ -26,11 +29,12 @@ MEMORY_SHARE = 0.5  # of what is free, for the slots; the rest is for activation
 class EngineConfig:
     horizon: int = 10  # T, chunks per episode
     capacity: int | None = None  # E, episodes resident at a time; None: as many as wait and free memory has room for
-    batch: int = CACHED  # episodes per network pass
+    batch: int | None = None  # episodes per network pass; None: what a CPU's cache holds, on a GPU all
+    graphs: bool = True  # on a GPU, where batch is None: replay what was recorded instead of launching every kernel
     precision: Literal["auto", "float32", "int8"] = "auto"  # of the networks; auto: int8 where the CPU is made for it
 
     def __post_init__(self) -> None:
-        if min(self.horizon, self.batch, self.capacity or 1) < 1 or self.capacity == 0:
+        if min(n for n in (self.horizon, self.capacity, self.batch) if n is not None) < 1:
             raise UserError(f"horizon, capacity and batch must be positive: {self}")
         if self.precision == "int8" and not is_fast():
             raise UserError("this CPU has no instructions for --engine.precision int8; take auto or float32")
@@ -46,8 +50,17 @@ class _Run:
     first_episode: int
     explore: bool
     stop: bool
-    waiting: Tensor  # [W] int64, rows of episodes that have not begun
+    waiting: Tensor  # [W] int64, rows of episodes that have not begun; on the host, as is
     finished: Tensor  # [N * G] bool
+
+
+@dataclass
+class Thought(Slots):
+    """What the models make of one chunk of B episodes."""
+
+    action: Tensor  # [B, k, 7] float32
+    log_prob: Tensor  # [B] float32
+    led_to: Imagined
 
 
 class Engine:
@@ -55,17 +68,31 @@ class Engine:
 
     An episode that ends leaves its slot to the next one at once. Randomness is counter-based, so an episode does not
     depend on its slot, on the others or on the number of threads, up to rounding.
+
+    The policy is any module with policy(frame [B, H, W, 3] uint8, proprio [B, 7], instruction) -> mu, beta [B, k, 7] of
+    a Laplace distribution, beta the logarithm of its scale. `instruction` are the tokens [B, L] int64; of a policy with
+    a method `read` it is policy.read(tokens), a tensor [B, ...] that is made once per episode. k is `chunk`, or else
+    policy.config.chunk, or else the simulator's own, which costs least.
     """
 
     def __init__(
-        self, policy: Policy, world: World, reflector: Reflector, kinematics: Kinematics, config: EngineConfig
+        self,
+        policy: nn.Module,
+        world: World,
+        reflector: Reflector,
+        kinematics: Kinematics,
+        config: EngineConfig,
+        chunk: int | None = None,
     ):
-        if policy.config.chunk != world.chunk:
-            raise UserError(f"policy acts in chunks of {policy.config.chunk}, the simulator in chunks of {world.chunk}")
+        self.chunk = chunk or getattr(getattr(policy, "config", None), "chunk", world.chunk)
+        if self.chunk < 1:
+            raise UserError(f"chunk is {self.chunk}; an episode acts at least once in a chunk")
         self.policy, self.world, self.reflector = policy, world, reflector
         self.kinematics, self.config = kinematics, config
         self.capacity = config.capacity
         self.episodes: Episodes | None = None  # the slots, once there are any
+        self.rows = torch.zeros(0, dtype=torch.long, device=CPU)  # [E], what episodes.row says, on the host
+        self.graphs = Graphs(self.think)
 
     @torch.no_grad()
     def run(
@@ -79,14 +106,12 @@ class Engine:
         video: bool = False,
     ) -> Rollouts:
         """The finished rollouts, siblings of one start next to each other."""
-        if starts.frame.shape[1:] != (self.world.size, self.world.size, 3):
-            raise UserError(
-                f"the starts have frames of {list(starts.frame.shape[1:])}; the simulator imagines "
-                f"[{self.world.size}, {self.world.size}, 3]"
-            )
-        starts = starts.pick(torch.arange(len(starts)).repeat_interleave(siblings))
-        out = Rollouts.empty(starts, self.config.horizon, self.policy.config.chunk, video)
-        waiting, finished = torch.arange(len(starts)), torch.zeros(len(starts), dtype=torch.bool)
+        check_starts(starts, self.world)
+        device = starts.frame.device
+        starts = starts.pick(torch.arange(len(starts), device=device).repeat_interleave(siblings))
+        out = Rollouts.empty(starts, self.config.horizon, self.chunk, video)
+        waiting = torch.arange(len(starts), device=CPU)
+        finished = torch.zeros(len(starts), dtype=torch.bool, device=CPU)
         run = _Run(starts, out, seed, first_episode, explore, stop, waiting, finished)
         over = self._room(run)
         while len(over):
@@ -102,16 +127,16 @@ class Engine:
 
     def bytes_per_episode(self, starts: Starts) -> tuple[int, int]:
         """Bytes of a slot and of an episode's records, for episodes that begin like these."""
-        one = starts.pick(torch.zeros(1, dtype=torch.long))
-        row, out = torch.zeros(1, dtype=torch.long), Rollouts.empty(one, self.config.horizon, self.world.chunk, False)
-        return self._begin(row, one, 0).bytes_each(), out.bytes_each()
+        row = torch.zeros(1, dtype=torch.long, device=starts.frame.device)
+        out = Rollouts.empty(starts.pick(row), self.config.horizon, self.chunk, False)
+        return self._begin(row, starts, 0).bytes_each(), out.bytes_each()
 
     def _room(self, run: _Run) -> Tensor:  # [E] bool, all over
         """Decide how many slots there are to be."""
         if self.capacity is None:
             free = MEMORY_SHARE * free_bytes(run.starts.frame.device)
             self.capacity = max(1, int(free / self.bytes_per_episode(run.starts)[0]))
-        return torch.ones(min(self.capacity, len(run.waiting)), dtype=torch.bool)
+        return torch.ones(min(self.capacity, len(run.waiting)), dtype=torch.bool, device=CPU)
 
     def _halve(self, run: _Run, resident: int) -> Tensor:  # [E] bool, all over
         """Memory ran out: begin the unfinished episodes again, with half as many slots. They will be the same."""
@@ -128,11 +153,16 @@ class Engine:
 
     def _advance(self, over: Tensor, run: _Run) -> Tensor:
         """Recycle the slots that are over, then move every resident episode on by a chunk; returns which are over."""
-        live = self._recycle(over, run)
+        live, device = self._recycle(over, run), run.starts.frame.device
         if not live:
             return over[:0]
-        over = torch.cat(in_parts(partial(self.step, run=run), live, self.config.batch))
-        run.finished[self.episodes.row[:live][over]] = True
+        if device.type == "cuda" and self.config.graphs and self.config.batch is None:
+            thought = self.graphs(self.episodes, live, run.seed, run.explore)
+            over = self._record(self.episodes[:live], thought, run)
+        else:
+            over = torch.cat(in_parts(partial(self.step, run=run), live, self.config.batch, device))
+        over = over.cpu()  # the one time in a chunk that the host waits for the device
+        run.finished[self.rows[:live][over]] = True
         return over
 
     def _recycle(self, over: Tensor, run: _Run) -> int:
@@ -140,45 +170,64 @@ class Engine:
 
         Returns how many slots are in use, from the first on.
         """
-        free = over.nonzero()[:, 0]
+        free, device = over.nonzero()[:, 0], run.starts.frame.device
         rows, run.waiting = run.waiting[: len(free)], run.waiting[len(free) :]
-        if len(rows):
-            parts = in_parts(
-                lambda part: self._begin(rows[part], run.starts, run.first_episode), len(rows), self.config.batch
-            )
-            if self.episodes is None or len(self.episodes) < len(over):
-                self.episodes = parts[0].empty(len(over))
-            for slots, part in zip(free[: len(rows)].split(list(map(len, parts))), parts, strict=True):
-                self.episodes.put(slots, part)
+        if self.episodes is None or len(self.episodes) < len(over):
+            self.episodes = self._begin(rows[:1].to(device), run.starts, 0).empty(len(over))
+            self.rows = torch.zeros(len(over), dtype=torch.long, device=CPU)
+
+        def fill(part: slice) -> None:
+            new = self._begin(rows[part].to(device), run.starts, run.first_episode)
+            self.episodes.put(free[: len(rows)][part].to(device), new)
+
+        in_parts(fill, len(rows), self.config.batch, device)
+        self.rows[free[: len(rows)]] = rows
         gaps, live = free[len(rows) :], len(over) - len(free) + len(rows)
-        last = torch.arange(live, len(over))
-        self.episodes.move(last[~torch.isin(last, gaps)], gaps[gaps < live])
+        last = torch.arange(live, len(over), device=CPU)
+        source, target = last[~torch.isin(last, gaps)], gaps[gaps < live]
+        if len(source):
+            self.episodes.move(source.to(device), target.to(device))
+            self.rows[target] = self.rows[source]
         return live
 
     @torch.no_grad()
     def _begin(self, rows: Tensor, starts: Starts, first_episode: int) -> Episodes:
         new = starts.pick(rows)
-        pooled, memory = self.reflector.begin(new.frame, new.tokens), self.world.begin(new.frame, new.proprio)
-        instruction, chunk = self.policy.read(new.tokens), torch.zeros_like(rows)
-        return Episodes(rows, rows + first_episode, chunk, new.frame, new.proprio, instruction, memory, pooled)
+        instruction = self.policy.read(new.tokens) if hasattr(self.policy, "read") else new.tokens
+        return begin(new, rows, rows + first_episode, instruction, self.chunk, self.world, self.reflector)
 
     @torch.no_grad()
     def step(self, slots: slice, run: _Run) -> Tensor:  # [B] bool
         """Advance the episodes of some slots by one chunk and record it; returns which are over."""
         live = self.episodes[slots]
-        mu, beta = self.policy(live.frame, live.proprio, live.instruction)
-        action = mu
-        if run.explore:
-            uniform = philox(run.seed, live.id, live.chunk, Use.ACTION, mu.shape[1:])
-            action = laplace_sample(mu, beta, uniform)
-        poses = torch.cat([live.proprio[:, None], chunk_kinematics(live.proprio, action, self.kinematics)], dim=1)
-        frames, drawn = self.world.imagine(live.memory, live.frame, poses, run.seed, live.id, live.chunk)
-        reward = self.reflector.judge(frames, live.pooled)
-        finite = torch.isfinite(action).all(2).all(1) & torch.isfinite(reward).all(1) & drawn
-        done = (reward > self.reflector.config.threshold) & finite[:, None]  # a broken episode is no success
+        return self._record(live, self.think(live, run.seed, run.explore), run)
 
-        run.out.record(live, action, laplace_log_prob(action, mu, beta), frames, reward, done, finite)
-        live.frame.copy_(frames[:, -1])
-        live.proprio.copy_(poses[:, -1])
-        live.chunk.add_(1)
-        return (live.chunk == self.config.horizon) | ~finite | (done.any(1) & run.stop)
+    @torch.no_grad()
+    def think(self, live: Episodes, seed: int, explore: bool) -> Thought:
+        """Ask the policy and imagine what follows; only `memory`, `pooled` and `begun` of the episodes move on."""
+        mu, beta = self._ask(live)
+        action = mu
+        if explore:
+            uniform = philox(seed, live.id, live.chunk, Use.ACTION, mu.shape[1:])
+            action = laplace_sample(mu, beta, uniform)
+        new = advance(live, action, self.world, self.reflector, self.kinematics, seed)
+        return Thought(action, laplace_log_prob(action, mu, beta), new)
+
+    def _record(self, live: Episodes, thought: Thought, run: _Run) -> Tensor:  # [B] bool, which are over
+        new = thought.led_to
+        run.out.record(live, thought.action, thought.log_prob, new.frames, new.reward, new.over, new.finite)
+        live.move_on(new.frames[:, -1], new.proprio[:, -1])
+        return (live.chunk == self.config.horizon) | ~new.finite | (new.over.any(1) & run.stop)
+
+    def _ask(self, live: Episodes) -> tuple[Tensor, Tensor]:
+        """The policy's mu and beta, [B, K, 7] float32 each."""
+        given = self.policy(live.frame, live.proprio, live.instruction)
+        found = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                 for x in (given if isinstance(given, tuple | list) else [given])]  # fmt: skip
+        wanted = [len(live), self.chunk, 7]
+        if found != [wanted, wanted]:
+            raise UserError(
+                f"the policy returned {' and '.join(map(str, found))}; it should return mu and beta, both {wanted}: "
+                "episodes, actions of a chunk, numbers of an action. Give the engine its `chunk` if that is another one"
+            )
+        return given[0].float(), given[1].float()

@@ -1,12 +1,13 @@
 """The resident tensors of imagined episodes, each once, with shape, dtype and who writes it."""
 
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from worldenv.reflector.network import Pooled
-from worldenv.slots import Slots
+from worldenv.slots import Slots, words
 
 
 @dataclass
@@ -21,12 +22,23 @@ class Starts:
         return len(self.frame)
 
     def pick(self, index: Tensor) -> "Starts":
-        return Starts(*(getattr(self, field.name)[index] for field in fields(self)))
+        return Starts(*(getattr(self, field.name).index_select(0, index) for field in fields(self)))
+
+    def to(self, device: torch.device | str) -> "Starts":
+        return Starts(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass
+class Pass(Slots):
+    """The simulator's present pass of K frames, where episodes act in chunks that end within one: how it began."""
+
+    frame: Tensor  # [E, H, W, 3] uint8, the last of the pass before
+    poses: Tensor  # [E, K, 7] float32, the gripper's from then on, as far as it has come
 
 
 @dataclass
 class Episodes(Slots):
-    """The episodes that are resident, a slot each; written by the engine, `memory` and `pooled` by the two models."""
+    """The episodes that are resident, a slot each; `memory` and `pooled` are written by the two models."""
 
     row: Tensor  # [E] int64, where its records are in the rollouts
     id: Tensor  # [E] int64, what its random numbers depend on
@@ -36,6 +48,13 @@ class Episodes(Slots):
     instruction: Tensor  # [E, ...], as the policy reads it
     memory: Slots
     pooled: Pooled
+    begun: Pass | None  # None where every chunk is made of whole passes
+
+    def move_on(self, frame: Tensor, proprio: Tensor) -> None:
+        """One chunk further: what the episodes show now, [E, H, W, 3] uint8 and [E, 7] float32."""
+        self.frame.copy_(frame)
+        self.proprio.copy_(proprio)
+        self.chunk.add_(1)
 
 
 @dataclass
@@ -57,18 +76,19 @@ class Rollouts:
     @classmethod
     def empty(cls, starts: Starts, horizon: int, chunk: int, video: bool) -> "Rollouts":
         e, height, width = len(starts), *starts.frame.shape[1:3]
+        zeros = partial(torch.zeros, device=starts.frame.device)
         return cls(
-            frame=torch.zeros(e, horizon, height, width, 3, dtype=torch.uint8),
-            proprio=torch.zeros(e, horizon, 7),
-            action=torch.zeros(e, horizon, chunk, 7),
-            log_prob=torch.zeros(e, horizon),
-            reward=torch.zeros(e, horizon, chunk),
+            frame=zeros(e, horizon, height, width, 3, dtype=torch.uint8),
+            proprio=zeros(e, horizon, 7),
+            action=zeros(e, horizon, chunk, 7),
+            log_prob=zeros(e, horizon),
+            reward=zeros(e, horizon, chunk),
             tokens=starts.tokens,
-            chunks=torch.zeros(e, dtype=torch.long),
-            stop=torch.full((e,), horizon * chunk),
-            stopped=torch.zeros(e, dtype=torch.bool),
-            broken=torch.zeros(e, dtype=torch.bool),
-            video=torch.zeros(e, horizon * chunk + 1, height, width, 3, dtype=torch.uint8) if video else None,
+            chunks=zeros(e, dtype=torch.long),
+            stop=torch.full((e,), horizon * chunk, device=starts.frame.device),
+            stopped=zeros(e, dtype=torch.bool),
+            broken=zeros(e, dtype=torch.bool),
+            video=zeros(e, horizon * chunk + 1, height, width, 3, dtype=torch.uint8) if video else None,
         )
 
     def record(
@@ -84,7 +104,8 @@ class Rollouts:
         """Note one chunk of some episodes; the first stop counts."""
         row, k = live.row, action.shape[1]
         place = (row, live.chunk)
-        self.frame[place], self.proprio[place], self.action[place] = live.frame, live.proprio, action
+        words(self.frame, 2)[place] = words(live.frame)
+        self.proprio[place], self.action[place] = live.proprio, action
         self.log_prob[place], self.reward[place] = log_prob, reward
         if self.video is not None:
             steps = live.chunk[:, None] * k + 1 + torch.arange(k, device=row.device)
@@ -92,7 +113,7 @@ class Rollouts:
         newly = over.any(1) & ~self.stopped[row]
         self.stop[row] = torch.where(newly, live.chunk * k + 1 + over.int().argmax(1), self.stop[row])
         self.stopped[row] |= newly
-        self.broken[row] |= ~finite
+        self.broken[row] = ~finite
         self.chunks[row] = live.chunk + 1
 
     def forget(self, rows: Tensor) -> None:

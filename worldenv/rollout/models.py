@@ -78,16 +78,23 @@ class Models:
         ranges = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         return cls(policy, simulator, tuple(about["levels"]), reflector, ranges)
 
+    def to(self, device: torch.device | str) -> "Models":
+        """These models, moved to a device."""
+        for part in self.parts().values():
+            part.to(device)
+        return self
+
     def parts(self) -> dict[str, nn.Module]:
         return {"policy": self.policy, "simulator": self.simulator, "reflector": self.reflector}
 
     def to_imagine(self, precision: str) -> "Models":
         """These models as a rollout runs them: with precision int8 twins that share all parameters, else themselves.
 
-        auto is int8 where the ranges are known and the CPU is made for it. Raises UserError if int8 is asked for and
-        they are not known.
+        auto is int8 where the ranges are known and the models are on a CPU that is made for it. Raises UserError if
+        int8 is asked for and the ranges are not known.
         """
-        if precision == "float32" or (precision == "auto" and (self.ranges is None or not is_fast())):
+        possible = self.ranges is not None and is_fast() and self.simulator.plate.device.type == "cpu"
+        if precision == "float32" or (precision == "auto" and not possible):
             return self
         if self.ranges is None:
             raise UserError(f"the models have no {RANGES}, so --engine.precision int8 cannot be had; take auto")

@@ -162,6 +162,7 @@ class Causal(nn.Module):
         latents: Tensor,  # [B, N, L, C], of an episode's N = 1 + chunks * K frames, each (1 - t) clean + t noise
         t: Tensor,  # [B, N] float32 in [0, 1]
         condition: Tensor,  # [B, N L, D]
+        frame: Tensor | None = None,  # [N] int64, their numbers in the episode; None: from 0 on
     ) -> Tensor:  # [B, N, L, C]
         """The same without a cache, all chunks at once under a mask; it has a gradient.
 
@@ -169,7 +170,8 @@ class Causal(nn.Module):
         what such a network is trained by ("diffusion forcing", Chen et al. 2024).
         """
         b, n, tokens, _ = latents.shape
-        frame = torch.arange(n, device=latents.device).repeat_interleave(tokens)
+        frame = torch.arange(n, device=latents.device) if frame is None else frame
+        frame = frame.repeat_interleave(tokens)
         angle = angles(frame.expand(b, -1), self.time_angle, self.space_angle)
         sees = self._mask(frame)
 

@@ -19,6 +19,8 @@ STUDENT_LEVELS = (1.0, 0.5)  # noise levels t of the passes over a chunk
 class CausalWorld(World):
     """Network, camera and noise levels together; a new chunk computes nothing of the old frames again."""
 
+    resumes = False  # what is imagined ahead takes the ring's oldest places
+
     def __init__(self, simulator: Causal, camera: Camera, levels: Sequence[float] = STUDENT_LEVELS):
         config = simulator.config
         if camera.height != config.image_size or camera.width != config.image_size:

@@ -6,12 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldenv.int8 import Conv, Linear
+from worldenv.int8 import Conv, Int8, Linear, in_8_bits
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
 from worldenv.ops.adagn import adagn
 from worldenv.ops.adaln import adaln
 from worldenv.ops.compose import compose
+from worldenv.ops.compose_int8 import compose_int8
 from worldenv.ops.patchify import PATCH
+from worldenv.ops.residual_int8 import residual_int8
+from worldenv.ops.transformer_int8 import transformer_int8
 from worldenv.ops.transport import moves
 
 GROUPS = 8  # of the group normalisations
@@ -55,9 +58,17 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, more: Tensor | None = None) -> Tensor:
+        """`more` [B, 4 M, H / 2, W / 2] are M further channels, from depth to space."""
         norm1, norm2, eps = self.norm1, self.norm2, self.norm1.eps
         scale, shift = self.modulate(condition).chunk(2, dim=1)
+        if in_8_bits(self.conv1, self.conv2, self.skip):
+            first, second = (norm1.weight, norm1.bias), (norm2.weight, norm2.bias)
+            skip = None if isinstance(self.skip, nn.Identity) else self.skip.layer
+            layers = (first, self.conv1.layer, second, (scale, shift), self.conv2.layer, skip)
+            return residual_int8(x, GROUPS, "silu", *layers, more, eps)
+        if more is not None:
+            x = torch.cat([x, F.pixel_shuffle(more, 2)], dim=1)
         h = adagn(x, GROUPS, norm1.weight, norm1.bias, None, None, "silu", eps, *self.conv1.grid)
         h = adagn(self.conv1(h), GROUPS, norm2.weight, norm2.bias, scale, shift, "silu", eps, *self.conv2.grid)
         return self.conv2(h, onto=self.skip(x))
@@ -77,12 +88,15 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         b, n, d = x.shape
+        first, _, second = self.mlp
+        if in_8_bits(self.qkv, self.merge, first, second):
+            layers = (layer.layer for layer in (self.qkv, self.merge, first, second))
+            return transformer_int8(x, self.modulate(condition), self.heads, 4 * d, *layers)
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(condition).chunk(6, dim=-1)
         _, h = adaln(x, scale1, shift1, None, None, *self.qkv.grid)
         q, k, v = self.qkv(h).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
-        x, h = adaln(x, scale2, shift2, self.merge(h), gate1, *self.mlp[0].grid)
-        first, _, second = self.mlp
+        x, h = adaln(x, scale2, shift2, self.merge(h), gate1, *first.grid)
         return torch.addcmul(x, gate2[:, None], second(first(h, "gelu", to=second.grid)))
 
 
@@ -164,14 +178,15 @@ class Simulator(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens, condition)
         coarse = tokens.transpose(1, 2).reshape(coarse.shape).contiguous(memory_format=torch.channels_last)
-        middle = self.middle_out(torch.cat([middle, F.pixel_shuffle(self.up2(coarse), 2)], dim=1), condition)
-        fine = torch.cat([fine, F.pixel_shuffle(self.up1(middle), 2)], dim=1)
-        for block in self.fine_out:
-            fine = block(fine, condition)
-        raw = self.compose(F.silu(fine).permute(0, 2, 3, 1))
+        middle = self.middle_out(middle, condition, self.up2(coarse))
+        first, second = self.fine_out
+        fine = second(first(fine, condition, self.up1(middle)), condition)
+        fine = fine.permute(0, 2, 3, 1)
         preference = F.pad(self.prefer, (3, 0)).repeat_interleave(4 * self.config.chunk)
         cut = (SMALLEST_SHARE, SMALLEST_CORRECTION) if self.config.exact else (0.0, 0.0)
-        return compose(raw, preference, seen.pictures, self.plate, *cut)
+        if isinstance(self.compose, Int8) and seen.pictures.dtype == torch.uint8:
+            return compose_int8(fine, *self.compose.layer, preference, seen.pictures, self.plate, *cut)
+        return compose(self.compose(F.silu(fine)), preference, seen.pictures, self.plate, *cut)
 
 
 def _fourier(t: Tensor) -> Tensor:  # [B] -> [B, 32]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from worldenv.simulator.network import Seen, Simulator
@@ -25,6 +24,6 @@ def sample(
     """
     x = noise
     for t, t_next in zip(levels, (*levels[1:], 0.0), strict=True):
-        clean = simulator.denoise(x, torch.full((len(x),), t), seen)
-        x = clean + (t_next / t) * (x - clean)
+        clean = simulator.denoise(x, x.new_full((len(x),), t), seen)
+        x = clean if t_next == 0 else clean + (t_next / t) * (x - clean)
     return x

@@ -12,7 +12,7 @@ from worldenv.ops.patchify import PATCH
 from worldenv.ops.philox import Use, philox
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import unpatchify
-from worldenv.parallel import CACHED, in_parts
+from worldenv.parallel import in_parts
 from worldenv.simulator.network import Simulator
 from worldenv.simulator.sampler import sample
 from worldenv.slots import Slots
@@ -29,14 +29,20 @@ class Memory(Slots):
 class World:
     """Network, camera and noise levels together. `CausalWorld` does the same another way."""
 
+    resumes = True  # a pass can be imagined anew when more of its poses are known
+
     def __init__(self, simulator: Simulator, camera: Camera, levels: Sequence[float]):
         self.simulator, self.levels = simulator, tuple(levels)
-        self.projection, self.size = torch.from_numpy(camera.projection), camera.height
+        self.projection, self.size = torch.from_numpy(camera.projection).to(simulator.plate.device), camera.height
         self.chunk = simulator.config.chunk
 
     def begin(self, frame: Tensor, proprio: Tensor) -> Memory:  # [B, H, W, 3] uint8, [B, 7] float32
         """The memory of episodes that begin with these frames, the gripper at these poses."""
         return Memory(frame, frame.clone())
+
+    @property
+    def device(self) -> torch.device:
+        return self.projection.device
 
     @torch.no_grad()
     def imagine(
@@ -76,5 +82,5 @@ class World:
                 frames, _ = self.imagine(memory, out[rows, first], here, seed, ids, torch.full_like(ids, first // k))
                 out[rows, first + 1 : first + k + 1] = frames
 
-        in_parts(work, len(frame), CACHED)
+        in_parts(work, len(frame), device=frame.device)
         return out

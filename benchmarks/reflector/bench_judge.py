@@ -1,0 +1,75 @@
+"""Reading only what is new against the paper's way, 32 frames anew for every judged one; true episodes of 40 steps."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from worldenv.evaluate import EvalConfig, act_in_true, judge_trajectories
+from worldenv.instruction import tokenize
+from worldenv.int8 import is_fast
+from worldenv.job import held_out
+from worldenv.rollout.models import Models, shipped
+
+EPISODES, TIMED, SAMPLES, K = 50, 8, 32, 4
+CONTEXTS = [2, 12, 32, *range(33, 42)]  # up to SAMPLES both must say the same
+models = cache(lambda: Models.load(shipped()))
+
+
+@cache
+def true_episodes():
+    tasks, starts = held_out(EvalConfig(), 0, EPISODES)
+    return act_in_true(models().policy, tasks, starts, "test")
+
+
+@cache
+@torch.no_grad()
+def judged(precision: str) -> tuple[np.ndarray, np.ndarray]:
+    """The reward with CONTEXTS frames so far, [N, C] each: read once, and read again."""
+    reflector, episodes = models().to_imagine(precision).reflector, true_episodes()
+    frames, tokens = stacked(episodes)
+    parts = list(zip(frames.split(TIMED), tokens.split(TIMED), strict=True))
+    again = [torch.stack([reflector.judge_again(f[:, :t], i, SAMPLES) for t in CONTEXTS], dim=1) for f, i in parts]
+    once = judge_trajectories(reflector, episodes)[:, [t - 2 for t in CONTEXTS]]
+    return once, torch.cat(again).numpy()
+
+
+def stacked(episodes):
+    return torch.from_numpy(np.stack([t.frames for t in episodes])), tokenize([t.instruction for t in episodes])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@torch.no_grad()
+def bench_judge(versus, precision, threads):
+    if precision == "int8" and not is_fast():
+        pytest.skip("this CPU has no instructions for 8 bits")
+    torch.set_num_threads(2)
+    once, again = judged(precision)
+    short = [t <= SAMPLES for t in CONTEXTS]
+    np.testing.assert_allclose(once[:, short], again[:, short], rtol=0, atol=1e-3)
+    torch.set_num_threads(threads)
+
+    reflector = models().to_imagine(precision).reflector
+    once, again = once[:, np.invert(short)], again[:, np.invert(short)]
+    same = (once > reflector.config.threshold) == (again > reflector.config.threshold)
+    frames, tokens = stacked(true_episodes()[:TIMED])
+    words = reflector.encoder.text(tokens)
+    begun = reflector.begin(frames[:, 0], words)
+    reflector.judge(frames[:, 1 : SAMPLES + 1], begun)
+    result = versus(
+        lambda: reflector.judge(frames[:, SAMPLES + 1 : SAMPLES + 1 + K], begun.each(torch.clone)),
+        {
+            "again": lambda: [
+                reflector.judge_again(frames[:, : t + 1], words, SAMPLES) for t in range(SAMPLES + 1, SAMPLES + 1 + K)
+            ]
+        },
+        rounds=4,
+        threads=threads,
+        judged=same.size,
+        same_decision=float(same.mean()),
+        largest_difference=float(np.abs(once - again).max()),
+    )
+    result["ms_per_judged_frame"] = {name: 1e3 * s / (TIMED * K) for name, s in result["median_s"].items()}
+    assert result["speedup_over"]["again"] > 5 and result["same_decision"] >= 0.99

@@ -1,0 +1,149 @@
+"""The causal simulator step by step: reading the past from the cache against reading it again, as the field does.
+
+    python benchmarks/rollout/causal.py [--shape tabletop|libero-base] [--episodes 16] [--chunks 3] [--rounds 3]
+
+Random weights: this is about speed and memory. Every way imagines the same chunks along the same poses from the same
+noise; frames are compared with those of the first way before anything is timed. Rounds are interleaved, the ratio is
+the median over rounds. Ends in one JSON line.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from worldenv import ops
+from worldenv.camera import tabletop_camera
+from worldenv.memory import keep_freed_memory
+from worldenv.ops.action_map import action_map
+from worldenv.ops.denoise_step import denoise_step
+from worldenv.ops.philox import Use, philox
+from worldenv.progress import table
+from worldenv.simulator.causal import LIBERO_BASE, Causal, CausalConfig
+from worldenv.simulator.causal_world import CausalWorld
+
+SHAPES = {"tabletop": CausalConfig(), "libero-base": LIBERO_BASE}
+
+
+def again(world: CausalWorld, frame: Tensor, poses: Tensor, seed: int, velocity: Callable) -> Tensor:
+    """`world.replay` without a cache: the window is read again at every denoising step, in plain PyTorch."""
+    config, network = world.simulator.config, world.simulator
+    k, rooms, ids = config.chunk, config.window // config.chunk, torch.arange(len(frame), device=frame.device)
+    clean, out = [network.tokenizer.encode(frame)], [frame]
+    for chunk in range((poses.shape[1] - 1) // k):
+        numbers = [0, *range(1 + max(0, chunk - rooms) * k, 1 + (chunk + 1) * k)]
+        number = torch.tensor(numbers, device=frame.device)
+        size = world.size // config.map_shrink
+        maps = action_map(poses[:, numbers].flatten(0, 1), world.projection, size, size)
+        condition = network.condition(maps.unflatten(0, (len(frame), -1)), poses[:, numbers])
+        x = philox(seed, ids, torch.full_like(ids, chunk), Use.FRAME, (k * config.tokens, config.channels), normal=True)
+        x = x.to(clean[0].dtype)
+        past = torch.stack([clean[i] for i in numbers[:-k]], dim=1)
+        for step, (t, t_next) in enumerate(zip(world.levels, (*world.levels[1:], 0.0), strict=True)):
+            latents = torch.cat([past, x.unflatten(1, (k, -1))], dim=1)
+            level = torch.zeros(len(frame), len(numbers), device=frame.device)
+            level[:, -k:] = t
+            predicted = velocity(latents, level, condition, number)[:, -k:].flatten(1, 2)
+            x = denoise_step(x, predicted, t, t_next, seed, ids, torch.full_like(ids, chunk), Use.AGAIN + step)
+        frames = x.unflatten(1, (k, -1))
+        clean += frames.unbind(1)
+        out += [network.tokenizer.decode(latent, world.size) for latent in frames.unbind(1)]
+    return torch.stack(out, dim=1)
+
+
+def decibels(found: Tensor, expected: Tensor) -> float:
+    error = (found.float() - expected.float()).square().mean().item()
+    return float("inf") if error == 0 else 10 * torch.log10(torch.tensor(255**2 / error)).item()
+
+
+def plainly(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The same with every op by its plain PyTorch reference."""
+
+    def run() -> Tensor:
+        before, ops.BACKEND = ops.BACKEND, "reference"
+        try:
+            return call()
+        finally:
+            ops.BACKEND = before
+
+    return run
+
+
+def make_ways(config: CausalConfig, device: str, frame: Tensor, poses: Tensor, compile: bool) -> dict[str, Callable]:
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    network = Causal(replace(config, cache="float")).eval().requires_grad_(False).to(device)
+    world = CausalWorld(network.to(dtype), tabletop_camera(config.image_size))
+    small = Causal(replace(config, cache="int8")).eval().requires_grad_(False).to(device, dtype)
+    small.load_state_dict(network.state_dict())
+    eight = CausalWorld(small, tabletop_camera(config.image_size))
+    short = CausalWorld(small, tabletop_camera(config.image_size), world.levels[:1])
+    ways = {"window read again, plain PyTorch": plainly(lambda: again(world, frame, poses, 0, network.velocity_of_all))}
+    if compile:
+        compiled = torch.compile(network.velocity_of_all)
+        ways["torch.compile of it"] = plainly(lambda: again(world, frame, poses, 0, compiled))
+    return ways | {
+        "cache, plain ops": plainly(lambda: world.replay(frame, poses, 0)),
+        "+ fused ops": lambda: world.replay(frame, poses, 0),
+        "+ 8-bit cache": lambda: eight.replay(frame, poses, 0),
+        "+ one step instead of two": lambda: short.replay(frame, poses, 0),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="tabletop")
+    parser.add_argument("--episodes", type=int, default=16)
+    parser.add_argument("--chunks", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile (half a minute)")
+    given = parser.parse_args()
+    keep_freed_memory()
+    device, config = "cuda" if torch.cuda.is_available() else "cpu", SHAPES[given.shape]
+    draw = torch.Generator().manual_seed(0)
+    shape = (given.episodes, config.image_size, config.image_size, 3)
+    frame = torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8).to(device)
+    walk = 0.01 * torch.randn(given.episodes, 1 + given.chunks * config.chunk, 7, generator=draw).cumsum(1)
+    poses = (torch.tensor([0, 0.05, 0.1, 0, 0, 0, 0.5]) + walk).to(device)
+    with torch.no_grad():
+        measure(make_ways(config, device, frame, poses, not given.no_compile), given, config, device)
+
+
+def measure(ways: dict[str, Callable], given: argparse.Namespace, config: CausalConfig, device: str) -> None:
+    first, *_ = ways
+    found, times = {}, {name: [] for name in ways}
+    for name, way in ways.items():  # warm, and compared
+        found[name] = decibels(way(), found.setdefault("expected", ways[first]()))
+    del found["expected"]
+    for i in range(given.rounds):
+        for name in list(ways) if i % 2 else reversed(ways):
+            began = time.perf_counter()
+            ways[name]()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - began)
+    ratio = {n: statistics.median(a / b for a, b in zip(times[first], t, strict=True)) for n, t in times.items()}
+    median_s = {name: statistics.median(t) for name, t in times.items()}
+    frames = given.episodes * given.chunks * config.chunk
+    slot = {n: new_slot(config, n).bytes_each() for n in ("float", "int8")}
+    rows = [[name, f"{s:.2f} s", f"{frames / s:,.1f}", f"{ratio[name]:.2f}x", f"{found[name]:.1f} dB"]
+            for name, s in median_s.items()]  # fmt: skip
+    title = f"{given.shape}, {given.episodes} episodes of {given.chunks} chunks on {device}"
+    table(title, ["", "time", "frames/s", "against the first", "frames like the first's"], rows)
+    print(json.dumps({"shape": given.shape, "device": device, "episodes": given.episodes, "chunks": given.chunks,
+                      "median_s": median_s, "ratio": ratio, "decibels": found, "cache_bytes_an_episode": slot,
+                      "threads": torch.get_num_threads(), "torch": torch.__version__}))  # fmt: skip
+
+
+def new_slot(config: CausalConfig, cache: str):
+    with torch.device("meta"):
+        return Causal(replace(config, cache=cache)).new_ring(1)
+
+
+if __name__ == "__main__":
+    main()

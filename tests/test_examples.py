@@ -1,0 +1,57 @@
+"""Every script of examples/ runs, in small, and says what its docstring promises."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+RUNS = {
+    "engine_with_own_policy": ("", "--starts 2 --siblings 2", "a policy of your own: chunks of 2, 4 episodes"),
+    "gymnasium_loop": ("gymnasium", "--num-envs 10 --steps 10", "mean reward  stopped as done  mean steps"),
+    "torchrl_rollout": ("torchrl", "--num-envs 4 --steps 10", "episodes ended: mean return 0."),
+    "cleanrl_ppo": (
+        "gymnasium",
+        "--num-envs 4 --num-steps 10 --iterations 2 --critic-only 0 --epochs 1 --minibatches 1",
+        "mean return of the first 1 iterations 0.",
+    ),
+}
+
+
+def test_all_examples_are_run():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == RUNS.keys()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_example_runs(name, monkeypatch, capsys):
+    library, flags, expected = RUNS[name]
+    if library:
+        pytest.importorskip(library)
+    monkeypatch.setattr("worldenv.memory.keep_freed_memory", lambda: None)  # it would change the tests' own process
+    monkeypatch.setattr(sys, "argv", [name, *flags.split()])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    assert expected in capsys.readouterr().out
+
+
+def test_practice_changes_the_actor_and_leaves_its_encoder_alone(monkeypatch, capsys):
+    pytest.importorskip("gymnasium")
+    monkeypatch.setattr(sys, "argv", ["cleanrl_ppo", *RUNS["cleanrl_ppo"][1].split()])
+    script = runpy.run_path(str(EXAMPLES / "cleanrl_ppo.py"))
+    agents, make = [], script["Agent"]
+    monkeypatch.setitem(script["main"].__globals__, "Agent", lambda: agents.append(make()) or agents[0])
+    monkeypatch.setitem(script["main"].__globals__, "keep_freed_memory", lambda: None)
+    assert len(script["main"]()) == 2
+    before, after = make().policy.state_dict(), agents[0].policy.state_dict()
+    changed = {name.split(".")[0] for name in before if not before[name].equal(after[name])}
+    assert changed == {"proprio", "trunk", "action_head", "scale_head"}
+
+
+def test_advantages_are_what_was_earned_later_less_what_was_expected():
+    pytest.importorskip("gymnasium")
+    advantages = runpy.run_path(str(EXAMPLES / "cleanrl_ppo.py"))["advantages"]
+    reward, done = torch.tensor([[0.0], [1.0], [0.0]]), torch.tensor([[False], [True], [False]])
+    value, last = torch.tensor([[0.25], [0.5], [0.125]]), torch.tensor([0.75])
+    assert advantages(reward, done, value, last, 1.0)[:, 0].tolist() == [0.75, 0.5, 0.625]
+    assert advantages(reward, done, value, last, 0.0)[:, 0].tolist() == [0.25, 0.5, 0.625]

@@ -1,0 +1,53 @@
+"""A layer's weights in 8 bits as the compiled ops read them: 16 outputs side by side, four inputs of each together."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LANES, FOUR = 16, 4
+
+
+class Packed(NamedTuple):
+    """output = (sum of level * byte) * affine[0] + affine[1]; both are filled up with zeros to whole 16 outputs."""
+
+    weights: Tensor  # [ceil(N / 16), rows, columns * I / 4, 16, 4] int8
+    affine: Tensor  # [2, ceil(N / 16) * 16] float32
+
+
+class Layer(NamedTuple):
+    """A packed layer and the grid that its input is on."""
+
+    packed: Packed
+    step: float
+    zero: int
+
+
+def pack(
+    levels: Tensor,  # [N, I] or [N, I, rows, columns] int8
+    factor: Tensor,  # [N], of an output
+    summand: Tensor,  # [N]
+) -> Packed:
+    """Lay a linear layer or a convolution out for `multiply`; where I is no multiple of 4, zeros are added."""
+    window = levels if levels.ndim == 4 else levels[..., None, None]
+    window = F.pad(window.permute(0, 2, 3, 1), (0, -window.shape[1] % FOUR))
+    n = len(window)
+    window = F.pad(window.flatten(2), (0, 0, 0, 0, 0, -n % LANES)).unflatten(2, (-1, FOUR)).unflatten(0, (-1, LANES))
+    affine = F.pad(torch.stack([factor, summand]).float(), (0, -n % LANES))
+    return Packed(window.permute(0, 2, 3, 1, 4).contiguous(), affine.contiguous())
+
+
+def multiply(
+    x: Tensor,  # [B, H, W, I] uint8, I a multiple of 4
+    packed: Packed,
+    outputs: int,  # N
+    zero: int,  # the level of 0, beyond the border
+) -> Tensor:  # [B, H, W, N] float32
+    """The convolution (stride 1, with a border) or linear layer of packed weights in plain PyTorch, exactly."""
+    blocks, rows, run, _, _ = packed.weights.shape
+    window = packed.weights.permute(0, 3, 1, 2, 4).reshape(blocks * LANES, rows, -1, x.shape[3]).permute(0, 3, 1, 2)
+    border = (rows // 2, rows // 2)
+    image = F.pad(x.permute(0, 3, 1, 2).double(), 2 * border, value=zero)
+    product = F.conv2d(image, window.double())[:, :outputs].permute(0, 2, 3, 1).float()
+    return product * packed.affine[0, :outputs] + packed.affine[1, :outputs]
