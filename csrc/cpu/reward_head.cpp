@@ -44,14 +44,14 @@ WORLDENV_INLINE void normalise(float* row, int64_t width, const float* gain, con
     x.load(row + i, width - i);
     sum.v += x.v;
   }
-  const float mean = sum.sum() / float(width);
+  const float mean = sum.add_up() / float(width);
   for (int64_t i = 0; i < width; i += Width) {
     x.load(row + i, width - i);
     x.v -= mean;
     x.keep(width - i);
     square.v += x.v * x.v;
   }
-  const float inverse = 1.0f / std::sqrt(square.sum() / float(width) + kEps);
+  const float inverse = 1.0f / std::sqrt(square.add_up() / float(width) + kEps);
   for (int64_t i = 0; i < width; i += Width) {
     x.load(row + i, width - i);
     scale.load(gain + i, width - i);
