@@ -12,9 +12,10 @@ from worldenv.errors import UserError
 from worldenv.int8 import is_fast
 from worldenv.kinematics import Kinematics
 from worldenv.memory import free_bytes, ran_out
+from worldenv.ops.laplace_chunk import laplace_log_prob
 from worldenv.ops.philox import Use, philox
 from worldenv.parallel import CPU, in_parts
-from worldenv.policy.network import laplace_log_prob, laplace_sample
+from worldenv.policy.network import laplace_sample
 from worldenv.reflector.network import Reflector
 from worldenv.rollout.advance import Imagined, advance, begin, check_starts
 from worldenv.rollout.episodes import Episodes, Rollouts, Starts

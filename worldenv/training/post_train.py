@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from worldenv.checkpoint import load_state, save_state
 from worldenv.errors import UserError
-from worldenv.policy.network import Policy, laplace_log_prob
+from worldenv.ops.laplace_chunk import laplace_log_prob
+from worldenv.policy.network import Policy
 from worldenv.progress import Progress
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.episodes import Rollouts, Starts
