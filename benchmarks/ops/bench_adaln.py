@@ -4,23 +4,29 @@ import torch
 from worldenv.ops.adaln import adaln, adaln_reference
 
 
-def inputs():
+def inputs(b=24, n=64, d=160, dtype=torch.float32):
     draw = torch.Generator().manual_seed(0)
-    shapes = ((24, 64, 160), (24, 160), (24, 160), (24, 64, 160), (24, 160))
-    return [torch.randn(shape, generator=draw) for shape in shapes]
+    shapes = ((b, n, d), (b, d), (b, d), (b, n, d), (b, d))
+    return [torch.randn(shape, generator=draw).to(dtype) for shape in shapes]
 
 
 @torch.no_grad()
-def bench_adaln(versus):
-    arguments = (*inputs(), 0.0, 0)
+@pytest.mark.parametrize(
+    ("b", "n", "d", "dtype"),
+    [(24, 64, 160, torch.float32), (2, 256, 1536, torch.float32), (2, 256, 1536, torch.bfloat16)],
+    ids=["tabletop", "libero-base", "libero-base-bfloat16"],
+)
+def bench_adaln(versus, b, n, d, dtype):
+    arguments = (*inputs(b, n, d, dtype), 0.0, 0)
+    tolerance = 1e-4 if dtype == torch.float32 else 8e-3
     compiled = torch.compile(adaln_reference)
     for face in (adaln_reference, compiled):
-        torch.testing.assert_close(adaln(*arguments), face(*arguments), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(adaln(*arguments), face(*arguments), rtol=tolerance, atol=tolerance)
 
     result = versus(
         lambda: adaln(*arguments),
         {"eager": lambda: adaln_reference(*arguments), "compile": lambda: compiled(*arguments)},
-        batch=24,
+        batch=b,
     )
     assert result["speedup_over"]["eager"] > 1.6
 

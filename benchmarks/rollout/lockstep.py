@@ -10,10 +10,11 @@ from torch import Tensor
 from worldenv import ops
 from worldenv.kinematics import chunk_kinematics
 from worldenv.ops.action_map import action_map
+from worldenv.ops.laplace_chunk import laplace_log_prob
 from worldenv.ops.patchify import PATCH
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import unpatchify
-from worldenv.policy.network import laplace_log_prob, laplace_sample
+from worldenv.policy.network import laplace_sample
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.episodes import Starts
 from worldenv.simulator.sampler import sample

@@ -57,7 +57,7 @@ WORLDENV_INLINE void draw_chunk(const Draw& d, const Counter& counter) {
     total.v += away.v;
     action.store(d.action + i, lanes);
   }
-  *d.log_prob = -total.sum();
+  *d.log_prob = -total.add_up();
 }
 
 using Function = void (*)(const Draw&, const Counter&);

@@ -56,7 +56,7 @@ WORLDENV_INLINE Term learn(const Chunk& c) {
     away.keep(lanes);
     total.v += away.v;
   }
-  const float log_ratio = -total.sum() - c.behaviour;
+  const float log_ratio = -total.add_up() - c.behaviour;
   const float ratio = std::exp(std::clamp(log_ratio, -kFarthest, kFarthest));
   const float clipped = std::clamp(ratio, 1.0f - c.clip, 1.0f + c.clip);
   const float free = ratio * c.advantage, bound = clipped * c.advantage;

@@ -13,14 +13,12 @@ struct Block {
   static constexpr int kLanes = kVectors * Width;
 };
 
-// sum[r][l] += sum over i of a[r * row + i * step] * b[i * kLanes + l].
-template <int Width, int Rows>
+// sum[r][l] += sum over i of a[r * row + i * step] * b[i * V * Width + l].
+template <int Width, int Rows, int V>
 WORLDENV_INLINE void product(
-    const float* a, int64_t row, int64_t step, const float* b, int64_t count,
-    Vector<Width> (&sum)[Rows][Block<Width>::kVectors]
+    const float* a, int64_t row, int64_t step, const float* b, int64_t count, Vector<Width> (&sum)[Rows][V]
 ) {
-  constexpr int V = Block<Width>::kVectors;
-  for (int64_t i = 0; i < count; ++i, a += step, b += Block<Width>::kLanes) {
+  for (int64_t i = 0; i < count; ++i, a += step, b += V * Width) {
     Vector<Width> right[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) right[v].load(b + v * Width);

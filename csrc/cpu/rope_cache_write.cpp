@@ -51,7 +51,7 @@ WORLDENV_INLINE void turn_head(
     a.load(x + i, width - i);
     square.v += a.v * a.v;
   }
-  const float inverse = 1.0f / std::sqrt(square.sum() / float(width) + kEps);
+  const float inverse = 1.0f / std::sqrt(square.add_up() / float(width) + kEps);
   const int64_t half = width / 2;
   for (int64_t i = 0; i < half; i += Width) {
     const int64_t lanes = half - i;
@@ -95,7 +95,7 @@ WORLDENV_INLINE float round_to_levels(const float* from, int64_t width, int8_t* 
     x.v *= inverse;
     x.store_whole(to + i, width - i);
   }
-  return step + broken.sum();
+  return step + broken.add_up();
 }
 
 // A head's numbers go to a place of a ring.

@@ -360,12 +360,6 @@ struct Vector {
     v = place < int32_t(lanes) ? v : Floats{};
   }
 
-  WORLDENV_INLINE float sum() const {
-    float total = 0.0f;
-    for (int64_t l = 0; l < Width; ++l) total += v[l];
-    return total;
-  }
-
   WORLDENV_INLINE float greatest() const {
     float most = v[0];
     for (int64_t l = 1; l < Width; ++l) most = v[l] > most ? v[l] : most;

@@ -5,32 +5,36 @@ import worldenv.ops.adaln as module
 from worldenv import ops
 from worldenv.ops.adaln import adaln, adaln_backward_reference, adaln_reference
 
-TOLERANCE = {torch.float32: 2e-5}
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}  # an ulp of the numbers in 16 bits
+DTYPES = pytest.mark.parametrize("dtype", ops.FLOATS)
 SHAPES = pytest.mark.parametrize(("b", "n", "d"), [(0, 4, 8), (1, 1, 2), (3, 7, 17), (2, 64, 160), (5, 3, 1000)])
 
 
-def inputs(b=2, n=5, d=24, branch=True, seed=0):
+def inputs(b=2, n=5, d=24, branch=True, dtype=torch.float32, seed=0):
     draw = torch.Generator().manual_seed(seed)
     shapes = [(b, n, d), (b, d), (b, d), (b, n, d), (b, d)]
-    x, scale, shift, *rest = (torch.randn(shape, generator=draw) for shape in shapes)
+    x, scale, shift, *rest = (torch.randn(shape, generator=draw).to(dtype) for shape in shapes)
     return x + 3, scale / 4, shift, *(rest if branch else (None, None))
 
 
 def assert_same(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=TOLERANCE[torch.float32])
+    tolerance = TOLERANCE[expected.dtype]
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 @SHAPES
 @pytest.mark.parametrize("branch", [True, False])
-def test_compiled_face_equals_the_reference(b, n, d, branch):
-    arguments = inputs(b, n, d, branch)
+@DTYPES
+def test_compiled_face_equals_the_reference(b, n, d, branch, dtype):
+    arguments = inputs(b, n, d, branch, dtype)
     for actual, expected in zip(adaln(*arguments), adaln_reference(*arguments), strict=True):
         assert_same(actual, expected)
 
 
 @pytest.mark.parametrize("level", ["plain", "avx2"])
-def test_lower_instruction_sets_give_the_same(level, at_level):
-    arguments = inputs(d=42)
+@DTYPES
+def test_lower_instruction_sets_give_the_same(level, dtype, at_level):
+    arguments = inputs(d=42, dtype=dtype)
     for actual, expected in zip(at_level(level, "adaln", *arguments), adaln_reference(*arguments), strict=True):
         assert_same(actual, expected)
 
@@ -92,6 +96,34 @@ def test_gradient_equals_that_of_the_reference(b, n, d, branch):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+@SHAPES
+@pytest.mark.parametrize("branch", [True, False])
+@DTYPES
+def test_compiled_gradient_equals_its_reference(b, n, d, branch, dtype):
+    total, scale, _, branch, gate = inputs(b, n, d, branch, dtype)
+    up = [t.to(dtype) for t in torch.randn(2, b, n, d, generator=torch.Generator().manual_seed(1))]
+    arguments = *up, total, scale, branch, gate
+    found, expected = torch.ops.worldenv.adaln_backward(*arguments), adaln_backward_reference(*arguments)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one, other, rtol=TOLERANCE[dtype], atol=10 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_result_is_rounded_once(dtype):
+    arguments = inputs(dtype=dtype)
+    found, exact = adaln(*arguments), adaln_reference(*(t.float() for t in arguments))
+    for one, other in zip(found, exact, strict=True):
+        assert one.dtype == dtype and (one == other.to(dtype)).float().mean() > 0.98
+
+
+@DTYPES
+def test_gradient_has_the_dtype_of_what_it_is_for(dtype):
+    leaves = [t.requires_grad_() for t in inputs(dtype=dtype)]
+    adaln(*leaves)[1].square().sum().backward()
+    assert all(leaf.grad.dtype == dtype and leaf.grad.any() for leaf in leaves)
+
+
 @pytest.mark.parametrize("branch", [True, False])
 def test_reference_of_the_gradient_is_what_autograd_finds(branch):
     x, scale, shift, more, gate = (None if t is None else t.double().requires_grad_() for t in inputs(branch=branch))
@@ -138,7 +170,8 @@ def test_backend_variable_forces_the_reference(monkeypatch):
     ("place", "value", "message"),
     [
         (0, torch.zeros(2, 24), r"x has shape \[2, 24\]; it should be \[B, N, D\]"),
-        (0, torch.zeros(2, 5, 24).double(), r"x is torch.float64; .* pass x.float\(\)"),
+        (0, torch.zeros(2, 5, 24).double(), "x is torch.float64; it should be torch.float32 or torch.bfloat16 or"),
+        (1, torch.zeros(2, 24).half(), "scale is torch.float16; it should be torch.float32"),
         (1, torch.zeros(2, 23), r"scale has shape \[2, 23\]; it should be \[2, 24\]"),
         (2, torch.zeros(2, 24, device="meta"), r"shift is on meta; it should be on cpu"),
         (3, None, "branch and gate are given together or not at all"),

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -59,6 +61,20 @@ def test_gradient_of_the_reference_is_its_slope():
 def test_lower_instruction_sets_give_the_same(level, at_level):
     arguments = inputs()
     assert_same(at_level(level, "ppo_loss", *arguments), ppo_loss_reference(*arguments))
+
+
+@FACES
+def test_loss_is_the_loop_over_chunks(face):
+    mu, beta, action, behaviour, advantage, clip = arguments = inputs(b=63)
+    expected, clipped = 0.0, 0
+    now = laplace_log_prob(action.double(), mu.double(), beta.double())
+    for a, b, adv in zip(now.tolist(), behaviour.tolist(), advantage.tolist(), strict=True):
+        ratio = math.exp(a - b)
+        held = min(max(ratio, 1 - clip), 1 + clip)
+        expected -= min(ratio * adv, held * adv) / 63
+        clipped += ratio != held
+    loss, share = face(*arguments)
+    assert loss.item() == pytest.approx(expected, rel=1e-4) and share.item() == pytest.approx(clipped / 63)
 
 
 @FACES

@@ -15,7 +15,6 @@ from worldenv.training.post_train import (
     group_advantage,
     leave_one_out,
     post_train,
-    ppo_loss,
 )
 
 CONFIG = PostTrainConfig(iterations=3, starts=3, siblings=4, learning_rate=1e-3, minibatch=16, signal=1e-6)
@@ -75,41 +74,11 @@ def test_broken_episodes_have_exactly_no_advantage_whatever_the_rounding(tiny):
     assert not advantage.view(40, 7)[:, 0].any() and advantage.view(40, 7)[:, 1:].all()
 
 
-def test_ppo_loss_is_the_loop_over_episodes():
-    generator = torch.Generator().manual_seed(2)
-    new, old, advantage = torch.randn(3, 63, generator=generator) * 0.2
-    expected, clipped = 0.0, 0
-    for a, b, adv in zip(new.tolist(), old.tolist(), advantage.tolist(), strict=True):
-        ratio = math.exp(a - b)
-        held = min(max(ratio, 0.9), 1.1)
-        expected -= min(ratio * adv, held * adv) / 63
-        clipped += ratio != held
-    loss, share = ppo_loss(new, old, advantage, 0.1)
-    assert loss.item() == pytest.approx(expected, rel=1e-5) and share.item() == pytest.approx(clipped / 63)
-
-
-def test_gradient_is_that_of_the_policy_gradient_and_zero_where_clipped():
-    #                   inside        up, wanted   up, unwanted   down, wanted   down, unwanted
-    new = torch.tensor([0.0, 0.05, 0.3, 0.3, -0.3, -0.3], requires_grad=True)
-    advantage = torch.tensor([1.0, -2.0, 1.0, -1.0, 1.0, -1.0])
-    ppo_loss(new, torch.zeros(6), advantage, 0.1)[0].backward()
-    expected = -advantage * new.detach().exp() / 6
-    expected[[2, 5]] = 0
-    torch.testing.assert_close(new.grad, expected)
-
-
 def test_learning_rate_rises_over_the_first_iterations_and_falls_to_a_tenth():
     config = PostTrainConfig(iterations=36, learning_rate=4e-4, warmup=4)
     expected = [1e-4, 2e-4 * 0.975, 4e-4 * 0.925, 4e-4 * 0.9, 4e-4 * 0.125]
     assert [config.rate(i) for i in (0, 1, 3, 4, 35)] == pytest.approx(expected)
     assert PostTrainConfig(learning_rate=4e-4, warmup=1).rate(0) == 4e-4
-
-
-def test_enormous_ratio_stays_finite():
-    new = torch.tensor([500.0, -500.0], requires_grad=True)
-    loss, _ = ppo_loss(new, torch.zeros(2), torch.tensor([-1.0, 1.0]), 0.1)
-    loss.backward()
-    assert torch.isfinite(loss) and torch.isfinite(new.grad).all()
 
 
 def test_update_makes_good_actions_likelier_and_bad_ones_rarer(tiny):
@@ -214,7 +183,7 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(tiny, tmp_path, same_wei
 def test_skipped_updates_are_counted_across_an_interruption(tiny, tmp_path, monkeypatch):
     from worldenv.training import post_train as module
 
-    monkeypatch.setattr(module, "ppo_loss", lambda log_prob, *rest: (log_prob.mean() * math.nan, torch.zeros(())))
+    monkeypatch.setattr(module, "ppo_loss", lambda mu, *rest: (mu.mean() * math.nan, torch.zeros(())))
     whole = post_train(tiny.engine(horizon=2), tiny.starts(6), CONFIG, RunFolder.create(tmp_path / "whole", {}), seed=4)
     path = tmp_path / "part"
     first = PostTrainConfig(**{**vars(CONFIG), "iterations": 1})

@@ -20,26 +20,28 @@ def adaln_reference(
     zero: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The meaning of `adaln`, in plain PyTorch; it has a gradient."""
-    x = x.clone() if branch is None else x + gate[:, None] * branch
-    y = F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale[:, None]) + shift[:, None]
-    return x, quantise_reference(y, step, zero) if step else y
+    wide = torch.promote_types(x.dtype, torch.float32)
+    total = x.to(wide, copy=True) if branch is None else x.to(wide) + gate[:, None].to(wide) * branch.to(wide)
+    y = F.layer_norm(total, x.shape[-1:], eps=EPS) * (1 + scale[:, None].to(wide)) + shift[:, None].to(wide)
+    return total.to(x.dtype), quantise_reference(y, step, zero) if step else y.to(x.dtype)
 
 
 def adaln(
-    x: Tensor,  # [B, N, D] float32
-    scale: Tensor,  # [B, D] float32
-    shift: Tensor,  # [B, D] float32
-    branch: Tensor | None = None,  # [B, N, D] float32, what a layer adds to x
-    gate: Tensor | None = None,  # [B, D] float32, given with branch
+    x: Tensor,  # [B, N, D] float32, bfloat16 or float16, and so are the others
+    scale: Tensor,  # [B, D]
+    shift: Tensor,  # [B, D]
+    branch: Tensor | None = None,  # [B, N, D], what a layer adds to x
+    gate: Tensor | None = None,  # [B, D], given with branch
     step: float = 0.0,  # > 0: y on a grid of 256 levels, as `quantise` gives it
     zero: int = 0,
-) -> tuple[Tensor, Tensor]:  # x and y: [B, N, D] float32; y uint8 on a grid
+) -> tuple[Tensor, Tensor]:  # x and y: [B, N, D], dtype of x; y uint8 on a grid
     """Adaptive layer normalisation with its gate (Peebles & Xie 2023, "adaLN-Zero").
 
         x <- x + gate * branch
         y = layer_norm(x) * (1 + scale) + shift
 
-    A row is read and written once. Has a gradient, computed by a face of its own; not on a grid.
+    A row is read and written once, computed in float32 and rounded once: y is that of the sum before its rounding. Has
+    a gradient, computed by a face of its own; not on a grid.
 
     Raises ValueError if a shape, dtype or device is another one, or the grid is none.
     """
@@ -65,7 +67,7 @@ def _check(x: Tensor, scale: Tensor, shift: Tensor, branch: Tensor | None, gate:
     wanted = {"x": (x, x.shape), "scale": (scale, (b, d)), "shift": (shift, (b, d))}
     if branch is not None:
         wanted |= {"branch": (branch, x.shape), "gate": (gate, (b, d))}
-    ops.check_tensors(wanted)
+    ops.check_tensors(wanted, ops.FLOATS)
 
 
 def _face(x, scale, shift, branch, gate, step, zero):
@@ -77,13 +79,15 @@ def adaln_backward_reference(
     grad_sum: Tensor, grad_y: Tensor, total: Tensor, scale: Tensor, branch: Tensor | None, gate: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, scale, shift, branch and gate, in plain PyTorch; without a branch the last two are empty."""
+    dtype, wide = total.dtype, torch.promote_types(total.dtype, torch.float32)
+    grad_sum, grad_y, total, scale = (t.to(wide) for t in (grad_sum, grad_y, total, scale))
     centred = total - total.mean(-1, keepdim=True)
     inverse = (centred.square().mean(-1, keepdim=True) + EPS).rsqrt()
     z, up = centred * inverse, grad_y * (1 + scale[:, None])
     grad_x = grad_sum + inverse * (up - up.mean(-1, keepdim=True) - z * (up * z).mean(-1, keepdim=True))
     empty = total.new_empty(0, *total.shape[1:]), total.new_empty(0, total.shape[2])
-    ends = empty if branch is None else (gate[:, None] * grad_x, (grad_x * branch).sum(1))
-    return grad_x, (grad_y * z).sum(1), grad_y.sum(1), *ends
+    ends = empty if branch is None else (gate.to(wide)[:, None] * grad_x, (grad_x * branch.to(wide)).sum(1))
+    return tuple(t.to(dtype) for t in (grad_x, (grad_y * z).sum(1), grad_y.sum(1), *ends))
 
 
 # What torch runs on a device for which no face is built.

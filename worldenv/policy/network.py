@@ -70,15 +70,6 @@ class Policy(nn.Module):
         return mu, beta
 
 
-def laplace_log_prob(
-    action: Tensor,  # [B, K, 7]
-    mu: Tensor,  # [B, K, 7]
-    beta: Tensor,  # [B, K, 7]
-) -> Tensor:  # [B]
-    """Log-probability of a chunk, summed over its K * 7 numbers: -|a - mu| / exp(beta) - beta - log 2."""
-    return -((action - mu).abs() * torch.exp(-beta) + beta + log(2)).sum((1, 2))
-
-
 def laplace_sample(mu: Tensor, beta: Tensor, uniform: Tensor) -> Tensor:
     """A Laplace draw by inversion from `uniform` in [0, 1), shaped as mu; it is not clipped to [-1, 1]."""
     u = uniform - 0.5

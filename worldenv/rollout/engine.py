@@ -12,9 +12,8 @@ from worldenv.errors import UserError
 from worldenv.int8 import is_fast
 from worldenv.kinematics import Kinematics
 from worldenv.memory import free_bytes, ran_out
-from worldenv.ops.philox import Use, philox
+from worldenv.ops.laplace_chunk import laplace_chunk
 from worldenv.parallel import CPU, in_parts
-from worldenv.policy.network import laplace_log_prob, laplace_sample
 from worldenv.reflector.network import Reflector
 from worldenv.rollout.advance import Imagined, advance, begin, check_starts
 from worldenv.rollout.episodes import Episodes, Rollouts, Starts
@@ -206,12 +205,8 @@ class Engine:
     def think(self, live: Episodes, seed: int, explore: bool) -> Thought:
         """Ask the policy and imagine what follows; only `memory`, `pooled` and `begun` of the episodes move on."""
         mu, beta = self._ask(live)
-        action = mu
-        if explore:
-            uniform = philox(seed, live.id, live.chunk, Use.ACTION, mu.shape[1:])
-            action = laplace_sample(mu, beta, uniform)
-        new = advance(live, action, self.world, self.reflector, self.kinematics, seed)
-        return Thought(action, laplace_log_prob(action, mu, beta), new)
+        action, log_prob = laplace_chunk(mu, beta, seed, live.id, live.chunk, explore)
+        return Thought(action, log_prob, advance(live, action, self.world, self.reflector, self.kinematics, seed))
 
     def _record(self, live: Episodes, thought: Thought, run: _Run) -> Tensor:  # [B] bool, which are over
         new = thought.led_to

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from worldenv.data.clips import Clips
-from worldenv.policy.network import Policy, laplace_log_prob
+from worldenv.ops.laplace_chunk import laplace_log_prob
+from worldenv.policy.network import Policy
 
 SCALE_WEIGHT = 0.05  # of the scale head's likelihood against the action head's L1
 

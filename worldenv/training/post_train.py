@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from worldenv.checkpoint import load_state, save_state
 from worldenv.errors import UserError
-from worldenv.policy.network import Policy, laplace_log_prob
+from worldenv.ops.ppo_loss import ppo_loss
+from worldenv.policy.network import Policy
 from worldenv.progress import Progress
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.episodes import Rollouts, Starts
@@ -67,18 +68,6 @@ def group_advantage(
     return torch.where(flat[:, None], 0.0, advantage).flatten(), int(flat.sum())
 
 
-def ppo_loss(
-    log_prob: Tensor,  # [B] under the policy being trained
-    behaviour: Tensor,  # [B] under the policy that acted
-    advantage: Tensor,  # [B]
-    clip: float,
-) -> tuple[Tensor, Tensor]:  # loss, share of clipped ratios
-    """L = -mean(min(r A, clip(r, 1 - eps, 1 + eps) A)), r = exp(log_prob - behaviour)."""
-    ratio = torch.exp((log_prob - behaviour).clamp(-20, 20))
-    clipped = ratio.clamp(1 - clip, 1 + clip)
-    return -torch.min(ratio * advantage, clipped * advantage).mean(), (ratio != clipped).float().mean()
-
-
 class Learner:
     """The policy, its optimizer, and the counts that a run reports.
 
@@ -119,8 +108,8 @@ class Learner:
         self, rollouts: Rollouts, feature: Tensor, advantage: Tensor, episode: Tensor, chunk: Tensor
     ) -> tuple[float, float]:
         mu, beta = self.policy.heads(feature, rollouts.proprio[episode, chunk])
-        log_prob = laplace_log_prob(rollouts.action[episode, chunk], mu, beta)
-        loss, share = ppo_loss(log_prob, rollouts.log_prob[episode, chunk], advantage[episode], self.config.clip)
+        action, behaviour = rollouts.action[episode, chunk], rollouts.log_prob[episode, chunk]
+        loss, share = ppo_loss(mu, beta, action, behaviour, advantage[episode], self.config.clip)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldenv.policy.network import Policy, PolicyConfig, laplace_log_prob
+from worldenv.ops.laplace_chunk import laplace_log_prob
+from worldenv.policy.network import Policy, PolicyConfig
 from worldenv.tasks.scenes import pretraining_task
 from worldenv.training.demonstrate import Disturbed, disturb
 
