@@ -9,9 +9,12 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <random>
@@ -66,12 +69,18 @@ struct MemoryBarrier {
   unsigned phase = 0;
 };
 
+struct Warpgroup {  // products of its matrix units
+  std::vector<std::function<void()>> open;
+  std::deque<std::vector<std::function<void()>>> committed;
+};
+
 struct Block {
   std::vector<uint8_t> shared;
   std::vector<int> unfenced_by;  // of each chunk of 16 bytes: how many threads' writes are not fenced
   std::vector<std::unique_ptr<Fiber>> fibers;
   std::map<int, Meeting> meetings;  // warps by number, named barriers from 1000, warpgroups from 2000
   std::map<Shared, MemoryBarrier> barriers;
+  std::map<int, Warpgroup> warpgroups;
   std::mt19937 random;
   ucontext_t scheduler;
   int current = 0;
