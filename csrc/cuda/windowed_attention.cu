@@ -1,26 +1,58 @@
 #include "windowed_attention.h"
 
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
 #include "torch.h"
+#include "windowed_attention_sm90.h"
 
 namespace worldenv::cuda {
 
-template <typename T, typename Ring, int D>
-void launch(const WindowedAttention& p, cudaStream_t stream) {
-  const int64_t rows = int64_t(p.tokens) * (p.query_heads / p.key_heads);
-  const int64_t blocks = (rows + kRows - 1) / kRows * p.key_heads * p.batch;
+int attribute(cudaDeviceAttr name, const Tensor& on) {
+  int value = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, on.get_device_index()));
+  return value;
+}
+
+// Whether to take the kernel for Hopper, which no device has confirmed yet: WORLDENV_WGMMA=1, read once.
+bool wants_wgmma(const Tensor& on) {
+  static const bool wanted = [] {
+    const char* value = std::getenv("WORLDENV_WGMMA");
+    return value && !std::strcmp(value, "1");
+  }();
+  return wanted && attribute(cudaDevAttrComputeCapabilityMajor, on) == 9;
+}
+
+template <typename Kernel>
+void launch(Kernel kernel, const WindowedAttention& p, int64_t blocks, int threads, int shared, cudaStream_t stream) {
   STD_TORCH_CHECK(blocks < (int64_t(1) << 31), "windowed_attention: ", blocks, " blocks are too many");
-  const auto kernel = windowed_attention_kernel<T, Ring, D>;
-  STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<Ring, D>()));
-  kernel<<<static_cast<unsigned>(blocks), kThreads, shared_bytes<Ring, D>(), stream>>>(p);
+  STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+  kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(p);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
+template <typename T, typename Ring, int D>
+void launch(const WindowedAttention& p, const Tensor& on) {
+  const cudaStream_t stream = current_stream(on);
+  static_assert(kRows == kHopperRows);
+  const int64_t rows = int64_t(p.tokens) * (p.query_heads / p.key_heads);
+  const int64_t works = (rows + kRows - 1) / kRows * p.key_heads * p.batch;
+  if (wants_wgmma(on)) {
+    const int64_t blocks = std::min<int64_t>(works, attribute(cudaDevAttrMultiProcessorCount, on));
+    launch(windowed_attention_hopper_kernel<T, Ring, D>, p, blocks, kHopperThreads, HopperShared<Ring, D>::kBytes,
+           stream);
+  } else {
+    launch(windowed_attention_kernel<T, Ring, D>, p, works, kThreads, shared_bytes<Ring, D>(), stream);
+  }
+}
+
 template <typename T>
-void launch(bool int8, int64_t d, const WindowedAttention& p, cudaStream_t stream) {
+void launch(bool int8, int64_t d, const WindowedAttention& p, const Tensor& on) {
   if (d == 64)
-    int8 ? launch<T, int8_t, 64>(p, stream) : launch<T, T, 64>(p, stream);
+    int8 ? launch<T, int8_t, 64>(p, on) : launch<T, T, 64>(p, on);
   else
-    int8 ? launch<T, int8_t, 128>(p, stream) : launch<T, T, 128>(p, stream);
+    int8 ? launch<T, int8_t, 128>(p, on) : launch<T, T, 128>(p, on);
 }
 
 Tensor windowed_attention(
@@ -58,8 +90,7 @@ Tensor windowed_attention(
       out.mutable_data_ptr(), keys.stride(0), values.stride(0), batch_stride(key_scale), batch_stride(value_scale),
       static_cast<int>(batch), static_cast<int>(tokens), static_cast<int>(query_heads), static_cast<int>(key_heads),
       static_cast<int>(capacity), static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(d)))};
-  const cudaStream_t stream = current_stream(query);
-  type == ScalarType::Half ? launch<Half>(int8, d, p, stream) : launch<Bf16>(int8, d, p, stream);
+  type == ScalarType::Half ? launch<Half>(int8, d, p, query) : launch<Bf16>(int8, d, p, query);
   return out;
 }
 

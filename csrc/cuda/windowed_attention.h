@@ -113,7 +113,8 @@ WORLDENV_DEVICE void copy_ring(Shared tile, Shared staging, Shared scales, const
 #pragma unroll
   for (int i = 0; i < Keys / kStep; ++i) {
     const bool there = first + key + i * kStep < length;
-    copy16(to + i * (sizeof(Ring) == 1 ? Threads * 16 : kStep * 128), there ? from + i * kStep * D : line.numbers, there);
+    copy16(to + i * (sizeof(Ring) == 1 ? Threads * 16 : kStep * 128), there ? from + i * kStep * D : line.numbers,
+           there);
   }
   if (sizeof(Ring) == 1 && thread < Keys) {
     const bool there = first + thread < length;
@@ -140,12 +141,12 @@ WORLDENV_DEVICE void widen4<Bf16>(uint32_t four, uint32_t& first, uint32_t& seco
   second = add_pair<Bf16>(b & 0xff7fff7fu, (b & 0xff80ff80u) ^ 0x80008000u);
 }
 
-// Widens the chunks that this very thread has copied, so that its own wait is enough.
-template <typename T, int D, int Keys, int Threads>
+// Widens the chunks that this very thread has copied, so that its own wait is enough; AtOnce of them at a time.
+template <typename T, int D, int Keys, int Threads, int AtOnce>
 WORLDENV_DEVICE void widen(Shared tile, Shared staging, int thread) {
   constexpr int kStep = Threads / (D / 16);
   const Shared to = tile + place_in_tile(thread / (D / 16), thread % (D / 16) * 2, Keys);
-#pragma unroll 1  // it runs beside sums that fill the registers
+#pragma unroll AtOnce
   for (int i = 0; i < Keys / kStep; ++i) {
     const Vec16 narrow = load_shared16(staging + (thread + i * Threads) * 16);
 #pragma unroll
@@ -221,7 +222,7 @@ struct Softmax {
   }
 };
 
-// Writes 16 rows of a warp, by way of their place in the tile of the queries, which nothing reads any more.
+// Writes 16 rows of a warp, by way of a tile of which they are this warp's own.
 template <typename T, int D, int Rows>
 WORLDENV_DEVICE void write_rows(const float (&out)[D / 2], const Softmax& softmax, Shared tile, int row_in_tile,
                                 int first, const WindowedAttention& p, const Work& work, int lane) {
@@ -241,6 +242,7 @@ WORLDENV_DEVICE void write_rows(const float (&out)[D / 2], const Softmax& softma
   }
 }
 
+// On mma.sync: a warp has 32 rows, whose sums leave few registers for anything else
 constexpr int kRows = 128, kThreads = 128, kTilesOfWarp = kRows / (kThreads / kWarp) / 16;
 
 template <int D>
@@ -326,7 +328,7 @@ __global__ void __launch_bounds__(kThreads, 2) windowed_attention_kernel(const W
   copy_commit();
   for (int first = 0; first < work.length; first += kKeys<D>) {
     copy_wait<0>();
-    if constexpr (kInt8) widen<T, D, kKeys<D>, kThreads>(keys, key_staging, thread);
+    if constexpr (kInt8) widen<T, D, kKeys<D>, kThreads, 1>(keys, key_staging, thread);
     sync_block();  // the keys are there for all, and all have done with the values of the last tile
     copy_ring<Ring, D, kKeys<D>, kThreads>(values, value_staging, value_scales, value_line, first, work.length, thread);
     copy_commit();
@@ -341,7 +343,7 @@ __global__ void __launch_bounds__(kThreads, 2) windowed_attention_kernel(const W
       for (int t = 0; t < kTilesOfWarp; ++t) mask_columns<kKeys<D> / 8>(scores[t], work.length - first, lane);
 
     copy_wait<0>();
-    if constexpr (kInt8) widen<Value, D, kKeys<D>, kThreads>(values, value_staging, thread);
+    if constexpr (kInt8) widen<Value, D, kKeys<D>, kThreads, 1>(values, value_staging, thread);
     sync_block();  // the values are there for all, and all have done with the keys
     copy_ring<Ring, D, kKeys<D>, kThreads>(keys, key_staging, key_scales, key_line, first + kKeys<D>, work.length,
                                            thread);

@@ -17,7 +17,7 @@
 
 namespace worldenv::cuda {
 
-constexpr int kWarpgroup = 128, kHopperThreads = 3 * kWarpgroup, kHopperRows = 128, kHopperKeys = 128;
+constexpr int kWarpgroup = 128, kHopperThreads = 3 * kWarpgroup, kHopperRows = kRows, kHopperKeys = 128;
 constexpr int kBuffers = 4, kLag = 2;  // a load is handed over when kLag others have been started
 
 template <typename Ring, int D>
@@ -25,12 +25,13 @@ struct HopperShared {
   static constexpr bool kInt8 = sizeof(Ring) == 1;
   static constexpr int kQueries = 64 * D * 2, kTile = kHopperKeys * D * 2, kStaging = kInt8 ? kHopperKeys * D : 0;
   static constexpr int kScales = kInt8 ? kHopperKeys * 4 : 0;
-  static constexpr int kTiles = 2 * kQueries, kStagings = kTiles + kBuffers * kTile;
+  static constexpr int kResults = 2 * kQueries, kTiles = 2 * kResults, kStagings = kTiles + kBuffers * kTile;
   static constexpr int kAllScales = kStagings + kLag * kStaging, kFull = kAllScales + kBuffers * kScales;
   static constexpr int kEmpty = kFull + kBuffers * 8, kBytes = kEmpty + kBuffers * 8;
 
   Shared start;
   WORLDENV_DEVICE Shared queries(int warpgroup) const { return start + warpgroup * kQueries; }
+  WORLDENV_DEVICE Shared results(int warpgroup) const { return start + kResults + warpgroup * kQueries; }
   WORLDENV_DEVICE Shared tile(uint32_t load) const { return start + kTiles + load % kBuffers * kTile; }
   WORLDENV_DEVICE Shared staging(uint32_t load) const { return start + kStagings + load % kLag * kStaging; }
   WORLDENV_DEVICE Shared scales(uint32_t load) const { return start + kAllScales + load % kBuffers * kScales; }
@@ -73,9 +74,9 @@ struct Producer {
   WORLDENV_DEVICE void finish(uint32_t done) {
     if constexpr (Memory::kInt8) {
       if (done % 2)
-        widen<Value, D, kHopperKeys, kWarpgroup>(memory.tile(done), memory.staging(done), thread);
+        widen<Value, D, kHopperKeys, kWarpgroup, 4>(memory.tile(done), memory.staging(done), thread);
       else
-        widen<T, D, kHopperKeys, kWarpgroup>(memory.tile(done), memory.staging(done), thread);
+        widen<T, D, kHopperKeys, kWarpgroup, 4>(memory.tile(done), memory.staging(done), thread);
     }
     fence_for_matrix_units();
     barrier_arrive(memory.full(done));
@@ -108,8 +109,13 @@ struct Consumer {
   WORLDENV_DEVICE int lane() const { return thread % kWarp; }
   WORLDENV_DEVICE void sync() const { sync_some(1 + warpgroup, kWarpgroup); }
 
-  WORLDENV_DEVICE void copy_rows(const WindowedAttention& p, const Work& work) const {
-    copy_queries<T, D, 64, kWarpgroup>(memory.queries(warpgroup), p, work, work.first_row + warpgroup * 64, thread);
+  // Starts to copy the queries of a piece of work, once all four warps have done with those of the last.
+  WORLDENV_DEVICE void copy_rows(const WindowedAttention& p, int64_t index) const {
+    sync();
+    if (index < works_of(p)) {
+      const Work work(p, index, kHopperRows);
+      copy_queries<T, D, 64, kWarpgroup>(memory.queries(warpgroup), p, work, work.first_row + warpgroup * 64, thread);
+    }
     copy_commit();
   }
 
@@ -161,24 +167,29 @@ struct Consumer {
     for (int i = 0; i < kHopperKeys / 4; ++i) weights[i] = pack<Value>(scores[2 * i], scores[2 * i + 1]);
   }
 
-  WORLDENV_DEVICE void attend(const WindowedAttention& p, const Work& work, float (&out)[D / 2], Softmax& softmax) {
-    float scores[kHopperKeys / 2];
+  // Leaves the weights of the last tile for the end, so that the next queries can be copied beside its product.
+  WORLDENV_DEVICE void attend_but_last(float (&scores)[kHopperKeys / 2], float (&out)[D / 2], Softmax& softmax,
+                                       int length, float scale) {
     uint32_t weights[kHopperKeys / 4];
     start_scores(scores, load);
     warpgroup_wait<0>();
-    soften(scores, softmax, load, work.length, p.scale);
-    for (int first = kHopperKeys; first < work.length; first += kHopperKeys, load += 2) {
+    soften(scores, softmax, load, length, scale);
+    for (int first = kHopperKeys; first < length; first += kHopperKeys, load += 2) {
       pack_weights(weights, scores, load + 1);
       start_scores(scores, load + 2);
       start_sums(out, weights, load + 1);
       warpgroup_wait<1>();
-      soften(scores, softmax, load + 2, work.length - first, p.scale);
+      soften(scores, softmax, load + 2, length - first, scale);
       warpgroup_wait<0>();
       hold(out);
       hold(weights);
       release(load + 1);
       softmax.template shrink_all<D / 8>(out);
     }
+  }
+
+  WORLDENV_DEVICE void attend_last(float (&scores)[kHopperKeys / 2], float (&out)[D / 2]) {
+    uint32_t weights[kHopperKeys / 4];
     pack_weights(weights, scores, load + 1);
     start_sums(out, weights, load + 1);
     warpgroup_wait<0>();
@@ -189,20 +200,21 @@ struct Consumer {
   }
 
   WORLDENV_DEVICE void run(const WindowedAttention& p) {
+    copy_rows(p, blockIdx.x);
     for (int64_t index = blockIdx.x; index < works_of(p); index += gridDim.x) {
       const Work work(p, index, kHopperRows);
-      copy_rows(p, work);
       copy_wait<0>();
       fence_for_matrix_units();
       sync();
-      float out[D / 2] = {};
+      float scores[kHopperKeys / 2], out[D / 2] = {};
       Softmax softmax;
-      if (work.length > 0) attend(p, work, out, softmax);
-      sync();  // all four warps have done with the queries
-      write_rows<T, D, 64>(out, softmax, memory.queries(warpgroup), thread / kWarp * 16,
+      if (work.length > 0) attend_but_last(scores, out, softmax, work.length, p.scale);
+      copy_rows(p, index + gridDim.x);
+      if (work.length > 0) attend_last(scores, out);
+      write_rows<T, D, 64>(out, softmax, memory.results(warpgroup), thread / kWarp * 16,
                            work.first_row + warpgroup * 64, p, work, lane());
-      sync();  // and now with the results that lay in their place
     }
+    copy_wait<0>();
   }
 };
 
@@ -224,6 +236,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1) windowed_attention_hopper_k
     take_registers<224>();
     Consumer<T, Ring, D>{memory, warpgroup - 1, thread}.run(p);
   }
+#else
+  asm volatile("trap;");  // built for another architecture: never to be launched
 #endif
 }
 

@@ -32,11 +32,11 @@ def find_nvcc():
 
 
 def compile_cuda(source, folder, *flags):
-    """nvcc's report, all its targets in one call."""
+    """nvcc's report, all its targets in one call, side by side."""
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
     includes = [f"-isystem={path}" for path in include_paths()]
     command = [
-        find_nvcc(), "-std=c++20", "-O3", "-Xptxas", "-v", STABLE_ABI, "-DUSE_CUDA",
+        find_nvcc(), "-std=c++20", "-O3", "--threads=0", "-Xptxas", "-v", STABLE_ABI, "-DUSE_CUDA",
         *targets, *includes, f"-I{ROOT / 'csrc'}", *flags, "-c", str(source), "-o", str(folder / "object.o"),
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -66,7 +66,8 @@ needs_nvcc = pytest.mark.skipif(
 def test_cuda_face_compiles_without_a_spill(source, tmp_path):
     report = compile_cuda(source, tmp_path)
     assert spilled(report) == []
-    assert [line for line in report.splitlines() if "warning" in line] == []
+    # "Potential Performance Loss": ptxas runs matrix products of Hopper one after the other
+    assert [line for line in report.splitlines() if "warning" in line or "Performance Loss" in line] == []
 
 
 @needs_nvcc

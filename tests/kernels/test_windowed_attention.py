@@ -7,7 +7,7 @@ from worldenv.ops.windowed_attention import windowed_attention_reference
 
 # Of weights that are rounded to the type of the values before they are multiplied.
 TOLERANCE = {torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
-KERNELS = ["windowed_attention"]
+KERNELS = ["windowed_attention", "windowed_attention_hopper"]
 
 
 def inputs(lengths=(70,), m=5, h=4, g=2, c=150, d=64, dtype=torch.bfloat16, int8=False, seed=0):
@@ -23,7 +23,7 @@ def inputs(lengths=(70,), m=5, h=4, g=2, c=150, d=64, dtype=torch.bfloat16, int8
         scales = [(1 + ring(g, c).abs()).div(60).masked_fill(beyond, float("nan")) for _ in range(2)]
     else:
         keys, values = (t.masked_fill(beyond[..., None], float("nan")).to(dtype) for t in (keys, values))
-    query = torch.randn(b, m, h, d, generator=draw).to(dtype)
+    query = 4 * torch.randn(b, m, h, d, generator=draw).to(dtype)  # so that few tokens take most of the weight
     return [query, keys, values, torch.tensor(lengths, dtype=torch.int32), *scales]
 
 
@@ -64,6 +64,8 @@ def test_kernel_computes_what_the_reference_computes(emulated, kernel, dtype, in
         {"m": 130, "h": 2, "g": 2, "c": 64, "lengths": (64,)},
         {"m": 45, "h": 6, "g": 2, "c": 129, "lengths": (129, 128)},
         {"m": 9, "h": 12, "g": 2, "c": 63, "d": 128, "lengths": (63, 17)},
+        {"m": 3, "h": 2, "c": 700, "lengths": (700, 0, 0, 260, 5)},
+        {"m": 70, "h": 2, "c": 400, "lengths": (385, 400), "int8": True, "dtype": torch.float16},
         {"m": 7, "h": 3, "g": 3, "c": 257, "int8": True, "lengths": (257,)},
     ],
 )
@@ -75,9 +77,9 @@ def test_kernel_takes_odd_shapes(emulated, kernel, shape):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("int8", [False, True])
 def test_order_of_warps_and_copies_does_not_matter(emulated, kernel, int8):
-    arguments = inputs((150,), m=40, int8=int8)
+    arguments = inputs((150, 400), m=40, c=400, int8=int8)
     first = run(emulated, arguments, kernel=kernel)
-    for seed in range(1, 8):
+    for seed in range(1, 5):
         assert torch.equal(run(emulated, arguments, seed, kernel), first)
 
 
@@ -95,3 +97,29 @@ def test_scales_of_int8_may_be_tiny(emulated, kernel):
     expected = reference(arguments[0].float(), *arguments[1:])
     out = run(emulated, arguments, kernel=kernel).float()
     assert (out - expected).abs().max() < 1.5e-2 * expected.abs().max()
+
+
+BOTH, MMA, HOPPER = KERNELS, KERNELS[:1], KERNELS[1:]
+DEFECTS = [
+    (BOTH, "there ? from + i * kStep * D : line.numbers,\n           there", "from + i * kStep * D, true"),
+    (BOTH, "i / 4 * 8 + lane % 4 * 2 + i % 2 >= columns", "i / 4 * 8 + lane % 4 * 2 + i % 2 > columns"),
+    (BOTH, "(chunk ^ row) % 8", "(chunk + row) % 8"),
+    (MMA, "sync_block();  // the values are there for all, and all", "// all"),
+    (HOPPER, "    fence_for_matrix_units();\n    barrier_arrive", "    barrier_arrive"),
+    (HOPPER, "copy_wait<kLag - 1>();", "copy_wait<kLag>();"),
+    (HOPPER, "barrier_wait(memory.empty(load), Memory::parity(load) ^ 1);", ""),
+    (HOPPER, "warpgroup_wait<1>();", ""),
+    (HOPPER, "k % 4 * 32, 16), k > 0", "k % 4 * 32, 16), true"),
+    (HOPPER, "+ k * 16 * 128, kHopperKeys * 128", "+ k * 8 * 128, kHopperKeys * 128"),
+]
+
+
+@pytest.mark.parametrize(("kernels", "old", "new"), DEFECTS)
+def test_seeded_defect_is_found(emulate, kernels, old, new):
+    broken = emulate(old, new)
+    for kernel in kernels:
+        with pytest.raises((AssertionError, RuntimeError)):
+            for seed in range(6):
+                for int8 in (False, True):
+                    arguments = inputs((3, 385), m=40, c=400, int8=int8, seed=seed)
+                    assert_equals_the_reference(run(broken, arguments, seed, kernel), arguments)
