@@ -2,7 +2,7 @@
 
 Nothing in the loop knows that the episodes are imagined: it sees a Gymnasium vector environment. The actor begins as
 the shipped policy, whose encoder stays as it is; the critic begins from scratch. With the defaults it practises from
-two start states of each task, so that a minute shows something; --starts 960 --iterations 60 is the real thing.
+two start states of each task, so that a minute shows something; --starts 960 --iterations 42 is the real thing.
 Needs pip install "worldenv[gymnasium]".
 """
 

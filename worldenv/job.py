@@ -13,6 +13,7 @@ from torch import nn
 from worldenv.camera import tabletop_camera
 from worldenv.config import EvaluateConfig, TrainConfig
 from worldenv.data.trajectories import Trajectory
+from worldenv.errors import UserError
 from worldenv.evaluate import (
     EvalConfig,
     Outcome,
@@ -99,7 +100,10 @@ def make_engine(
 ) -> Engine:
     """The engine of the embedded suite; `policy`, one of the caller's (see `Engine`), acts instead of the models'."""
     imagining = models.to_imagine(config.precision)
-    policy = imagining.policy if policy is None else policy
+    if policy is None:
+        policy, own = imagining.policy, (models.policy.config.chunk, models.simulator.config.chunk)
+        if own[0] != own[1]:  # a horizon in chunks would not be that of the true environment
+            raise UserError(f"policy acts in chunks of {own[0]}, the simulator in chunks of {own[1]}")
     return Engine(policy, _world(imagining), imagining.reflector, Kinematics(), config, chunk)
 
 
