@@ -2,7 +2,7 @@
 
 Weights are rounded once, a scale for each output channel; inputs as `quantise` rounds them, on a grid that was measured
 beforehand, so that an episode does not depend on the batch it runs in. oneDNN multiplies, three times as fast as in
-floats (benchmarks/LOG.md).
+floats, or an op that does more than one layer at a time and takes its `layer` (benchmarks/LOG.md).
 """
 
 import copy
