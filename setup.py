@@ -91,6 +91,7 @@ def compiled(torch) -> dict:
             CUDAExtension(
                 "worldenv._cuda",
                 [*sources("csrc/cuda/*.cu"), *sources("csrc/cuda/*.cpp")],
+                depends=sources("csrc/cuda/*.h"),
                 extra_compile_args={
                     "cxx": [*flags, "-DUSE_CUDA"],
                     "nvcc": ["-O3", "-lineinfo", STABLE_ABI, "-DUSE_CUDA"],

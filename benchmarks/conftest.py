@@ -1,18 +1,28 @@
-"""Fair timing: rivals interleaved in one test on one thread, results as one JSON line at the end."""
+"""Fair timing: rivals interleaved in one test on one thread. pytest-benchmark prints the table and writes the JSON."""
 
-import json
 import statistics
 import time
+from datetime import datetime
 
 import pytest
 import torch
+from document import commit, machine
 
 RESULTS = pytest.StashKey[list]()
 ROUND_S = 2e-3  # a round repeats the call until it lasts this long, so that the clock does not matter
+ALL_S, LEAST_ROUNDS = 10.0, 4  # fewer rounds where all would last longer
 
 
 def pytest_configure(config):
     config.stash[RESULTS] = []
+    if not (config.getoption("benchmark_json") or config.getoption("benchmark_save")):
+        # To .benchmarks/MACHINE/NUMBER_COMMIT_DATE.json, which no later run overwrites.
+        config.option.benchmark_autosave = f"{str(commit()['id'])[:8]}_{datetime.now():%Y%m%d_%H%M%S}"
+        config.option.benchmark_save_data = True
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info["worldenv"] = machine()
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +31,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def noted(request):
+    """Every benchmark's facts, for the end of the terminal's report."""
+    if "benchmark" in request.fixturenames:
+        facts = request.getfixturevalue("benchmark").extra_info
+        request.config.stash[RESULTS].append((request.node.name, facts))
 
 
 @pytest.fixture(scope="session")
@@ -35,19 +53,19 @@ def write_gb_s():
 
 
 @pytest.fixture
-def versus(request):
-    """Time `new` against its rivals; returns and records seconds and ratios.
+def versus(benchmark):
+    """Time `new` against its rivals; returns and records seconds, ratios and facts, in the JSON as extra_info.
 
     Rounds run A B C C B A, so that a drift of the machine hits all alike, and the ratio is the median over rounds of
-    rival / new. Each callable is called three times before, so that it is compiled and warm.
+    rival / new. Each callable is called three times before, so that it is compiled and warm. The table's row is `new`
+    once more, alone.
     """
 
     def run(new, rivals, rounds=20, **facts):
         calls = {"new": new, **rivals}
-        repeats = {}
-        for name, call in calls.items():
-            _seconds(call, 3)
-            repeats[name] = max(1, int(ROUND_S / _seconds(call, 1)))
+        once = {name: (_seconds(call, 3), _seconds(call, 1))[1] for name, call in calls.items()}
+        repeats = {name: max(1, int(ROUND_S / seconds)) for name, seconds in once.items()}
+        rounds = max(min(rounds, LEAST_ROUNDS), min(rounds, int(ALL_S / sum(once.values()))))
         times = {name: [] for name in calls}
         for i in range(rounds):
             for name in list(calls) if i % 2 else reversed(calls):
@@ -57,9 +75,9 @@ def versus(request):
             name: statistics.median(rival / new for rival, new in zip(times[name], times["new"], strict=True))
             for name in rivals
         }
-        result = {"benchmark": request.node.name, "median_s": median_s, "speedup_over": ratio, **facts}
-        request.config.stash[RESULTS].append(result)
-        return result
+        benchmark.pedantic(new, rounds=rounds, iterations=repeats["new"])
+        benchmark.extra_info.update({"median_s": median_s, "speedup_over": ratio, **facts})
+        return benchmark.extra_info
 
     return run
 
@@ -74,5 +92,8 @@ def _seconds(call, repeats):
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
     if config.stash[RESULTS]:
-        machine = {"torch": torch.__version__, "cpu_isa": torch.backends.cpu.get_cpu_capability()}
-        terminalreporter.write_line(json.dumps({"machine": machine, "results": config.stash[RESULTS]}))
+        terminalreporter.section("how much faster than its rivals, and what else was found")
+    for name, facts in filter(lambda result: result[1], config.stash[RESULTS]):
+        ratios = [f"{ratio:.2f}x {rival}" for rival, ratio in facts.get("speedup_over", {}).items()]
+        others = [f"{key} {value:.4g}" for key, value in facts.items() if isinstance(value, int | float)]
+        terminalreporter.write_line(f"{name:<40} {'   '.join([*ratios, *others])}")

@@ -1,13 +1,13 @@
 """Tiny seeded models that many tests share; every size is explicit, so that tuning the defaults moves no test."""
 
 import copy
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 
 from worldenv.camera import tabletop_camera
-from worldenv.data.trajectories import Trajectory
 from worldenv.instruction import tokenize
 from worldenv.kinematics import Kinematics
 from worldenv.policy.network import Policy, PolicyConfig
@@ -17,6 +17,9 @@ from worldenv.rollout.env import EnvConfig, WorldModelEnv
 from worldenv.rollout.episodes import Starts
 from worldenv.simulator.network import Simulator, SimulatorConfig
 from worldenv.simulator.world import World
+
+if TYPE_CHECKING:
+    from worldenv.data.trajectories import Trajectory
 
 INSTRUCTIONS = ("put the red block on the green pad", "slide the orange puck to the red pad", "drop it in the tray")
 
@@ -77,8 +80,10 @@ class Tiny:
 
     def trajectory(
         self, steps: int, number: int = 0, size: int = 16, task: str = "red-block-on-green-pad"
-    ) -> Trajectory:
+    ) -> "Trajectory":
         """Pixels, poses and actions that tell (episode, step): value 40 * number + step."""
+        from worldenv.data.trajectories import Trajectory  # needs h5py, which a machine for `make gpu` may lack
+
         value = 40 * number + np.arange(steps + 1)
         frames = np.broadcast_to(value[:, None, None, None], (steps + 1, size, size, 3)).astype(np.uint8)
         proprio = np.repeat(value[:, None] / 1000, 7, axis=1).astype(np.float32)

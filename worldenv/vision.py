@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.instruction import InstructionEncoder
-from worldenv.int8 import Conv, in_8_bits
+from worldenv.int8 import Conv, Int8, in_8_bits
 from worldenv.ops.adagn import adagn
 from worldenv.ops.patchify import PATCH, patchify
 from worldenv.ops.residual_int8 import residual_int8
@@ -70,7 +70,7 @@ class VisionLanguageEncoder(nn.Module):
         self.text = InstructionEncoder(context)
         self.stem = Stem(channels)
         self.blocks = nn.ModuleList(FilmBlock(channels, context) for _ in range(blocks))
-        self.look = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 1), SpatialSoftmax())
+        self.look = nn.Sequential(nn.ReLU(), Conv(channels, channels, 1), SpatialSoftmax())
         self.out = nn.Linear(3 * channels + context, width)
 
     def forward(self, frames: Tensor, tokens: Tensor) -> Tensor:
@@ -78,4 +78,6 @@ class VisionLanguageEncoder(nn.Module):
         x = self.stem(frames)
         for block in self.blocks:
             x = block(x, context)
-        return self.out(torch.cat([self.look(x), context], dim=-1))
+        rectify, conv, soft = self.look
+        x = x if isinstance(conv, Int8) else rectify(x)  # its grid begins at 0
+        return self.out(torch.cat([soft(conv(x)), context], dim=-1))

@@ -1,20 +1,27 @@
 """Where the engine's speed comes from, step by step, against the loop that everyone writes.
 
-    python benchmarks/rollout/waterfall.py [--episodes 256] [--rounds 3]
+    python benchmarks/rollout/waterfall.py [--episodes 256] [--rounds 3] [--json FILE.json]
 
 All ways imagine the same number of episodes of the shipped models. What they imagine is compared first: frames along
-fixed poses, and the mean reward. Rounds are interleaved; the ratio is the median over rounds. Ends in one JSON line.
+fixed poses, and the mean reward. Rounds are interleaved; the ratio is the median over rounds. Frames are those up to an
+episode's stop; the share of the measured peak of a matrix product (peak.py) counts all that was computed. Ends in one
+JSON line; --json writes a file that compare.py and draw.py read.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from lockstep import Lockstep
+from null_models import null_engine, null_starts
+from peak import flops_per_chunk, matrix_peak
 from torch import Tensor
 
 from worldenv import ops
@@ -24,8 +31,20 @@ from worldenv.memory import keep_freed_memory
 from worldenv.metrics import psnr
 from worldenv.progress import table
 from worldenv.rollout.engine import Engine, EngineConfig
-from worldenv.rollout.episodes import Rollouts, Starts
+from worldenv.rollout.episodes import Starts
 from worldenv.rollout.models import Models, shipped
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, or imported by a test
+from document import document, row, write  # noqa: E402
+
+
+@dataclass
+class Found:
+    """What one rollout of a way came to."""
+
+    reward: float  # mean, at the stop or at the end
+    chunks: int  # up to the stops
+    computed: int  # chunks computed, whether an episode was over or not
 
 
 @contextmanager
@@ -38,12 +57,22 @@ def plain():
         ops.BACKEND = before
 
 
-def lockstep_reward(lockstep: Lockstep, starts: Starts) -> float:
-    """Mean reward at the stop, or at the end, of episodes that all went to the horizon."""
+def in_lockstep(lockstep: Lockstep, starts: Starts) -> Found:
+    """All episodes go to the horizon; counted to their stops."""
     _, reward, _ = lockstep.run(starts, 1)
     over = reward > lockstep.engine.reflector.config.threshold
     at = torch.where(over.any(1), over.int().argmax(1), reward.shape[1] - 1)
-    return reward.gather(1, at[:, None]).mean().item()
+    chunks = at // lockstep.engine.world.chunk + 1
+    horizon = lockstep.engine.config.horizon
+    return Found(reward.gather(1, at[:, None]).mean().item(), int(chunks.sum()), horizon * len(starts))
+
+
+def by_engine(engine: Engine, starts: Starts, reference: bool) -> Found:
+    if reference:
+        with plain():
+            return by_engine(engine, starts, False)
+    out = engine.run(starts, 1, 0)
+    return Found(out.final_reward().mean().item(), int(out.chunks.sum()), int(out.chunks.sum()))
 
 
 def fixed_frames(engine: Engine, starts: Starts, actions: Tensor) -> Tensor:
@@ -69,7 +98,10 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile (a minute)")
+    parser.add_argument("--json", type=Path, help="write a file of the results; one that is there is left alone")
     given = parser.parse_args()
+    if given.json and given.json.exists():
+        parser.error(f"{given.json} is there already; name another file")
     keep_freed_memory()
     models, starts = Models.load(shipped()), practice_starts(0).pick(torch.arange(given.episodes))
     whole = make_engine(models, EngineConfig(precision="float32", batch=given.episodes))
@@ -77,46 +109,80 @@ def main() -> None:
     small = make_engine(models, EngineConfig(precision="int8"))
     agreement = check(parts, small, starts)
 
-    def by_engine(engine: Engine, reference: bool) -> Callable[[], Rollouts]:
-        def call() -> Rollouts:
-            if not reference:
-                return engine.run(starts, 1, 0)
-            with plain():
-                return engine.run(starts, 1, 0)
-
-        return call
-
-    ways: dict[str, Callable] = {"plain PyTorch, lockstep": lambda: lockstep_reward(Lockstep(whole), starts)}
+    ways: dict[str, Callable[[], Found]] = {"plain PyTorch, lockstep": lambda: in_lockstep(Lockstep(whole), starts)}
     if not given.no_compile:
         compiled = Lockstep(whole, compiled=True)
-        ways["torch.compile of it"] = lambda: lockstep_reward(compiled, starts)
+        ways["torch.compile of it"] = lambda: in_lockstep(compiled, starts)
     ways |= {
-        "slots recycled": by_engine(whole, True),
-        "+ parts that fit the cache": by_engine(parts, True),
-        "+ fused ops": by_engine(parts, False),
-        "+ 8 bits": by_engine(small, False),
+        "slots recycled": lambda: by_engine(whole, starts, True),
+        "+ parts that fit the cache": lambda: by_engine(parts, starts, True),
+        "+ fused ops": lambda: by_engine(parts, starts, False),
+        "+ 8 bits": lambda: by_engine(small, starts, False),
     }
-    rewards, times = {}, {name: [] for name in ways}
-    for name, way in ways.items():  # warm, and checked
-        found = way()
-        rewards[name] = found if isinstance(found, float) else found.final_reward().mean().item()
+    found, times = {name: way() for name, way in ways.items()}, {name: [] for name in ways}  # warm, and checked
     for i in range(given.rounds):
         for name in list(ways) if i % 2 else reversed(ways):
             began = time.perf_counter()
             ways[name]()
             times[name].append(time.perf_counter() - began)
-    print_waterfall(given.episodes, times, rewards, agreement)
+    peaks = {precision: matrix_peak(precision) for precision in ("float32", "int8")}
+    facts = {
+        "episodes": given.episodes, "threads": torch.get_num_threads(), "torch": torch.__version__, **agreement,
+        "operations_per_second": peaks, "flops_per_chunk": flops_per_chunk(parts, starts),
+        "bytes_per_episode": sum(small.bytes_per_episode(starts)), "host_us_per_chunk": host_us(given.episodes),
+    }  # fmt: skip
+    rows = benchmarks(times, found, facts, small.world.chunk)
+    print_waterfall(rows, facts)
+    if given.json:
+        write(given.json, document(rows, waterfall=facts))
 
 
-def print_waterfall(episodes: int, times: dict, rewards: dict, agreement: dict) -> None:
+def host_us(episodes: int) -> float:
+    """Microseconds of one thread of the engine's own, an episode and chunk, so many resident; the best of three."""
+    engine, starts = null_engine(episodes), null_starts(3 * episodes)
+    each, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in range(4):
+        began = time.perf_counter()
+        chunks = int(engine.run(starts, 1, 0).chunks.sum())
+        each.append(1e6 * (time.perf_counter() - began) / chunks)
+    torch.set_num_threads(threads)
+    return min(each[1:])
+
+
+def benchmarks(times: dict[str, list[float]], found: dict[str, Found], facts: dict, chunk: int) -> list[dict]:
+    """A benchmark of the group `waterfall` for every way."""
     first, *_ = times
-    ratio = {n: statistics.median(a / b for a, b in zip(times[first], t, strict=True)) for n, t in times.items()}
-    median_s = {name: statistics.median(t) for name, t in times.items()}
-    rows = [[name, f"{s:.2f} s", f"{episodes / s * 3600:,.0f}", f"{ratio[name]:.2f}x", f"{rewards[name]:.3f}"]
-            for name, s in median_s.items()]  # fmt: skip
-    table(f"{episodes} episodes", ["", "time", "episodes/hour", "against the first", "mean reward"], rows)
-    print(json.dumps({"episodes": episodes, "median_s": median_s, "ratio": ratio, "mean_reward": rewards,
-                      "threads": torch.get_num_threads(), "torch": torch.__version__, **agreement}))  # fmt: skip
+    out = []
+    for name, t in times.items():
+        seconds, peak = statistics.median(t), facts["operations_per_second"]["int8" if "8 bits" in name else "float32"]
+        extra = {
+            "speedup": statistics.median(a / b for a, b in zip(times[first], t, strict=True)),
+            "mean_reward": found[name].reward,
+            "frames_per_s": chunk * found[name].chunks / seconds,
+            "episodes_per_hour": facts["episodes"] / seconds * 3600,
+            "share_of_peak": found[name].computed * facts["flops_per_chunk"] / seconds / peak,
+        }
+        out.append(row(name, "waterfall", t, extra))
+    return out
+
+
+def print_waterfall(rows: list[dict], facts: dict) -> None:
+    cells = []
+    for bench in rows:
+        extra, s = bench["extra_info"], bench["stats"]["median"]
+        cells.append([bench["name"], f"{s:.2f} s", f"{extra['frames_per_s']:,.0f}",
+                      f"{extra['episodes_per_hour']:,.0f}", f"{extra['speedup']:.2f}x",
+                      f"{100 * extra['share_of_peak']:.0f} %", f"{extra['mean_reward']:.3f}"])  # fmt: skip
+    columns = ["", "time", "frames/s", "episodes/hour", "speed", "of peak", "mean reward"]
+    table(f"{facts['episodes']} episodes", columns, cells)
+    print(f"{facts['bytes_per_episode'] / 1e6:.3f} MB an episode (slot and records), "
+          f"{facts['host_us_per_chunk']:.1f} us of the engine's own for an episode and chunk, "
+          f"{facts['flops_per_chunk'] / 1e9:.2f} GFLOP for a chunk", file=sys.stderr)  # fmt: skip
+    names = ("speedup", "mean_reward", "frames_per_s", "share_of_peak")
+    columns = {name: {bench["name"]: bench["extra_info"][name] for bench in rows} for name in names}
+    median_s = {bench["name"]: bench["stats"]["median"] for bench in rows}
+    print(json.dumps({**facts, "median_s": median_s, "ratio": columns.pop("speedup"), **columns}))
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ class Simulator(nn.Module):
     ) -> Tensor:  # [B, H / 2, W / 2, K, 12] float32 patches, the predicted clean frames
         """One pass of the denoiser."""
         condition = F.silu(self.noise_level(_fourier(t)) + seen.poses)
-        fine = self.see_noisy(noisy.flatten(3)) + seen.features
+        fine = self.see_noisy(noisy.flatten(3), onto=seen.features)
         fine = self.fine(fine.permute(0, 3, 1, 2), condition)
         middle = self.down1(fine)
         for block in self.middle:

@@ -1,0 +1,112 @@
+"""The CUDA faces against their rivals on a CUDA device, at the shapes of `libero-base`. Times are of CUDA events."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from worldenv.ops.rope_cache_write import rope_cache_write
+from worldenv.ops.windowed_attention import windowed_attention, windowed_attention_reference
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
+]
+M, H, G, D, C, TOKENS = 256, 12, 2, 128, 1088, 64  # of libero-base: four frames of 64 tokens, a window of 17
+ROUNDS, WARM = 12, 3
+FACES = {"cuda": {}, "wgmma": {"WORLDENV_WGMMA": "1"}, "triton": {"WORLDENV_BACKEND": "triton"}}
+
+
+def seconds(call):
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def interleaved(calls):
+    """Median seconds of each call; rounds run forwards and backwards, so that a drift of the clock hits all alike."""
+    times = {name: [] for name in calls}
+    for name in calls:
+        for _ in range(WARM):
+            calls[name]()
+    for i in range(ROUNDS):
+        for name in list(calls) if i % 2 else reversed(calls):
+            times[name].append(seconds(calls[name]))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def attention_inputs(episodes, int8):
+    """Full rings: the steady state of a long episode."""
+    query = torch.randn(episodes, M, H, D, dtype=torch.bfloat16, device="cuda")
+    shape, length = (episodes, G, C, D), torch.full((episodes,), C, dtype=torch.int32, device="cuda")
+    if not int8:
+        return query, *(torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in range(2)), length
+    rings = (torch.randint(-127, 128, shape, dtype=torch.int8, device="cuda") for _ in range(2))
+    return query, *rings, length, *(torch.rand(shape[:3], device="cuda") / 64 for _ in range(2))
+
+
+def rope_inputs(episodes, int8):
+    draw = lambda *shape: torch.randn(*shape, device="cuda")  # noqa: E731
+    ring = lambda: torch.zeros(episodes, G, C, D, dtype=torch.int8 if int8 else torch.bfloat16, device="cuda")  # noqa: E731
+    numbers = (torch.full((episodes,), n, dtype=torch.int32, device="cuda") for n in (40, 900))
+    scales = [torch.zeros(episodes, G, C, device="cuda") for _ in range(2)] if int8 else []
+    qkv = draw(episodes, M, (H + 2 * G) * D).bfloat16()
+    return qkv, draw(D), draw(D), *numbers, draw(D // 2), draw(TOKENS, D // 2), ring(), ring(), *scales
+
+
+def sdpa(query, keys, values, _):
+    """torch's own, of keys that are gathered already."""
+    return F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, enable_gqa=True).transpose(1, 2)
+
+
+def measure(episodes, int8):
+    """One face, the one that this process takes: checked, then timed beside torch's own. A child prints this."""
+    with torch.no_grad():
+        attention, rope = attention_inputs(episodes, int8), rope_inputs(episodes, int8)
+        few = [t[:2] for t in attention]
+        expected = windowed_attention_reference(few[0].float(), *few[1:])
+        torch.testing.assert_close(windowed_attention(*few).float(), expected, rtol=2e-2, atol=2e-2)
+        calls = {"attention": lambda: windowed_attention(*attention), "rope": lambda: rope_cache_write(*rope)}
+        if not int8:
+            calls["sdpa"] = lambda: sdpa(*attention)
+        return interleaved(calls)
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["bf16", "int8"])
+@pytest.mark.parametrize("episodes", [64, 1024])
+def bench_faces_of_libero_base(episodes, int8, capsys):
+    """A face is chosen when a process starts, so each runs in its own, twice, in turn."""
+    times = {}
+    for round_of_faces in (list(FACES), list(reversed(FACES))):
+        for face in round_of_faces:
+            if face == "wgmma" and torch.cuda.get_device_capability()[0] != 9:
+                continue
+            command = [sys.executable, __file__, str(episodes), str(int(int8))]
+            child = subprocess.run(command, capture_output=True, text=True, env=os.environ | FACES[face], timeout=300)
+            assert child.returncode == 0, child.stderr[-2000:]
+            for name, value in json.loads(child.stdout.splitlines()[-1]).items():
+                times.setdefault(f"{face} {name}", []).append(value)
+    flops = 4 * episodes * M * H * C * D
+    written = 2 * episodes * M * G * D * (1 if int8 else 2)
+    moved = episodes * M * (H + 2 * G) * D * 2 + episodes * M * H * D * 2 + written  # read once, written once
+    result = {
+        "benchmark": "faces_of_libero_base", "device": torch.cuda.get_device_name(), "episodes": episodes, "int8": int8,
+        "median_s": {name: statistics.median(values) for name, values in times.items()},
+        "tflop_s": {n: flops / statistics.median(v) / 1e12 for n, v in times.items() if not n.endswith("rope")},
+        "gb_s": {n: moved / statistics.median(v) / 1e9 for n, v in times.items() if n.endswith("rope")},
+    }  # fmt: skip
+    with capsys.disabled():
+        print("\n" + json.dumps(result))
+    assert result["tflop_s"]["cuda attention"] > 0
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(int(sys.argv[1]), sys.argv[2] == "1")))
