@@ -106,6 +106,8 @@ def attention(
         backend = choose(query)
     elif backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it should be auto, {', '.join(BACKENDS)}")
-    elif (reason := why_not(backend)) or (backend in INSTALL and not query.is_cuda and (reason := "needs CUDA tensors")):
-        raise ValueError(f"attention backend {backend} cannot be used: {reason}")
+    else:
+        reason = why_not(backend) or ("needs CUDA tensors" if backend in INSTALL and not query.is_cuda else None)
+        if reason:
+            raise ValueError(f"attention backend {backend} cannot be used: {reason}")
     return CALLS[backend](query, key, value)

@@ -19,8 +19,8 @@ def in_parts(
 ) -> list[Result]:
     """work(part) for consecutive slices of at most `size` that cover range(count), in order.
 
-    On a CPU parts run side by side on as many threads as torch may use, each with a single thread inside: two such threads do
-    1.3 times the work of one part on two threads (benchmarks/LOG.md).
+    On a CPU parts run side by side on as many threads as torch may use, each with a single thread inside: two such
+    threads do 1.3 times the work of one part on two threads (benchmarks/LOG.md).
     """
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     size = size or (CACHED if device.type == "cpu" else count)

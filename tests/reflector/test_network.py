@@ -57,7 +57,8 @@ def test_trained_judge_ignores_the_pretrained_answer(tiny):
 
 def test_only_the_head_learns(tiny):
     reflector, (frames, tokens) = tiny.reflector(), episode(tiny)
-    reflector.judge(frames[:, 1:5], reflector.begin(frames[:, 0], tokens)).sum().backward()
+    first, now = (reflector.encode(frames[:, t], tokens) for t in (0, 5))
+    reflector.logit(now, first, (first + now) / 2).sum().backward()
     assert {name.split(".")[0] for name, p in reflector.named_parameters() if p.requires_grad} == {"head"}
     assert {name.split(".")[0] for name, p in reflector.named_parameters() if p.grad is not None} == {"head"}
 

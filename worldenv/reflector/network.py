@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from worldenv.ops.reward_head import reward_head
 from worldenv.slots import Slots
 from worldenv.vision import VisionLanguageEncoder
 
@@ -59,6 +60,7 @@ class Reflector(nn.Module):
     def encode(self, frames: Tensor, tokens: Tensor) -> Tensor:  # [B, D]
         return self.encoder(frames, tokens)
 
+    @torch.no_grad()
     def judge(
         self,
         frames: Tensor,  # [B, K, H, W, 3] uint8, the new frames
@@ -67,12 +69,12 @@ class Reflector(nn.Module):
         """The reward after each new frame; only the new frames are read."""
         b, k = frames.shape[:2]
         feature = self.encode(frames.flatten(0, 1), pooled.instruction.repeat_interleave(k, 0)).view(b, k, -1)
-        total = pooled.total[:, None] + feature.cumsum(1)
-        count = pooled.count + torch.arange(1, k + 1, device=frames.device)
-        logit = self.logit(feature, pooled.first[:, None], total / count[..., None])
-        pooled.total.copy_(total[:, -1])
-        pooled.count.copy_(count[:, -1:])
-        return torch.sigmoid(logit)
+        if self.zero_shot:
+            return torch.sigmoid(self.done(feature)[..., 0])
+        norm, layers = self.head[0], self.head[1::2]
+        weights = (part for layer in (norm, *layers) for part in (layer.weight, layer.bias))
+        reward, _ = reward_head(feature, pooled.first, pooled.total, pooled.count, *weights, self.config.threshold)
+        return reward
 
     @torch.no_grad()
     def judge_again(
