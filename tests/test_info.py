@@ -75,6 +75,28 @@ def test_missing_face_is_reported_with_the_reason_that_triton_gave(monkeypatch):
     assert "ImportError: broken" in face["why_not_better"]
 
 
+@pytest.mark.parametrize(
+    ("runs", "cuda_error", "face", "why"),
+    [({"action_map"}, "No module", "Triton", "CUDA C++: No module"), ({"action_map"}, None, "Triton", None),
+     (set(), None, "CUDA C++", None)],
+)  # fmt: skip
+def test_face_of_a_cuda_device_is_named_with_why_not_the_other(monkeypatch, runs, cuda_error, face, why):
+    monkeypatch.setattr(info, "why_no_cuda", lambda: None)
+    monkeypatch.setattr(ops, "BACKEND", "")
+    monkeypatch.setattr(ops, "CUDA_ERROR", cuda_error)
+    monkeypatch.setattr(kernels, "RUNS", runs)
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: key == "CUDA")
+    expected = {"op": "action_map", "device": "cuda", "face": face, "why_not_better": why}
+    assert info.face("action_map") == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton can be forced where there is a CUDA device")
+def test_triton_cannot_be_forced_without_a_cuda_device():
+    result = run_info(WORLDENV_BACKEND="triton")
+    assert result.returncode != 0
+    assert "WORLDENV_BACKEND is 'triton', but torch finds no CUDA device" in result.stderr
+
+
 def test_unknown_op_is_an_error():
     with pytest.raises(ModuleNotFoundError, match="worldenv.ops.levitate"):
         info.face("levitate")

@@ -40,7 +40,12 @@ def face(name: str) -> dict[str, str | None]:
         if device == "cuda" and kernels.TRITON_ERROR:
             reason += f" that loads; triton: {kernels.TRITON_ERROR}"
         return {"op": name, "device": device, "face": "reference", "why_not_better": reason}
-    return {"op": name, "device": device, "face": "C++" if cuda_reason else "GPU", "why_not_better": cuda_reason}
+    if cuda_reason:
+        return {"op": name, "device": device, "face": "C++", "why_not_better": cuda_reason}
+    if name in kernels.RUNS:
+        reason = f"CUDA C++: {ops.CUDA_ERROR}" if ops.CUDA_ERROR else None
+        return {"op": name, "device": device, "face": "Triton", "why_not_better": reason}
+    return {"op": name, "device": device, "face": "CUDA C++", "why_not_better": None}
 
 
 def collect() -> dict:

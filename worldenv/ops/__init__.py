@@ -1,8 +1,11 @@
 """The ops, one module each, and the only door to compiled code. Nothing lists them: import the one you need.
 
-The device of the tensor picks the face. Where no face is built for a device, the op's reference is what torch runs
-there, and `worldenv-info` says so; a face that cannot take its input raises. WORLDENV_BACKEND=reference, read once at
-import, makes every op run its reference.
+The device of the tensor picks the face: C++ on the CPU; on a CUDA device CUDA C++, or Triton for an op that CUDA C++
+lacks. Where no face is built for a device, the op's reference is what torch runs there, and `worldenv-info` says so; a
+face that cannot take its input raises.
+
+WORLDENV_BACKEND, read once at import: `reference` makes every op run its reference; `triton` leaves out CUDA C++, so
+that Triton runs every op it has on a CUDA device.
 """
 
 import os
@@ -20,8 +23,25 @@ except ImportError as error:
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BACKEND = os.environ.get("WORLDENV_BACKEND", "")
-if BACKEND not in ("", "reference"):
-    raise ValueError(f"WORLDENV_BACKEND is {BACKEND!r}; it should be 'reference' or not be set")
+if BACKEND not in ("", "reference", "triton"):
+    raise ValueError(f"WORLDENV_BACKEND is {BACKEND!r}; it should be 'reference' or 'triton' or not be set")
+
+CUDA_ERROR = "WORLDENV_BACKEND=triton" if BACKEND == "triton" else None  # why no CUDA C++ face can run
+if CUDA_ERROR is None:
+    try:
+        from worldenv import _cuda  # noqa: F401  importing it registers the CUDA C++ faces with torch
+    except ImportError as error:  # it is built only where torch has CUDA; the reason is kept and shown
+        CUDA_ERROR = str(error)
+
+if torch.cuda.is_available():
+    from worldenv import kernels
+
+    if kernels.TRITON_ERROR is None:
+        kernels.register()
+    elif BACKEND == "triton":
+        raise ImportError(f"WORLDENV_BACKEND is 'triton', but triton cannot be loaded: {kernels.TRITON_ERROR}")
+elif BACKEND == "triton":
+    raise ImportError("WORLDENV_BACKEND is 'triton', but torch finds no CUDA device: leave it unset")
 
 
 def check_tensors(

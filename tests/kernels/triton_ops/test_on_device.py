@@ -1,0 +1,73 @@
+"""What only a CUDA device can show: the ops run compiled kernels there, and a graph captures them."""
+
+import pytest
+import torch
+
+from worldenv import kernels
+from worldenv.ops.adaln import adaln, adaln_reference
+from worldenv.ops.rope_cache_write import rope_cache_write
+from worldenv.ops.windowed_attention import windowed_attention, windowed_attention_reference
+
+
+def chunk(draw, dtype, b=2, m=64, h=12, g=2, c=192, d=128):
+    """A chunk's projections, the numbers that say where it goes, and a layer of empty rings."""
+    places = (torch.full((b,), value, dtype=torch.int32, device="cuda") for value in (3, c - 5))
+    rings = torch.zeros(2, b, 3, g, c, d, dtype=dtype, device="cuda")[:, :, 1]
+    return [draw(b, m, (h + 2 * g) * d, dtype=dtype), *draw(2, d), *places, draw(d // 2), draw(32, d // 2), *rings]
+
+
+def test_every_face_is_one_that_torch_runs_on_the_device():
+    assert {"windowed_attention", "adaln", "adaln_backward"} <= kernels.FACES.keys()
+    for op in kernels.FACES:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"worldenv::{op}", "CUDA")
+
+
+@torch.no_grad()
+def test_captured_chunk_gives_what_it_gives_launched(draw, dtype):
+    arguments = chunk(draw, dtype)
+    length = torch.full((2,), 100, dtype=torch.int32, device="cuda")
+
+    def attend():
+        return windowed_attention(rope_cache_write(*arguments), *arguments[7:], length)
+
+    attend()  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = attend()
+    arguments[0].copy_(draw(*arguments[0].shape))
+    length.fill_(150)
+    graph.replay()
+    rings = [ring.clone() for ring in arguments[7:]]
+    launched = attend()
+    assert torch.equal(captured, launched)
+    for before, after in zip(rings, arguments[7:], strict=True):
+        assert torch.equal(before, after)
+
+
+def test_attention_of_a_whole_ring_at_the_size_of_libero_base(draw, dtype, assert_same):
+    query, rings = draw(3, 256, 12, 128, dtype=dtype), draw(2, 3, 2, 1088, 128, dtype=dtype)
+    length = torch.tensor([1088, 1000, 256], dtype=torch.int32, device="cuda")
+    assert_same(windowed_attention(query, *rings, length), windowed_attention_reference(query, *rings, length))
+
+
+def test_addresses_beyond_32_bits_are_reached(draw):
+    b, n, d = 1400, 1024, 1536  # 2.2e9 numbers
+    if torch.cuda.mem_get_info()[0] < 20e9:
+        pytest.skip("needs 20 GB of free memory")
+    x, row = torch.zeros(b, n, d, dtype=torch.bfloat16, device="cuda"), torch.zeros(b, d, device="cuda").bfloat16()
+    x[-1] = draw(n, d)
+    _, y = torch.ops.worldenv.adaln(x, row, row, None, None, 0.0, 0)
+    alone = torch.ops.worldenv.adaln(x[-1:], row[:1], row[:1], None, None, 0.0, 0)[1]
+    assert torch.equal(y[-1:], alone) and alone.any() and not y[0].any()
+
+
+def test_gradient_on_the_device_is_that_of_the_reference(draw):
+    results, start = [], (draw(2, 40, 1536), *(draw(3, 2, 1536) / 4), draw(2, 40, 1536))
+    for face in (adaln, adaln_reference):
+        leaves = [t.clone().requires_grad_() for t in start]
+        x, scale, shift, gate, branch = leaves
+        total, y = face(x, scale, shift, branch, gate)
+        (total.sin().sum() + y.cos().sum()).backward()
+        results.append([leaf.grad for leaf in leaves])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
