@@ -95,11 +95,7 @@ inline bool coin() { return block->random() & 1; }
 
 [[noreturn]] inline void fail(const std::string& message) { throw std::runtime_error(message); }
 
-inline void yield() {
-  const int me = block->current;
-  swapcontext(&self().context, &block->scheduler);
-  (void)me;
-}
+inline void yield() { swapcontext(&self().context, &block->scheduler); }
 
 template <typename Test>
 void wait_until(Test test) {
@@ -176,7 +172,7 @@ inline bool run_warp(int warp) {
     if (fiber.done || (fiber.ready && !fiber.ready(fiber.ready_data))) continue;
     block->current = i;
     threadIdx.x = i;
-    swapcontext(&block->scheduler, &fiber.context);
+    swapcontext(&block->scheduler, &fiber.context);  // returns when the thread waits or ends
     moved = true;
   }
   return moved;
