@@ -22,10 +22,14 @@ class NullPolicy:
     def __init__(self, episodes: int):
         self.config = SimpleNamespace(chunk=K)
         self.mu, self.beta = torch.zeros(episodes, K, 7), torch.full((episodes, K, 7), -2.0)
-        self.instruction = torch.zeros(episodes, CONTEXT)
+        self.instruction, self.feature = torch.zeros(episodes, CONTEXT), torch.zeros(episodes, WIDTH)
+        self.features = WIDTH
 
-    def __call__(self, frame: Tensor, proprio: Tensor, instruction: Tensor) -> tuple[Tensor, Tensor]:
-        return self.mu[: len(frame)], self.beta[: len(frame)]
+    def see(self, frame: Tensor, instruction: Tensor) -> Tensor:
+        return self.feature[: len(frame)]
+
+    def heads(self, feature: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mu[: len(feature)], self.beta[: len(feature)]
 
     def read(self, tokens: Tensor) -> Tensor:
         return self.instruction[: len(tokens)]

@@ -94,7 +94,7 @@ def test_stopped_episode_is_never_stepped_again(tiny, starts, monkeypatch):
 
         monkeypatch.setattr(module, method, counted)
 
-    spy("policy", engine.policy, "forward", 0)
+    spy("policy", engine.policy, "see", 0)
     spy("simulator", engine.world.simulator, "see", 0)
     spy("reflector", engine.reflector, "judge", 0)
     out = engine.run(starts, 3, SEED)
@@ -159,17 +159,18 @@ def test_exploration_depends_on_the_seed(engine, starts, many):
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-def test_non_finite_actions_break_one_episode_and_leave_its_neighbours_alone(tiny, starts, horizon):
+def test_non_finite_actions_break_one_episode_and_leave_its_neighbours_alone(tiny, starts, horizon, monkeypatch):
     engine, sick = tiny.engine(horizon=horizon), starts.proprio[2]
     sound = engine.run(starts, 1, SEED, stop=False, video=True)
+    heads = engine.policy.heads
 
-    def infect(module, arguments, output):
-        mu, beta = (x.clone() for x in output)
-        mu[(arguments[1] == sick).all(1), 1, 3] = float("nan")
+    def infected(feature, proprio):
+        mu, beta = heads(feature, proprio)
+        mu[(proprio == sick).all(1), 1, 3] = float("nan")
         return mu, beta
 
-    with engine.policy.register_forward_hook(infect):
-        out = engine.run(starts, 1, SEED, stop=False, video=True)
+    monkeypatch.setattr(engine.policy, "heads", infected)
+    out = engine.run(starts, 1, SEED, stop=False, video=True)
     assert out.broken.tolist() == [False, False, True, False, False, False, False]
     assert out.chunks.tolist() == [horizon, horizon, 1, horizon, horizon, horizon, horizon]
     assert not out.stopped[2]
@@ -240,3 +241,13 @@ def test_bad_configurations_are_refused(tiny):
         tiny.engine().run(tiny.starts(2).pick(torch.arange(0)), 1, SEED)
     with pytest.raises(UserError, match="chunk is -1"):
         tiny.engine(policy=tiny.policy(chunk=4), chunk=-1)
+
+
+def test_what_the_policy_saw_is_recorded_and_its_heads_make_the_same_actions_of_it(tiny, starts):
+    engine = tiny.engine(horizon=3)
+    out = engine.run(starts, 1, SEED, explore=False, stop=False)
+    with torch.no_grad():
+        mu, _ = engine.policy.heads(out.feature.flatten(0, 1), out.proprio.flatten(0, 1))
+        seen = engine.policy.see(out.frame[:, 2], out.tokens)
+    torch.testing.assert_close(mu.unflatten(0, (7, 3)), out.action, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen, out.feature[:, 2], rtol=1e-4, atol=1e-4)

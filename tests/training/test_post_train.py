@@ -122,6 +122,21 @@ def test_first_pass_has_ratio_one_and_a_loss_of_the_mean_advantage(tiny):
     assert figures["clip_fraction"] == 0
 
 
+def test_gradients_of_parts_add_up_to_those_of_the_minibatch(tiny):
+    results = []
+    for accumulate in (None, 5, 1):
+        engine = tiny.engine(horizon=2)
+        config = PostTrainConfig(epochs=1, minibatch=1000, learning_rate=1e-3, accumulate=accumulate)
+        rollouts = engine.run(tiny.starts(3), 4, 5)
+        figures = Learner(engine.policy, config).update(
+            rollouts, torch.linspace(-1, 2, 12), torch.Generator().manual_seed(0)
+        )
+        results.append((figures["loss"], [p.grad for name, p in engine.policy.named_parameters() if p.grad is not None]))
+    for loss, grads in results[1:]:
+        assert loss == pytest.approx(results[0][0], abs=1e-5)
+        torch.testing.assert_close(grads, results[0][1], rtol=1e-3, atol=1e-6)
+
+
 def test_update_without_any_signal_changes_nothing(tiny, same_weights):
     engine = tiny.engine(horizon=2)
     learner = Learner(engine.policy, CONFIG)

@@ -53,14 +53,23 @@ class Policy(nn.Module):
         tokens: Tensor,  # [B, L] int64, or what `read` made of them
     ) -> tuple[Tensor, Tensor]:  # mu, beta: [B, K, 7] float32
         """The mean of each action and the logarithm of its scale, bounded softly to the configured range."""
-        return self.heads(self.encoder(frames, tokens), proprio)
+        return self.heads(self.see(frames, tokens), proprio)
+
+    @property
+    def features(self) -> int:
+        """D, what `see` makes of a frame."""
+        return self.config.width
+
+    def see(self, frames: Tensor, tokens: Tensor) -> Tensor:  # as `forward` -> [B, D] float32
+        """What an update of the heads needs of a frame, so that it need not see it again."""
+        return self.encoder(frames, tokens)
 
     def read(self, tokens: Tensor) -> Tensor:  # [B, L] int64 -> [B, C] float32
         """What `forward` needs of an instruction, so that an episode's is read but once."""
         return self.encoder.text(tokens)
 
     def heads(self, feature: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
-        """mu and beta from the encoder's features [B, D]."""
+        """mu and beta from what `see` made of the frames [B, D]."""
         scale = proprio.new_tensor([5, 5, 5, 1, 1, 1, 1])  # metres to numbers around 1
         x = torch.cat([F.relu(feature), F.relu(self.proprio(proprio * scale))], dim=-1)
         f = self.trunk(x)

@@ -59,6 +59,7 @@ class Thought(Slots):
 
     action: Tensor  # [B, k, 7] float32
     log_prob: Tensor  # [B] float32
+    feature: Tensor | None  # [B, D] float32, what the policy saw in the frame
     led_to: Imagined
 
 
@@ -71,7 +72,8 @@ class Engine:
     The policy is any module with policy(frame [B, H, W, 3] uint8, proprio [B, 7], instruction) -> mu, beta [B, k, 7] of
     a Laplace distribution, beta the logarithm of its scale. `instruction` are the tokens [B, L] int64; of a policy with
     a method `read` it is policy.read(tokens), a tensor [B, ...] that is made once per episode. k is `chunk`, or else
-    policy.config.chunk, or else the simulator's own, which costs least.
+    policy.config.chunk, or else the simulator's own, which costs least. A policy that is policy.heads(policy.see(frame,
+    instruction), proprio) and has an attribute `features`, the width of what `see` gives, has that recorded, too.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Engine:
         if self.chunk < 1:
             raise UserError(f"chunk is {self.chunk}; an episode acts at least once in a chunk")
         self.policy, self.world, self.reflector = policy, world, reflector
+        self.features = getattr(policy, "features", 0)
         self.kinematics, self.config = kinematics, config
         self.capacity = config.capacity
         self.episodes: Episodes | None = None  # the slots, once there are any
@@ -108,7 +111,7 @@ class Engine:
         check_starts(starts, self.world)
         device = starts.frame.device
         starts = starts.pick(torch.arange(len(starts), device=device).repeat_interleave(siblings))
-        out = Rollouts.empty(starts, self.config.horizon, self.chunk, video)
+        out = Rollouts.empty(starts, self.config.horizon, self.chunk, video, self.features)
         waiting = torch.arange(len(starts), device=CPU)
         finished = torch.zeros(len(starts), dtype=torch.bool, device=CPU)
         run = _Run(starts, out, seed, first_episode, explore, stop, waiting, finished)
@@ -127,7 +130,7 @@ class Engine:
     def bytes_per_episode(self, starts: Starts) -> tuple[int, int]:
         """Bytes of a slot and of an episode's records, for episodes that begin like these."""
         row = torch.zeros(1, dtype=torch.long, device=starts.frame.device)
-        out = Rollouts.empty(starts.pick(row), self.config.horizon, self.chunk, False)
+        out = Rollouts.empty(starts.pick(row), self.config.horizon, self.chunk, False, self.features)
         return self._begin(row, starts, 0).bytes_each(), out.bytes_each()
 
     def _room(self, run: _Run) -> Tensor:  # [E] bool, all over
@@ -204,19 +207,25 @@ class Engine:
     @torch.no_grad()
     def think(self, live: Episodes, seed: int, explore: bool) -> Thought:
         """Ask the policy and imagine what follows; only `memory`, `pooled` and `begun` of the episodes move on."""
-        mu, beta = self._ask(live)
+        feature, mu, beta = self._ask(live)
         action, log_prob = laplace_chunk(mu, beta, seed, live.id, live.chunk, explore)
-        return Thought(action, log_prob, advance(live, action, self.world, self.reflector, self.kinematics, seed))
+        led_to = advance(live, action, self.world, self.reflector, self.kinematics, seed)
+        return Thought(action, log_prob, feature, led_to)
 
     def _record(self, live: Episodes, thought: Thought, run: _Run) -> Tensor:  # [B] bool, which are over
         new = thought.led_to
-        run.out.record(live, thought.action, thought.log_prob, new.frames, new.reward, new.over, new.finite)
+        run.out.record(live, thought.action, thought.log_prob, thought.feature, new.frames, new.reward, new.over,
+                       new.finite)  # fmt: skip
         live.move_on(new.frames[:, -1], new.proprio[:, -1])
         return (live.chunk == self.config.horizon) | ~new.finite | (new.over.any(1) & run.stop)
 
-    def _ask(self, live: Episodes) -> tuple[Tensor, Tensor]:
-        """The policy's mu and beta, [B, K, 7] float32 each."""
-        given = self.policy(live.frame, live.proprio, live.instruction)
+    def _ask(self, live: Episodes) -> tuple[Tensor | None, Tensor, Tensor]:
+        """The policy's features [B, D], if it has any, and its mu and beta, [B, K, 7] float32 each."""
+        feature = self.policy.see(live.frame, live.instruction) if self.features else None
+        if feature is None:
+            given = self.policy(live.frame, live.proprio, live.instruction)
+        else:
+            given = self.policy.heads(feature, live.proprio)
         found = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__
                  for x in (given if isinstance(given, tuple | list) else [given])]  # fmt: skip
         wanted = [len(live), self.chunk, 7]
@@ -225,4 +234,4 @@ class Engine:
                 f"the policy returned {' and '.join(map(str, found))}; it should return mu and beta, both {wanted}: "
                 "episodes, actions of a chunk, numbers of an action. Give the engine its `chunk` if that is another one"
             )
-        return given[0].float(), given[1].float()
+        return feature, given[0].float(), given[1].float()

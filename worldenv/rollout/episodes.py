@@ -72,9 +72,10 @@ class Rollouts:
     stopped: Tensor  # [E] bool
     broken: Tensor  # [E] bool: something became non-finite; the episode carries no weight
     video: Tensor | None = None  # [E, T * K + 1, H, W, 3] uint8, only where it was asked for
+    feature: Tensor | None = None  # [E, T, D] float32, what the policy made of `frame`; None if it has no `see`
 
     @classmethod
-    def empty(cls, starts: Starts, horizon: int, chunk: int, video: bool) -> "Rollouts":
+    def empty(cls, starts: Starts, horizon: int, chunk: int, video: bool, features: int = 0) -> "Rollouts":
         e, height, width = len(starts), *starts.frame.shape[1:3]
         zeros = partial(torch.zeros, device=starts.frame.device)
         return cls(
@@ -89,6 +90,7 @@ class Rollouts:
             stopped=zeros(e, dtype=torch.bool),
             broken=zeros(e, dtype=torch.bool),
             video=zeros(e, horizon * chunk + 1, height, width, 3, dtype=torch.uint8) if video else None,
+            feature=zeros(e, horizon, features) if features else None,
         )
 
     def record(
@@ -96,6 +98,7 @@ class Rollouts:
         live: Episodes,  # B of them, as they were before this chunk
         action: Tensor,  # [B, K, 7] float32
         log_prob: Tensor,  # [B] float32
+        feature: Tensor | None,  # [B, D] float32
         frames: Tensor,  # [B, K, H, W, 3] uint8
         reward: Tensor,  # [B, K] float32
         over: Tensor,  # [B, K] bool, where the reflector would stop
@@ -107,6 +110,8 @@ class Rollouts:
         words(self.frame, 2)[place] = words(live.frame)
         self.proprio[place], self.action[place] = live.proprio, action
         self.log_prob[place], self.reward[place] = log_prob, reward
+        if feature is not None:
+            self.feature[place] = feature
         if self.video is not None:
             steps = live.chunk[:, None] * k + 1 + torch.arange(k, device=row.device)
             self.video[row[:, None], steps] = frames

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldenv.attention import attention
 from worldenv.int8 import Conv, Int8, Linear, in_8_bits
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
 from worldenv.ops.adagn import adagn
@@ -94,8 +95,7 @@ class TransformerLayer(nn.Module):
             return transformer_int8(x, self.modulate(condition), self.heads, 4 * d, *layers)
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(condition).chunk(6, dim=-1)
         _, h = adaln(x, scale1, shift1, None, None, *self.qkv.grid)
-        q, k, v = self.qkv(h).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
+        h = attention(*self.qkv(h).view(b, n, 3, self.heads, d // self.heads).unbind(2)).reshape(b, n, d)
         x, h = adaln(x, scale2, shift2, self.merge(h), gate1, *first.grid)
         return torch.addcmul(x, gate2[:, None], second(first(h, "gelu", to=second.grid)))
 

@@ -16,7 +16,6 @@ from worldenv.rollout.episodes import Rollouts, Starts
 from worldenv.run_folder import RunFolder
 
 STAGE = "post_train"
-READ_BATCH = 64  # frames per pass of the encoder
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,15 @@ class PostTrainConfig:
     learning_rate: float = 4e-4  # the highest: it falls to a tenth, for an iteration's rollouts are few and noisy
     warmup: int = 4  # iterations over which the learning rate rises: the first steps of Adam are the most random
     epochs: int = 2  # passes over an iteration's chunks
-    minibatch: int = 256  # chunks
+    minibatch: int = 256  # chunks per step of the optimizer
+    accumulate: int | None = None  # chunks per backward pass, whose gradients add up to a minibatch's; None: all
     signal: float = 0.25  # a group whose advantages are all smaller carries none: judged failures differ by chance
     max_skipped: int = 20  # updates with a non-finite loss or gradient before the run ends
 
     def __post_init__(self) -> None:
-        if min(self.iterations, self.starts, self.epochs, self.minibatch) < 1:
-            raise UserError(f"iterations, starts, epochs and minibatch must be positive: {self}")
+        counts = (self.iterations, self.starts, self.epochs, self.minibatch, self.accumulate)
+        if min(count for count in counts if count is not None) < 1:
+            raise UserError(f"iterations, starts, epochs, minibatch and accumulate must be positive: {self}")
         if self.siblings < 2:
             raise UserError(f"siblings is {self.siblings}; leave-one-out needs at least 2 rollouts of a start")
         if not 0 < self.clip < 1 or not self.learning_rate > 0:
@@ -71,8 +72,8 @@ def group_advantage(
 class Learner:
     """The policy, its optimizer, and the counts that a run reports.
 
-    The policy's encoder stays as it is, and is read once per iteration: with few rollouts an update of everything is
-    mostly noise (benchmarks/LOG.md, "Practise with a frozen encoder").
+    The policy's encoder stays as it is, so what it made of a frame while imagining still holds: with few rollouts an
+    update of everything is mostly noise (benchmarks/LOG.md, "Practise with a frozen encoder").
     """
 
     def __init__(self, policy: Policy, config: PostTrainConfig):
@@ -88,30 +89,27 @@ class Learner:
         episode, chunk = used.nonzero(as_tuple=True)
         if not len(episode):
             return {"loss": 0.0, "clip_fraction": 0.0, "chunks": 0}
-        feature = self._read(rollouts, episode, chunk)
         losses, clipped = [], []
         for _ in range(self.config.epochs):
             order = torch.randperm(len(episode), generator=generator)
             for part in order.split(self.config.minibatch):
-                loss, share = self._step(rollouts, feature[part], advantage, episode[part], chunk[part])
+                loss, share = self._step(rollouts, advantage, episode[part], chunk[part])
                 losses.append(loss)
                 clipped.append(share)
         count = len(losses)
         return {"loss": sum(losses) / count, "clip_fraction": sum(clipped) / count, "chunks": len(episode)}
 
-    @torch.no_grad()
-    def _read(self, rollouts: Rollouts, episode: Tensor, chunk: Tensor) -> Tensor:  # [B, D]
-        parts = zip(episode.split(READ_BATCH), chunk.split(READ_BATCH), strict=True)
-        return torch.cat([self.policy.encoder(rollouts.frame[e, c], rollouts.tokens[e]) for e, c in parts])
-
-    def _step(
-        self, rollouts: Rollouts, feature: Tensor, advantage: Tensor, episode: Tensor, chunk: Tensor
-    ) -> tuple[float, float]:
-        mu, beta = self.policy.heads(feature, rollouts.proprio[episode, chunk])
-        action, behaviour = rollouts.action[episode, chunk], rollouts.log_prob[episode, chunk]
-        loss, share = ppo_loss(mu, beta, action, behaviour, advantage[episode], self.config.clip)
+    def _step(self, rollouts: Rollouts, advantage: Tensor, episode: Tensor, chunk: Tensor) -> tuple[float, float]:
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, share = torch.zeros(()), torch.zeros(())
+        at_once = self.config.accumulate or len(episode)
+        for e, c in zip(episode.split(at_once), chunk.split(at_once), strict=True):
+            mu, beta = self.policy.heads(rollouts.feature[e, c], rollouts.proprio[e, c])
+            part, clipped = ppo_loss(mu, beta, rollouts.action[e, c], rollouts.log_prob[e, c], advantage[e],
+                                     self.config.clip)  # fmt: skip
+            weight = len(e) / len(episode)  # every chunk counts the same, in whichever part
+            (weight * part).backward()
+            loss, share = loss + weight * part.detach(), share + weight * clipped
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         if torch.isfinite(loss) and torch.isfinite(norm):
             self.optimizer.step()
