@@ -29,7 +29,7 @@ class EngineConfig:
     horizon: int = 10  # T, chunks per episode
     capacity: int | None = None  # E, episodes resident at a time; None: as many as wait and free memory has room for
     batch: int | None = None  # episodes per network pass; None: what a CPU's cache holds, on a GPU all
-    graphs: bool = True  # on a GPU, where batch is None: replay what was recorded instead of launching every kernel
+    graphs: bool = True  # on a GPU: replay what was recorded instead of launching every kernel
     precision: Literal["auto", "float32", "int8"] = "auto"  # of the networks; auto: int8 where the CPU is made for it
 
     def __post_init__(self) -> None:
@@ -158,11 +158,7 @@ class Engine:
         live, device = self._recycle(over, run), run.starts.frame.device
         if not live:
             return over[:0]
-        if device.type == "cuda" and self.config.graphs and self.config.batch is None:
-            thought = self.graphs(self.episodes, live, run.seed, run.explore)
-            over = self._record(self.episodes[:live], thought, run)
-        else:
-            over = torch.cat(in_parts(partial(self.step, run=run), live, self.config.batch, device))
+        over = torch.cat(in_parts(partial(self.step, run=run), live, self.config.batch, device))
         over = over.cpu()  # the one time in a chunk that the host waits for the device
         run.finished[self.rows[:live][over]] = True
         return over
@@ -202,7 +198,16 @@ class Engine:
     def step(self, slots: slice, run: _Run) -> Tensor:  # [B] bool
         """Advance the episodes of some slots by one chunk and record it; returns which are over."""
         live = self.episodes[slots]
-        return self._record(live, self.think(live, run.seed, run.explore), run)
+        if self.config.graphs and live.row.is_cuda:
+            part = self.episodes[slots.start : slots.start + (self.config.batch or len(self.episodes))]
+            thought = self.graphs(part, len(live), run.seed, run.explore)
+        else:
+            thought = self.think(live, run.seed, run.explore)
+        new = thought.led_to
+        run.out.record(live, thought.action, thought.log_prob, thought.feature, new.frames, new.reward, new.over,
+                       new.finite)  # fmt: skip
+        live.move_on(new.frames[:, -1], new.proprio[:, -1])
+        return (live.chunk == self.config.horizon) | ~new.finite | (new.over.any(1) & run.stop)
 
     @torch.no_grad()
     def think(self, live: Episodes, seed: int, explore: bool) -> Thought:
@@ -211,13 +216,6 @@ class Engine:
         action, log_prob = laplace_chunk(mu, beta, seed, live.id, live.chunk, explore)
         led_to = advance(live, action, self.world, self.reflector, self.kinematics, seed)
         return Thought(action, log_prob, feature, led_to)
-
-    def _record(self, live: Episodes, thought: Thought, run: _Run) -> Tensor:  # [B] bool, which are over
-        new = thought.led_to
-        run.out.record(live, thought.action, thought.log_prob, thought.feature, new.frames, new.reward, new.over,
-                       new.finite)  # fmt: skip
-        live.move_on(new.frames[:, -1], new.proprio[:, -1])
-        return (live.chunk == self.config.horizon) | ~new.finite | (new.over.any(1) & run.stop)
 
     def _ask(self, live: Episodes) -> tuple[Tensor | None, Tensor, Tensor]:
         """The policy's features [B, D], if it has any, and its mu and beta, [B, K, 7] float32 each."""
