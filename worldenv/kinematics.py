@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldenv.constants import constant
+
 
 @dataclass(frozen=True)
 class Kinematics:
@@ -42,8 +44,8 @@ def chunk_kinematics(
     kinematics: Kinematics,
 ) -> Tensor:  # [..., K, 7] float32, after each action
     """`forward_kinematics` applied K times."""
-    steps = [kinematics.translation_step] * 3 + [kinematics.rotation_step] * 3 + [kinematics.aperture_rate]
-    step, low, high = proprio.new_tensor([steps, [*kinematics.low, 0.0], [*kinematics.high, 1.0]]).unbind(0)
+    steps = (*[kinematics.translation_step] * 3, *[kinematics.rotation_step] * 3, kinematics.aperture_rate)
+    step, low, high = constant((steps, (*kinematics.low, 0.0), (*kinematics.high, 1.0)), proprio).unbind(0)
     opening = 1.0 - 2.0 * (actions[..., 6:] > 0).to(proprio.dtype)
     moves = torch.cat([actions[..., :6].clamp(-1, 1), opening], dim=-1) * step
     out = []

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from worldenv import ops
 from worldenv.camera import tabletop_camera
 from worldenv.rollout.graphs import Graphs, bucket
 from worldenv.simulator.world import World
@@ -84,6 +85,24 @@ def test_other_numbers_slots_and_buckets_are_recorded_anew(fake_graphs):
     for count, step, where in ((5, 1, slots), (5, 2, slots), (3, 1, slots), (5, 1, Counted(torch.zeros(8)))):
         graphs(where, count, step)
     assert len(calls) == 4 and not fake_graphs
+
+
+def test_a_step_brings_no_numbers_from_the_host_but_the_first_time(tiny, monkeypatch):
+    """Recording a CUDA graph fails where a tensor is made of Python's numbers."""
+    engine, starts = tiny.engine(horizon=2), tiny.starts(3)
+    engine.run(starts, 1, 0)
+
+    def refuse(*_, **__):
+        raise AssertionError("made of numbers of the host")
+
+    for backend in ("", "reference"):
+        monkeypatch.setattr(ops, "BACKEND", backend)
+        engine.think(engine.episodes[:3], 0, True)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "tensor", refuse)
+            patch.setattr(torch, "as_tensor", refuse)
+            patch.setattr(torch.Tensor, "new_tensor", refuse)
+            engine.think(engine.episodes[:3], 0, True)
 
 
 @pytest.mark.gpu

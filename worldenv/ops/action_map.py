@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from worldenv import ops
+from worldenv.constants import constant
 
 CHANNELS = 4
 ARM_CHANNELS = (0, 2)  # tool and hand
@@ -32,7 +33,7 @@ def action_map_reference(
     position, aperture = proprio[:, :3], proprio[:, 6:]
     closing, up = _rotated_axes(proprio[:, 3:6])
     reach = (TIP_CLOSED_M + TIP_OPENING_M * aperture) * closing
-    foot = position * position.new_tensor([1.0, 1.0, 0.0])
+    foot = position * constant((1.0, 1.0, 0.0), position)
     hand, half = position + FINGER_M * up, HAND_HALF_M * closing
 
     def stroke(begin: Tensor, end: Tensor, sigma_px: float) -> Tensor:  # [B, 3] m, [B, 3] m -> [B, H, W]

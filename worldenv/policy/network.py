@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldenv.constants import constant
 from worldenv.vision import VisionLanguageEncoder
 
 
@@ -70,11 +71,11 @@ class Policy(nn.Module):
 
     def heads(self, feature: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
         """mu and beta from what `see` made of the frames [B, D]."""
-        scale = proprio.new_tensor([5, 5, 5, 1, 1, 1, 1])  # metres to numbers around 1
+        scale = constant((5, 5, 5, 1, 1, 1, 1), proprio)  # metres to numbers around 1
         x = torch.cat([F.relu(feature), F.relu(self.proprio(proprio * scale))], dim=-1)
         f = self.trunk(x)
         mu = self.action_head(f).view(-1, self.config.chunk, 7)
-        low, high = proprio.new_tensor(self.config.scale_low).log(), log(self.config.scale_high)
+        low, high = constant(tuple(self.config.scale_low), proprio).log(), log(self.config.scale_high)
         beta = low + (high - low) * torch.sigmoid(self.scale_head(f)).view_as(mu)
         return mu, beta
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldenv.constants import constant
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
 from worldenv.ops.adaln import adaln
 from worldenv.ops.rope_cache_write import angles, normalise, rope_cache_write, rotate
@@ -122,7 +123,7 @@ class Causal(nn.Module):
         cells = action_map.view(b, n, c, height // side, side, width // side, side).permute(0, 1, 3, 5, 2, 4, 6)
         dtype = self.see_map.weight.dtype
         seen = self.see_map(cells.reshape(b, n, -1, c * side**2).to(dtype))
-        scaled = poses * poses.new_tensor([5, 5, 5, 1, 1, 1, 1])  # metres to numbers around 1
+        scaled = poses * constant((5, 5, 5, 1, 1, 1, 1), poses)  # metres to numbers around 1
         return (seen + self.see_pose(scaled.to(dtype))[:, :, None]).flatten(1, 2)
 
     def velocity(

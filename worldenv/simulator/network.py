@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv.attention import attention
+from worldenv.constants import constant
 from worldenv.int8 import Conv, Int8, Linear, in_8_bits
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
 from worldenv.ops.adagn import adagn
@@ -157,7 +158,7 @@ class Simulator(nn.Module):
         """What does not depend on the noise, computed once per chunk."""
         features = self.see_map(action_map.flatten(1, 2)).permute(0, 2, 3, 1)
         features = self.see_pictures(pictures.flatten(3), onto=features)
-        scale = poses.new_tensor([5, 5, 5, 1, 1, 1, 1])
+        scale = constant((5, 5, 5, 1, 1, 1, 1), poses)
         return Seen(features, self.poses((poses * scale).flatten(1)), pictures)
 
     def denoise(
