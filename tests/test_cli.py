@@ -96,7 +96,7 @@ def test_evaluation_ends_in_one_json_line(capsys, models, tmp_path):
         (["tabletop", "--resume"], "--resume needs --run"),
         (["tabletop", "--from-scratch", "--models", "x"], "leave out --models, or leave out --from-scratch"),
         (["tabletop", "--post.siblings", "1"], "siblings is 1; leave-one-out needs at least 2"),
-        (["tabletop", "--post.iterations", "0"], "iterations, starts, epochs and minibatch must be positive"),
+        (["tabletop", "--post.iterations", "0"], "iterations, starts, epochs, minibatch and accumulate must be"),
         (["tabletop", "--post.clip", "1.5"], "clip must lie in (0, 1)"),
         (["tabletop", "--engine.horizon", "0"], "horizon, capacity and batch must be positive"),
         (["tabletop", "--eval.episodes", "3"], "--eval.episodes must be at least 10"),
