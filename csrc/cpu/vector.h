@@ -350,25 +350,6 @@ struct Vector {
     sine.v = minus_s ? -sine.v : sine.v;
   }
 
-  // Transposes a square of Width registers: in each step, blocks of `far` lanes change places across the diagonal.
-  static WORLDENV_INLINE void transpose(Vector (&rows)[Width]) {
-#pragma GCC unroll 4
-    for (int far = Width / 2; far; far /= 2) {
-      Ints upper{}, lower{};
-      for (int l = 0; l < Width; ++l) {
-        upper[l] = l & far ? Width + l - far : l;
-        lower[l] = l & far ? Width + l : l + far;
-      }
-#pragma GCC unroll 16
-      for (int i = 0; i < Width; ++i)
-        if (!(i & far)) {
-          const Floats a = rows[i].v, b = rows[i + far].v;
-          rows[i].v = __builtin_shuffle(a, b, upper);
-          rows[i + far].v = __builtin_shuffle(a, b, lower);
-        }
-    }
-  }
-
   // Zeros after the first `lanes`.
   WORLDENV_INLINE void keep(int64_t lanes) {
     if (lanes >= Width) return;
