@@ -1,4 +1,5 @@
-// The inner loop of small matrix products: R x V registers of sums, of which each loaded number is used R or V times.
+// The inner loop of small matrix products: R x V registers of sums, of which each loaded number is used R or V times;
+// and the transposition that lays their operands out.
 #pragma once
 
 #include "vector.h"
@@ -26,6 +27,26 @@ WORLDENV_INLINE void product(
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sum[r][v].v += a[r * row] * right[v].v;
+  }
+}
+
+// Transposes a square of Width registers: in each step, blocks of `far` lanes change places across the diagonal.
+template <int Width>
+WORLDENV_INLINE void transpose(Vector<Width> (&rows)[Width]) {
+#pragma GCC unroll 4
+  for (int far = Width / 2; far; far /= 2) {
+    typename Vector<Width>::Ints upper{}, lower{};
+    for (int l = 0; l < Width; ++l) {
+      upper[l] = l & far ? Width + l - far : l;
+      lower[l] = l & far ? Width + l : l + far;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < Width; ++i)
+      if (!(i & far)) {
+        const auto a = rows[i].v, b = rows[i + far].v;
+        rows[i].v = __builtin_shuffle(a, b, upper);
+        rows[i + far].v = __builtin_shuffle(a, b, lower);
+      }
   }
 }
 

@@ -94,7 +94,7 @@ WORLDENV_INLINE void to_lanes(const float* rows, int64_t count, int64_t width, f
       Vector<Width> square[Width];
       for (int64_t r = 0; r < Width; ++r)
         square[r].load(rows + std::min(lane + r, count - 1) * width + i, width - i);
-      Vector<Width>::transpose(square);
+      transpose<Width>(square);
       for (int64_t r = 0; r < std::min<int64_t>(Width, width - i); ++r)
         square[r].store(panel + (i + r) * kLanes + lane);
     }

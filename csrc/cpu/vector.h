@@ -95,6 +95,15 @@ struct Vector {
   template <class Stored>
   WORLDENV_INLINE void load(const Stored* from, int64_t lanes = Width) {
     constexpr bool kLevels = sizeof(Stored) == 1;
+#if WORLDENV_X86
+    if constexpr (Width == 16 && !kLevels) {  // in one instruction, where the compiler takes four
+      const auto& all = *reinterpret_cast<const uint16_t(*)[Width]>(from);
+      Words bits;
+      if (lanes >= Width) asm("vpmovzxwd %1, %0" : "=v"(bits) : "m"(all));
+      else asm("kmovw %2, %%k1\n\tvpmovzxwd %1, %0%{%%k1%}%{z%}" : "=v"(bits) : "m"(all), "r"(first(lanes)) : "k1");
+      return widen(Stored{}, bits);
+    }
+#endif
     using Raw = std::conditional_t<kLevels, typename Native<Width>::Levels, Halves>;
     Raw raw{};
     if (lanes >= Width) __builtin_memcpy(&raw, from, sizeof(raw));
@@ -111,6 +120,14 @@ struct Vector {
   WORLDENV_INLINE void store(Stored* to, int64_t lanes = Width) const {
     Words bits;
     narrow(Stored{}, bits);
+#if WORLDENV_X86
+    if (Width == 16) {
+      auto& all = *reinterpret_cast<uint16_t(*)[Width]>(to);
+      if (lanes >= Width) asm("vpmovdw %1, %0" : "=m"(all) : "v"(bits));
+      else asm("kmovw %2, %%k1\n\tvpmovdw %1, %0%{%%k1%}" : "+m"(all) : "v"(bits), "r"(first(lanes)) : "k1");
+      return;
+    }
+#endif
     const Halves raw = __builtin_convertvector(bits, Halves);
     if (lanes >= Width) __builtin_memcpy(to, &raw, sizeof(raw));
     else __builtin_memcpy(to, &raw, lanes * sizeof(Stored));
@@ -331,25 +348,6 @@ struct Vector {
     sine.v = odd ? c : s;
     cosine.v = minus_c ? -cosine.v : cosine.v;
     sine.v = minus_s ? -sine.v : sine.v;
-  }
-
-  // Transposes a square of Width registers: in each step, blocks of `far` lanes change places across the diagonal.
-  static WORLDENV_INLINE void transpose(Vector (&rows)[Width]) {
-#pragma GCC unroll 4
-    for (int far = Width / 2; far; far /= 2) {
-      Ints upper{}, lower{};
-      for (int l = 0; l < Width; ++l) {
-        upper[l] = l & far ? Width + l - far : l;
-        lower[l] = l & far ? Width + l : l + far;
-      }
-#pragma GCC unroll 16
-      for (int i = 0; i < Width; ++i)
-        if (!(i & far)) {
-          const Floats a = rows[i].v, b = rows[i + far].v;
-          rows[i].v = __builtin_shuffle(a, b, upper);
-          rows[i + far].v = __builtin_shuffle(a, b, lower);
-        }
-    }
   }
 
   // Zeros after the first `lanes`.

@@ -62,7 +62,7 @@ WORLDENV_INLINE void transpose_in(const Task& t, int64_t first, float scale, flo
       Vector<Width> rows[Width];
       for (int64_t i = 0; i < Width; ++i)
         rows[i].load(query + t.at(std::min(first + lane + i, t.last - 1)) + d, t.width - d);
-      Vector<Width>::transpose(rows);
+      transpose<Width>(rows);
       for (int64_t i = 0; i < std::min<int64_t>(Width, t.width - d); ++i) {
         rows[i].v *= scale;
         rows[i].store(panel + (d + i) * kLanes + lane);
@@ -83,7 +83,7 @@ WORLDENV_INLINE void transpose_out(const Task& t, int64_t first, const float* su
         rows[i].load(panel + (d + i) * kLanes + lane);
         rows[i].v /= total.v;
       }
-      Vector<Width>::transpose(rows);
+      transpose<Width>(rows);
       for (int64_t i = 0; i < std::min<int64_t>(Width, t.last - first - lane); ++i)
         rows[i].store(out + t.at(first + lane + i) + d, t.width - d);
     }
