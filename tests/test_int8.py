@@ -1,10 +1,12 @@
 """Layers in 8 bits: near the floats, the same for an episode in any batch, and nothing but a view of the layer."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
 
-from worldenv.int8 import Conv, Int8, Linear, in_int8, measured
+from worldenv.int8 import Conv, Int8, Linear, in_int8, is_fast, measured
 
 
 def net(seed=0):
@@ -127,3 +129,11 @@ def test_policy_simulator_and_reflector_of_a_rollout_stay_near_their_floats(tiny
     assert 0 < (near.video.float() - exact.video.float()).abs().mean() < 20  # of noise composed by untrained weights
     assert 0 < (near.reward - exact.reward).abs().mean() < 0.05
     assert 0 < (near.action - exact.action).abs().mean() < 0.01
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="no /proc here")
+def test_is_fast_where_the_kernel_says_that_the_cpu_multiplies_8_bits():
+    # Everything that needs 8 bits is skipped where `is_fast` says no: it must not say so wrongly.
+    with open("/proc/cpuinfo") as file:
+        flags = set(file.read().split())
+    assert is_fast() == bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8"})
