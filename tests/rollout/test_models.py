@@ -6,6 +6,7 @@ from safetensors import safe_open
 
 from worldenv.checkpoint import CheckpointError
 from worldenv.rollout.models import Models, load_model, save_model, shipped
+from worldenv.simulator.causal import Causal, CausalConfig
 
 
 @pytest.fixture
@@ -13,9 +14,14 @@ def made(tiny):
     return {"policy": tiny.policy(), "simulator": tiny.simulator(), "reflector": tiny.reflector()}
 
 
-@pytest.mark.parametrize("kind", ["policy", "simulator", "reflector"])
-def test_model_comes_back_to_half_precision_with_its_configuration(made, tmp_path, kind):
-    path = tmp_path / "model.safetensors"
+@pytest.fixture
+def causal():
+    return Causal(CausalConfig(image_size=16, width=32, layers=1, heads=2, key_heads=1, channels=4))
+
+
+@pytest.mark.parametrize("kind", ["policy", "simulator", "reflector", "causal"])
+def test_model_comes_back_to_half_precision_with_its_configuration(made, causal, tmp_path, kind):
+    path, made = tmp_path / "model.safetensors", made | {"causal": causal}
     save_model(path, made[kind], {"seed": 3, "command": "make it"}, levels=(1.0, 0.5))
     back, metadata = load_model(path, kind)
     assert back.config == made[kind].config and not back.training

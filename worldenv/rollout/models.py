@@ -15,6 +15,7 @@ from worldenv.errors import UserError
 from worldenv.int8 import Ranges, in_int8, is_fast
 from worldenv.policy.network import Policy, PolicyConfig
 from worldenv.reflector.network import Reflector, ReflectorConfig
+from worldenv.simulator.causal import Causal, CausalConfig
 from worldenv.simulator.network import Simulator, SimulatorConfig
 
 RANGES = "ranges.json"  # beside the models: what `measure_ranges` found
@@ -22,6 +23,7 @@ KINDS = {
     "policy": (Policy, PolicyConfig),
     "simulator": (Simulator, SimulatorConfig),
     "reflector": (Reflector, ReflectorConfig),
+    "causal": (Causal, CausalConfig),  # a simulator too, trained by `training/train_causal.py`
 }
 
 
@@ -32,7 +34,7 @@ def shipped() -> Path:
 
 def save_model(
     path: Path,
-    model: Policy | Simulator | Reflector,
+    model: Policy | Simulator | Reflector | Causal,
     made: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
     **extra: Any,

@@ -1,0 +1,104 @@
+"""What 8 bits in the causal simulator's cache cost: how far imagined frames move, and whether further from the truth.
+
+    python benchmarks/cache_quality.py --run FOLDER [--steps 1500] [--episodes 600] [--tests 64]
+
+Trains the causal simulator on disturbed expert episodes of the embedded suite (a stopped run continues), then imagines
+other episodes along their true poses with its cache in floats, in 8 bits and, to have a scale, in floats from another
+noise. Frames are compared chunk by chunk, late ones after the ring has gone round. The last line of stdout is one JSON
+document.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from worldenv.camera import tabletop_camera
+from worldenv.data.clips import Clips
+from worldenv.instruction import tokenize
+from worldenv.memory import keep_freed_memory
+from worldenv.progress import table
+from worldenv.rollout.models import save_model
+from worldenv.run_folder import RunFolder
+from worldenv.simulator.causal import Causal, CausalConfig
+from worldenv.simulator.causal_world import CausalWorld
+from worldenv.training.loop import Schedule, fit
+from worldenv.training.pretrain import disturbed_episodes
+from worldenv.training.train_causal import causal_loss, fit_tokenizer
+
+TEST_SEED = 1_000_003  # of the episodes that are imagined: tasks of their own
+CHUNKS = 3  # in a row, when training
+
+
+def episodes(count: int, seed: int) -> Clips:
+    data = disturbed_episodes(count, seed)
+    steps = data.frames.shape[1] - 1
+    return Clips(
+        torch.from_numpy(data.frames), torch.from_numpy(data.proprio), torch.zeros(count, steps, 7),
+        torch.from_numpy(data.success), torch.full((count,), steps), tokenize(data.instructions), data.instructions,
+    )  # fmt: skip
+
+
+def trained(folder: RunFolder, schedule: Schedule, count: int, seed: int) -> tuple[Causal, dict]:
+    """The network after `schedule`, and the last figures of its training."""
+    clips = episodes(count, seed)
+    torch.manual_seed(seed)
+    network = Causal(CausalConfig())
+    fit_tokenizer(network.tokenizer, clips.frames, seed)
+    network.tokenizer.requires_grad_(False)
+    projection = CausalWorld(network, tabletop_camera(network.config.image_size)).projection
+    loss = causal_loss(network, clips, projection, schedule.batch, CHUNKS)
+    seconds = fit(network, loss, schedule, "causal", folder, seed)
+    made = {"steps": schedule.steps, "batch": schedule.batch, "seed": seed, "training_s": seconds}
+    save_model(folder.path / "causal.safetensors", network, made)
+    return network.eval().requires_grad_(False), folder.metrics("causal")[-1]
+
+
+def by_chunk(found: Tensor, expected: Tensor, chunk: int) -> list[float]:  # [N, T + 1, H, W, 3] uint8 -> dB each
+    error = (found[:, 1:].float() - expected[:, 1:]).square().unflatten(1, (-1, chunk)).transpose(0, 1)
+    error = error.flatten(1).mean(1)
+    return (10 * (255**2 / error).log10()).tolist()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder for the training; made, or continued")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--episodes", type=int, default=600, help="to learn from")
+    parser.add_argument("--tests", type=int, default=64, help="episodes that are imagined")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    keep_freed_memory()
+    schedule = Schedule(given.steps, 16, 1e-3)
+    config = {"schedule": asdict(schedule), "episodes": given.episodes, "seed": given.seed}
+    folder = (RunFolder.resume if given.run.is_dir() else RunFolder.create)(given.run, config)
+    network, figures = trained(folder, schedule, given.episodes, given.seed)
+    print(json.dumps(measure(network, given.tests) | {"training": figures, "seed": given.seed}))
+
+
+@torch.no_grad()
+def measure(network: Causal, tests: int) -> dict:
+    """Decibels of every chunk: each way's frames against the truth, and against those of the cache in floats."""
+    clips, camera = episodes(tests, TEST_SEED), tabletop_camera(network.config.image_size)
+    small = Causal(replace(network.config, cache="int8")).eval().requires_grad_(False)
+    small.load_state_dict(network.state_dict())
+    floats, eight = CausalWorld(network, camera), CausalWorld(small, camera)
+    frames = {
+        "cache in floats": floats.replay(clips.frames[:, 0], clips.proprio, 0),
+        "cache in 8 bits": eight.replay(clips.frames[:, 0], clips.proprio, 0),
+        "floats, other noise": floats.replay(clips.frames[:, 0], clips.proprio, 1),
+    }
+    first, k = frames["cache in floats"], floats.chunk
+    true = {name: by_chunk(found, clips.frames, k) for name, found in frames.items()}
+    apart = {name: by_chunk(found, first, k) for name, found in frames.items() if found is not first}
+    rows = [[f"{name}, against the truth", *(f"{x:.2f}" for x in line)] for name, line in true.items()]
+    rows += [[f"{name}, against floats", *(f"{x:.2f}" for x in line)] for name, line in apart.items()]
+    table(f"PSNR in dB, {tests} episodes", ["chunk", *map(str, range(1, len(rows[0])))], rows)
+    return {"tests": tests, "against_truth": true, "against_floats": apart}
+
+
+if __name__ == "__main__":
+    main()
