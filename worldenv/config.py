@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from worldenv.errors import UserError
 from worldenv.evaluate import EvalConfig
+from worldenv.int8 import check_precision
 from worldenv.rollout.engine import EngineConfig
 from worldenv.training.loop import Schedule
 from worldenv.training.pipeline import ScratchConfig
@@ -24,6 +26,7 @@ class TrainConfig:
     )
     models: Path | None = None  # folder with policy, simulator and reflector; default: the weights in the package
     zero_shot_judge: bool = False  # reward and stop by the pretrained yes/no answer, without the trained head
+    precision: Literal["auto", "float32", "int8"] = "auto"  # of imagining; auto: int8 where the CPU is made for it
     post: PostTrainConfig = field(default_factory=PostTrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -35,6 +38,7 @@ class TrainConfig:
         if self.from_scratch and self.models is not None:
             raise UserError("--from-scratch makes its own models: leave out --models, or leave out --from-scratch")
         _check_seed(self.seed)
+        check_precision(self.precision)
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,13 @@ class EvaluateConfig:
     start_seed: int = 0  # any integer: fresh held-out start states
     run: Path | None = None  # folder for the results; default: runs/eval-<date>-<time>
     zero_shot_judge: bool = False
+    precision: Literal["auto", "float32", "int8"] = "auto"
     engine: EngineConfig = field(default_factory=EngineConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         _check_seed(self.seed)
+        check_precision(self.precision)
 
 
 def _check_seed(seed: int) -> None:

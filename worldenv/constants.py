@@ -16,4 +16,5 @@ def constant(values: tuple, like: Tensor) -> Tensor:
 
 @functools.cache
 def _constant(values: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # it will be used outside of it, too
+        return torch.tensor(values, dtype=dtype, device=device)

@@ -6,6 +6,7 @@ floats, or an op that does more than one layer at a time and takes its `layer` (
 """
 
 import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldenv.errors import UserError
 from worldenv.ops.patchify import unit
 from worldenv.ops.quantise import quantise
 from worldenv.packed import Layer, pack
 
+PRECISIONS = ("auto", "float32", "int8")  # of networks that imagine; auto: int8 where the CPU is made for it
 FAST = ("avx512_vnni", "avx_vnni", "amx_int8")  # with any of them a CPU multiplies 8 bits exactly and fast
 Module = TypeVar("Module", bound=nn.Module)
 Ranges = dict[str, tuple[float, float] | None]  # module name -> least and greatest input; None: it reads pixels
@@ -28,6 +31,14 @@ def is_fast() -> bool:
     """Whether this CPU multiplies 8 bits with instructions of their own; without them it is slow and may saturate."""
     has = getattr(torch.cpu, "get_capabilities", dict)()
     return any(has.get(name) for name in FAST)
+
+
+def check_precision(precision: str) -> None:
+    """Raise UserError if it is none, or int8 where the CPU is not made for it."""
+    if precision not in PRECISIONS:
+        raise UserError(f"precision is {precision!r}; it should be one of {', '.join(PRECISIONS)}")
+    if precision == "int8" and not is_fast():
+        raise UserError("this CPU has no instructions for --precision int8; take auto or float32")
 
 
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": partial(F.gelu, approximate="tanh")}
@@ -126,8 +137,9 @@ def in_int8(module: Module, ranges: Ranges, prefix: str = "") -> Module:
 
 @contextmanager
 def measured(module: nn.Module) -> Iterator[Ranges]:
-    """Note the least and greatest input of every `Conv` and `Linear` while the module is used."""
+    """Note the least and greatest input of every `Conv` and `Linear` while the module is used; threads may share it."""
     ranges: Ranges = {}
+    lock = threading.Lock()
 
     def note(name: str):
         def hook(_, inputs: tuple[Tensor]) -> None:
@@ -135,8 +147,9 @@ def measured(module: nn.Module) -> Iterator[Ranges]:
                 ranges[name] = None
                 return
             low, high = (value.item() for value in inputs[0].detach().aminmax())
-            seen = ranges.get(name, (low, high))
-            ranges[name] = min(low, seen[0]), max(high, seen[1])
+            with lock:
+                seen = ranges.get(name, (low, high))
+                ranges[name] = min(low, seen[0]), max(high, seen[1])
 
         return hook
 

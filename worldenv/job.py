@@ -33,6 +33,7 @@ from worldenv.rollout.models import Models, load_model, save_model, shipped
 from worldenv.run_folder import RunFolder, default_run_path
 from worldenv.simulator.world import World
 from worldenv.tasks.scenes import TASKS, Task
+from worldenv.tasks.tabletop import HORIZON
 from worldenv.training.pipeline import Pipeline
 from worldenv.training.post_train import STAGE, post_train
 from worldenv.video import side_by_side, write_video
@@ -57,8 +58,12 @@ class Measurement:
 
     @property
     def imagined_minus_true(self) -> float:
-        """Both over the same starts: done at some time, by the reflector in imagination and by an oracle in truth."""
-        return self.imagined_success - float(self.true.success["oracle"][: len(self.imagined.stopped)].mean())
+        """Both over the same starts and as many steps: done at some time, by the reflector in imagination and by an
+        oracle in truth."""
+        count, steps = len(self.imagined.stopped), min(self.imagined.reward[0].numel(), HORIZON)
+        imagined = self.imagined.stopped & (self.imagined.stop <= steps)
+        true = np.array([t.success[:steps].any() for t in self.trajectories[:count]])
+        return imagined.float().mean().item() - float(true.mean())
 
     def document(self) -> dict:
         """True success by rule, and per task also what the reflector says of the imagined episodes."""
@@ -96,10 +101,14 @@ def measure(models: Models, engine: Engine, config: EvalConfig, start_seed: int,
 
 
 def make_engine(
-    models: Models, config: EngineConfig, policy: nn.Module | None = None, chunk: int | None = None
+    models: Models,
+    config: EngineConfig,
+    policy: nn.Module | None = None,  # acts instead of the models' own, see `Engine`
+    chunk: int | None = None,
+    precision: str = "auto",  # float32, int8, or auto: int8 where the CPU is made for it
 ) -> Engine:
-    """The engine of the embedded suite; `policy`, one of the caller's (see `Engine`), acts instead of the models'."""
-    imagining = models.to_imagine(config.precision)
+    """The engine of the embedded suite."""
+    imagining = models.to_imagine(precision)
     if policy is None:
         policy, own = imagining.policy, (models.policy.config.chunk, models.simulator.config.chunk)
         if own[0] != own[1]:  # a horizon in chunks would not be that of the true environment
@@ -108,7 +117,7 @@ def make_engine(
 
 
 def make_env(models: Models, starts: Starts, config: EnvConfig, precision: str = "auto") -> WorldModelEnv:
-    """The embedded suite, imagined, for somebody else's training loop; `precision` is that of `EngineConfig`."""
+    """The embedded suite, imagined, for somebody else's training loop; `precision` as in `make_engine`."""
     imagining = models.to_imagine(precision)
     return WorldModelEnv(_world(imagining), imagining.reflector, starts, config)
 
@@ -158,10 +167,10 @@ def train(config: TrainConfig, command: str) -> dict:
     if config.from_scratch:
         folder = _open(config)
         models = Models.load(Pipeline(folder, config.scratch, config.seed).run(), config.zero_shot_judge)
-        engine = make_engine(models, config.engine)
+        engine = make_engine(models, config.engine, precision=config.precision)
     else:
         models = Models.load(config.models or shipped(), config.zero_shot_judge)
-        engine = make_engine(models, config.engine)
+        engine = make_engine(models, config.engine, precision=config.precision)
         folder = _open(config)  # after them: a wrong path or precision leaves no folder behind
     loaded = time.monotonic() - began  # from scratch: made
     before = measure(models, engine, config.eval, config.start_seed, config.seed, "before")
@@ -191,7 +200,7 @@ def evaluate(config: EvaluateConfig, command: str) -> dict:
     """Measure the models of a folder; returns the document that is also the last line of stdout and result.json."""
     began = time.monotonic()
     models = Models.load(shipped(), config.zero_shot_judge) if config.models is None else _models_of(config)
-    engine = make_engine(models, config.engine)
+    engine = make_engine(models, config.engine, precision=config.precision)
     folder = RunFolder.create(config.run or default_run_path("eval"), {"command": command})
     measured = measure(models, engine, config.eval, config.start_seed, config.seed, "evaluation")
     write_videos(folder, engine, measured, config.eval, config.seed, "evaluation")

@@ -14,7 +14,7 @@ import torch
 
 from worldenv.progress import table
 from worldenv.simulator.causal import LIBERO_BASE, Causal, CausalConfig
-from worldenv.simulator.causal_world import STUDENT_LEVELS
+from worldenv.simulator.causal_world import LEVELS
 
 BF16 = 2  # bytes
 
@@ -55,7 +55,7 @@ def main() -> None:
         slot = network.new_ring(1).bytes_each() + 3 * config.image_size**2
     parameters = sum(p.numel() for p in network.parameters())
     one, rows, figures = count(config, config.places), [], {}
-    for steps in (1, len(STUDENT_LEVELS), 4):
+    for steps in (1, len(LEVELS), 4):
         passes = steps + 1  # and one that writes what later chunks will see
         flops = passes * (one.matrix_flops + one.attention_flops) / config.chunk
         moved = passes * (one.activation_bytes + one.ring_bytes) / config.chunk

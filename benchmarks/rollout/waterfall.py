@@ -104,9 +104,9 @@ def main() -> None:
         parser.error(f"{given.json} is there already; name another file")
     keep_freed_memory()
     models, starts = Models.load(shipped()), practice_starts(0).pick(torch.arange(given.episodes))
-    whole = make_engine(models, EngineConfig(precision="float32", batch=given.episodes))
-    parts = make_engine(models, EngineConfig(precision="float32"))
-    small = make_engine(models, EngineConfig(precision="int8"))
+    whole = make_engine(models, EngineConfig(batch=given.episodes), precision="float32")
+    parts = make_engine(models, EngineConfig(), precision="float32")
+    small = make_engine(models, EngineConfig(), precision="int8")
     agreement = check(parts, small, starts)
 
     ways: dict[str, Callable[[], Found]] = {"plain PyTorch, lockstep": lambda: in_lockstep(Lockstep(whole), starts)}

@@ -4,14 +4,16 @@ import pytest
 import torch
 
 from worldenv.camera import tabletop_camera
+from worldenv.errors import UserError
 from worldenv.kinematics import chunk_kinematics
+from worldenv.rollout.env import EnvConfig, WorldModelEnv
 from worldenv.simulator.causal import Causal, CausalConfig
 from worldenv.simulator.causal_world import CausalWorld
 
 SEED, SIZE = 11, 16
 
 
-def make_world(cache="float"):
+def make_world(cache="float", dtype=torch.float32):
     config = CausalConfig(
         image_size=SIZE, patch=4, map_shrink=2, channels=16, window=4, width=32, layers=2, heads=2, key_heads=1,
         cache=cache,
@@ -21,20 +23,52 @@ def make_world(cache="float"):
     for name, parameter in network.named_parameters():
         if not name.startswith("tokenizer."):
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return CausalWorld(network, tabletop_camera(SIZE))
+    return CausalWorld(network.to(dtype), tabletop_camera(SIZE))
 
 
-@pytest.mark.parametrize("cache", ["float", "int8"])
-def test_an_episode_is_the_same_in_one_slot_of_few_and_among_all(tiny, cache):
-    starts, world = tiny.starts(5), make_world(cache)
+@pytest.mark.parametrize(("cache", "dtype"), [("float", torch.float32), ("int8", torch.float32),
+                                              ("int8", torch.bfloat16), ("float", torch.float16)])  # fmt: skip
+def test_an_episode_is_the_same_in_one_slot_of_few_alone_on_other_threads_and_among_all(tiny, cache, dtype):
+    starts, world = tiny.starts(5), make_world(cache, dtype)
     whole = tiny.engine(horizon=5, world=world).run(starts, 3, SEED)
-    few = tiny.engine(horizon=5, world=world, capacity=4, batch=3).run(starts, 3, SEED)
     assert len(whole.chunks.unique()) > 1  # some stop, so slots are recycled and gaps closed
-    assert torch.equal(few.chunks, whole.chunks) and torch.equal(few.stop, whole.stop)
-    # Levels of an 8-bit ring may fall either way when sums round otherwise.
-    tolerance = 1e-3 if cache == "float" else 0.05
-    torch.testing.assert_close(few.reward, whole.reward, rtol=0, atol=tolerance)
-    torch.testing.assert_close(few.action, whole.action, rtol=0, atol=tolerance)
+    few = tiny.engine(horizon=5, world=world, capacity=4, batch=3).run(starts, 3, SEED)
+    alone = tiny.engine(horizon=5, world=world).run(starts.pick(torch.tensor([3])), 1, SEED, first_episode=10)
+    torch.set_num_threads(3)
+    try:
+        threads = tiny.engine(horizon=5, world=world, capacity=7, batch=2).run(starts, 3, SEED)
+    finally:
+        torch.set_num_threads(1)
+    # Levels of an 8-bit ring, and numbers of 16 bits, may fall either way when sums round otherwise.
+    tolerance = 1e-3 if (cache, dtype) == ("float", torch.float32) else 0.05
+    for other, rows in ((few, slice(None)), (threads, slice(None)), (alone, slice(10, 11))):
+        for name in ("chunks", "stop"):
+            assert torch.equal(getattr(other, name), getattr(whole, name)[rows])
+        for name in ("reward", "action"):
+            torch.testing.assert_close(getattr(other, name), getattr(whole, name)[rows], rtol=0, atol=tolerance)
+
+
+def test_chunks_that_are_no_whole_passes_are_refused(tiny):
+    with pytest.raises(UserError, match="imagines 4 frames a pass; a chunk should be a multiple of that, not 6"):
+        tiny.engine(world=make_world(), policy=tiny.policy(chunk=6)).run(tiny.starts(1), 1, SEED)
+    twice = tiny.engine(world=make_world(), policy=tiny.policy(chunk=8)).run(tiny.starts(1), 1, SEED, stop=False)
+    assert twice.action.shape[2] == 8 and not twice.broken.any()
+
+
+def test_somebody_elses_loop_sees_the_engines_episodes(tiny):
+    engine, starts = tiny.engine(horizon=3, world=make_world()), tiny.starts(6)
+    expected = engine.run(starts, 1, SEED, stop=False, video=True)
+    env = WorldModelEnv(engine.world, engine.reflector, starts, EnvConfig(envs=6, horizon=12))
+    env.seed(SEED)
+    env.reset(starts=torch.arange(6))
+    compared = 0
+    for chunk in range(3):
+        going = ~env.standing.done
+        observation, *_ = env.step(expected.action[:, chunk])
+        going &= ~env.standing.terminated  # which shows the frame at the stop, not that at the chunk's end
+        torch.testing.assert_close(observation["frame"][going], expected.video[going, 4 * chunk + 4], rtol=0, atol=1)
+        compared += int(going.sum())
+    assert compared >= 3
 
 
 def test_bytes_of_a_slot_are_those_of_its_ring_and_little_else(tiny):

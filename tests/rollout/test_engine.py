@@ -1,5 +1,7 @@
 """Imagined episodes: the same in any company, stopped for good, and recorded as they happened."""
 
+import sys
+
 import pytest
 import torch
 from torch.distributions import Laplace
@@ -8,6 +10,7 @@ from worldenv.errors import UserError
 from worldenv.kinematics import Kinematics, chunk_kinematics
 from worldenv.ops.transport import transport
 from worldenv.rollout.engine import EngineConfig
+from worldenv.rollout.episodes import Starts
 from worldenv.simulator import world
 
 SEED = 11
@@ -158,18 +161,42 @@ def test_exploration_depends_on_the_seed(engine, starts, many):
     assert (engine.run(starts, 3, SEED + 1).action[:, 0] != many.action[:, 0]).any(2).any(1).all()
 
 
-@pytest.mark.parametrize("horizon", [1, 3])
-def test_non_finite_actions_break_one_episode_and_leave_its_neighbours_alone(tiny, starts, horizon, monkeypatch):
-    engine, sick = tiny.engine(horizon=horizon), starts.proprio[2]
-    sound = engine.run(starts, 1, SEED, stop=False, video=True)
-    heads = engine.policy.heads
+def infect(engine, sick, where, monkeypatch):
+    """Have something become non-finite in the first chunk of the episode that begins at `sick`."""
+    heads, imagine, judge, ill = engine.policy.heads, engine.world.imagine, engine.reflector.judge, []
 
-    def infected(feature, proprio):
+    def infected_heads(feature, proprio):
+        ill.append((proprio == sick).all(1))
         mu, beta = heads(feature, proprio)
-        mu[(proprio == sick).all(1), 1, 3] = float("nan")
+        if where == "action":
+            mu[ill[-1], 1, 3] = float("nan")
+        if where == "probability":
+            beta[ill[-1], 2, 5] = -float("inf")
         return mu, beta
 
-    monkeypatch.setattr(engine.policy, "heads", infected)
+    def infected_imagine(*arguments):
+        frames, finite = imagine(*arguments)
+        return frames, finite & ~ill[-1] if where == "frame" else finite
+
+    def infected_judge(frames, pooled):
+        reward = judge(frames, pooled)
+        if where == "reward":
+            reward[ill[-1], 2] = float("inf")
+        return reward
+
+    monkeypatch.setattr(engine.policy, "heads", infected_heads)
+    monkeypatch.setattr(engine.world, "imagine", infected_imagine)
+    monkeypatch.setattr(engine.reflector, "judge", infected_judge)
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+@pytest.mark.parametrize("where", ["action", "probability", "frame", "reward"])
+def test_what_is_not_finite_breaks_one_episode_and_leaves_its_neighbours_alone(
+    tiny, starts, horizon, where, monkeypatch
+):
+    engine = tiny.engine(horizon=horizon)
+    sound = engine.run(starts, 1, SEED, stop=False, video=True)
+    infect(engine, starts.proprio[2], where, monkeypatch)
     out = engine.run(starts, 1, SEED, stop=False, video=True)
     assert out.broken.tolist() == [False, False, True, False, False, False, False]
     assert out.chunks.tolist() == [horizon, horizon, 1, horizon, horizon, horizon, horizon]
@@ -194,11 +221,29 @@ def test_memory_that_runs_out_halves_the_capacity_and_changes_no_episode(tiny, s
         return judge(frames, pooled)
 
     engine.reflector.judge = greedy
-    with pytest.warns(UserWarning, match=r"out of memory with 20 resident episodes of 0.00 MiB; going on with 10"):
+    with pytest.warns(UserWarning, match=r"out of memory with 20 slots of 0.00 MiB; going on with 10"):
         other = engine.run(starts, 3, SEED, video=True)
     assert failed == [20, 10] and len(engine.episodes) == 5
     for i in range(21):
         assert_same_episode(other, i, many, i)
+
+
+@pytest.mark.filterwarnings("ignore:out of memory with 8")
+def test_memory_that_runs_out_late_halves_the_slots_that_there_are_and_frees_them_first(tiny, starts, monkeypatch):
+    engine, seen = tiny.engine(horizon=4, capacity=8), []
+    judge, give_up, graphs = engine.reflector.judge, engine._give_up_slots, engine.graphs
+    monkeypatch.setattr(engine, "_give_up_slots", lambda: seen.append(sys.exc_info()[0]) or give_up())
+
+    def greedy(frames, pooled):
+        if len(frames) < 5 and len(engine.episodes) == 8:
+            raise torch.OutOfMemoryError("CUDA")
+        return judge(frames, pooled)
+
+    engine.reflector.judge = greedy
+    engine.run(starts, 3, SEED)
+    assert engine.capacity == 4  # half of the slots, not of the few episodes that were left in them
+    assert seen and not any(seen)  # no traceback holds the step's memory any more
+    assert engine.graphs is not graphs  # those of the old slots write to memory that is not theirs
 
 
 def test_other_errors_and_a_single_slot_without_memory_end_the_run(tiny, starts):
@@ -239,8 +284,58 @@ def test_bad_configurations_are_refused(tiny):
         tiny.engine(size=32).run(tiny.starts(2), 1, SEED)
     with pytest.raises(UserError, match="there are no starts"):
         tiny.engine().run(tiny.starts(2).pick(torch.arange(0)), 1, SEED)
-    with pytest.raises(UserError, match="chunk is -1"):
-        tiny.engine(policy=tiny.policy(chunk=4), chunk=-1)
+    for chunk in (0, -1):
+        with pytest.raises(UserError, match=f"chunk is {chunk}"):
+            tiny.engine(policy=tiny.policy(chunk=4), chunk=chunk)
+    with pytest.raises(UserError, match="siblings is 0; every start needs at least one episode"):
+        tiny.engine().run(tiny.starts(2), 0, SEED)
+    with pytest.raises(UserError, match="seed is .*; it should be an integer of 64 bits"):
+        tiny.engine().run(tiny.starts(2), 1, 2**63)
+
+
+@pytest.mark.parametrize(("name", "wrong", "message"), [
+    ("frame", lambda x: x / 127.5 - 1, r"frame of the starts is torch.float32 \[3, 16, 16, 3\]; it should be "),
+    ("frame", lambda x: x[0], r"frame of the starts is .* \[16, 16, 3\]; it should be .* \[N, H, W, 3\]"),
+    ("proprio", lambda x: x.double(), r"proprio of the starts is torch.float64 \[3, 7\]; it should be torch.float32"),
+    ("proprio", lambda x: x[:2], r"proprio of the starts is torch.float32 \[2, 7\]; it should be .* N = 3"),
+    ("proprio", lambda x: x[:, :6], r"proprio of the starts is \[3, 6\]; it should be 7 finite numbers each"),
+    ("proprio", lambda x: x / 0, r"it should be 7 finite numbers each"),
+    ("tokens", lambda x: x.int(), r"tokens of the starts is torch.int32 \[3, 12\]; it should be torch.int64 \[N, L\]"),
+])  # fmt: skip
+def test_starts_that_nothing_can_go_on_from_are_refused(tiny, name, wrong, message):
+    starts = tiny.starts(3)
+    setattr(starts, name, wrong(getattr(starts, name)))
+    with pytest.raises(UserError, match=message):
+        tiny.engine().run(starts, 1, SEED)
+    with pytest.raises(UserError, match=message):
+        tiny.env(starts)
+
+
+def test_instructions_may_be_of_another_length_in_the_next_run(tiny, starts):
+    shorter = Starts(starts.frame, starts.proprio, starts.tokens[:, :10])
+    engine, other = (tiny.engine(horizon=2, policy=Deaf(tiny.policy())) for _ in range(2))
+    engine.run(starts, 1, SEED)
+    found, expected = (one.run(shorter, 1, SEED, video=True) for one in (engine, other))
+    for i in range(7):
+        assert_same_episode(found, i, expected, i)
+
+
+class Deaf(torch.nn.Module):
+    def __init__(self, policy):
+        super().__init__()
+        self.policy, self.features = policy, torch.nn.Identity()  # as torchvision names its trunk
+
+    def forward(self, frame, proprio, tokens):
+        return self.policy(frame, proprio, tokens)
+
+
+def test_what_was_run_in_inference_mode_can_be_gone_on_with_outside_of_it(tiny, starts, many):
+    engine = tiny.engine(horizon=4)
+    with torch.inference_mode():
+        engine.run(starts, 3, SEED)
+    other = engine.run(starts, 3, SEED, video=True)
+    for i in range(21):
+        assert_same_episode(other, i, many, i)
 
 
 def test_what_the_policy_saw_is_recorded_and_its_heads_make_the_same_actions_of_it(tiny, starts):

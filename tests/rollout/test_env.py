@@ -287,9 +287,10 @@ def test_bad_use_is_refused(tiny):
     with pytest.raises(UserError, match=r"frames of \[32, 32, 3\]; the simulator imagines \[16, 16, 3\]"):
         tiny.env(tiny.starts(2, size=32))
     env = tiny.env(4, envs=3)
-    with pytest.raises(UserError, match=r"no episodes yet; begin them: reset\(\)"):
-        env.step(torch.zeros(3, 4, 7))
-    with pytest.raises(UserError, match="the first reset is of 1 of 3 episodes"):
+    for use in (lambda: env.step(torch.zeros(3, 4, 7)), env.observe, env.info):
+        with pytest.raises(UserError, match=r"no episodes yet; begin them: reset\(\)"):
+            use()
+    with pytest.raises(UserError, match="the first reset, or the first with a new seed, is of 1 of 3 episodes"):
         env.reset(torch.tensor([True, False, False]))
     with pytest.raises(UserError, match=r"mask is torch.int64 \[3\]; it should be torch.bool \[3\]"):
         env.reset(torch.ones(3, dtype=torch.int64))
@@ -300,3 +301,21 @@ def test_bad_use_is_refused(tiny):
     env.reset()
     with pytest.raises(UserError, match=r"action is \[3, 2, 7\]; it should be \[3, 4, 7\]"):
         env.step(torch.zeros(3, 2, 7))
+
+
+def test_new_seed_waits_for_a_reset_of_all_and_moves_no_running_episode_into_another_world(tiny):
+    action = torch.zeros(3, 4, 7)
+    found = []
+    for seeded in (False, True):
+        env = tiny.env(4, envs=3)
+        env.seed(1)
+        env.reset()
+        env.step(action)
+        if seeded:
+            env.seed(2)
+            with pytest.raises(UserError, match="the first with a new seed, is of 2 of 3 episodes"):
+                env.reset(torch.tensor([True, True, False]))
+        found.append(env.step(action)[0]["frame"])
+    assert torch.equal(*found)
+    env.reset()
+    assert env.info()["id"].tolist() == [0, 1, 2]

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from worldenv import int8
+from worldenv.config import TrainConfig
 from worldenv.errors import UserError
 from worldenv.evaluate import starts_of
 from worldenv.int8 import Int8
 from worldenv.job import make_engine
 from worldenv.kinematics import Kinematics, chunk_kinematics
 from worldenv.metrics import psnr
-from worldenv.rollout import engine as rollout_engine
 from worldenv.rollout import models as module
 from worldenv.rollout.engine import EngineConfig
 from worldenv.rollout.models import Models, save_model, shipped
@@ -38,18 +38,30 @@ def kinds(model):
 @pytest.mark.parametrize(("precision", "fast", "small"), [
     ("auto", True, True), ("auto", False, False), ("int8", True, True), ("float32", True, False)])  # fmt: skip
 def test_8_bits_are_used_where_wanted_and_where_the_cpu_is_made_for_them(models, monkeypatch, precision, fast, small):
-    monkeypatch.setattr(module, "is_fast", lambda: fast)
+    for where in (module, int8):
+        monkeypatch.setattr(where, "is_fast", lambda: fast)
     imagining = models.to_imagine(precision)
     assert (Int8 in kinds(imagining.policy)) == small and Int8 not in kinds(models.policy)
     assert imagining.levels == models.levels
 
 
 def test_8_bits_that_cannot_be_had_are_refused_with_the_reason(models, monkeypatch):
-    monkeypatch.setattr(rollout_engine, "is_fast", lambda: False)
-    with pytest.raises(UserError, match="this CPU has no instructions for --engine.precision int8; take auto"):
-        EngineConfig(precision="int8")
+    with pytest.raises(UserError, match="precision is 'fp8'; it should be one of auto, float32, int8"):
+        models.to_imagine("fp8")
+    with monkeypatch.context() as slow:
+        slow.setattr(int8, "is_fast", lambda: False)
+        for use in (models.to_imagine, lambda precision: TrainConfig(precision=precision)):
+            with pytest.raises(UserError, match="this CPU has no instructions for --precision int8; take auto"):
+                use("int8")
+    for where in (module, int8):
+        monkeypatch.setattr(where, "is_fast", lambda: True)
+    ranges = models.ranges
+    for wrong in ({"stem": [0.0, 1.0]}, None):
+        models.ranges = {name: part for name, part in (ranges | {"simulator": wrong}).items() if part is not None}
+        with pytest.raises(UserError, match="ranges.json has the ranges of another simulator: it names 1 layers"):
+            models.to_imagine("int8")
     models.ranges = None
-    with pytest.raises(UserError, match="the models have no ranges.json, so --engine.precision int8 cannot be had"):
+    with pytest.raises(UserError, match="the models have no ranges.json, so --precision int8 cannot be had"):
         models.to_imagine("int8")
     assert models.to_imagine("auto") is models
 
@@ -58,7 +70,7 @@ def test_8_bits_that_cannot_be_had_are_refused_with_the_reason(models, monkeypat
 def test_shipped_models_imagine_in_8_bits_what_they_imagine_in_floats():
     models = Models.load(shipped())
     starts = starts_of(TASKS, range(500, 510), "train")
-    exact, small = (make_engine(models, EngineConfig(precision=precision)) for precision in ("float32", "int8"))
+    exact, small = (make_engine(models, EngineConfig(), precision=precision) for precision in ("float32", "int8"))
     action = exact.run(starts, 1, 0, explore=False, stop=False).action
     after = chunk_kinematics(starts.proprio, action.flatten(1, 2), Kinematics())
     poses = torch.cat([starts.proprio[:, None], after], dim=1)

@@ -102,3 +102,11 @@ def test_collector_and_transforms_run_on_it(make, policy):
         count += batch.numel()
     collector.shutdown()
     assert count == 60
+
+
+def test_starts_may_be_chosen_and_nothing_else_is_swallowed(make):
+    env = make(envs=3)
+    env.reset(starts=torch.tensor([5, 2]))
+    assert env.env.info()["start"].tolist() == [5, 2, 5]
+    with pytest.raises(TypeError, match="options"):
+        env.reset(options={"starts": [5]})

@@ -6,6 +6,7 @@ from worldenv.ops.action_map import action_map
 from worldenv.simulator.causal import LIBERO_BASE, Causal, CausalConfig
 from worldenv.simulator.causal_world import CausalWorld
 from worldenv.simulator.tokenizer import PatchTokenizer
+from worldenv.simulator.world import World
 
 CONFIG = CausalConfig(image_size=32, patch=8, channels=6, chunk=2, window=4, width=48, layers=3, heads=3, key_heads=1)
 POSE = torch.tensor([0.0, 0.05, 0.1, 0.0, 0.0, 0.0, 0.5])
@@ -124,6 +125,20 @@ def test_eight_bits_in_the_ring_change_little():
     assert other.bytes_each() < 0.5 * ring.bytes_each()
 
 
+@pytest.mark.parametrize("cache", ["float", "int8"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_the_precision_changes_little_and_places_stay_exact(dtype, cache):
+    exact, half = make(), make(CausalConfig(**{**CONFIG.__dict__, "cache": cache}))
+    half.simulator.load_state_dict(exact.simulator.state_dict())
+    half.simulator.to(dtype)
+    assert torch.equal(half.simulator.time_angle, exact.simulator.time_angle)
+    assert torch.equal(half.simulator.space_angle, exact.simulator.space_angle)
+    frames, proprio = begin(exact)
+    (a, _), (b, ring) = walk(exact, frames, proprio, 4), walk(half, frames, proprio, 4)
+    assert ring.keys.dtype == (dtype if cache == "float" else torch.int8)
+    assert 0 < (a.float() - b.float()).abs().mean() < 2.0
+
+
 def test_other_noise_gives_other_frames():
     world = make()
     frames, proprio = begin(world)
@@ -178,6 +193,10 @@ def test_full_size_has_400_million_parameters_and_an_episode_fits_8_mb():
         ({"window": 3}, "window of chunk"),
         ({"heads": 5}, "width must be a multiple of 8 heads"),
         ({"heads": 6, "key_heads": 4}, "heads of key_heads"),
+        ({"heads": 0}, "all but window must be positive"),
+        ({"layers": 0}, "all but window must be positive"),
+        ({"window": -2}, "all but window must be positive, and that not negative"),
+        ({"cache": "int4"}, "cache is 'int4'; it should be 'float' or 'int8'"),
     ],
 )
 def test_impossible_configuration_is_refused(wrong, message):
@@ -185,6 +204,11 @@ def test_impossible_configuration_is_refused(wrong, message):
         CausalConfig(**{**CONFIG.__dict__, **wrong})
 
 
-def test_camera_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="the camera has 64 x 64 pixels"):
-        CausalWorld(Causal(CONFIG), tabletop_camera(64))
+@pytest.mark.parametrize("kind", ["composing", "causal"])
+def test_camera_of_another_size_and_levels_that_lead_nowhere_are_refused(tiny, kind):
+    network, make = (tiny.simulator(size=32), World) if kind == "composing" else (Causal(CONFIG), CausalWorld)
+    with pytest.raises(ValueError, match="the camera has 64 x 64 pixels; the simulator imagines 32 x 32"):
+        make(network, tabletop_camera(64), (1.0,))
+    for levels in ((), (0.5,), (1.0, 1.0), (1.0, 0.0), (1.0, 0.5, 0.7), (float("nan"),), (1.0, float("nan"))):
+        with pytest.raises(ValueError, match="levels is .*; they should begin with 1.0 and fall, all above 0"):
+            make(network, tabletop_camera(32), levels)

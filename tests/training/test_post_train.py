@@ -239,8 +239,25 @@ def test_iterations_practise_from_other_starts_with_other_draws(tiny, tmp_path, 
         ({"clip": 0.0}, r"clip must lie in \(0, 1\)"),
         ({"clip": 1.0}, r"clip must lie in \(0, 1\)"),
         ({"learning_rate": 0.0}, "learning_rate be positive"),
+        ({"learning_rate": math.inf}, "learning_rate be positive and finite"),
+        ({"signal": math.nan}, r"signal must lie in \[0, 1\]"),
+        ({"max_skipped": -1}, "max_skipped not be negative"),
     ],
 )
 def test_bad_configuration_is_refused(bad, message):
     with pytest.raises(UserError, match=message):
         PostTrainConfig(**bad)
+
+
+def test_a_policy_that_cannot_be_updated_is_refused_before_any_rollout(tiny, tmp_path):
+    engine = tiny.engine(policy=torch.nn.Linear(1, 1))
+    with pytest.raises(UserError, match="practising takes a policy with `see`, `heads` and `features`"):
+        post_train(engine, tiny.starts(3), CONFIG, RunFolder.create(tmp_path / "run", {}), 0)
+
+
+def test_an_iteration_of_broken_episodes_alone_ends_the_run(tiny, tmp_path, monkeypatch):
+    engine, folder = tiny.engine(horizon=2), RunFolder.create(tmp_path / "run", {})
+    judge = engine.reflector.judge
+    monkeypatch.setattr(engine.reflector, "judge", lambda *given: judge(*given) / 0)
+    with pytest.raises(UserError, match="in iteration 1 every imagined episode became non-finite"):
+        post_train(engine, tiny.starts(3), CONFIG, folder, 0)

@@ -59,3 +59,8 @@ def test_training_lowers_the_loss_and_leaves_the_tokenizer_alone(clips, tmp_path
 def test_clips_that_are_too_short_are_refused(clips):
     with pytest.raises(ValueError, match="the longest clip has 8 steps; 5 chunks are 10"):
         causal_loss(Causal(CONFIG), clips, projection(), 2, 5)
+
+
+def test_tokenizer_of_more_channels_than_there_are_patches_is_refused():
+    with pytest.raises(ValueError, match="4 patches are too few for 5 channels"):
+        fit_tokenizer(PatchTokenizer(4, 5), torch.zeros(1, 1, 8, 8, 3, dtype=torch.uint8), 0, count=1)

@@ -27,6 +27,13 @@ class Imagined(Slots):
 
 def check_starts(starts: Starts, world: World) -> None:
     """Raise UserError if there is no start, or one that the simulator cannot go on from."""
+    shapes = {"frame": (torch.uint8, 4, "[N, H, W, 3]"), "proprio": (torch.float32, 2, "[N, 7]"),
+              "tokens": (torch.int64, 2, "[N, L]")}  # fmt: skip
+    for name, (dtype, dimensions, wanted) in shapes.items():
+        tensor = getattr(starts, name)
+        if tensor.dtype != dtype or tensor.ndim != dimensions or len(tensor) != len(starts.frame):
+            raise UserError(f"{name} of the starts is {tensor.dtype} {list(tensor.shape)}; it should be {dtype} "
+                            f"{wanted}, N = {len(starts.frame)}")  # fmt: skip
     if starts.frame.shape[1:] != (world.size, world.size, 3):
         raise UserError(
             f"the starts have frames of {list(starts.frame.shape[1:])}; the simulator imagines "
@@ -37,6 +44,14 @@ def check_starts(starts: Starts, world: World) -> None:
     if starts.frame.device != world.device:
         raise UserError(f"the starts are on {starts.frame.device}, the simulator is on {world.device}; "
                         "move them: starts.to(device)")  # fmt: skip
+    if starts.proprio.shape[1] != 7 or not starts.proprio.isfinite().all():
+        raise UserError(f"proprio of the starts is {list(starts.proprio.shape)}; it should be 7 finite numbers each")
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError for a seed that is no integer of 64 bits."""
+    if not -(2**63) <= seed < 2**63:
+        raise UserError(f"seed is {seed}; it should be an integer of 64 bits")
 
 
 def begin(
@@ -77,7 +92,7 @@ def advance(
     proprio = chunk_kinematics(live.proprio, action, kinematics)
     frames, drawn = (_whole_passes if live.begun is None else _parts_of_passes)(live, proprio, world, seed)
     reward = reflector.judge(frames, live.pooled)
-    finite = torch.isfinite(action.sum((1, 2)) + reward.sum(1)) & drawn  # a sum is, where all of it is
+    finite = torch.isfinite((0 * action).sum((1, 2)) + reward.sum(1)) & drawn  # a sum is, where all of it is
     over = (reward > reflector.config.threshold) & finite[:, None]  # a broken episode is no success
     return Imagined(frames, proprio, reward, over, finite)
 

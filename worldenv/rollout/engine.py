@@ -3,19 +3,17 @@
 import warnings
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from worldenv.errors import UserError
-from worldenv.int8 import is_fast
 from worldenv.kinematics import Kinematics
 from worldenv.memory import free_bytes, ran_out
 from worldenv.ops.laplace_chunk import laplace_chunk
 from worldenv.parallel import CPU, in_parts
 from worldenv.reflector.network import Reflector
-from worldenv.rollout.advance import Imagined, advance, begin, check_starts
+from worldenv.rollout.advance import Imagined, advance, begin, check_seed, check_starts
 from worldenv.rollout.episodes import Episodes, Rollouts, Starts
 from worldenv.rollout.graphs import Graphs
 from worldenv.simulator.world import World
@@ -30,13 +28,10 @@ class EngineConfig:
     capacity: int | None = None  # E, episodes resident at a time; None: as many as wait and free memory has room for
     batch: int | None = None  # episodes per network pass; None: what a CPU's cache holds, on a GPU all
     graphs: bool = True  # on a GPU: replay what was recorded instead of launching every kernel
-    precision: Literal["auto", "float32", "int8"] = "auto"  # of the networks; auto: int8 where the CPU is made for it
 
     def __post_init__(self) -> None:
         if min(n for n in (self.horizon, self.capacity, self.batch) if n is not None) < 1:
             raise UserError(f"horizon, capacity and batch must be positive: {self}")
-        if self.precision == "int8" and not is_fast():
-            raise UserError("this CPU has no instructions for --engine.precision int8; take auto or float32")
 
 
 @dataclass
@@ -72,8 +67,9 @@ class Engine:
     The policy is any module with policy(frame [B, H, W, 3] uint8, proprio [B, 7], instruction) -> mu, beta [B, k, 7] of
     a Laplace distribution, beta the logarithm of its scale. `instruction` are the tokens [B, L] int64; of a policy with
     a method `read` it is policy.read(tokens), a tensor [B, ...] that is made once per episode. k is `chunk`, or else
-    policy.config.chunk, or else the simulator's own, which costs least. A policy that is policy.heads(policy.see(frame,
-    instruction), proprio) and has an attribute `features`, the width of what `see` gives, has that recorded, too.
+    policy.config.chunk, or else the simulator's own, which costs least. A policy with methods `see` and `heads`, and an
+    attribute `features`, the width of what `see` gives, is called as policy.heads(policy.see(frame, instruction),
+    proprio), and what `see` gave is recorded, too.
     """
 
     def __init__(
@@ -85,17 +81,21 @@ class Engine:
         config: EngineConfig,
         chunk: int | None = None,
     ):
-        self.chunk = chunk or getattr(getattr(policy, "config", None), "chunk", world.chunk)
+        self.chunk = getattr(getattr(policy, "config", None), "chunk", world.chunk) if chunk is None else chunk
         if self.chunk < 1:
             raise UserError(f"chunk is {self.chunk}; an episode acts at least once in a chunk")
         self.policy, self.world, self.reflector = policy, world, reflector
-        self.features = getattr(policy, "features", 0)
+        self.features = getattr(policy, "features", 0) if hasattr(policy, "see") and hasattr(policy, "heads") else 0
         self.kinematics, self.config = kinematics, config
         self.capacity = config.capacity
+        self._give_up_slots()
+
+    def _give_up_slots(self) -> None:
         self.episodes: Episodes | None = None  # the slots, once there are any
         self.rows = torch.zeros(0, dtype=torch.long, device=CPU)  # [E], what episodes.row says, on the host
-        self.graphs = Graphs(self.think)
+        self.graphs = Graphs(self.think)  # of these slots: they write to their memory
 
+    @torch.inference_mode(False)  # slots that were made in that mode could not be written to outside of it
     @torch.no_grad()
     def run(
         self,
@@ -107,8 +107,17 @@ class Engine:
         stop: bool = True,  # False: go on to the horizon whatever the reflector says
         video: bool = False,
     ) -> Rollouts:
-        """The finished rollouts, siblings of one start next to each other."""
+        """The finished rollouts, siblings of one start next to each other.
+
+        Raises UserError for starts that the simulator cannot go on from and for a policy that returns something else.
+        """
         check_starts(starts, self.world)
+        check_seed(seed)
+        if siblings < 1:
+            raise UserError(f"siblings is {siblings}; every start needs at least one episode")
+        if self.episodes is not None and self.tokens != starts.tokens.shape[1]:
+            self._give_up_slots()  # they were made for instructions of another length
+        self.tokens = starts.tokens.shape[1]
         device = starts.frame.device
         starts = starts.pick(torch.arange(len(starts), device=device).repeat_interleave(siblings))
         out = Rollouts.empty(starts, self.config.horizon, self.chunk, video, self.features)
@@ -117,12 +126,14 @@ class Engine:
         run = _Run(starts, out, seed, first_episode, explore, stop, waiting, finished)
         over = self._room(run)
         while len(over):
+            slots = len(over) if self.episodes is None else len(self.episodes)
             try:
                 over = self._advance(over, run)
+                continue
             except RuntimeError as error:
-                if not ran_out(error) or len(over) == 1:
+                if not ran_out(error) or slots == 1:
                     raise
-                over = self._halve(run, len(over))
+            over = self._halve(run, slots)  # out here, where nothing holds the memory of the step any more
         if video:
             out.video[:, 0] = starts.frame
         return out
@@ -140,15 +151,12 @@ class Engine:
             self.capacity = max(1, int(free / self.bytes_per_episode(run.starts)[0]))
         return torch.ones(min(self.capacity, len(run.waiting)), dtype=torch.bool, device=CPU)
 
-    def _halve(self, run: _Run, resident: int) -> Tensor:  # [E] bool, all over
+    def _halve(self, run: _Run, slots: int) -> Tensor:  # [E] bool, all over
         """Memory ran out: begin the unfinished episodes again, with half as many slots. They will be the same."""
-        slots, _ = self.bytes_per_episode(run.starts)
-        warnings.warn(
-            f"out of memory with {resident} resident episodes of {slots / 2**20:.2f} MiB; going on with "
-            f"{resident // 2}",
-            stacklevel=3,
-        )
-        self.capacity, self.episodes = resident // 2, None
+        size = "" if self.episodes is None else f" of {self.episodes.bytes_each() / 2**20:.2f} MiB"
+        warnings.warn(f"out of memory with {slots} slots{size}; going on with {slots // 2}", stacklevel=3)
+        self._give_up_slots()
+        self.capacity = slots // 2
         run.waiting = (~run.finished).nonzero()[:, 0]
         run.out.forget(run.waiting)
         return self._room(run)
@@ -171,6 +179,7 @@ class Engine:
         free, device = over.nonzero()[:, 0], run.starts.frame.device
         rows, run.waiting = run.waiting[: len(free)], run.waiting[len(free) :]
         if self.episodes is None or len(self.episodes) < len(over):
+            self._give_up_slots()
             self.episodes = self._begin(rows[:1].to(device), run.starts, 0).empty(len(over))
             self.rows = torch.zeros(len(over), dtype=torch.long, device=CPU)
 
@@ -215,6 +224,8 @@ class Engine:
         feature, mu, beta = self._ask(live)
         action, log_prob = laplace_chunk(mu, beta, seed, live.id, live.chunk, explore)
         led_to = advance(live, action, self.world, self.reflector, self.kinematics, seed)
+        led_to.finite &= torch.isfinite(log_prob)
+        led_to.over &= led_to.finite[:, None]
         return Thought(action, log_prob, feature, led_to)
 
     def _ask(self, live: Episodes) -> tuple[Tensor | None, Tensor, Tensor]:

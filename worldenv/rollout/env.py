@@ -14,7 +14,7 @@ from worldenv.errors import UserError
 from worldenv.kinematics import Kinematics
 from worldenv.parallel import in_parts
 from worldenv.reflector.network import Reflector
-from worldenv.rollout.advance import advance, begin, check_starts
+from worldenv.rollout.advance import advance, begin, check_seed, check_starts
 from worldenv.rollout.episodes import Episodes, Starts
 from worldenv.simulator.world import World
 from worldenv.slots import Slots
@@ -80,13 +80,20 @@ class WorldModelEnv:
         self.standing = Standing.new(config.envs, self.device)
         self.episodes: Episodes | None = None  # until the first reset
         self._order: Tensor | None = None  # [M] int64, rows of `starts`; None until there is a seed
+        self._next_seed: int | None = None  # from the next reset on
 
     def seed(self, seed: int) -> None:
-        """Number the episodes from 0 again, in the random world and the order of starts of this seed."""
+        """From the next reset on, which must be of all, number the episodes from 0 again, in the random world and the
+        order of starts of this seed."""
+        check_seed(seed)
+        self._next_seed = seed
+
+    def _take_seed(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._order = torch.randperm(len(self.starts), generator=generator, device="cpu").to(self.device)
-        self._seed, self._begun, self._place = seed, 0, 0
+        self._seed, self._next_seed, self._begun, self._place = seed, None, 0, 0
 
+    @torch.inference_mode(False)  # slots that were made in that mode could not be written to outside of it
     def reset(
         self,
         mask: Tensor | None = None,  # [E] bool, which to begin anew; None: all
@@ -94,19 +101,22 @@ class WorldModelEnv:
     ) -> dict[str, Tensor]:
         """Begin episodes, and return `observe()`. Without a seed so far, one is drawn from torch's generator.
 
-        Raises UserError if the first reset is not of all, or a row does not exist.
+        Raises UserError if the first reset, or the first after `seed`, is not of all, or a row does not exist.
         """
         e = self.config.envs
         mask = torch.ones(e, dtype=torch.bool, device=self.device) if mask is None else mask.to(self.device)
         if mask.shape != (e,) or mask.dtype != torch.bool:
             raise UserError(f"mask is {mask.dtype} {list(mask.shape)}; it should be torch.bool [{e}]")
-        if self._order is None:
-            self.seed(int(torch.randint(2**31, (), device="cpu")))
-        if starts is not None:
-            self._order, self._place = self._rows(starts), 0
-        slots = mask.nonzero()[:, 0]
-        if self.episodes is None and len(slots) < e:
-            raise UserError(f"the first reset is of {len(slots)} of {e} episodes; begin them all first: reset()")
+        slots, rows = mask.nonzero()[:, 0], None if starts is None else self._rows(starts)
+        if (self.episodes is None or self._next_seed is not None) and len(slots) < e:
+            raise UserError(f"the first reset, or the first with a new seed, is of {len(slots)} of {e} episodes; begin "
+                            "them all: reset()")  # fmt: skip
+        if self._order is None and self._next_seed is None:
+            self._next_seed = int(torch.randint(2**31, (), device="cpu"))
+        if self._next_seed is not None:
+            self._take_seed(self._next_seed)
+        if rows is not None:
+            self._order, self._place = rows, 0
         if len(slots):
             self._begin(slots)
         return self.observe()
@@ -160,16 +170,17 @@ class WorldModelEnv:
 
         frame [E, H, W, 3] `frame_dtype` · proprio [E, 7] float32 · instruction [E, L] int64, tokens
         """
-        live, dtype = self.episodes, self.config.frame_dtype
+        live, dtype = self._live(), self.config.frame_dtype
         frame = live.frame.clone() if dtype == torch.uint8 else (live.frame.float() / 127.5 - 1).to(dtype)
         return {"frame": frame, "proprio": live.proprio.clone(), "instruction": live.instruction.clone()}
 
     def info(self) -> dict[str, Tensor]:
         """About each episode: its number `id`, the row `start` of its start, and steps, score, broken of `Standing`."""
-        live, now = self.episodes, self.standing
+        live, now = self._live(), self.standing
         tensors = {"id": live.id, "start": live.row, "steps": now.steps, "score": now.score, "broken": now.broken}
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
+    @torch.inference_mode(False)
     def step(
         self,
         action: Tensor,  # [E, k, 7], clipped to [-1, 1]
@@ -178,8 +189,7 @@ class WorldModelEnv:
 
         Raises UserError before the first reset, and on an action of another shape.
         """
-        if self.episodes is None:
-            raise UserError("there are no episodes yet; begin them: reset()")
+        self._live()
         wanted = (self.config.envs, self.chunk, 7)
         action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
         if action.shape != wanted:
@@ -187,6 +197,11 @@ class WorldModelEnv:
         parts = in_parts(lambda part: self._step(part, action[part]), len(action), self.config.batch, self.device)
         reward = torch.cat(parts)
         return self.observe(), reward, self.standing.terminated.clone(), self.standing.truncated.clone()
+
+    def _live(self) -> Episodes:
+        if self.episodes is None:
+            raise UserError("there are no episodes yet; begin them: reset()")
+        return self.episodes
 
     @torch.no_grad()
     def _step(self, part: slice, action: Tensor) -> Tensor:  # [B] float32

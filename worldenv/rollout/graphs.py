@@ -22,17 +22,21 @@ class Graphs:
 
     A graph reads and writes fixed memory: slots that are views of one allocation, weights that change in place, and
     results that the next replay overwrites. So a graph belongs to its slots, to the number of them (a bucket: the slots
-    between `count` and its end are computed and left out), and to whatever numbers `think` is called with, `key`.
+    between `count` and its end are computed and left out), and to whatever numbers `think` is called with: those of
+    other numbers are dropped. Other slots want other `Graphs`.
     """
 
     def __init__(self, think: Callable[..., Thought]):
         self.think = think
-        self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Thought] | None] = {}
+        self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Thought] | None] = {}  # by bucket and first slot
+        self.numbers: tuple[Hashable, ...] = ()
 
     def __call__(self, slots: Slots, count: int, *numbers: Hashable) -> Thought:
         """think(slots[:bucket], *numbers), of which the first `count` rows."""
         live = slots[: bucket(count, len(slots))]
-        key = (len(live), next(live.tensors()).data_ptr(), numbers)
+        if numbers != self.numbers:
+            self.graphs, self.numbers = {}, numbers
+        key = (len(live), next(live.tensors()).data_ptr())
         if key not in self.graphs:  # the first time as it is: kernels are compiled, libraries set up
             self.graphs[key] = None
             return self.think(live, *numbers)[:count]

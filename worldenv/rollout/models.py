@@ -12,7 +12,7 @@ from torch import nn
 
 from worldenv.checkpoint import CheckpointError, load_weights, save_weights
 from worldenv.errors import UserError
-from worldenv.int8 import Ranges, in_int8, is_fast
+from worldenv.int8 import Int8, Ranges, check_precision, in_int8, is_fast
 from worldenv.policy.network import Policy, PolicyConfig
 from worldenv.reflector.network import Reflector, ReflectorConfig
 from worldenv.simulator.causal import Causal, CausalConfig
@@ -93,11 +93,25 @@ class Models:
         """These models as a rollout runs them: with precision int8 twins that share all parameters, else themselves.
 
         auto is int8 where the ranges are known and the models are on a CPU that is made for it. Raises UserError if
-        int8 is asked for and the ranges are not known.
+        int8 is asked for and cannot be had, or the ranges are of other models.
         """
+        check_precision(precision)
         possible = self.ranges is not None and is_fast() and self.simulator.plate.device.type == "cpu"
         if precision == "float32" or (precision == "auto" and not possible):
             return self
         if self.ranges is None:
-            raise UserError(f"the models have no {RANGES}, so --engine.precision int8 cannot be had; take auto")
-        return replace(self, **{name: in_int8(part, self.ranges[name]) for name, part in self.parts().items()})
+            raise UserError(f"the models have no {RANGES}, so --precision int8 cannot be had; take auto")
+        if not possible:
+            raise UserError(f"the models are on {self.simulator.plate.device}; --precision int8 is for the CPU")
+        return replace(self, **{name: self._in_int8(name) for name in self.parts()})
+
+    def _in_int8(self, name: str) -> nn.Module:
+        ranges = self.ranges.get(name, {"": None})
+        small = in_int8(self.parts()[name], ranges)
+        found = {path for path, module in small.named_modules() if isinstance(module, Int8)}
+        if found != set(ranges):
+            raise UserError(
+                f"{RANGES} has the ranges of another {name}: it names {len(ranges)} layers, of which there are "
+                f"{len(found)}; make it anew (worldenv-train --from-scratch does) or take --precision float32"
+            )
+        return small

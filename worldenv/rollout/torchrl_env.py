@@ -19,7 +19,8 @@ class TorchRLWorldModelEnv(EnvBase):
 
     Keys: action [E, k, 7]; frame, proprio, instruction; reward, done, terminated, truncated and broken, all [E, 1].
     terminated: the reflector stopped it. truncated: it came to the horizon, or something became non-finite (`broken`,
-    reward 0). Episodes are begun anew where "_reset" says so, as TorchRL's rollouts and collectors do.
+    reward 0). Episodes are begun anew where "_reset" says so, as TorchRL's rollouts and collectors do; from
+    reset(starts=rows) on they begin at those rows of the starts, in turn.
     """
 
     def __init__(self, env: WorldModelEnv):
@@ -38,9 +39,9 @@ class TorchRLWorldModelEnv(EnvBase):
         low, high = (bound.expand(*self.batch_size, *bound.shape).clone() for bound in self.env.bounds(name))
         return Bounded(low, high, shape=low.shape, dtype=low.dtype, device=self.env.device)
 
-    def _reset(self, tensordict: TensorDictBase | None = None, **_) -> TensorDictBase:
+    def _reset(self, tensordict: TensorDictBase | None = None, starts: Tensor | None = None) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
-        return self._as_tensordict(self.env.reset(None if mask is None else mask.reshape(len(mask))))
+        return self._as_tensordict(self.env.reset(None if mask is None else mask.reshape(len(mask)), starts))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         going_on = tensordict.get("_step", None)  # TorchRL leaves out what is over, and that stays as it is anyway

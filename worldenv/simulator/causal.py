@@ -38,6 +38,10 @@ class CausalConfig:
     def __post_init__(self) -> None:
         if self.image_size % self.patch or self.patch % self.map_shrink or self.window % self.chunk or self.chunk < 1:
             raise ValueError(f"image_size must be a multiple of patch, patch of map_shrink, window of chunk: {self}")
+        if min(self.channels, self.width, self.layers, self.heads, self.key_heads) < 1 or self.window < 0:
+            raise ValueError(f"all but window must be positive, and that not negative: {self}")
+        if self.cache not in ("float", "int8"):
+            raise ValueError(f"cache is {self.cache!r}; it should be 'float' or 'int8'")
         if self.width % self.heads or self.heads % self.key_heads or (self.width // self.heads) % 8:
             raise ValueError(f"width must be a multiple of 8 heads, and heads of key_heads: {self}")
 
@@ -109,9 +113,16 @@ class Causal(nn.Module):
         self.layers = nn.ModuleList(CausalLayer(config) for _ in range(config.layers))
         self.last_table = nn.Parameter(torch.randn(2, d) / math.sqrt(d))
         self.head = nn.Linear(d, config.channels)
-        time_angle, space_angle = rotary_angles(config.image_size // config.patch, config.head)
-        self.register_buffer("time_angle", time_angle, persistent=False)
-        self.register_buffer("space_angle", space_angle, persistent=False)
+        self._place_angles()
+
+    def _place_angles(self) -> None:
+        time_angle, space_angle = rotary_angles(self.config.image_size // self.config.patch, self.config.head)
+        self.time_angle, self.space_angle = (x.to(self.see.weight.device) for x in (time_angle, space_angle))
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self._place_angles()  # in float32 in a network of whichever type: bfloat16 tells no 257th frame from the 256th
+        return self
 
     def condition(
         self,
@@ -140,8 +151,8 @@ class Causal(nn.Module):
 
         def attend(number: int, qkv: Tensor) -> Tensor:
             layer, here = self.layers[number], ring.layer(number)
-            query = rope_cache_write(qkv, layer.query_gain, layer.key_gain, frame, place, self.time_angle,
-                                     self.space_angle, *here)  # fmt: skip
+            gains = layer.query_gain.float(), layer.key_gain.float()
+            query = rope_cache_write(qkv, *gains, frame, place, self.time_angle, self.space_angle, *here)
             return windowed_attention(query, here.keys, here.values, length, here.key_scale, here.value_scale)
 
         return self._through(latents, t, condition, attend)

@@ -11,9 +11,9 @@ from worldenv.ops.denoise_step import denoise_step
 from worldenv.ops.philox import Use, philox
 from worldenv.simulator.causal import Causal
 from worldenv.simulator.ring import Ring
-from worldenv.simulator.world import World
+from worldenv.simulator.world import World, check_world
 
-STUDENT_LEVELS = (1.0, 0.5)  # noise levels t of the passes over a chunk
+LEVELS = (1.0, 0.5)  # noise levels t of the passes over a chunk
 
 
 class CausalWorld(World):
@@ -21,14 +21,9 @@ class CausalWorld(World):
 
     resumes = False  # what is imagined ahead takes the ring's oldest places
 
-    def __init__(self, simulator: Causal, camera: Camera, levels: Sequence[float] = STUDENT_LEVELS):
+    def __init__(self, simulator: Causal, camera: Camera, levels: Sequence[float] = LEVELS):
         config = simulator.config
-        if camera.height != config.image_size or camera.width != config.image_size:
-            raise ValueError(
-                f"the camera has {camera.height} x {camera.width} pixels; the simulator imagines "
-                f"{config.image_size} x {config.image_size}"
-            )
-        self.simulator, self.levels = simulator, tuple(levels)
+        self.simulator, self.levels = simulator, check_world(camera, config.image_size, levels)
         self.size, self.chunk = config.image_size, config.chunk
         shrink = torch.tensor([[1 / config.map_shrink], [1 / config.map_shrink], [1.0]])  # of the two pixel axes
         self.projection = (torch.from_numpy(camera.projection) * shrink).to(simulator.time_angle.device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -26,13 +27,26 @@ class Memory(Slots):
     previous: Tensor  # [E, H, W, 3] uint8, the last one a chunk ago
 
 
+def check_world(camera: Camera, size: int, levels: Sequence[float]) -> tuple[float, ...]:
+    """The noise levels. Raises ValueError for a camera of another size, and for levels that do not fall from 1 to
+    above 0: an episode begins as pure noise."""
+    if camera.height != size or camera.width != size:
+        raise ValueError(
+            f"the camera has {camera.height} x {camera.width} pixels; the simulator imagines {size} x {size}"
+        )
+    levels = tuple(levels)
+    if not levels or levels[0] != 1 or not levels[-1] > 0 or any(not a > b for a, b in pairwise(levels)):
+        raise ValueError(f"levels is {levels}; they should begin with 1.0 and fall, all above 0")
+    return levels
+
+
 class World:
     """Network, camera and noise levels together. `CausalWorld` does the same another way."""
 
     resumes = True  # a pass can be imagined anew when more of its poses are known
 
     def __init__(self, simulator: Simulator, camera: Camera, levels: Sequence[float]):
-        self.simulator, self.levels = simulator, tuple(levels)
+        self.simulator, self.levels = simulator, check_world(camera, simulator.config.image_size, levels)
         self.projection, self.size = torch.from_numpy(camera.projection).to(simulator.plate.device), camera.height
         self.chunk = simulator.config.chunk
 

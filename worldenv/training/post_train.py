@@ -1,7 +1,8 @@
 """LOOP: leave-one-out advantage + PPO, entirely inside the world model (METHOD.md, "Post-training")."""
 
+import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +39,10 @@ class PostTrainConfig:
             raise UserError(f"iterations, starts, epochs, minibatch and accumulate must be positive: {self}")
         if self.siblings < 2:
             raise UserError(f"siblings is {self.siblings}; leave-one-out needs at least 2 rollouts of a start")
-        if not 0 < self.clip < 1 or not self.learning_rate > 0:
-            raise UserError(f"clip must lie in (0, 1) and learning_rate be positive: {self}")
+        if not 0 < self.clip < 1 or not 0 < self.learning_rate < math.inf:
+            raise UserError(f"clip must lie in (0, 1) and learning_rate be positive and finite: {self}")
+        if not 0 <= self.signal <= 1 or self.max_skipped < 0:
+            raise UserError(f"signal must lie in [0, 1] and max_skipped not be negative: {self}")
         if self.warmup < 1:
             raise UserError(f"warmup is {self.warmup}; 1 is the least: the full learning rate from the start")
 
@@ -61,7 +64,7 @@ def leave_one_out(
 def group_advantage(
     rollouts: Rollouts, siblings: int, signal: float
 ) -> tuple[Tensor, int]:  # [E], groups without signal
-    """The advantage of every episode. A group whose sound rewards all lie within `signal` of their mean gets 0."""
+    """The advantage of every episode. A group whose advantages are all smaller than `signal` gets 0."""
     sound = ~rollouts.broken.view(-1, siblings)
     reward = torch.where(sound, rollouts.final_reward().view(-1, siblings), 0.0)
     advantage = leave_one_out(reward, sound)
@@ -85,13 +88,14 @@ class Learner:
     def update(self, rollouts: Rollouts, advantage: Tensor, generator: torch.Generator) -> dict[str, float]:
         """`epochs` passes over every chunk whose episode has an advantage, in shuffled minibatches."""
         horizon = rollouts.log_prob.shape[1]
-        used = (torch.arange(horizon) < rollouts.chunks[:, None]) & (advantage != 0)[:, None]
+        device = advantage.device
+        used = (torch.arange(horizon, device=device) < rollouts.chunks[:, None]) & (advantage != 0)[:, None]
         episode, chunk = used.nonzero(as_tuple=True)
         if not len(episode):
             return {"loss": 0.0, "clip_fraction": 0.0, "chunks": 0}
         losses, clipped = [], []
         for _ in range(self.config.epochs):
-            order = torch.randperm(len(episode), generator=generator)
+            order = torch.randperm(len(episode), generator=generator).to(device)
             for part in order.split(self.config.minibatch):
                 loss, share = self._step(rollouts, advantage, episode[part], chunk[part])
                 losses.append(loss)
@@ -101,7 +105,7 @@ class Learner:
 
     def _step(self, rollouts: Rollouts, advantage: Tensor, episode: Tensor, chunk: Tensor) -> tuple[float, float]:
         self.optimizer.zero_grad(set_to_none=True)
-        loss, share = torch.zeros(()), torch.zeros(())
+        loss, share = advantage.new_zeros(2).unbind()
         at_once = self.config.accumulate or len(episode)
         for e, c in zip(episode.split(at_once), chunk.split(at_once), strict=True):
             mu, beta = self.policy.heads(rollouts.feature[e, c], rollouts.proprio[e, c])
@@ -124,6 +128,8 @@ class Learner:
 
 def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: RunFolder, seed: int) -> dict[str, int]:
     """Improve `engine.policy` in imagination, in place; resumable after any iteration. Returns the run's counts."""
+    if not engine.features:
+        raise UserError("practising takes a policy with `see`, `heads` and `features`: see Engine")
     learner = Learner(engine.policy, config)
     path = folder.checkpoints / f"{STAGE}.state.safetensors"
     first, counts = 0, {"groups": 0, "groups_without_signal": 0, "broken_episodes": 0, "skipped_steps": 0}
@@ -139,7 +145,7 @@ def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: 
             figures = _iterate(engine, learner, starts, iteration, seed, counts)
             folder.log(STAGE, iteration, **figures)
             save_state(path, policy=engine.policy.state_dict(), optimizer=learner.optimizer.state_dict(),
-                       iteration=iteration + 1, counts=counts, config=asdict(config))  # fmt: skip
+                       iteration=iteration + 1, counts=counts)  # fmt: skip
             progress.advance(reward=figures["reward"], success=f"{100 * figures['imagined_success']:.0f} %")
     return counts
 
@@ -150,8 +156,12 @@ def _iterate(
     config = learner.config
     generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
     began = time.monotonic()
-    picked = starts.pick(torch.randint(len(starts), (config.starts,), generator=generator))
-    rollouts = engine.run(picked, config.siblings, seed, first_episode=iteration * config.starts * config.siblings)
+    picked = torch.randint(len(starts), (config.starts,), generator=generator).to(starts.frame.device)
+    first = iteration * config.starts * config.siblings
+    rollouts = engine.run(starts.pick(picked), config.siblings, seed, first)
+    sound = ~rollouts.broken
+    if not sound.any():
+        raise UserError(f"in iteration {iteration + 1} every imagined episode became non-finite: nothing can be learnt")
     advantage, flat = group_advantage(rollouts, config.siblings, config.signal)
     imagined = time.monotonic()
     for group in learner.optimizer.param_groups:
@@ -161,7 +171,6 @@ def _iterate(
     counts["groups_without_signal"] += flat
     counts["broken_episodes"] += int(rollouts.broken.sum())
     counts["skipped_steps"] = learner.skipped
-    sound = ~rollouts.broken
     return {
         "reward": rollouts.final_reward()[sound].mean().item(),
         "imagined_success": rollouts.stopped[sound].float().mean().item(),

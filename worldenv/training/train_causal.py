@@ -19,17 +19,24 @@ MEMORY_NOISE = 0.1  # highest noise level of such a chunk: blunts drift
 @torch.no_grad()
 def fit_tokenizer(tokenizer: PatchTokenizer, frames: Tensor, seed: int, count: int = 512) -> float:
     """Make a linear tokenizer the best there is for these frames [N, T, H, W, 3]: their patches' principal components,
-    scaled so that latents have variance 1 on average. Returns its mean squared error (pixels in [-1, 1])."""
+    scaled so that latents have variance 1 on average. Returns its mean squared error (pixels in [-1, 1]).
+
+    Raises ValueError if the frames have fewer patches than the tokenizer has channels.
+    """
     frames, generator = frames.flatten(0, 1), torch.Generator().manual_seed(seed)
     frames = frames[torch.randint(len(frames), (count,), generator=generator)]
     whole = PatchTokenizer(tokenizer.patch, 3 * tokenizer.patch**2)
     whole.encoder.weight.data = torch.eye(whole.channels)
     patches = whole.encode(frames).flatten(0, 1)
+    if len(patches) < tokenizer.channels:
+        raise ValueError(f"{len(patches)} patches are too few for {tokenizer.channels} channels; give more frames")
     mean = patches.mean(0)
     directions = torch.linalg.svd(patches - mean, full_matrices=False)[2][: tokenizer.channels]
     scale = ((patches - mean) @ directions.T).square().mean().sqrt()
-    tokenizer.encoder.weight.data, tokenizer.decoder.weight.data = directions / scale, (directions * scale).T.clone()
-    tokenizer.encoder.bias.data, tokenizer.decoder.bias.data = -(directions @ mean) / scale, mean
+    tokenizer.encoder.weight.copy_(directions / scale)
+    tokenizer.decoder.weight.copy_((directions * scale).T)
+    tokenizer.encoder.bias.copy_(-(directions @ mean) / scale)
+    tokenizer.decoder.bias.copy_(mean)
     again = tokenizer.decoder(tokenizer.encoder(patches))
     return (again - patches).square().mean().item()
 
