@@ -1,6 +1,6 @@
 """What 8 bits in the causal simulator's cache cost: how far imagined frames move, and whether further from the truth.
 
-    python benchmarks/cache_quality.py --run FOLDER [--steps 1500] [--episodes 600] [--tests 64]
+    python benchmarks/cache_quality.py --run FOLDER [--steps 600] [--episodes 600] [--tests 64]
 
 Trains the causal simulator on disturbed expert episodes of the embedded suite (a stopped run continues), then imagines
 other episodes along their true poses with its cache in floats, in 8 bits and, to have a scale, in floats from another
@@ -66,13 +66,13 @@ def by_chunk(found: Tensor, expected: Tensor, chunk: int) -> list[float]:  # [N,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder for the training; made, or continued")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--episodes", type=int, default=600, help="to learn from")
     parser.add_argument("--tests", type=int, default=64, help="episodes that are imagined")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     keep_freed_memory()
-    schedule = Schedule(given.steps, 16, 1e-3)
+    schedule = Schedule(given.steps, 8, 1e-3)
     config = {"schedule": asdict(schedule), "episodes": given.episodes, "seed": given.seed}
     folder = (RunFolder.resume if given.run.is_dir() else RunFolder.create)(given.run, config)
     network, figures = trained(folder, schedule, given.episodes, given.seed)

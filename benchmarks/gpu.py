@@ -2,10 +2,11 @@
 
     make gpu        (or: python3 benchmarks/gpu.py)
 
-Takes less than ten minutes: every step has a limit, and they add up to less. The package is built into build/gpu, so
-the Python that runs this stays as it is; it needs torch with CUDA, nvcc where there are .cu files, setuptools,
-pybind11, pytest and pytest-benchmark. Only files that mark something `gpu` are run, so what the others import may be
-missing. The JSON tells of failed steps too; the exit status is 0 only if none failed.
+Takes less than ten minutes: every step has a limit, and all together have one. The package is built into build/gpu, so
+the Python that runs this stays as it is; it needs torch with CUDA, nvcc where there are .cu files, setuptools >= 77,
+pybind11, pytest, pytest-benchmark, h5py, pillow and rich. Only files that mark something `gpu` are run, so what the
+others import may be missing. The JSON tells of failed steps too, build/gpu-logs has all that they printed; the exit
+status is 0 only if none failed. What is least sure comes last: a step that hangs takes no other with it.
 """
 
 import json
@@ -20,13 +21,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILT, RESULTS = ROOT / "build" / "gpu", ROOT / "benchmarks" / "results"
+BUILT, RESULTS, LOGS = ROOT / "build" / "gpu", ROOT / "benchmarks" / "results", ROOT / "build" / "gpu-logs"
+TRITON = "tests/kernels/triton_ops"  # its conftest.py marks what is in it
 PACKAGES = ("torch", "triton", "numpy", "safetensors", "h5py", "rich", "tyro", "tensorboard", "matplotlib", "pytest",
             "pytest-benchmark", "pybind11", "setuptools", "ninja", "transformers")  # fmt: skip
-TAIL = 4000  # characters of a step's output that are kept
+TAIL = 4000  # characters of a step's output that the JSON keeps
+TOTAL_S = 570.0
 
 
 @dataclass
@@ -34,9 +38,11 @@ class Step:
     """A command with a time limit; what came of it once it has run."""
 
     name: str
-    command: list[str]  # empty: there is nothing to run, which counts as a failure
+    command: list[str]
     limit_s: float
     needs: str | None = None  # the step without which this one is not tried
+    environment: dict[str, str] = field(default_factory=dict)
+    report: Path | None = None  # where its benchmarks write
     exit_status: int | None = None
     seconds: float | None = None
     problem: str | None = "not run"  # None: it went well
@@ -44,71 +50,84 @@ class Step:
 
 
 def marked(folder: str, pattern: str) -> list[str]:
-    """Files of a folder that mark something `gpu`."""
-    return [str(path) for path in sorted((ROOT / folder).rglob(pattern)) if "mark.gpu" in path.read_text()]
+    """Files of a folder that mark something `gpu`, relative to the root."""
+    paths = sorted(path for path in (ROOT / folder).rglob(pattern) if "pytest.mark.gpu" in path.read_text())
+    return [str(path.relative_to(ROOT)) for path in paths]
 
 
-def steps(report: Path) -> list[Step]:
-    """What `make gpu` does; the benchmarks write `report`."""
-    pip = ["-m", "pip", "install", "--no-build-isolation", "--no-deps", "--upgrade", "--target", str(BUILT), str(ROOT)]
-    pytest = [sys.executable, "-P", "-m", "pytest", "-q", "-m", "gpu", "--rootdir", str(ROOT)]
-    report_to = ["--benchmark-only", "--benchmark-json", str(report)]
-    tests, benchmarks = marked("tests", "test_*.py"), marked("benchmarks", "bench_*.py")
-    return [
-        Step("build", [sys.executable, *pip], 180),
-        Step("tests", tests and [*pytest, *tests], 150, "build"),
-        Step("benchmarks", benchmarks and [*pytest, *report_to, *benchmarks], 240, "build"),
+def steps(reports: Path) -> list[Step]:
+    """What `make gpu` does; the benchmarks write to the folder `reports`, a file each."""
+    pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-build-isolation", "--no-deps", "--upgrade",
+           "--disable-pip-version-check", "--target", str(BUILT), str(ROOT)]  # fmt: skip
+    pytest = [sys.executable, "-P", "-m", "pytest", "-q", "-rs", "--tb=short", "-m", "gpu", "--rootdir", str(ROOT)]
+    many = ["-n", "8"] if find_spec("xdist") else []  # most of the time is Triton's compiler's
+    triton = {"WORLDENV_BACKEND": "triton"}  # else CUDA C++ is tested in its place
+    out = [
+        Step("build", pip, 200, environment={"WORLDENV_CUDA": "1"}),
+        Step("tests", [*pytest, "-k", "not hopper", *marked("tests", "test_*.py")], 120, "build"),
+        Step("tests of triton", [*pytest, *many, TRITON], 150, "build", triton),
     ]
+    for path in sorted(marked("benchmarks", "bench_*.py"), key=lambda path: "kernels" in path):  # the engine first
+        report = reports / f"{Path(path).stem}.json"
+        only = ["--benchmark-only", "--benchmark-json", str(report)]
+        out.append(Step(Path(path).stem, [*pytest, *only, path], 200, "build", report=report))
+    hopper = [*pytest, "-k", "hopper", "tests/kernels/test_cuda_on_device.py"]
+    return [*out, Step("tests of wgmma", hopper, 100, "build")]
 
 
-def run(step: Step) -> None:
+def run(step: Step, limit_s: float) -> None:
     """Run a step; a limit that is over ends it and everything that it has started."""
     began = time.monotonic()
-    environment = os.environ | {"PYTHONPATH": str(BUILT)}
+    environment = os.environ | {"PYTHONPATH": str(BUILT)} | step.environment
+    environment.pop("TORCH_CUDA_ARCH_LIST", None)  # built for this card
     process = subprocess.Popen(
-        step.command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        start_new_session=True,
+        step.command, cwd=ROOT, env=environment, text=True, errors="replace", stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
-        output, _ = process.communicate(timeout=step.limit_s)
+        output, _ = process.communicate(timeout=limit_s)
         step.problem = f"exit status {process.returncode}" if process.returncode else None
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
-        step.problem = f"took longer than its {step.limit_s:g} s"
+        step.problem = f"took longer than its {limit_s:.3g} s"
     step.exit_status, step.seconds = process.returncode, time.monotonic() - began
     step.output_tail = output[-TAIL:]
+    LOGS.mkdir(parents=True, exist_ok=True)
+    (LOGS / f"{step.name.replace(' ', '-')}.txt").write_text(output)
 
 
-def run_all(todo: Sequence[Step]) -> None:
-    """One after the other; a step whose need went wrong is left out and says so."""
-    wrong = {step.name for step in todo if step.problem}
+def run_all(todo: Sequence[Step], total_s: float = TOTAL_S) -> None:
+    """One after the other; a step whose need went wrong is left out and says so, and so is one without time."""
+    wrong, end = {step.name for step in todo if step.problem}, time.monotonic() + total_s
     for step in todo:
+        left_s = end - time.monotonic()
         if step.needs in wrong:
             step.problem = f"not run: {step.needs} went wrong"
-        elif not step.command:
-            step.problem = "not run: no file marks anything gpu"
+        elif left_s < 1:
+            step.problem = f"not run: the {total_s:g} s for all steps were over"
         else:
             print(f"== {step.name}: {' '.join(step.command)}", flush=True)
-            run(step)
+            run(step, min(step.limit_s, left_s))
             print(step.output_tail)
         print(f"== {step.name}: {step.problem or 'ok'}", flush=True)
         if step.problem is None:
             wrong.discard(step.name)
 
 
-def document(todo: Sequence[Step], card: dict, report: Path) -> dict:
+def document(todo: Sequence[Step], card: dict) -> dict:
     """What goes to the JSON file: pytest-benchmark's layout with the steps beside it."""
-    measured = json.loads(report.read_text()) if report.exists() else {}
+    measured = [json.loads(step.report.read_text()) for step in todo if step.report and step.report.exists()]
+    first = measured[0] if measured else {}
     return {
         "datetime": datetime.now(UTC).isoformat(),
         "ok": all(step.problem is None for step in todo),
         "card": card,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "steps": [asdict(step) for step in todo],
-        "machine_info": measured.get("machine_info", {}),
-        "commit_info": measured.get("commit_info", {}),
-        "benchmarks": measured.get("benchmarks", []),
+        "steps": [{k: v for k, v in asdict(step).items() if k != "report"} for step in todo],
+        "machine_info": first.get("machine_info", {}),
+        "commit_info": first.get("commit_info", {}),
+        "benchmarks": [benchmark for one in measured for benchmark in one["benchmarks"]],
     }
 
 
@@ -144,11 +163,11 @@ def main() -> int:
         return 2
     card = describe_card()
     name = f"gpu-{re.sub('[^a-z0-9]+', '-', card['name'].lower())}-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
-    report = ROOT / "build" / f"report-{name}"
-    report.parent.mkdir(exist_ok=True)
-    todo = steps(report)
+    reports = ROOT / "build" / name.removesuffix(".json")
+    reports.mkdir(parents=True)
+    todo = steps(reports)
     run_all(todo)
-    found = document(todo, card, report)
+    found = document(todo, card)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / name).write_text(json.dumps(found, indent=1) + "\n")
     print(RESULTS / name)

@@ -1,12 +1,13 @@
 """The Triton faces at the shapes of libero-base on a CUDA device, against their references and torch.compile of those.
 
-    pytest benchmarks/kernels -m gpu -q -s
+    pytest benchmarks/kernels/bench_triton.py --benchmark-only
 
-Each prints one JSON line: milliseconds of the device, speed-ups, and GB/s or TFLOP/s. Checked before timed.
+Seconds of the device, speed-ups, and GB/s or TFLOP/s are beside each row of the JSON; the row itself is a call and the
+wait for it. Checked before timed.
 """
 
-import json
 import statistics
+from functools import partial
 
 import pytest
 import torch
@@ -21,9 +22,12 @@ from worldenv.ops.ppo_loss import ppo_loss_with_gradient_reference
 from worldenv.ops.reward_head import reward_head_reference
 from worldenv.ops.rope_cache_write import rope_cache_write_reference
 from worldenv.ops.windowed_attention import windowed_attention_reference
+from worldenv.simulator.causal import LIBERO_BASE
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-B, M, L, H, G, D, C, WIDTH = 64, 256, 64, 12, 2, 128, 1088, 1536
+B, L, H, G, D, C, WIDTH = (64, LIBERO_BASE.tokens, LIBERO_BASE.heads, LIBERO_BASE.key_heads, LIBERO_BASE.head,
+                           LIBERO_BASE.places, LIBERO_BASE.width)  # fmt: skip
+M = LIBERO_BASE.chunk * L
 BF16, INT8 = torch.bfloat16, torch.int8
 ROUNDS, CALLS = 20, 10
 AHEAD_CYCLES = 20_000_000  # about 10 ms: the device waits while the host enqueues the calls that are timed
@@ -144,8 +148,8 @@ def exact(op, arguments, reference):
     return [result.to(arguments[0].dtype) for result in outputs(reference(*wide))]
 
 
-def interleaved_ms(calls):
-    """Milliseconds of the device for a call of each, by name: the median over rounds A B C, C B A, ..."""
+def interleaved_s(calls):
+    """Seconds of the device for a call of each, by name: the median over rounds A B C, C B A, ..."""
     times = {name: [] for name in calls}
     for i in range(ROUNDS):
         for name in list(calls) if i % 2 else reversed(calls):
@@ -156,13 +160,13 @@ def interleaved_ms(calls):
                 calls[name]()
             end.record()
             end.synchronize()
-            times[name].append(begin.elapsed_time(end) / CALLS)
+            times[name].append(begin.elapsed_time(end) / CALLS / 1e3)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def bench_triton(case):
+def bench_triton(benchmark, case):
     torch.manual_seed(0)
     op, make, reference = CASES[case]
     arguments, compiled = make(), torch.compile(reference)
@@ -173,10 +177,12 @@ def bench_triton(case):
             torch.testing.assert_close(actual, wanted, rtol=tolerance, atol=tolerance)
 
     calls = {"triton": kernels.FACES[op], "eager": reference, "compile": compiled}
-    ms = interleaved_ms({name: lambda call=call: call(*arguments) for name, call in calls.items()})
-    result = {"benchmark": case, "device": torch.cuda.get_device_name(), "ms": ms,
-              "speedup_over": {name: ms[name] / ms["triton"] for name in ("eager", "compile")},
-              "gb_s": moved_bytes(op, arguments, expected) / ms["triton"] / 1e6}  # fmt: skip
+    calls = {name: partial(call, *arguments) for name, call in calls.items()}
+    seconds = interleaved_s(calls)
+    benchmark.pedantic(lambda: (calls["triton"](), torch.cuda.synchronize()), rounds=ROUNDS)
+    benchmark.extra_info.update(
+        median_s=seconds, gb_s=moved_bytes(op, arguments, expected) / seconds["triton"] / 1e9,
+        speedup_over={name: seconds[name] / seconds["triton"] for name in ("eager", "compile")},
+    )  # fmt: skip
     if op == "windowed_attention":
-        result["tflop_s"] = 4 * B * M * H * C * D / ms["triton"] / 1e9
-    print(json.dumps(result))
+        benchmark.extra_info["tflop_s"] = 4 * B * M * H * C * D / seconds["triton"] / 1e12

@@ -1,6 +1,7 @@
 """The causal simulator step by step: reading the past from the cache against reading it again, as the field does.
 
     python benchmarks/rollout/causal.py [--shape tabletop|libero-base] [--episodes 16] [--chunks 3] [--rounds 3]
+        [--dtype bfloat16]
 
 Random weights: this is about speed and memory. Every way imagines the same chunks along the same poses from the same
 noise; frames are compared with those of the first way before anything is timed. Rounds are interleaved, the ratio is
@@ -74,9 +75,10 @@ def plainly(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return run
 
 
-def make_ways(config: CausalConfig, device: str, frame: Tensor, poses: Tensor, compile: bool) -> dict[str, Callable]:
+def make_ways(
+    config: CausalConfig, device: str, dtype: torch.dtype, frame: Tensor, poses: Tensor, compile: bool
+) -> dict[str, Callable]:
     torch.manual_seed(0)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
     network = Causal(replace(config, cache="float")).eval().requires_grad_(False).to(device)
     world = CausalWorld(network.to(dtype), tabletop_camera(config.image_size))
     small = Causal(replace(config, cache="int8")).eval().requires_grad_(False).to(device, dtype)
@@ -101,6 +103,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=16)
     parser.add_argument("--chunks", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile (half a minute)")
     given = parser.parse_args()
     keep_freed_memory()
@@ -111,7 +114,8 @@ def main() -> None:
     walk = 0.01 * torch.randn(given.episodes, 1 + given.chunks * config.chunk, 7, generator=draw).cumsum(1)
     poses = (torch.tensor([0, 0.05, 0.1, 0, 0, 0, 0.5]) + walk).to(device)
     with torch.no_grad():
-        measure(make_ways(config, device, frame, poses, not given.no_compile), given, config, device)
+        dtype = getattr(torch, given.dtype or ("bfloat16" if device == "cuda" else "float32"))
+        measure(make_ways(config, device, dtype, frame, poses, not given.no_compile), given, config, device)
 
 
 def measure(ways: dict[str, Callable], given: argparse.Namespace, config: CausalConfig, device: str) -> None:

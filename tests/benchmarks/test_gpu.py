@@ -19,7 +19,7 @@ def step(name, code, limit_s=60.0, needs=None):
 
 def test_without_a_card_it_says_so_and_builds_nothing(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(gpu, "run", lambda step: pytest.fail("a step was run"))
+    monkeypatch.setattr(gpu, "run", lambda *_: pytest.fail("a step was run"))
     assert gpu.main() == 2
     printed = capsys.readouterr().err
     assert "CUDA" in printed and "Nothing was built" in printed
@@ -32,13 +32,40 @@ def test_make_fails_without_a_card():
     assert done.returncode != 0 and "needs a machine with a CUDA device" in done.stderr
 
 
-def test_steps_fit_into_ten_minutes_and_run_what_is_marked(tmp_path):
-    build, tests, benchmarks = gpu.steps(tmp_path / "report.json")
-    assert build.limit_s + tests.limit_s + benchmarks.limit_s < 600
-    assert "--no-build-isolation" in build.command and "--no-deps" in build.command
-    assert tests.needs == benchmarks.needs == "build"
-    assert any(word.endswith("bench_matrix_peak.py") for word in benchmarks.command)
-    assert all("mark.gpu" in Path(word).read_text() for word in benchmarks.command if word.endswith(".py"))
+def test_all_that_is_marked_is_run_on_the_face_that_it_tests(tmp_path):
+    build, *others = gpu.steps(tmp_path)
+    assert gpu.TOTAL_S < 600 and all(step.needs == "build" for step in others)
+    assert {"--no-build-isolation", "--no-deps", "--no-index"} <= set(build.command)
+    assert build.environment == {"WORLDENV_CUDA": "1"}  # no nvcc: an error, not a build that lacks what is tested
+    words = [word for step in others for word in step.command]
+    files = [path.relative_to(gpu.ROOT) for folder, pattern in (("tests", "test_*.py"), ("benchmarks", "bench_*.py"))
+             for path in (gpu.ROOT / folder).rglob(pattern)]  # fmt: skip
+    triton = [path for path in files if "triton_ops" in path.parts]
+    needed = [path for path in files if "pytest.mark." + "gpu" in (gpu.ROOT / path).read_text()]
+    assert len(triton) > 5 and len(needed) > 5
+    assert all(str(path) in words for path in needed if path not in triton)
+    (step,) = (step for step in others if gpu.TRITON in step.command)
+    assert step.environment == {"WORLDENV_BACKEND": "triton"}
+    assert all(path.parent == Path(gpu.TRITON) for path in triton)
+
+
+def test_every_benchmark_of_a_card_is_one_that_benchmark_only_runs():
+    for path in gpu.marked("benchmarks", "bench_*.py"):
+        for line in (gpu.ROOT / path).read_text().splitlines():
+            assert not line.startswith("def bench_") or "benchmark" in line, f"{path}: {line}"
+
+
+def test_hopper_is_left_to_a_step_of_its_own(tmp_path):
+    others = [step for step in gpu.steps(tmp_path) if "tests/kernels/test_cuda_on_device.py" in step.command]
+    assert [step.command[step.command.index("-k") + 1] for step in others] == ["not hopper", "hopper"]
+    assert "def test_kernel_for_hopper" in (gpu.ROOT / "tests/kernels/test_cuda_on_device.py").read_text()
+
+
+def test_steps_for_which_no_time_is_left_are_told_of():
+    todo = [step("long", "import time; time.sleep(60)"), step("late", "print('never')")]
+    gpu.run_all(todo, total_s=1.5)
+    assert todo[0].problem == "took longer than its 1.5 s"
+    assert todo[1].problem == "not run: the 1.5 s for all steps were over"
 
 
 def test_failed_and_slow_and_left_out_steps_are_told_of_and_the_others_run(tmp_path, monkeypatch):
@@ -48,12 +75,12 @@ def test_failed_and_slow_and_left_out_steps_are_told_of_and_the_others_run(tmp_p
         step("slow", "import time; time.sleep(60)", limit_s=0.5),
         step("after bad", "print('never')", needs="bad"),
         step("after good", "print('on')", needs="good"),
-        gpu.Step("nothing", [], 1.0),
     ]
     monkeypatch.setattr(gpu, "steps", lambda report: todo)
     monkeypatch.setattr(gpu, "why_no_card", lambda: None)
     monkeypatch.setattr(gpu, "describe_card", lambda: {"name": "NVIDIA H 200/x"})
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu, "LOGS", tmp_path / "logs")
     began = time.monotonic()
     assert gpu.main() == 1 and time.monotonic() - began < 30
     (path,) = tmp_path.glob("*.json")
@@ -64,18 +91,29 @@ def test_failed_and_slow_and_left_out_steps_are_told_of_and_the_others_run(tmp_p
     problems = {one["name"]: one["problem"] for one in found["steps"]}
     assert problems == {
         "good": None, "bad": "exit status 3", "slow": "took longer than its 0.5 s",
-        "after bad": "not run: bad went wrong", "after good": None, "nothing": "not run: no file marks anything gpu",
+        "after bad": "not run: bad went wrong", "after good": None,
     }  # fmt: skip
     assert "oh no" in found["steps"][1]["output_tail"] and found["steps"][3]["exit_status"] is None
 
 
 def test_what_the_benchmarks_reported_is_in_the_file(tmp_path, monkeypatch):
-    reported = {"benchmarks": [{"name": "a"}], "machine_info": {"node": "n"}, "commit_info": {}}
-    monkeypatch.setattr(gpu, "steps", lambda report: [
-        step("benchmarks", f"open({str(report)!r}, 'w').write({json.dumps(reported)!r})")])  # fmt: skip
+    def steps(reports):
+        out = []
+        for name in "ab":
+            reported = {"benchmarks": [{"name": name}], "machine_info": {"node": "n"}, "commit_info": {}}
+            path = reports / f"{name}.json"
+            out.append(step(name, f"open({str(path)!r}, 'w').write({json.dumps(reported)!r})"))
+            out[-1].report = path
+        return out
+
+    monkeypatch.setattr(gpu, "steps", steps)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path / "root")
+    (tmp_path / "root").mkdir()
     monkeypatch.setattr(gpu, "why_no_card", lambda: None)
     monkeypatch.setattr(gpu, "describe_card", lambda: {"name": "test"})
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu, "LOGS", tmp_path / "logs")
     assert gpu.main() == 0
     found = load(next(tmp_path.glob("gpu-test-*.json")))
-    assert found["ok"] and found["benchmarks"] == reported["benchmarks"] and found["machine_info"] == {"node": "n"}
+    assert found["ok"] and found["benchmarks"] == [{"name": "a"}, {"name": "b"}]
+    assert found["machine_info"] == {"node": "n"}

@@ -30,7 +30,7 @@ from worldenv.kernels import (
     windowed_attention,
 )
 
-B, M, L, H, G, D, C, LAYERS, WIDTH = 64, 256, 64, 12, 2, 128, 1088, 24, 1536
+B, M, L, H, G, D, C, LAYERS, WIDTH = 64, 256, 64, 12, 2, 128, 832, 16, 1536
 F32, BF16, INT8 = torch.float32, torch.bfloat16, torch.int8
 SEED = 1 << 40
 

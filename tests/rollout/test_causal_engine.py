@@ -68,7 +68,7 @@ def test_somebody_elses_loop_sees_the_engines_episodes(tiny):
         going &= ~env.standing.terminated  # which shows the frame at the stop, not that at the chunk's end
         torch.testing.assert_close(observation["frame"][going], expected.video[going, 4 * chunk + 4], rtol=0, atol=1)
         compared += int(going.sum())
-    assert compared >= 3
+    assert compared >= 2
 
 
 def test_bytes_of_a_slot_are_those_of_its_ring_and_little_else(tiny):

@@ -1,0 +1,35 @@
+"""What `make gpu` times runs here too, in small: nobody has a card to try it on."""
+
+import bench_shapes
+import pytest
+import torch
+from causal import make_ways
+
+from worldenv.rollout.engine import EngineConfig
+from worldenv.simulator.causal import CausalConfig
+
+SMALL = CausalConfig(image_size=32, patch=16, channels=8, width=64, layers=2, heads=2, key_heads=1, cache="int8")
+
+
+@pytest.mark.parametrize("shape", ["tabletop", "libero_base"])
+def test_engines_of_both_shapes_run(monkeypatch, shape):
+    monkeypatch.setattr(bench_shapes, "DEVICE", "cpu")
+    monkeypatch.setattr(bench_shapes, "LIBERO_BASE", SMALL)
+    engine = getattr(bench_shapes, shape)(EngineConfig(horizon=2, capacity=3))
+    out = engine.run(bench_shapes.starts(3, engine.world.size), 1, 0, stop=False)
+    assert not out.broken.any() and (out.chunks == 2).all()
+    flops = bench_shapes.flops_a_frame(engine)
+    assert (flops is None) == (shape == "tabletop")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "least_db"), [(torch.float32, 50), (torch.bfloat16, 30)])
+def test_ways_of_reading_the_past_imagine_the_same(dtype, least_db):
+    frame = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    poses = torch.tensor([0, 0.05, 0.1, 0, 0, 0, 0.5]) + 0.02 * torch.randn(2, 17, 7).cumsum(1)
+    first, *others = make_ways(SMALL, "cpu", dtype, frame, poses, False).items()
+    expected = first[1]().float()
+    for name, way in others:
+        error = (way().float() - expected).square().mean()
+        if "one step" not in name:
+            assert error == 0 or 10 * torch.log10(255**2 / error) > (least_db if "8-bit" not in name else 30), name
