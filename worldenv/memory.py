@@ -2,12 +2,14 @@
 
 import ctypes
 import os
+from collections.abc import Callable
 
 import torch
 
 # <malloc.h> of glibc
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _MIB = 1 << 20
+PASS_SHARE = 0.5  # of the memory that is free when all slots are there: one network pass and what fragments
 
 
 def free_bytes(device: torch.device) -> int:
@@ -20,6 +22,19 @@ def free_bytes(device: torch.device) -> int:
         return int(available.split()[1]) * 1024
     except (OSError, StopIteration):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def fitting(work: Callable[[], object], count: int, device: torch.device) -> int | None:
+    """How many episodes a GPU has room for at a time, by what `work` takes with `count`; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    work()  # compiles, and sets up what stays
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    each = (torch.cuda.max_memory_allocated(device) - before) / count
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(1, int(PASS_SHARE * (free_bytes(device) + unused) / max(each, 1)))
 
 
 def ran_out(error: RuntimeError) -> bool:

@@ -5,10 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 Result = TypeVar("Result")
 CPU = torch.device("cpu")
 CACHED = 32  # episodes whose activations a CPU still holds close, and whose calls cost little
+
+
+def sent(index: Tensor, device: torch.device) -> Tensor:
+    """Numbers of the host on a device; neither waits for the other."""
+    return index if device.type == "cpu" else index.pin_memory().to(device, non_blocking=True)
 
 
 def in_parts(

@@ -22,7 +22,7 @@ class NullPolicy:
     def __init__(self, episodes: int):
         self.config = SimpleNamespace(chunk=K)
         self.mu, self.beta = torch.zeros(episodes, K, 7), torch.full((episodes, K, 7), -2.0)
-        self.instruction, self.feature = torch.zeros(episodes, CONTEXT), torch.zeros(episodes, WIDTH)
+        self.instruction, self.feature = torch.zeros(1, CONTEXT), torch.zeros(episodes, WIDTH)
         self.features = WIDTH
 
     def see(self, frame: Tensor, instruction: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class NullPolicy:
         return self.mu[: len(feature)], self.beta[: len(feature)]
 
     def read(self, tokens: Tensor) -> Tensor:
-        return self.instruction[: len(tokens)]
+        return self.instruction.expand(len(tokens), CONTEXT)
 
 
 class NullWorld:
@@ -56,6 +56,9 @@ class NullReflector:
         self.reward = torch.full((episodes, K), 0.25)
         self.reward[::STOPS, 2] = 0.75
         self.features = [torch.zeros(episodes, n) for n in (CONTEXT, WIDTH, WIDTH, 1)]
+
+    def read(self, tokens: Tensor) -> Tensor:
+        return tokens
 
     def begin(self, frame: Tensor, tokens: Tensor) -> Pooled:
         return Pooled(*(feature[: len(frame)] for feature in self.features))

@@ -25,7 +25,8 @@ def acted(tiny):
 def imagine(engine, starts, actions, chunk):
     """All frames [N, T, H, W, 3] and rewards [N, T], and the episodes as they are at the end."""
     ids = torch.arange(len(starts))
-    live = begin(starts.pick(ids), ids, ids, starts.tokens, chunk, engine.world, engine.reflector)
+    live = begin(starts.pick(ids), ids, ids, starts.tokens, engine.reflector.read(starts.tokens), chunk,
+                 engine.world, engine.reflector)  # fmt: skip
     parts = []
     for part in actions.split(chunk, 1):
         new = advance(live, part, engine.world, engine.reflector, engine.kinematics, SEED)

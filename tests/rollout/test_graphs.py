@@ -1,12 +1,18 @@
+import gc
+import warnings
+import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from worldenv import ops
 from worldenv.camera import tabletop_camera
+from worldenv.errors import UserError
 from worldenv.rollout.graphs import Graphs, bucket
 from worldenv.simulator.world import World
 from worldenv.slots import Slots
@@ -40,12 +46,14 @@ def fake_graphs(monkeypatch):
             self.again()
 
     @contextmanager
-    def record(graph):
+    def record(graph, pool):
+        assert pool == "the one"
         recorded.append(graph)
         yield
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "the one")
     return recorded
 
 
@@ -66,7 +74,7 @@ def make(fake_graphs):
             again()
         return out
 
-    return Graphs(think), calls
+    return partial(Graphs(), think), calls
 
 
 def test_first_call_runs_the_second_records_and_later_ones_replay(fake_graphs):
@@ -87,6 +95,44 @@ def test_other_numbers_slots_and_buckets_are_recorded_anew(fake_graphs):
     assert len(calls) == 4 and not fake_graphs
 
 
+def test_graphs_of_numbers_that_do_not_come_back_are_not_kept(fake_graphs):
+    graphs, _ = make(fake_graphs)
+    slots = Counted(torch.zeros(8))
+    for step in range(20):
+        for _ in range(2):
+            graphs(slots, 5, step)
+    assert len(fake_graphs) == 20 and len(graphs.func.graphs) == 1
+
+
+@pytest.mark.parametrize(("error", "seen"), [
+    (RuntimeError("not permitted when stream is capturing"), UserError), (torch.OutOfMemoryError("CUDA"), None)
+])  # fmt: skip
+def test_what_cannot_be_recorded_is_told_with_the_way_out(fake_graphs, error, seen):
+    graphs, slots, calls = Graphs(), Counted(torch.zeros(8)), []
+
+    def think(live):
+        calls.append(live)
+        if len(calls) == 2:
+            raise error
+        return Counted(live.number)
+
+    graphs(think, slots, 5)
+    with pytest.raises(seen or type(error), match="EngineConfig.graphs=False" if seen else "CUDA"):
+        graphs(think, slots, 5)
+
+
+def test_engine_frees_its_slots_as_soon_as_nobody_holds_it(tiny):
+    engine = tiny.engine(horizon=2)
+    engine.run(tiny.starts(2), 1, 0)
+    slots = weakref.ref(engine.episodes)
+    gc.disable()
+    try:
+        del engine
+        assert slots() is None  # no cycle keeps them: a card's memory would wait for the collector
+    finally:
+        gc.enable()
+
+
 def test_a_step_brings_no_numbers_from_the_host_but_the_first_time(tiny, monkeypatch):
     """Recording a CUDA graph fails where a tensor is made of Python's numbers."""
     engine, starts = tiny.engine(horizon=2), tiny.starts(3)
@@ -105,9 +151,72 @@ def test_a_step_brings_no_numbers_from_the_host_but_the_first_time(tiny, monkeyp
             engine.think(engine.episodes[:3], 0, True)
 
 
+class Waits(TorchDispatchMode):
+    """Which ops were called that a host must wait for: what they give depends on what is in the tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(word in str(func) for word in ("unique", "nonzero", "_local_scalar_dense", "masked_select")):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_episode_waits_for_the_host_as_it_begins_and_goes_on(tiny, monkeypatch):
+    engine, found = tiny.engine(horizon=3, capacity=4), []
+
+    def watched(name):
+        call = getattr(engine, name)
+
+        def run(*given):
+            with Waits() as waits:
+                out = call(*given)
+            found.append((name, waits.found))
+            return out
+
+        monkeypatch.setattr(engine, name, run)
+
+    watched("_begin")
+    watched("think")
+    engine.run(tiny.starts(7), 2, 0)
+    assert {name for name, _ in found} == {"_begin", "think"} and not any(waits for _, waits in found)
+    with Waits() as waits:
+        torch.unique(torch.zeros(2, 2), dim=0), torch.ones(2).sum().item()
+    assert len(waits.found) == 2
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_replayed_steps_give_the_rollouts_of_steps_that_are_launched(tiny):
+def test_host_waits_for_the_device_once_a_chunk(tiny, monkeypatch):
+    world = World(tiny.simulator().cuda(), tabletop_camera(16), (1.0,))
+    models = {"policy": tiny.policy().cuda(), "world": world, "reflector": tiny.reflector().cuda()}
+    engine, starts = tiny.engine(horizon=5, capacity=12, batch=12, **models), tiny.starts(7).to("cuda")
+    for _ in range(3):  # compiled and recorded
+        engine.run(starts, 3, 0)
+    advance, chunks = engine._advance, []
+
+    def watched(over, run):
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            chunks.append(len(over))
+            return advance(over, run)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(engine, "_advance", watched)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        engine.run(starts, 3, 0)
+    waits = [str(one.message) for one in told if "synchronizing" in str(one.message)]
+    assert len(waits) <= len(chunks), waits
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_replayed_steps_give_the_rollouts_of_steps_that_are_launched(tiny, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # batches of other sizes would round otherwise
     world = World(tiny.simulator().cuda(), tabletop_camera(16), (1.0, 0.5))
     models = {"policy": tiny.policy().cuda(), "world": world, "reflector": tiny.reflector().cuda()}
     engine, starts = tiny.engine(horizon=5, capacity=12, batch=None, **models), tiny.starts(7).to("cuda")

@@ -50,9 +50,14 @@ class Reflector(nn.Module):
         )
 
     @torch.no_grad()
+    def read(self, tokens: Tensor) -> Tensor:  # [B, L] int64 -> [B, C] float32
+        """What judging needs of an instruction, so that it is read but once."""
+        return self.encoder.text(tokens)
+
+    @torch.no_grad()
     def begin(self, frames: Tensor, tokens: Tensor) -> Pooled:
-        """Read the first frames [B, H, W, 3] uint8 of new episodes."""
-        instruction = self.encoder.text(tokens)
+        """Read the first frames [B, H, W, 3] uint8 of new episodes; tokens [B, L] int64, or as they were read."""
+        instruction = self.read(tokens)
         feature = self.encode(frames, instruction)
         return Pooled(instruction, feature, feature.clone(), feature.new_ones(len(feature), 1))
 
@@ -90,7 +95,7 @@ class Reflector(nn.Module):
         """
         b, t = frames.shape[:2]
         chosen = torch.linspace(0, t - 1, min(t, samples), device=frames.device).round().long()
-        instruction = self.encoder.text(tokens).repeat_interleave(len(chosen), 0)
+        instruction = self.read(tokens).repeat_interleave(len(chosen), 0)
         feature = self.encode(frames[:, chosen].flatten(0, 1), instruction).view(b, len(chosen), -1)
         return torch.sigmoid(self.logit(feature[:, -1], feature[:, 0], feature.mean(1)))
 

@@ -59,18 +59,19 @@ def begin(
     row: Tensor,  # [B] int64
     id: Tensor,  # [B] int64
     instruction: Tensor,  # [B, ...], as the policy reads it
+    judged: Tensor,  # [B, C], as the reflector has read it
     chunk: int,  # k
     world: World,
     reflector: Reflector,
 ) -> Episodes:
-    """Episodes that have not acted yet; `new` must belong to nobody else."""
+    """Episodes that have not acted yet; `new` and `instruction` must belong to nobody else."""
     begun = None
     if chunk % world.chunk:
         if not world.resumes:
             raise UserError(f"this simulator imagines {world.chunk} frames a pass; a chunk should be a multiple of "
                             f"that, not {chunk}")  # fmt: skip
         begun = Pass(new.frame.clone(), new.proprio[:, None].repeat(1, world.chunk, 1))
-    memory, pooled = world.begin(new.frame.clone(), new.proprio), reflector.begin(new.frame, new.tokens)
+    memory, pooled = world.begin(new.frame.clone(), new.proprio), reflector.begin(new.frame, judged)
     return Episodes(row, id, torch.zeros_like(row), new.frame, new.proprio, instruction, memory, pooled, begun)
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from worldenv.errors import UserError
 from worldenv.kinematics import Kinematics
-from worldenv.memory import free_bytes, ran_out
+from worldenv.memory import fitting, free_bytes, ran_out
 from worldenv.ops.laplace_chunk import laplace_chunk
-from worldenv.parallel import CPU, in_parts
+from worldenv.parallel import CPU, in_parts, sent
 from worldenv.reflector.network import Reflector
 from worldenv.rollout.advance import Imagined, advance, begin, check_seed, check_starts
 from worldenv.rollout.episodes import Episodes, Rollouts, Starts
@@ -20,13 +20,15 @@ from worldenv.simulator.world import World
 from worldenv.slots import Slots
 
 MEMORY_SHARE = 0.5  # of what is free, for the slots; the rest is for activations
+PROBED = 8  # episodes that tell what a network pass takes of a GPU's memory
+BEGUN_AT_ONCE = 256  # on a GPU: their memory is made beside the slots and then put there
 
 
 @dataclass(frozen=True)
 class EngineConfig:
     horizon: int = 10  # T, chunks per episode
     capacity: int | None = None  # E, episodes resident at a time; None: as many as wait and free memory has room for
-    batch: int | None = None  # episodes per network pass; None: what a CPU's cache holds, on a GPU all
+    batch: int | None = None  # episodes per network pass; None: what a CPU's cache holds, what a GPU has room for
     graphs: bool = True  # on a GPU: replay what was recorded instead of launching every kernel
 
     def __post_init__(self) -> None:
@@ -35,10 +37,20 @@ class EngineConfig:
 
 
 @dataclass
+class _Given:
+    """Starts with what the models read of their instructions; `siblings` episodes begin at each."""
+
+    starts: Starts
+    instruction: Tensor  # [N, ...], as the policy reads it
+    judged: Tensor  # [N, C], as the reflector has read it
+    siblings: int  # G
+
+
+@dataclass
 class _Run:
     """One call of `run`: what is asked for, what is there, and what still waits."""
 
-    starts: Starts
+    given: "_Given"
     out: Rollouts
     seed: int
     first_episode: int
@@ -66,7 +78,7 @@ class Engine:
 
     The policy is any module with policy(frame [B, H, W, 3] uint8, proprio [B, 7], instruction) -> mu, beta [B, k, 7] of
     a Laplace distribution, beta the logarithm of its scale. `instruction` are the tokens [B, L] int64; of a policy with
-    a method `read` it is policy.read(tokens), a tensor [B, ...] that is made once per episode. k is `chunk`, or else
+    a method `read` it is policy.read(tokens), a tensor [B, ...] that is made once per start. k is `chunk`, or else
     policy.config.chunk, or else the simulator's own, which costs least. A policy with methods `see` and `heads`, and an
     attribute `features`, the width of what `see` gives, is called as policy.heads(policy.see(frame, instruction),
     proprio), and what `see` gave is recorded, too.
@@ -93,7 +105,8 @@ class Engine:
     def _give_up_slots(self) -> None:
         self.episodes: Episodes | None = None  # the slots, once there are any
         self.rows = torch.zeros(0, dtype=torch.long, device=CPU)  # [E], what episodes.row says, on the host
-        self.graphs = Graphs(self.think)  # of these slots: they write to their memory
+        self.graphs = Graphs()  # of these slots: they write to their memory
+        self.batch = self.config.batch
 
     @torch.inference_mode(False)  # slots that were made in that mode could not be written to outside of it
     @torch.no_grad()
@@ -118,12 +131,10 @@ class Engine:
         if self.episodes is not None and self.tokens != starts.tokens.shape[1]:
             self._give_up_slots()  # they were made for instructions of another length
         self.tokens = starts.tokens.shape[1]
-        device = starts.frame.device
-        starts = starts.pick(torch.arange(len(starts), device=device).repeat_interleave(siblings))
-        out = Rollouts.empty(starts, self.config.horizon, self.chunk, video, self.features)
-        waiting = torch.arange(len(starts), device=CPU)
-        finished = torch.zeros(len(starts), dtype=torch.bool, device=CPU)
-        run = _Run(starts, out, seed, first_episode, explore, stop, waiting, finished)
+        out = Rollouts.empty(starts, self.config.horizon, self.chunk, video, self.features, siblings)
+        waiting = torch.arange(len(out.chunks), device=CPU)
+        given, finished = self._read(starts, siblings), torch.zeros_like(waiting, dtype=torch.bool)
+        run = _Run(given, out, seed, first_episode, explore, stop, waiting, finished)
         over = self._room(run)
         while len(over):
             slots = len(over) if self.episodes is None else len(self.episodes)
@@ -135,20 +146,27 @@ class Engine:
                     raise
             over = self._halve(run, slots)  # out here, where nothing holds the memory of the step any more
         if video:
-            out.video[:, 0] = starts.frame
+            out.video[:, 0] = starts.frame.repeat_interleave(siblings, 0)
         return out
 
     def bytes_per_episode(self, starts: Starts) -> tuple[int, int]:
         """Bytes of a slot and of an episode's records, for episodes that begin like these."""
         row = torch.zeros(1, dtype=torch.long, device=starts.frame.device)
         out = Rollouts.empty(starts.pick(row), self.config.horizon, self.chunk, False, self.features)
-        return self._begin(row, starts, 0).bytes_each(), out.bytes_each()
+        return self._begin(row, self._read(starts, 1), 0).bytes_each(), out.bytes_each()
+
+    @torch.no_grad()
+    def _read(self, starts: Starts, siblings: int) -> _Given:
+        tokens = starts.tokens
+        instruction = self.policy.read(tokens) if hasattr(self.policy, "read") else tokens
+        return _Given(starts, instruction, self.reflector.read(tokens), siblings)
 
     def _room(self, run: _Run) -> Tensor:  # [E] bool, all over
         """Decide how many slots there are to be."""
+        starts = run.given.starts
         if self.capacity is None:
-            free = MEMORY_SHARE * free_bytes(run.starts.frame.device)
-            self.capacity = max(1, int(free / self.bytes_per_episode(run.starts)[0]))
+            free = MEMORY_SHARE * free_bytes(starts.frame.device)
+            self.capacity = max(1, int(free / self.bytes_per_episode(starts)[0]))
         return torch.ones(min(self.capacity, len(run.waiting)), dtype=torch.bool, device=CPU)
 
     def _halve(self, run: _Run, slots: int) -> Tensor:  # [E] bool, all over
@@ -163,10 +181,10 @@ class Engine:
 
     def _advance(self, over: Tensor, run: _Run) -> Tensor:
         """Recycle the slots that are over, then move every resident episode on by a chunk; returns which are over."""
-        live, device = self._recycle(over, run), run.starts.frame.device
+        live, device = self._recycle(over, run), run.given.starts.frame.device
         if not live:
             return over[:0]
-        over = torch.cat(in_parts(partial(self.step, run=run), live, self.config.batch, device))
+        over = torch.cat(in_parts(partial(self.step, run=run), live, self.batch, device))
         over = over.cpu()  # the one time in a chunk that the host waits for the device
         run.finished[self.rows[:live][over]] = True
         return over
@@ -176,40 +194,43 @@ class Engine:
 
         Returns how many slots are in use, from the first on.
         """
-        free, device = over.nonzero()[:, 0], run.starts.frame.device
+        free, device = over.nonzero()[:, 0], run.given.starts.frame.device
         rows, run.waiting = run.waiting[: len(free)], run.waiting[len(free) :]
         if self.episodes is None or len(self.episodes) < len(over):
             self._give_up_slots()
-            self.episodes = self._begin(rows[:1].to(device), run.starts, 0).empty(len(over))
+            first = self._begin(sent(rows[:PROBED], device), run.given, run.first_episode)
+            self.episodes = first.empty(len(over))
             self.rows = torch.zeros(len(over), dtype=torch.long, device=CPU)
+            self.batch = self.batch or fitting(lambda: self.think(first, run.seed, run.explore), len(first), device)
 
         def fill(part: slice) -> None:
-            new = self._begin(rows[part].to(device), run.starts, run.first_episode)
-            self.episodes.put(free[: len(rows)][part].to(device), new)
+            new = self._begin(sent(rows[part], device), run.given, run.first_episode)
+            self.episodes.put(sent(free[: len(rows)][part], device), new)
 
-        in_parts(fill, len(rows), self.config.batch, device)
+        in_parts(fill, len(rows), self.batch and min(self.batch, BEGUN_AT_ONCE), device)
         self.rows[free[: len(rows)]] = rows
         gaps, live = free[len(rows) :], len(over) - len(free) + len(rows)
         last = torch.arange(live, len(over), device=CPU)
         source, target = last[~torch.isin(last, gaps)], gaps[gaps < live]
         if len(source):
-            self.episodes.move(source.to(device), target.to(device))
+            self.episodes.move(sent(source, device), sent(target, device))
             self.rows[target] = self.rows[source]
         return live
 
     @torch.no_grad()
-    def _begin(self, rows: Tensor, starts: Starts, first_episode: int) -> Episodes:
-        new = starts.pick(rows)
-        instruction = self.policy.read(new.tokens) if hasattr(self.policy, "read") else new.tokens
-        return begin(new, rows, rows + first_episode, instruction, self.chunk, self.world, self.reflector)
+    def _begin(self, rows: Tensor, given: _Given, first_episode: int) -> Episodes:
+        start = rows // given.siblings
+        read = [part.index_select(0, start) for part in (given.instruction, given.judged)]
+        new, ids = given.starts.pick(start), rows + first_episode
+        return begin(new, rows, ids, *read, self.chunk, self.world, self.reflector)
 
     @torch.no_grad()
     def step(self, slots: slice, run: _Run) -> Tensor:  # [B] bool
         """Advance the episodes of some slots by one chunk and record it; returns which are over."""
         live = self.episodes[slots]
         if self.config.graphs and live.row.is_cuda:
-            part = self.episodes[slots.start : slots.start + (self.config.batch or len(self.episodes))]
-            thought = self.graphs(part, len(live), run.seed, run.explore)
+            part = self.episodes[slots.start : slots.start + (self.batch or len(self.episodes))]
+            thought = self.graphs(self.think, part, len(live), run.seed, run.explore)
         else:
             thought = self.think(live, run.seed, run.explore)
         new = thought.led_to

@@ -77,6 +77,7 @@ class WorldModelEnv:
         self.world, self.reflector, self.starts, self.config = world, reflector, starts, config
         self.kinematics, self.device = kinematics or Kinematics(), starts.frame.device
         self.chunk = config.chunk or world.chunk
+        self.judged = reflector.read(starts.tokens)  # [N, C]
         self.standing = Standing.new(config.envs, self.device)
         self.episodes: Episodes | None = None  # until the first reset
         self._order: Tensor | None = None  # [M] int64, rows of `starts`; None until there is a seed
@@ -137,7 +138,8 @@ class WorldModelEnv:
 
         def work(part: slice) -> Episodes:
             new = self.starts.pick(row[part])
-            return begin(new, row[part], id[part], new.tokens, self.chunk, self.world, self.reflector)
+            judged = self.judged.index_select(0, row[part])
+            return begin(new, row[part], id[part], new.tokens, judged, self.chunk, self.world, self.reflector)
 
         parts = in_parts(work, len(slots), self.config.batch, self.device)
         if self.episodes is None:

@@ -75,8 +75,10 @@ class Rollouts:
     feature: Tensor | None = None  # [E, T, D] float32, what the policy made of `frame`; None if it has no `see`
 
     @classmethod
-    def empty(cls, starts: Starts, horizon: int, chunk: int, video: bool, features: int = 0) -> "Rollouts":
-        e, height, width = len(starts), *starts.frame.shape[1:3]
+    def empty(
+        cls, starts: Starts, horizon: int, chunk: int, video: bool, features: int = 0, siblings: int = 1
+    ) -> "Rollouts":
+        e, height, width = len(starts) * siblings, *starts.frame.shape[1:3]
         zeros = partial(torch.zeros, device=starts.frame.device)
         return cls(
             frame=zeros(e, horizon, height, width, 3, dtype=torch.uint8),
@@ -84,7 +86,7 @@ class Rollouts:
             action=zeros(e, horizon, chunk, 7),
             log_prob=zeros(e, horizon),
             reward=zeros(e, horizon, chunk),
-            tokens=starts.tokens,
+            tokens=starts.tokens.repeat_interleave(siblings, 0),
             chunks=zeros(e, dtype=torch.long),
             stop=torch.full((e,), horizon * chunk, device=starts.frame.device),
             stopped=zeros(e, dtype=torch.bool),
