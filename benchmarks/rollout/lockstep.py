@@ -4,20 +4,55 @@ All episodes in one batch, chunk by chunk to the horizon, whether the reflector 
 random numbers; no compiled op of this package.
 """
 
+import copy
+from dataclasses import replace
+from functools import partial
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from worldenv import ops
+from worldenv.int8 import ACTIVATIONS, NO_GRID, Conv, Grid, Linear
 from worldenv.kinematics import chunk_kinematics
 from worldenv.ops.action_map import action_map
 from worldenv.ops.laplace_chunk import laplace_log_prob
-from worldenv.ops.patchify import PATCH
+from worldenv.ops.patchify import PATCH, unit
+from worldenv.ops.philox import Use, philox
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import unpatchify
 from worldenv.policy.network import laplace_sample
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.episodes import Starts
+from worldenv.rollout.models import Models
 from worldenv.simulator.sampler import sample
+
+
+class Half(nn.Module):
+    """A `Conv` or `Linear` that multiplies in bfloat16 and takes and gives float32, as autocast has it."""
+
+    def __init__(self, layer: Conv | Linear):
+        super().__init__()
+        self.grid = layer.grid
+        self.weight = nn.Parameter(layer.weight.bfloat16(), requires_grad=False)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.bfloat16(), requires_grad=False)
+        self.multiply = F.linear if isinstance(layer, Linear) else partial(
+            F.conv2d, stride=layer.stride, padding=layer.padding)  # fmt: skip
+
+    def forward(self, x: Tensor, activation: str = "none", onto: Tensor | None = None, to: Grid = NO_GRID) -> Tensor:
+        y = ACTIVATIONS[activation](self.multiply(unit(x).bfloat16(), self.weight, self.bias)).float()
+        return y if onto is None else onto + y
+
+
+def in_bfloat16(models: Models) -> Models:
+    """A copy whose convolutions and linear layers multiply in bfloat16."""
+    parts = {name: copy.deepcopy(part) for name, part in models.parts().items()}
+    for part in parts.values():
+        for parent in list(part.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, Conv | Linear):
+                    setattr(parent, name, Half(child))
+    return replace(models, **parts)
 
 
 class Lockstep:
@@ -46,25 +81,31 @@ class Lockstep:
         return memory, poses[:, -1], total[:, -1], frames, reward, action, log_prob
 
     @torch.no_grad()
-    def run(self, starts: Starts, siblings: int, draw=None) -> tuple[Tensor, Tensor, Tensor]:
-        """`draw(chunk)` gives uniform [E, K, 7] and noise [E, H / 2, W / 2, K, 12]; None: torch's generator."""
+    def run(self, starts: Starts, seed: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """With a seed the random numbers are those of the engine's episodes 0, 1 ...; without one torch's."""
         before, ops.BACKEND = ops.BACKEND, "reference"
         try:
-            return self._run(starts.pick(torch.arange(len(starts)).repeat_interleave(siblings)), draw or self._draw)
+            return self._run(starts, seed)
         finally:
             ops.BACKEND = before
 
-    def _draw(self, episodes: int) -> tuple[Tensor, Tensor]:
+    def _draw(self, episodes: int, chunk: int, seed: int | None) -> tuple[Tensor, Tensor]:
+        """Uniform [E, K, 7] and noise [E, H / 2, W / 2, K, 12]."""
         k, size = self.engine.world.chunk, self.engine.world.size // 2
-        return torch.rand(episodes, k, 7), torch.randn(episodes, size, size, k, PATCH)
+        shapes = (k, 7), (size, size, k, PATCH)
+        if seed is None:
+            return torch.rand(episodes, *shapes[0]), torch.randn(episodes, *shapes[1])
+        ids = torch.arange(episodes)
+        where = seed, ids, torch.full_like(ids, chunk)
+        return philox(*where, Use.ACTION, shapes[0]), philox(*where, Use.FRAME, shapes[1], normal=True)
 
-    def _run(self, starts: Starts, draw) -> tuple[Tensor, Tensor, Tensor]:
+    def _run(self, starts: Starts, seed: int | None) -> tuple[Tensor, Tensor, Tensor]:
         k, horizon = self.engine.world.chunk, self.engine.config.horizon
         memory, proprio = torch.stack([starts.frame] * 3, dim=1), starts.proprio
         first = total = self.engine.reflector.encode(starts.frame, starts.tokens)
         video, rewards, actions = [starts.frame[:, None]], [], []
         for chunk in range(horizon):
-            numbers = draw(len(proprio)) if draw == self._draw else draw(chunk)
+            numbers = self._draw(len(proprio), chunk, seed)
             memory, proprio, total, frames, reward, action, _ = self.step(
                 memory, proprio, starts.tokens, first, total, 1 + chunk * k, *numbers
             )

@@ -2,10 +2,11 @@
 
     python benchmarks/rollout/waterfall.py [--episodes 256] [--rounds 3] [--json FILE.json]
 
-All ways imagine the same number of episodes of the shipped models. What they imagine is compared first: frames along
-fixed poses, and the mean reward. Rounds are interleaved; the ratio is the median over rounds. Frames are those up to an
-episode's stop; the share of the measured peak of a matrix product (peak.py) counts all that was computed. Ends in one
-JSON line; --json writes a file that compare.py and draw.py read.
+All ways imagine the same number of episodes of the shipped models; the loop and torch.compile of it in float32 and in
+bfloat16, whichever is faster here. What they imagine is compared first, with the same random numbers: frames along the
+loop's actions, of which the worst must come within 40 dB; then the mean reward of all. Rounds are interleaved; a ratio
+is the median over rounds. Frames are those up to an episode's stop; the share of the measured peak of a matrix product
+(peak.py) counts all that was computed. Ends in one JSON line; --json writes a file that compare.py and draw.py read.
 """
 
 import argparse
@@ -14,12 +15,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from lockstep import Lockstep
+from lockstep import Lockstep, in_bfloat16
 from null_models import null_engine, null_starts
 from peak import flops_per_chunk, matrix_peak
 from torch import Tensor
@@ -37,12 +39,16 @@ from worldenv.rollout.models import Models, shipped
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, or imported by a test
 from document import document, row, write  # noqa: E402
 
+LOOP, LOOP_HALF = "the loop", "the loop in bfloat16"
+LEAST_DB = 40.0
+
 
 @dataclass
 class Found:
     """What one rollout of a way came to."""
 
     reward: float  # mean, at the stop or at the end
+    error: float  # its standard error
     chunks: int  # up to the stops
     computed: int  # chunks computed, whether an episode was over or not
 
@@ -59,12 +65,16 @@ def plain():
 
 def in_lockstep(lockstep: Lockstep, starts: Starts) -> Found:
     """All episodes go to the horizon; counted to their stops."""
-    _, reward, _ = lockstep.run(starts, 1)
+    _, reward, _ = lockstep.run(starts)
     over = reward > lockstep.engine.reflector.config.threshold
     at = torch.where(over.any(1), over.int().argmax(1), reward.shape[1] - 1)
     chunks = at // lockstep.engine.world.chunk + 1
     horizon = lockstep.engine.config.horizon
-    return Found(reward.gather(1, at[:, None]).mean().item(), int(chunks.sum()), horizon * len(starts))
+    return as_found(reward.gather(1, at[:, None]), int(chunks.sum()), horizon * len(starts))
+
+
+def as_found(reward: Tensor, chunks: int, computed: int) -> Found:
+    return Found(reward.mean().item(), reward.std().item() / len(reward) ** 0.5, chunks, computed)
 
 
 def by_engine(engine: Engine, starts: Starts, reference: bool) -> Found:
@@ -72,7 +82,7 @@ def by_engine(engine: Engine, starts: Starts, reference: bool) -> Found:
         with plain():
             return by_engine(engine, starts, False)
     out = engine.run(starts, 1, 0)
-    return Found(out.final_reward().mean().item(), int(out.chunks.sum()), int(out.chunks.sum()))
+    return as_found(out.final_reward(), int(out.chunks.sum()), int(out.chunks.sum()))
 
 
 def fixed_frames(engine: Engine, starts: Starts, actions: Tensor) -> Tensor:
@@ -81,38 +91,45 @@ def fixed_frames(engine: Engine, starts: Starts, actions: Tensor) -> Tensor:
     return engine.world.replay(starts.frame, torch.cat([starts.proprio[:, None], poses], dim=1), 0)
 
 
-def check(exact: Engine, fast: Engine, starts: Starts) -> dict[str, float]:
-    """PSNR (dB) of the fast engine's frames to plain PyTorch's, of the worst frame and over all, 16 whole episodes."""
-    few = starts.pick(torch.arange(16))
-    with plain():
-        actions = exact.run(few, 1, 1, stop=False).action
-        expected = fixed_frames(exact, few, actions)
-    found = fixed_frames(fast, few, actions)
-    each = psnr(found[:, 1:].flatten(0, 1), expected[:, 1:].flatten(0, 1))
-    error = (found[:, 1:].float() - expected[:, 1:].float()).square().mean()
-    return {"worst_frame_db": each.min().item(), "all_db": 10 * torch.log10(255**2 / error).item()}
+def check(loops: dict[str, Lockstep], fast: Engine, starts: Starts) -> dict[str, dict[str, float]]:
+    """PSNR (dB) to the first loop's frames, of the worst frame and over all: 16 whole episodes, the same actions."""
+    few, first = starts.pick(torch.arange(16)), next(iter(loops.values()))
+    expected, _, actions = first.run(few, seed=0)
+    out = {}
+    for name, engine in [*((name, loop.engine) for name, loop in loops.items()), ("engine", fast)]:
+        with nullcontext() if engine is fast else plain():
+            frames = fixed_frames(engine, few, actions)
+        each = psnr(frames[:, 1:].flatten(0, 1), expected[:, 1:].flatten(0, 1))
+        error = (frames[:, 1:].float() - expected[:, 1:].float()).square().mean()
+        out[name] = {"worst_frame_db": each.min().item(), "all_db": (10 * torch.log10(255**2 / error)).item()}
+        if not out[name]["worst_frame_db"] > LEAST_DB:
+            sys.exit(f"{name}: a frame is {each.min():.1f} dB from the loop's, less than {LEAST_DB}; nothing was timed")
+    return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile (a minute)")
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile (some minutes)")
     parser.add_argument("--json", type=Path, help="write a file of the results; one that is there is left alone")
     given = parser.parse_args()
     if given.json and given.json.exists():
         parser.error(f"{given.json} is there already; name another file")
     keep_freed_memory()
     models, starts = Models.load(shipped()), practice_starts(0).pick(torch.arange(given.episodes))
-    whole = make_engine(models, EngineConfig(batch=given.episodes), precision="float32")
+    batch = EngineConfig(batch=given.episodes)
     parts = make_engine(models, EngineConfig(), precision="float32")
     small = make_engine(models, EngineConfig(), precision="int8")
-    agreement = check(parts, small, starts)
-
-    ways: dict[str, Callable[[], Found]] = {"plain PyTorch, lockstep": lambda: in_lockstep(Lockstep(whole), starts)}
+    wholes = {name: make_engine(some, batch, precision="float32")
+              for name, some in ((LOOP, models), (LOOP_HALF, in_bfloat16(models)))}  # fmt: skip
+    loops = {name: Lockstep(engine) for name, engine in wholes.items()}
+    agreement = check(loops, small, starts)
     if not given.no_compile:
-        compiled = Lockstep(whole, compiled=True)
-        ways["torch.compile of it"] = lambda: in_lockstep(compiled, starts)
+        loops |= {f"torch.compile of {name}": Lockstep(engine, compiled=True) for name, engine in wholes.items()}
+    whole = wholes[LOOP]
+
+    ways: dict[str, Callable[[], Found]] = {name: partial(in_lockstep, loop, starts) for name, loop in loops.items()}
     ways |= {
         "slots recycled": lambda: by_engine(whole, starts, True),
         "+ parts that fit the cache": lambda: by_engine(parts, starts, True),
@@ -127,7 +144,8 @@ def main() -> None:
             times[name].append(time.perf_counter() - began)
     peaks = {precision: matrix_peak(precision) for precision in ("float32", "int8")}
     facts = {
-        "episodes": given.episodes, "threads": torch.get_num_threads(), "torch": torch.__version__, **agreement,
+        "episodes": given.episodes, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "decibels": agreement,
         "operations_per_second": peaks, "flops_per_chunk": flops_per_chunk(parts, starts),
         "bytes_per_episode": sum(small.bytes_per_episode(starts)), "host_us_per_chunk": host_us(given.episodes),
     }  # fmt: skip
@@ -150,6 +168,10 @@ def host_us(episodes: int) -> float:
     return min(each[1:])
 
 
+def over(rival: list[float], new: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(rival, new, strict=True))
+
+
 def benchmarks(times: dict[str, list[float]], found: dict[str, Found], facts: dict, chunk: int) -> list[dict]:
     """A benchmark of the group `waterfall` for every way."""
     first, *_ = times
@@ -157,13 +179,15 @@ def benchmarks(times: dict[str, list[float]], found: dict[str, Found], facts: di
     for name, t in times.items():
         seconds, peak = statistics.median(t), facts["operations_per_second"]["int8" if "8 bits" in name else "float32"]
         extra = {
-            "speedup": statistics.median(a / b for a, b in zip(times[first], t, strict=True)),
+            "speedup": over(times[first], t),
             "mean_reward": found[name].reward,
+            "error_of_mean_reward": found[name].error,
             "frames_per_s": chunk * found[name].chunks / seconds,
             "episodes_per_hour": facts["episodes"] / seconds * 3600,
             "share_of_peak": found[name].computed * facts["flops_per_chunk"] / seconds / peak,
         }
         out.append(row(name, "waterfall", t, extra))
+    extra["speedup_over"] = {name: over(times[name], t) for name in times if LOOP in name}  # of the last: the engine
     return out
 
 
@@ -173,16 +197,20 @@ def print_waterfall(rows: list[dict], facts: dict) -> None:
         extra, s = bench["extra_info"], bench["stats"]["median"]
         cells.append([bench["name"], f"{s:.2f} s", f"{extra['frames_per_s']:,.0f}",
                       f"{extra['episodes_per_hour']:,.0f}", f"{extra['speedup']:.2f}x",
-                      f"{100 * extra['share_of_peak']:.0f} %", f"{extra['mean_reward']:.3f}"])  # fmt: skip
+                      f"{100 * extra['share_of_peak']:.0f} %",
+                      f"{extra['mean_reward']:.3f} +- {extra['error_of_mean_reward']:.3f}"])  # fmt: skip
     columns = ["", "time", "frames/s", "episodes/hour", "speed", "of peak", "mean reward"]
     table(f"{facts['episodes']} episodes", columns, cells)
+    rivals = [f"{ratio:.2f} times as fast as {name}" for name, ratio in rows[-1]["extra_info"]["speedup_over"].items()]
+    print(f"The engine: {', '.join(rivals)}.", file=sys.stderr)
     print(f"{facts['bytes_per_episode'] / 1e6:.3f} MB an episode (slot and records), "
           f"{facts['host_us_per_chunk']:.1f} us of the engine's own for an episode and chunk, "
           f"{facts['flops_per_chunk'] / 1e9:.2f} GFLOP for a chunk", file=sys.stderr)  # fmt: skip
     names = ("speedup", "mean_reward", "frames_per_s", "share_of_peak")
     columns = {name: {bench["name"]: bench["extra_info"][name] for bench in rows} for name in names}
     median_s = {bench["name"]: bench["stats"]["median"] for bench in rows}
-    print(json.dumps({**facts, "median_s": median_s, "ratio": columns.pop("speedup"), **columns}))
+    over = rows[-1]["extra_info"]["speedup_over"]
+    print(json.dumps({**facts, "median_s": median_s, "ratio": columns.pop("speedup"), "engine_over": over, **columns}))
 
 
 if __name__ == "__main__":
