@@ -71,6 +71,8 @@ def main() -> None:
     parser.add_argument("--tests", type=int, default=64, help="episodes that are imagined")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    if min(given.steps, given.episodes, given.tests) < 1:
+        parser.error("--steps, --episodes and --tests must be positive")
     keep_freed_memory()
     schedule = Schedule(given.steps, 8, 1e-3)
     config = {"schedule": asdict(schedule), "episodes": given.episodes, "seed": given.seed}

@@ -106,6 +106,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile (half a minute)")
     given = parser.parse_args()
+    if min(given.episodes, given.chunks, given.rounds) < 1:
+        parser.error("--episodes, --chunks and --rounds must be positive")
     keep_freed_memory()
     device, config = "cuda" if torch.cuda.is_available() else "cpu", SHAPES[given.shape]
     draw = torch.Generator().manual_seed(0)

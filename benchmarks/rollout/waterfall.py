@@ -11,6 +11,7 @@ is the median over rounds. Frames are those up to an episode's stop; the share o
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -27,7 +28,7 @@ from peak import flops_per_chunk, matrix_peak
 from torch import Tensor
 
 from worldenv import ops
-from worldenv.job import make_engine, practice_starts
+from worldenv.job import PRACTICE_STARTS, make_engine, practice_starts
 from worldenv.kinematics import chunk_kinematics
 from worldenv.memory import keep_freed_memory
 from worldenv.metrics import psnr
@@ -116,6 +117,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.json and given.json.exists():
         parser.error(f"{given.json} is there already; name another file")
+    if given.json and not os.access(given.json.parent, os.W_OK):
+        parser.error(f"{given.json.parent} is no folder that can be written to")
+    if not 16 <= given.episodes <= PRACTICE_STARTS or given.rounds < 1:
+        parser.error(f"--episodes must lie between 16 and {PRACTICE_STARTS}, and --rounds be positive")
     keep_freed_memory()
     models, starts = Models.load(shipped()), practice_starts(0).pick(torch.arange(given.episodes))
     batch = EngineConfig(batch=given.episodes)
