@@ -1,15 +1,18 @@
 """The rules that keep the package small and its parts apart, each shown to find a seeded violation."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("worldenv", "csrc", "kernels", "tests", "benchmarks", "examples")
-SUFFIXES = (".py", ".cpp", ".h", ".cu")
+CXX = (".cpp", ".h", ".cu")
+SUFFIXES = (".py", *CXX)
 LINES_PER_FILE = 400
 LINES_PER_FUNCTION = 60
+COLUMNS = 120
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "core", "base"}
 
 # Imports point down. Any other top-level module is a leaf: all may import it, and it imports leaves only.
@@ -44,6 +47,48 @@ def long_files(root):
         f"{path.relative_to(root)}: {lines} lines"
         for path in source_files(root)
         if (lines := len(path.read_text(encoding="utf-8").splitlines())) > LINES_PER_FILE
+    ]
+
+
+# Comments, literals and preprocessor lines of C++: what may hold a brace that is none.
+NO_CODE = re.compile(
+    r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])+'|^[ \t]*\#(?:\\\n|[^\n])*""",
+    re.DOTALL | re.MULTILINE,
+)
+SCOPE = re.compile(r"\b(namespace|struct|class|union)\b[^()]*$")
+
+
+def cxx_functions(text):
+    """First and last line of every function, by counting braces: of every outermost block that is no scope."""
+    code = NO_CODE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
+    head, depth = 0, 0  # where the declaration begins that we are in; depth in its body
+    for match in re.finditer("[;{}]", code):
+        place = match.start()
+        if depth or (match[0] == "{" and not SCOPE.search(code[head:place])):
+            depth += {"{": 1, "}": -1, ";": 0}[match[0]]
+            if depth:
+                continue
+            first = place - len(code[head:place].lstrip())
+            yield code.count("\n", 0, first) + 1, code.count("\n", 0, place) + 1
+        head = place + 1
+    assert depth == 0, "braces do not match"
+
+
+def long_cxx_functions(root):
+    return [
+        f"{path.relative_to(root)}:{first}: a function of {lines} lines"
+        for path in source_files(root, CXX)
+        for first, last in cxx_functions(path.read_text(encoding="utf-8"))
+        if (lines := last - first + 1) > LINES_PER_FUNCTION
+    ]
+
+
+def wide_cxx_lines(root):  # ruff looks at the lines of Python
+    return [
+        f"{path.relative_to(root)}:{number}: {len(line)} columns"
+        for path in source_files(root, CXX)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > COLUMNS
     ]
 
 
@@ -132,7 +177,8 @@ def incomplete_ops(root):
     return found
 
 
-RULES = [long_files, long_functions, forbidden_names, upward_imports, incomplete_packages, incomplete_ops]
+RULES = [long_files, long_functions, long_cxx_functions, wide_cxx_lines, forbidden_names, upward_imports,
+         incomplete_packages, incomplete_ops]  # fmt: skip
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -145,7 +191,37 @@ def test_rules_see_the_whole_package():
     assert {"worldenv/camera.py", "csrc/cpu/action_map.cpp", "tests/ops/test_action_map.py"} <= files
 
 
+def test_rule_sees_every_kind_of_cxx_function():
+    functions = dict(cxx_functions(CXX_FILE))
+    assert functions == {5: 8, 10: 10, 13: 17, 18: 18, 21: 21}
+    seen = {path.name: len(list(cxx_functions(path.read_text(encoding="utf-8")))) for path in source_files(ROOT, CXX)}
+    assert seen["adaln.cpp"] > 5 and seen["windowed_attention_sm90.h"] > 5 and seen["physics.cpp"] > 5
+
+
+CXX_FILE = """// { is no brace here
+#define BEGIN {
+namespace worldenv {
+
+template <class T>
+void f(const char* s = "}") {
+  if (s) { g('{'); }
+}
+enum class Kind;
+const int table[2] = {1, 2};
+struct Pair {
+  int first;
+  Pair(int first)  /* } */
+      : first(first)
+  {
+    for (;;) { break; }
+  }
+  int second() const { return 2; }
+};
+}  // namespace worldenv
+LIBRARY(worldenv, m) { m.def("f"); }
+"""
 FUNCTION = "def long():\n" + "    x = 1\n" * LINES_PER_FUNCTION
+BODY = "void f() {\n" + "  g();\n" * (LINES_PER_FUNCTION - 1) + "}\n"
 
 
 @pytest.mark.parametrize(
@@ -156,6 +232,10 @@ FUNCTION = "def long():\n" + "    x = 1\n" * LINES_PER_FUNCTION
         (long_functions, "tests/test_x.py", FUNCTION, "tests/test_x.py: long has 61 lines"),
         (long_functions, "worldenv/a.py", "class A:\n" + "".join(f"    {line}\n" for line in FUNCTION.splitlines()),
          "worldenv/a.py: long has 61 lines"),
+        (long_cxx_functions, "csrc/cpu/x.cpp", "\n" + BODY, "csrc/cpu/x.cpp:2: a function of 61 lines"),
+        (long_cxx_functions, "csrc/cuda/x.cu", "namespace a {\nstruct B {\n" + BODY + "};\n}\n",
+         "csrc/cuda/x.cu:3: a function of 61 lines"),
+        (wide_cxx_lines, "csrc/cpu/x.h", "\n//" + "-" * 119, "csrc/cpu/x.h:2: 121 columns"),
         (forbidden_names, "worldenv/policy/utils.py", "", "worldenv/policy/utils.py"),
         (forbidden_names, "csrc/common/isa.h", "", "csrc/common/isa.h"),
         (upward_imports, "worldenv/policy/vla.py", "import worldenv.rollout.engine", "imports rollout"),

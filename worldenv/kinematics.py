@@ -1,4 +1,4 @@
-"""How an action moves the gripper: exact and without a network (METHOD.md, `s_{t+1} = FK(s_t, a_t)`)."""
+"""How an action moves the gripper, s_{t+1} = FK(s_t, a_t): exact, without a network (World-Env, arXiv 2509.24948)."""
 
 from dataclasses import astuple, dataclass
 

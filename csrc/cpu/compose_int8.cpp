@@ -105,8 +105,8 @@ Tensor compose_int8(
   check(pictures_any.scalar_type() == ScalarType::Byte, "pictures should be uint8");
   check(x_any.dim() == 4 && weights_any.dim() == 5 && affine_any.dim() == 2 && bias_any.dim() == 1 &&
             pictures_any.dim() == 5 && plate_any.dim() == 3,
-        "x should be [B, h, w, C], weights [N / 16, 1, C / 4, 16, 4], affine [2, N], bias [N], pictures [B, h, w, S - 1, "
-        "12], plate [h, w, 12]");
+        "x should be [B, h, w, C], weights [N / 16, 1, C / 4, 16, 4], affine [2, N], bias [N], pictures [B, h, w, S - "
+        "1, 12], plate [h, w, 12]");
   check(step > 0.0 && zero >= 0 && zero <= 255, "step should be positive and zero in [0, 255]");
   const Tensor x = torch::stable::contiguous(x_any), weights = torch::stable::contiguous(weights_any);
   const Tensor affine = torch::stable::contiguous(affine_any), bias = torch::stable::contiguous(bias_any);
@@ -147,8 +147,8 @@ Tensor compose_int8(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(worldenv, m) {
   m.def(
-      "compose_int8(Tensor x, Tensor weights, Tensor affine, float step, int zero, Tensor bias, Tensor pictures, Tensor "
-      "plate, float smallest_share, float smallest_correction) -> Tensor");
+      "compose_int8(Tensor x, Tensor weights, Tensor affine, float step, int zero, Tensor bias, Tensor pictures, "
+      "Tensor plate, float smallest_share, float smallest_correction) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(worldenv, CPU, m) { m.impl("compose_int8", TORCH_BOX(&worldenv::cpu::compose_int8)); }

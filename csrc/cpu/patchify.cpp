@@ -21,7 +21,8 @@ void all_to_patches(const Tensor& frames, Tensor& patches) {
   Number* to = patches.mutable_data_ptr<Number>();
   torch::stable::parallel_for(0, frames.size(0) * count, 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      to_patches(from + i * size, height, width, count, to + (i / count * (size / kPatch) * count + i % count) * kPatch);
+      to_patches(from + i * size, height, width, count,
+                 to + (i / count * (size / kPatch) * count + i % count) * kPatch);
   });
 }
 

@@ -88,8 +88,10 @@ WORLDENV_INLINE void run(const Block& block, const Episode& episode, Room& room)
 
 using Function = void (*)(const Block&, const Episode&, Room&);
 
-#define WORLDENV_FACE(name, attribute, width, fast) \
-  attribute void name(const Block& block, const Episode& episode, Room& room) { run<width, fast>(block, episode, room); }
+#define WORLDENV_FACE(name, attribute, width, fast)                             \
+  attribute void name(const Block& block, const Episode& episode, Room& room) { \
+    run<width, fast>(block, episode, room);                                     \
+  }
 WORLDENV_FACE(run_plain, , 4, false)
 #if WORLDENV_X86
 WORLDENV_FACE(run_avx2, WORLDENV_AVX2, 8, false)
@@ -121,13 +123,48 @@ Packed packed(const Tensor& weights, const Tensor& affine, int64_t inputs, int64
   const int64_t blocks = (outputs + kLanes - 1) / kLanes;
   check(weights.dim() == 5 && weights.scalar_type() == ScalarType::Char && weights.is_contiguous() &&
             weights.size(0) == blocks && weights.size(1) % 2 == 1 &&
-            weights.size(2) * kFour == weights.size(1) * inputs && weights.size(3) == kLanes && weights.size(4) == kFour,
+            weights.size(2) * kFour == weights.size(1) * inputs && weights.size(3) == kLanes &&
+            weights.size(4) == kFour,
         "weights should be contiguous int8 [ceil(O / 16), rows, rows * I / 4, 16, 4], rows odd");
   check(affine.dim() == 2 && affine.scalar_type() == ScalarType::Float && affine.is_contiguous() &&
             affine.size(0) == 2 && affine.size(1) == blocks * kLanes,
         "affine should be contiguous float32 [2, ceil(O / 16) * 16]");
   return {weights.const_data_ptr<int8_t>(), affine.const_data_ptr<float>(), outputs, weights.size(1),
           weights.size(2) * kFour};
+}
+
+// How many channels `more` brings to an x of these sizes.
+int64_t channels_of(const Tensor& more, int64_t batch, int64_t height, int64_t width) {
+  check(more.dim() == 4 && more.scalar_type() == ScalarType::Float && more.size(0) == batch && height % 2 == 0 &&
+            width % 2 == 0 && more.size(1) == height / 2 && more.size(2) == width / 2 && more.size(3) % kShuffle == 0,
+        "more should be float32 [B, H / 2, W / 2, 4 * M]");
+  return more.size(3) / kShuffle;
+}
+
+Room room_of(const Block& block, bool joins) {
+  const int64_t positions = block.height * block.width, border = block.conv1.rows / 2;
+  const int64_t bordered = (block.height + 2 * border) * (block.width + 2 * border);
+  return {std::vector<float>(joins ? positions * block.channels : 0), std::vector<float>(positions * block.outputs),
+          std::vector<float>(3 * std::max(block.before.period(16), block.between.period(16))),
+          std::vector<uint8_t>(bordered * block.channels, uint8_t(block.zero)),
+          std::vector<uint8_t>(bordered * block.outputs, uint8_t(block.between.zero)),
+          std::vector<uint8_t>(block.skip.weights ? positions * block.channels : 0)};
+}
+
+// The episodes of a batch, given the first.
+void run_all(const Block& block, const Episode& first, int64_t batch) {
+  const int64_t positions = block.height * block.width;
+  const Function run_one = function();
+  torch::stable::parallel_for(0, positions ? batch : 0, 1, [&](int64_t begin, int64_t end) {
+    Room room = room_of(block, first.more);
+    for (int64_t b = begin; b < end; ++b) {
+      Episode episode = first;
+      episode.x += b * positions * (block.channels - block.beside), episode.y += b * positions * block.outputs;
+      if (first.more) episode.more += b * positions * block.beside;
+      if (first.between.scale) episode.between.scale += b * block.outputs, episode.between.shift += b * block.outputs;
+      run_one(block, episode, room);
+    }
+  });
 }
 
 }  // namespace
@@ -158,14 +195,7 @@ Tensor residual_int8(
   const Tensor x = torch::stable::contiguous(x_any);
   const std::optional<Tensor> more = more_any ? std::optional<Tensor>(torch::stable::contiguous(*more_any)) : more_any;
   const int64_t batch = x.size(0), height = x.size(1), width = x.size(2), outputs = weight2.size(0);
-  int64_t beside = 0;
-  if (more) {
-    check(more->dim() == 4 && more->scalar_type() == ScalarType::Float && more->size(0) == batch && height % 2 == 0 &&
-              width % 2 == 0 && more->size(1) == height / 2 && more->size(2) == width / 2 && more->size(3) % kShuffle == 0,
-          "more should be float32 [B, H / 2, W / 2, 4 * M]");
-    beside = more->size(3) / kShuffle;
-  }
-  const int64_t channels = x.size(3) + beside;
+  const int64_t beside = more ? channels_of(*more, batch, height, width) : 0, channels = x.size(3) + beside;
   check(channels % kFour == 0 && outputs % kFour == 0, "channels should be multiples of 4");
   check(groups > 0 && channels % groups == 0 && outputs % groups == 0, "groups should divide the channels");
   check(skip || channels == outputs, "without skip the channels should stay as many");
@@ -190,23 +220,8 @@ Tensor residual_int8(
                           batch ? numbers(scale, batch, outputs, "scale should be float32 [B, O]") : nullptr,
                           batch ? numbers(shift, batch, outputs, "shift should be float32 [B, O]") : nullptr};
   Tensor y = torch::stable::new_empty(x, {batch, height, width, outputs});
-  const float *from = x.const_data_ptr<float>(), *from_more = more ? more->const_data_ptr<float>() : nullptr;
-  float* to = y.mutable_data_ptr<float>();
-  const int64_t positions = height * width, bordered = (height + 2 * border) * (width + 2 * border);
-  const Function run_one = function();
-  torch::stable::parallel_for(0, positions ? batch : 0, 1, [&](int64_t begin, int64_t end) {
-    Room room{std::vector<float>(more ? positions * channels : 0), std::vector<float>(positions * outputs),
-              std::vector<float>(3 * std::max(block.before.period(16), block.between.period(16))),
-              std::vector<uint8_t>(bordered * channels, uint8_t(zero1)),
-              std::vector<uint8_t>(bordered * outputs, uint8_t(zero2)),
-              std::vector<uint8_t>(skip ? positions * channels : 0)};
-    for (int64_t b = begin; b < end; ++b) {
-      Condition condition = between;
-      if (scale) condition.scale += b * outputs, condition.shift += b * outputs;
-      run_one(block, {from + b * positions * x.size(3), more ? from_more + b * positions * beside : nullptr, before,
-                      condition, to + b * positions * outputs}, room);
-    }
-  });
+  run_all(block, {x.const_data_ptr<float>(), more ? more->const_data_ptr<float>() : nullptr, before, between,
+                  y.mutable_data_ptr<float>()}, batch);
   return y;
 }
 
@@ -215,9 +230,9 @@ Tensor residual_int8(
 STABLE_TORCH_LIBRARY_FRAGMENT(worldenv, m) {
   m.def(
       "residual_int8(Tensor x, Tensor? more, int groups, float eps, str activation, Tensor? weight1, Tensor? bias1, "
-      "Tensor conv1, Tensor affine1, float step1, int zero1, Tensor weight2, Tensor bias2, Tensor? scale, Tensor? shift, "
-      "Tensor conv2, Tensor affine2, float step2, int zero2, Tensor? skip, Tensor? affine3, float step3, int zero3) -> "
-      "Tensor");
+      "Tensor conv1, Tensor affine1, float step1, int zero1, Tensor weight2, Tensor bias2, Tensor? scale, Tensor? "
+      "shift, Tensor conv2, Tensor affine2, float step2, int zero2, Tensor? skip, Tensor? affine3, float step3, int "
+      "zero3) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(worldenv, CPU, m) { m.impl("residual_int8", TORCH_BOX(&worldenv::cpu::residual_int8)); }

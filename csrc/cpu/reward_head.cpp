@@ -193,6 +193,28 @@ Tensor dense(const Tensor& tensor, std::initializer_list<int64_t> shape, const c
   return torch::stable::contiguous(tensor);
 }
 
+// The episodes of a batch, given the first.
+void pool_all(const Face& face, const Pool& first, int64_t batch) {
+  const int64_t size = first.frames * first.width, grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, size));
+  torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      Pool p = first;
+      p.feature += b * size, p.first += b * p.width, p.total += b * p.width, p.count += b, p.rows += 3 * b * size;
+      face.pool(p);
+    }
+  });
+}
+
+void judge_all(const Face& face, const Head& head) {
+  const int64_t lanes = face.lanes, panels = (head.frames + lanes - 1) / lanes;
+  torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> room((head.inputs + head.width1 + head.width2 + 1) * lanes + 16);
+    float* aligned = room.data() + (64 - reinterpret_cast<uintptr_t>(room.data()) % 64) % 64 / sizeof(float);
+    for (int64_t i = begin; i < end; ++i)
+      face.judge(head, i * lanes, std::min(lanes, head.frames - i * lanes), aligned);
+  });
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> reward_head(
@@ -234,26 +256,13 @@ std::tuple<Tensor, Tensor> reward_head(
                    shift.const_data_ptr<float>(),   total.mutable_data_ptr<float>(), count.mutable_data_ptr<float>(),
                    rows.mutable_data_ptr<float>(),  frames, d};
   const Face some = face();
-  const int64_t size = frames * d, grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, size));
-  torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      Pool p = pools;
-      p.feature += b * size, p.first += b * d, p.total += b * d, p.count += b, p.rows += 3 * b * size;
-      some.pool(p);
-    }
-  });
+  pool_all(some, pools, batch);
   const Head head{pools.rows, weight1.const_data_ptr<float>(), bias1.const_data_ptr<float>(),
                   weight2.const_data_ptr<float>(), bias2.const_data_ptr<float>(), weight3.const_data_ptr<float>(),
                   bias3.const_data_ptr<float>(), reward.mutable_data_ptr<float>(),
                   static_cast<bool*>(stop.mutable_data_ptr()), batch * frames, 3 * d, width1, width2,
                   float(threshold)};
-  const int64_t panels = (head.frames + some.lanes - 1) / some.lanes;
-  torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> room((3 * d + width1 + width2 + 1) * some.lanes + 16);
-    float* aligned = room.data() + (64 - reinterpret_cast<uintptr_t>(room.data()) % 64) % 64 / sizeof(float);
-    for (int64_t i = begin; i < end; ++i)
-      some.judge(head, i * some.lanes, std::min(some.lanes, head.frames - i * some.lanes), aligned);
-  });
+  judge_all(some, head);
   return {reward, stop};
 }
 

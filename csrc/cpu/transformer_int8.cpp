@@ -152,8 +152,8 @@ Tensor transformer_int8(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(worldenv, m) {
   m.def(
-      "transformer_int8(Tensor x, Tensor condition, int heads, int hidden, Tensor qkv, Tensor affine1, float step1, int "
-      "zero1, Tensor merge, Tensor affine2, float step2, int zero2, Tensor first, Tensor affine3, float step3, int "
+      "transformer_int8(Tensor x, Tensor condition, int heads, int hidden, Tensor qkv, Tensor affine1, float step1, "
+      "int zero1, Tensor merge, Tensor affine2, float step2, int zero2, Tensor first, Tensor affine3, float step3, int "
       "zero3, Tensor second, Tensor affine4, float step4, int zero4) -> Tensor");
 }
 

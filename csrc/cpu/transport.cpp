@@ -1,6 +1,6 @@
 // CPU face of worldenv::transport; worldenv/ops/transport.py says what it means.
-// The last frame is laid out as pixels of four floats, one of them idle, a few rows side by side: these rows are resampled
-// pixel by pixel, then columns row by row.
+// The last frame is laid out as pixels of four floats, one of them idle, a few rows side by side: these rows are
+// resampled pixel by pixel, then columns row by row.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -222,7 +222,8 @@ void fill_all(const Tensor& frames, const Tensor& poses, const Tensor& projectio
   Number* to = out.mutable_data_ptr<Number>();
   torch::stable::parallel_for(0, size ? frames.size(0) : 0, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b)
-      fill(from + b * memory * size, pose + b * count * 7, matrix, memory, count, sizes, to + b * sizes.pictures * size);
+      fill(from + b * memory * size, pose + b * count * 7, matrix, memory, count, sizes,
+           to + b * sizes.pictures * size);
   });
 }
 

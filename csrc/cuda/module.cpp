@@ -3,7 +3,7 @@
 #include <Python.h>
 
 PyMODINIT_FUNC PyInit__cuda(void) {
-  static struct PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "_cuda", "CUDA faces of the worldenv ops", -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cuda", "CUDA faces of the worldenv ops", -1,
+                                      nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

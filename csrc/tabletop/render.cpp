@@ -93,7 +93,8 @@ void Renderer::disc_on_table(Canvas& canvas, float x, float y, float radius, flo
 }
 
 void Renderer::square_on_table(Canvas& canvas, float x, float y, float half, Vec color) const {
-  const Vec corner[4] = {{x - half, y - half, 0}, {x + half, y - half, 0}, {x - half, y + half, 0}, {x + half, y + half, 0}};
+  const Vec corner[4] = {{x - half, y - half, 0}, {x + half, y - half, 0}, {x - half, y + half, 0},
+                         {x + half, y + half, 0}};
   const Rect r = bounds(corner, 4);
   for (int v = r.y0; v < r.y1; ++v)
     for (int u = r.x0; u < r.x1; ++u) {
@@ -112,7 +113,8 @@ void Renderer::solid(Canvas& canvas, const Solid& s) const {
   const Vec o = {eye_.x - s.center.x, eye_.y - s.center.y, eye_.z - s.center.z};
   const Vec p = {a[0] * o.x + a[3] * o.y + a[6] * o.z, a[1] * o.x + a[4] * o.y + a[7] * o.z,
                  a[2] * o.x + a[5] * o.y + a[8] * o.z};
-  const Vec l = {a[0] * kLight.x + a[3] * kLight.y + a[6] * kLight.z, a[1] * kLight.x + a[4] * kLight.y + a[7] * kLight.z,
+  const Vec l = {a[0] * kLight.x + a[3] * kLight.y + a[6] * kLight.z,
+                 a[1] * kLight.x + a[4] * kLight.y + a[7] * kLight.z,
                  a[2] * kLight.x + a[5] * kLight.y + a[8] * kLight.z};
   for (int v = rect.y0; v < rect.y1; ++v) {
     for (int u = rect.x0; u < rect.x1; ++u) {
@@ -221,7 +223,8 @@ void Renderer::draw(const World& world, Canvas& canvas, uint8_t* frame) const {
     uint8_t* out = frame + size_t(v) * size_ * 3;
     for (int u = 0; u < size_; ++u)
       for (int k = 0; k < 3; ++k)
-        out[3 * u + k] = uint8_t((top[6 * u + k] + top[6 * u + 3 + k] + bottom[6 * u + k] + bottom[6 * u + 3 + k] + 2) / 4);
+        out[3 * u + k] =
+            uint8_t((top[6 * u + k] + top[6 * u + 3 + k] + bottom[6 * u + k] + bottom[6 * u + 3 + k] + 2) / 4);
   }
 }
 

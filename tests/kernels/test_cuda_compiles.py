@@ -15,6 +15,7 @@ from torch.utils.cpp_extension import include_paths
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("80", "90a", "100")
+STANDARD = "-std=c++17"  # the lower of those that torch builds with: 2.11 takes it, later ones c++20
 STABLE_ABI = re.search(r"-DTORCH_TARGET_VERSION=\w+", (ROOT / "setup.py").read_text(encoding="utf-8"))[0]
 USAGE = re.compile(
     r"Compiling entry function '(?P<kernel>\S+)' for 'sm_(?P<arch>\w+)'.*?"
@@ -36,7 +37,7 @@ def compile_cuda(source, folder, *flags):
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
     includes = [f"-isystem={path}" for path in include_paths()]
     command = [
-        find_nvcc(), "-std=c++20", "-O3", "--threads=0", "-Xptxas", "-v", STABLE_ABI, "-DUSE_CUDA",
+        find_nvcc(), STANDARD, "-O3", "--threads=0", "-Xptxas", "-v", STABLE_ABI, "-DUSE_CUDA",
         *targets, *includes, f"-I{ROOT / 'csrc'}", *flags, "-c", str(source), "-o", str(folder / "object.o"),
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -74,6 +74,16 @@ def test_operator_passes_opcheck():
     torch.library.opcheck(torch.ops.worldenv.compose_int8.default, (x, *packed, *others))
 
 
+def test_operator_is_traced_without_a_graph_break():
+    x, *others = inputs()
+
+    def step(x):
+        return compose_int8(x * 1.0, *others) + 1.0
+
+    traced = torch.compile(step, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(traced(x), step(x))
+
+
 def test_backend_variable_forces_the_reference(monkeypatch):
     monkeypatch.setattr(ops, "BACKEND", "reference")
     monkeypatch.setattr(module, "compose_int8_reference", lambda *arguments: "reference ran")

@@ -115,6 +115,16 @@ def test_operator_passes_opcheck():
     torch.library.opcheck(torch.ops.worldenv.residual_int8.default, given)
 
 
+def test_operator_is_traced_without_a_graph_break():
+    x, *others, beside = inputs(more=8)
+
+    def step(x, beside):
+        return residual_int8(x * 1.0, *others, beside) + 1.0
+
+    traced = torch.compile(step, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(traced(x, beside), step(x, beside))
+
+
 def test_backend_variable_forces_the_reference(monkeypatch):
     monkeypatch.setattr(ops, "BACKEND", "reference")
     monkeypatch.setattr(module, "residual_int8_reference", lambda *arguments: torch.zeros(1, 2, 3, 4))

@@ -109,6 +109,16 @@ def test_operator_passes_opcheck():
     torch.library.opcheck(torch.ops.worldenv.transformer_int8.default, (x, condition, heads, hidden, *parts))
 
 
+def test_operator_is_traced_without_a_graph_break():
+    x, condition, *others = inputs()
+
+    def step(x, condition):
+        return transformer_int8(x * 1.0, condition, *others) + 1.0
+
+    traced = torch.compile(step, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(traced(x, condition), step(x, condition))
+
+
 def test_backend_variable_forces_the_reference(monkeypatch):
     monkeypatch.setattr(ops, "BACKEND", "reference")
     monkeypatch.setattr(module, "transformer_int8_reference", lambda *arguments: "reference ran")

@@ -9,6 +9,7 @@ from torch.distributions import Laplace
 from worldenv.errors import UserError
 from worldenv.kinematics import Kinematics, chunk_kinematics
 from worldenv.ops.transport import transport
+from worldenv.rollout import engine as engine_module
 from worldenv.rollout.engine import EngineConfig
 from worldenv.rollout.episodes import Starts
 from worldenv.simulator import world
@@ -205,6 +206,20 @@ def test_what_is_not_finite_breaks_one_episode_and_leaves_its_neighbours_alone(
         assert_same_episode(out, i, sound, i)
         for name in ("action", "reward", "log_prob", "frame"):  # the first chunk, in one batch: bit by bit
             assert torch.equal(getattr(out, name)[i, 0], getattr(sound, name)[i, 0])
+
+
+@pytest.mark.parametrize(("room", "spare", "slots"), [(12, 0, 6), (12, -2, 5), (1, 0, 1), (0, 0, 1), (999, 0, 21)])
+def test_slots_take_half_of_the_free_memory_and_no_more_than_episodes_need(
+    tiny, starts, room, spare, slots, monkeypatch
+):
+    engine = tiny.engine(horizon=1)
+    free = room * engine.bytes_per_episode(starts)[0] + spare
+    monkeypatch.setattr(engine_module, "free_bytes", lambda device: free)
+    engine.run(starts, 3, SEED)
+    assert len(engine.episodes) == slots
+    given = tiny.engine(horizon=1, capacity=2)
+    given.run(starts, 3, SEED)
+    assert len(given.episodes) == 2
 
 
 @pytest.mark.filterwarnings("ignore:out of memory with 10")

@@ -111,7 +111,7 @@ def action_map(
 
     Pixel centres lie at integer + 0.5. What is less than 0.05 m in front of the camera is cut off, and a pose with a
     non-finite number draws nothing at all, in no channel, and leaves the others alone. Computed in float32. No
-    gradient. Source: METHOD.md, "action map" (World-Env, section "World simulator").
+    gradient. Source: World-Env (arXiv 2509.24948), action map.
 
     Raises ValueError if a shape, dtype or device is another one, an image side is under 8 pixels, or an input requires
     a gradient.

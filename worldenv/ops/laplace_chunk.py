@@ -44,7 +44,7 @@ def laplace_chunk(
     chunk: Tensor,  # [B] int64, in [0, 2^24)
     explore: bool = True,  # False: the mean
 ) -> tuple[Tensor, Tensor]:  # action [B, K, A] float32, not clipped to [-1, 1]; its log-probability [B] float32
-    """A draw from Laplace(mu, exp(beta)) by inversion (METHOD.md, "Policy and its stochasticity"):
+    """A draw from Laplace(mu, exp(beta)) by inversion (World-Env, arXiv 2509.24948, action and scale heads):
 
         u        =  philox(seed, episode, chunk, Use.ACTION) - 1/2
         action   =  mu - exp(beta) sign(u) log(1 - 2 |u|)

@@ -32,7 +32,7 @@ def ppo_loss(
     advantage: Tensor,  # [B] float32
     clip: float,  # eps in (0, 1)
 ) -> tuple[Tensor, Tensor]:  # loss, share of clipped ratios: [] float32
-    """PPO's loss over chunks (METHOD.md, "Post-training"):
+    """PPO's loss over chunks (World-Env, arXiv 2509.24948, post-training):
 
         r    =  exp(log p(action | mu, beta) - behaviour)
         loss = -mean(min(r A, clip(r, 1 - eps, 1 + eps) A))

@@ -52,7 +52,7 @@ def reward_head(
     bias3: Tensor,  # [1] float32
     threshold: float,  # eta: stop where the reward is above it
 ) -> tuple[Tensor, Tensor]:  # reward [B, K] float32 in [0, 1]; stop [B, K] bool
-    """The reflector's judgement of every new frame (METHOD.md, "Reflector"):
+    """The reflector's judgement of every new frame (World-Env, arXiv 2509.24948, reflector):
 
         pooled = (feature, feature - first, mean of the features so far)
         reward = sigmoid(weight3 relu(weight2 relu(weight1 layer_norm(pooled))))

@@ -32,7 +32,7 @@ class PolicyConfig:
 
 
 class Policy(nn.Module):
-    """Laplace(mu, exp(beta)) over chunks of K actions (METHOD.md, "Policy and its stochasticity").
+    """Laplace(mu, exp(beta)) over chunks of K actions (World-Env, arXiv 2509.24948, action and scale heads).
 
     `mu` comes from the action head (trained by L1), `beta` from the scale head (Laplace negative log-likelihood).
     """

@@ -33,7 +33,7 @@ class Pooled(Slots):
 
 
 class Reflector(nn.Module):
-    """R_t = sigmoid(head(pool(encoder(o_1..o_t, g)))) in [0, 1] (METHOD.md, "Reflector").
+    """R_t = sigmoid(head(pool(encoder(o_1..o_t, g)))) in [0, 1] (World-Env, arXiv 2509.24948, reflector).
 
     The pooled state is (present feature, its change since the first frame, the mean so far). With `zero_shot` the
     judge is the encoder's own answer to "is it done?" from pretraining, read off the last frame; nothing is trained.

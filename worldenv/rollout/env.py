@@ -26,7 +26,7 @@ class EnvConfig:
     chunk: int | None = None  # k, actions per step; None: K, the frames that the simulator makes in a pass
     horizon: int = 40  # actions after which an episode is truncated
     # final: R at the stop or at the horizon, 0 before. progress: how much R has risen in this step, from 0 on. The sum
-    # over an episode is the same R, one scalar in [0, 1] (METHOD.md, "Reward of a rollout").
+    # over an episode is the same R, one scalar in [0, 1] (World-Env, arXiv 2509.24948, reward).
     reward: Literal["final", "progress"] = "final"
     frame_dtype: torch.dtype = torch.uint8  # of the frames handed out: uint8 in [0, 255], or a float dtype in [-1, 1]
     batch: int | None = None  # episodes per network pass; None: what a CPU's cache holds, on a GPU all

@@ -134,5 +134,5 @@ class Rollouts:
         return sum(tensor[:1].nbytes for tensor in tensors if tensor is not None)
 
     def final_reward(self) -> Tensor:  # [E] float32
-        """One scalar per episode: R at its stop, or at its last step (METHOD.md, "Reward of a rollout")."""
+        """One scalar per episode: R at its stop, or at its last step (World-Env, arXiv 2509.24948, reward)."""
         return self.reward.flatten(1).gather(1, self.stop[:, None] - 1)[:, 0]

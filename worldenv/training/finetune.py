@@ -15,7 +15,7 @@ SCALE_WEIGHT = 0.05  # of the scale head's likelihood against the action head's 
 def imitation_loss(
     policy: Policy, clips: Clips, batch: int
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
-    """L1 of the chunk's mean, and the Laplace negative log-likelihood of its scale (METHOD.md, "Policy")."""
+    """L1 of the chunk's mean, and the Laplace negative log-likelihood of its scale (World-Env, arXiv 2509.24948)."""
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         episode = torch.randint(len(clips), (batch,), generator=generator)

@@ -1,4 +1,4 @@
-"""LOOP: leave-one-out advantage + PPO, entirely inside the world model (METHOD.md, "Post-training")."""
+"""LOOP: leave-one-out advantage + PPO, entirely inside the world model (World-Env, arXiv 2509.24948)."""
 
 import math
 import time

@@ -132,7 +132,8 @@ def student_loss(
     squared one asks for a ghost of both. Gradients do not flow from chunk to chunk.
 
     What policy and reflector make of a frame hangs on a few pixels, so the last frame of each chunk is also to look
-    like the true one to `encoder`, pretrained and frozen (METHOD.md, "semantic feature injection", as a loss).
+    like the true one to `encoder`, pretrained and frozen (after World-Env, arXiv 2509.24948, semantic features; here
+    as a loss).
     """
     chunk = student.config.chunk
     encoder = copy.deepcopy(encoder).requires_grad_(False)
