@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from worldenv import ops
 from worldenv.int8 import ACTIVATIONS, NO_GRID, Conv, Grid, Linear
 from worldenv.kinematics import chunk_kinematics
-from worldenv.ops.action_map import action_map
 from worldenv.ops.laplace_chunk import laplace_log_prob
 from worldenv.ops.patchify import PATCH, unit
 from worldenv.ops.philox import Use, philox
@@ -70,8 +69,7 @@ class Lockstep:
         log_prob = laplace_log_prob(action, mu, beta)
         poses = torch.cat([proprio[:, None], chunk_kinematics(proprio, action, self.engine.kinematics)], dim=1)
         b, n = poses.shape[:2]
-        maps = action_map(poses.flatten(0, 1), world.projection, world.size, world.size).unflatten(0, (b, n))
-        seen = world.simulator.see(transport(memory, poses, world.projection), maps, poses)
+        seen = world.simulator.see(transport(memory, poses, world.projection), poses, world.projection)
         frames, _ = unpatchify(sample(world.simulator, seen, noise, world.levels))
         feature = reflector.encode(frames.flatten(0, 1), tokens.repeat_interleave(n - 1, 0)).unflatten(0, (b, n - 1))
         total = total[:, None] + feature.cumsum(1)

@@ -54,6 +54,12 @@ def test_compiled_face_equals_the_reference(batch, height, width):
     assert_same_strokes(action_map(proprio, matrix, height, width), expected)
 
 
+@pytest.mark.parametrize("level", ["plain", "avx2"])
+def test_lower_instruction_sets_draw_the_same(level, at_level):
+    arguments = random_pose(63), projection(), 64, 50
+    assert_same_strokes(at_level(level, "action_map", *arguments), action_map_reference(*arguments))
+
+
 def test_thousand_poses_equal_the_reference_and_stay_in_range():
     proprio, matrix = random_pose(1000, seed=1), projection()
     actual = action_map(proprio, matrix, 64, 64)

@@ -14,6 +14,7 @@ from worldenv.ops.adagn import adagn
 from worldenv.ops.adaln import adaln
 from worldenv.ops.compose import compose
 from worldenv.ops.compose_int8 import compose_int8
+from worldenv.ops.map_features import map_features
 from worldenv.ops.patchify import PATCH
 from worldenv.ops.residual_int8 import residual_int8
 from worldenv.ops.transformer_int8 import transformer_int8
@@ -111,7 +112,7 @@ class Seen:
 
 
 class Simulator(nn.Module):
-    """Predicts the clean frames of a chunk from noisy ones, memory frames, the action map and the poses.
+    """Predicts the clean frames of a chunk from noisy ones, memory frames, the poses and the action map drawn of them.
 
     Frames go in and out as patches of 2 x 2 pixels (`patchify`).
 
@@ -152,11 +153,12 @@ class Simulator(nn.Module):
     def see(
         self,
         pictures: Tensor,  # [B, H / 2, W / 2, MEMORY_FRAMES + moves(K), 12] uint8 or float32, from `transport`
-        action_map: Tensor,  # [B, K + 1, MAP_CHANNELS, H, W] float32 in [0, 1], the present pose first
-        poses: Tensor,  # [B, K + 1, 7] float32, likewise
+        poses: Tensor,  # [B, K + 1, 7] float32, the present one first
+        projection: Tensor,  # [3, 4] float32, of the camera that sees them
     ) -> Seen:
         """What does not depend on the noise, computed once per chunk."""
-        features = self.see_map(action_map.flatten(1, 2)).permute(0, 2, 3, 1)
+        size = self.config.image_size
+        features = map_features(poses, projection, self.see_map.weight, size, size)
         features = self.see_pictures(pictures.flatten(3), onto=features)
         scale = constant((5, 5, 5, 1, 1, 1, 1), poses)
         return Seen(features, self.poses((poses * scale).flatten(1)), pictures)

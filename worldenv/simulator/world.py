@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from worldenv.camera import Camera
-from worldenv.ops.action_map import action_map
 from worldenv.ops.patchify import PATCH
 from worldenv.ops.philox import Use, philox
 from worldenv.ops.transport import transport
@@ -69,11 +68,10 @@ class World:
         chunk: Tensor,  # [B] int64, chunks imagined before
     ) -> tuple[Tensor, Tensor]:  # [B, K, H, W, 3] uint8; [B] bool, whether every pixel came out finite
         """The frames that follow when the gripper goes through `poses`."""
-        b, n = poses.shape[:2]
         pictures = transport(torch.stack([memory.first, memory.previous, frame], dim=1), poses, self.projection)
-        maps = action_map(poses.flatten(0, 1), self.projection, self.size, self.size).unflatten(0, (b, n))
-        seen = self.simulator.see(pictures, maps, poses)
-        noise = philox(seed, episode, chunk, Use.FRAME, (self.size // 2, self.size // 2, n - 1, PATCH), normal=True)
+        seen = self.simulator.see(pictures, poses, self.projection)
+        shape = self.size // 2, self.size // 2, poses.shape[1] - 1, PATCH
+        noise = philox(seed, episode, chunk, Use.FRAME, shape, normal=True)
         memory.previous.copy_(frame)
         return unpatchify(sample(self.simulator, seen, noise, self.levels))
 

@@ -28,15 +28,15 @@ MEMORY_NOISE = 0.04  # largest standard deviation added to memory frames: blunts
 
 
 class ChunkBatch:
-    """B chunks of true clips, ready for the simulator: memory, action map, poses and the frames that follow."""
+    """B chunks of true clips, ready for the simulator: memory, poses and the frames that follow."""
 
     def __init__(self, clips: Clips, projection: Tensor, chunk: int, episode: Tensor, step: Tensor):
         index = step[:, None] + torch.arange(chunk + 1)
         size = clips.frames.shape[2]
         self.projection, self.tokens = projection, clips.tokens[episode]
         self.poses = clips.proprio[episode[:, None], index]
-        self.maps = action_map(self.poses.flatten(0, 1), projection, size, size).unflatten(0, (len(episode), chunk + 1))
-        arm = self.maps[:, :, ARM_CHANNELS].amax(2, keepdim=True) > ARM_LEVEL
+        maps = action_map(self.poses.flatten(0, 1), projection, size, size).unflatten(0, (len(episode), chunk + 1))
+        arm = maps[:, :, ARM_CHANNELS].amax(2, keepdim=True) > ARM_LEVEL
         self.arm = (arm[:, 1:] | arm[:, :1]).movedim(2, 4)  # [B, K, H, W, 1], in the frame or in the one before
         self.clean = unit(clips.frames[episode[:, None], index[:, 1:]])
         memory = torch.stack([torch.zeros_like(step), (step - chunk).clamp(min=0), step], dim=1)
@@ -44,7 +44,7 @@ class ChunkBatch:
 
     def seen_by(self, simulator: Simulator, memory: Tensor) -> Seen:
         """What the simulator knows before the noise, from these memory frames."""
-        return simulator.see(transport(memory, self.poses, self.projection), self.maps, self.poses)
+        return simulator.see(transport(memory, self.poses, self.projection), self.poses, self.projection)
 
 
 def draw_steps(clips: Clips, batch: int, chunks: int, chunk: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
