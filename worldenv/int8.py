@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from worldenv.errors import UserError
 from worldenv.ops.patchify import unit
 from worldenv.ops.quantise import quantise
+from worldenv.ops.rowwise_linear import rowwise_linear
 from worldenv.packed import Layer, pack
 
 PRECISIONS = ("auto", "float32", "int8")  # of networks that imagine; auto: int8 where the CPU is made for it
@@ -116,20 +117,34 @@ class Int8(nn.Module):
         return y if onto is None else y.add_(onto)  # oneDNN's own sum copies its result
 
 
+class Rowwise(nn.Module):
+    """What `in_int8` puts in the place of a linear layer that stays in floats, parameters and all: rounding by the
+    batch would grow, for what it brings to the next of 256 levels is a whole level off."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rowwise_linear(x, self.weight, self.bias)
+
+
 def in_8_bits(*layers: nn.Module) -> bool:
     """Whether all layers are in 8 bits; one that does nothing is in whatever is wanted."""
     return all(isinstance(layer, Int8 | nn.Identity) for layer in layers)
 
 
 def in_int8(module: Module, ranges: Ranges, prefix: str = "") -> Module:
-    """The same module with every `Conv` and `Linear` that has a range in 8 bits; all else, parameters included, is
-    shared."""
+    """The same module with every `Conv` and `Linear` that has a range in 8 bits, every `nn.Linear` as a `Rowwise`; all
+    else, parameters included, is shared."""
     new = copy.copy(module)
     new._modules = {}
     for name, child in module._modules.items():
         path = prefix + name
         if isinstance(child, Conv | Linear) and path in ranges:
             new._modules[name] = Int8(child, ranges[path])
+        elif type(child) is nn.Linear:
+            new._modules[name] = Rowwise(child)
         else:
             new._modules[name] = None if child is None else in_int8(child, ranges, path + ".")
     return new
