@@ -47,9 +47,6 @@ class InstructionEncoder(nn.Module):
         if tokens.is_floating_point():
             return tokens
         unique, index = torch.unique(tokens, dim=0, return_inverse=True)  # a batch repeats few instructions
-        if torch.is_grad_enabled():
-            hidden, _ = self.read(self.embed(unique))
-        else:  # one at a time: read with others an instruction is rounded otherwise
-            hidden = torch.cat([self.read(self.embed(one))[0] for one in unique.split(1)])
+        hidden, _ = self.read(self.embed(unique))
         last = (unique != 0).sum(1) - 1
         return hidden[torch.arange(len(unique), device=tokens.device), last][index]
