@@ -143,7 +143,7 @@ class RowwiseGRU(nn.Module):
     def __init__(self, gru: nn.GRU):
         super().__init__()
         if gru.num_layers != 1 or gru.bidirectional or not gru.batch_first or not gru.bias:
-            raise ValueError(f"{gru} cannot be replaced: it should have one layer, one direction, biases and batch_first")
+            raise ValueError(f"{gru} is another kind: it should have one layer, one direction, biases and batch_first")
         for name, parameter in gru.named_parameters():
             self.register_parameter(name, parameter)
 
