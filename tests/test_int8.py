@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from worldenv.int8 import Conv, Int8, Linear, in_int8, is_fast, measured
+from worldenv.int8 import Conv, Int8, Linear, Rowwise, RowwiseGRU, by_rows, in_int8, is_fast, measured
 
 
 def net(seed=0):
@@ -104,6 +104,57 @@ def test_parameters_are_shared_and_the_module_itself_is_left_as_it_was(x, ranges
 def test_layers_without_a_range_stay_floats(x, ranges):
     model = in_int8(net(), {"body.0": ranges["body.0"]})
     assert isinstance(model["body"][0], Int8) and type(model["body"][2]) is Conv and type(model["head"][1]) is Linear
+
+
+def floats(seed=0):
+    torch.manual_seed(seed)
+    return nn.ModuleDict({"read": nn.GRU(5, 24, batch_first=True), "out": nn.Linear(24, 7)}).eval()
+
+
+@torch.no_grad()
+def test_what_stays_in_floats_becomes_independent_of_the_batch():
+    exact = floats()
+    model = in_int8(exact, {})
+    assert type(model["out"]) is Rowwise and type(model["read"]) is RowwiseGRU and type(exact["out"]) is nn.Linear
+    for name, tensor in exact.state_dict(keep_vars=True).items():
+        assert model.state_dict(keep_vars=True)[name] is tensor
+    x = torch.randn(9, 6, 5)
+    hidden, last = model["read"](x)
+    expected = *exact["read"](x), exact["out"](hidden)
+    for one, other in zip((hidden, last, model["out"](hidden)), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    for part in (slice(4, 5), slice(2, 5), slice(1, 9)):
+        alone, _ = model["read"](x[part])
+        assert torch.equal(alone, hidden[part]) and torch.equal(model["out"](alone), model["out"](hidden)[part])
+
+
+def test_what_stays_in_floats_passes_gradients_and_sees_updates():
+    exact = floats()
+    model, x = in_int8(exact, {}), torch.randn(3, 24)
+    exact["out"](x).square().sum().backward()
+    gradient = exact["out"].weight.grad.clone()
+    exact.zero_grad()
+    model["out"](x).square().sum().backward()
+    assert gradient.any() and torch.equal(exact["out"].weight.grad, gradient)
+    before = model["out"](x).detach()
+    torch.optim.SGD(model["out"].parameters(), 0.1).step()
+    with torch.no_grad():
+        torch.testing.assert_close(model["out"](x), exact["out"](x), rtol=0, atol=1e-5)
+        assert not torch.equal(model["out"](x), before)
+
+
+def test_a_gru_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="it should have one layer, one direction, biases and batch_first"):
+        in_int8(nn.ModuleDict({"read": nn.GRU(5, 6, bidirectional=True, batch_first=True)}), {})
+
+
+@pytest.mark.parametrize("function", [torch.sigmoid, nn.functional.silu])
+def test_numbers_by_rows_are_the_same_in_any_company(function):
+    x = torch.randn(50, 28, generator=torch.Generator().manual_seed(2))
+    expected = by_rows(function, x)
+    torch.testing.assert_close(expected, function(x))
+    for rows in range(1, 8):
+        assert torch.equal(by_rows(function, x[9 : 9 + rows]), expected[9 : 9 + rows])
 
 
 def test_a_weight_that_is_not_finite_is_refused(ranges):

@@ -7,7 +7,7 @@ floats, or an op that does more than one layer at a time and takes its `layer` (
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from worldenv.errors import UserError
 from worldenv.ops.patchify import unit
 from worldenv.ops.quantise import quantise
+from worldenv.ops.rowwise_linear import rowwise_linear
 from worldenv.packed import Layer, pack
 
 PRECISIONS = ("auto", "float32", "int8")  # of networks that imagine; auto: int8 where the CPU is made for it
@@ -44,6 +45,7 @@ def check_precision(precision: str) -> None:
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": partial(F.gelu, approximate="tanh")}
 Grid = tuple[float, int]  # step and zero of 256 levels
 NO_GRID = (0.0, 0)
+AT_ONCE = 32  # numbers that torch's sigmoid and SiLU take together: two registers of AVX-512
 
 
 class Conv(nn.Conv2d):
@@ -116,20 +118,65 @@ class Int8(nn.Module):
         return y if onto is None else y.add_(onto)  # oneDNN's own sum copies its result
 
 
+class Rowwise(nn.Module):
+    """What `in_int8` puts in the place of a linear layer that stays in floats, parameters and all: rounding by the
+    batch would grow, for what it brings to the next of 256 levels is a whole level off."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rowwise_linear(x, self.weight, self.bias)
+
+
+def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:  # [..., D] -> [..., D]
+    """function(x), number by number, and the same for a row among others: torch computes AT_ONCE numbers together, and
+    those that are left over at the end another way."""
+    width = x.shape[-1]
+    return function(F.pad(x, (0, -width % AT_ONCE)))[..., :width] if width % AT_ONCE else function(x)
+
+
+class RowwiseGRU(nn.Module):
+    """As `Rowwise`, in the place of a GRU [B, L, C] -> [B, L, D], of one layer and one direction."""
+
+    def __init__(self, gru: nn.GRU):
+        super().__init__()
+        if gru.num_layers != 1 or gru.bidirectional or not gru.batch_first or not gru.bias:
+            raise ValueError(f"{gru} is another kind: it should have one layer, one direction, biases and batch_first")
+        for name, parameter in gru.named_parameters():
+            self.register_parameter(name, parameter)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [B, L, D] and the last of them, [1, B, D]
+        hidden = x.new_zeros(len(x), self.weight_hh_l0.shape[1])
+        seen, out = rowwise_linear(x, self.weight_ih_l0, self.bias_ih_l0), []
+        for new in seen.unbind(1):
+            old = rowwise_linear(hidden, self.weight_hh_l0, self.bias_hh_l0)
+            (a, b, c), (d, e, f) = new.chunk(3, dim=1), old.chunk(3, dim=1)
+            candidate = torch.tanh(c + by_rows(torch.sigmoid, a + d) * f)
+            hidden = candidate + by_rows(torch.sigmoid, b + e) * (hidden - candidate)
+            out.append(hidden)
+        return torch.stack(out, dim=1), hidden[None]
+
+
 def in_8_bits(*layers: nn.Module) -> bool:
     """Whether all layers are in 8 bits; one that does nothing is in whatever is wanted."""
     return all(isinstance(layer, Int8 | nn.Identity) for layer in layers)
 
 
 def in_int8(module: Module, ranges: Ranges, prefix: str = "") -> Module:
-    """The same module with every `Conv` and `Linear` that has a range in 8 bits; all else, parameters included, is
-    shared."""
+    """The same module with every `Conv` and `Linear` that has a range in 8 bits, every `nn.Linear` and GRU
+    made independent of the batch; all else, parameters included, is shared."""
     new = copy.copy(module)
     new._modules = {}
     for name, child in module._modules.items():
         path = prefix + name
         if isinstance(child, Conv | Linear) and path in ranges:
             new._modules[name] = Int8(child, ranges[path])
+        elif type(child) is nn.Linear:
+            new._modules[name] = Rowwise(child)
+        elif isinstance(child, nn.GRU):
+            new._modules[name] = RowwiseGRU(child)
         else:
             new._modules[name] = None if child is None else in_int8(child, ranges, path + ".")
     return new

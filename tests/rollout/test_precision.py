@@ -94,46 +94,23 @@ def one_by_one(starts):
     return imagined_small(starts, batch=1)
 
 
-@needs_int8
-@pytest.mark.parametrize("capacity", [1, 7])
-def test_slot_and_company_change_no_bit_of_an_episode_in_8_bits(starts, one_by_one, capacity):
-    other = imagined_small(starts, batch=1, capacity=capacity)
-    for name, expected in vars(one_by_one).items():
-        assert torch.equal(getattr(other, name), expected), name
-
-
-def decibels(video, other, chunk):  # [N]
-    frames = slice(4 * chunk + 1, 4 * chunk + 5)
-    return psnr(video[:, frames].flatten(0, 1), other[:, frames].flatten(0, 1)).unflatten(0, (-1, 4)).mean(1)
-
-
-def assert_near(small, expected, rows):
-    """Whether episodes differ by rounding alone.
-
-    What stays in floats, such as conditions, rounds by the size of the batch. Where that leads to the next of 256
-    levels a number is a whole level off. Seen in 80 to 160 episodes: 4e-5 in the first actions, 53 dB and more in the
-    first chunk. What follows starts from there: in the second chunk 54 dB at the median, 30 dB at worst.
-    """
-    for name in ("action", "log_prob"):
-        torch.testing.assert_close(getattr(small, name)[:, 0], getattr(expected, name)[rows, 0], rtol=0, atol=1e-2)
-    assert decibels(small.video, expected.video[rows], 0).min() > 45
-    assert decibels(small.video, expected.video[rows], 1).median() > 40
+def assert_same(small, expected, rows=slice(None)):
+    for name, value in vars(expected).items():
+        assert torch.equal(getattr(small, name), value[rows]), name
 
 
 @needs_int8
-@pytest.mark.parametrize(("batch", "threads"), [(3, 1), (32, 1), (32, 3)])
-def test_batch_and_threads_change_an_episode_in_8_bits_by_rounding_alone(starts, one_by_one, batch, threads):
+@pytest.mark.parametrize(("batch", "threads", "capacity"), [
+    (1, 1, 1), (1, 1, 7), (3, 1, None), (32, 1, None), (32, 3, None), (5, 3, 13)])  # fmt: skip
+def test_slot_batch_and_threads_change_no_bit_of_an_episode_in_8_bits(starts, one_by_one, batch, threads, capacity):
     torch.set_num_threads(threads)
     try:
-        other = imagined_small(starts, batch=batch)
+        assert_same(imagined_small(starts, batch=batch, capacity=capacity), one_by_one)
     finally:
         torch.set_num_threads(1)
-    assert_near(other, one_by_one, slice(None))
 
 
 @needs_int8
 def test_episode_in_8_bits_is_the_same_alone_and_no_other(starts, one_by_one):
-    alone = imagined_small(starts.pick(torch.tensor([4])), 1, first_episode=9)
-    assert_near(alone, one_by_one, slice(9, 10))
-    siblings = one_by_one.video[::2], one_by_one.video[1::2]
-    assert decibels(*siblings, 0).max() < 40  # so that 45 dB tell one from another
+    assert_same(imagined_small(starts.pick(torch.tensor([4])), 1, first_episode=9), one_by_one, slice(9, 10))
+    assert not torch.equal(one_by_one.video[::2], one_by_one.video[1::2])  # of siblings

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv.constants import constant
+from worldenv.int8 import by_rows
 from worldenv.vision import VisionLanguageEncoder
 
 
@@ -76,7 +77,7 @@ class Policy(nn.Module):
         f = self.trunk(x)
         mu = self.action_head(f).view(-1, self.config.chunk, 7)
         low, high = constant(tuple(self.config.scale_low), proprio).log(), log(self.config.scale_high)
-        beta = low + (high - low) * torch.sigmoid(self.scale_head(f)).view_as(mu)
+        beta = low + (high - low) * by_rows(torch.sigmoid, self.scale_head(f)).view_as(mu)
         return mu, beta
 
 

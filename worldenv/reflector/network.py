@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from worldenv.int8 import by_rows
 from worldenv.ops.reward_head import reward_head
 from worldenv.slots import Slots
 from worldenv.vision import VisionLanguageEncoder
@@ -75,7 +76,7 @@ class Reflector(nn.Module):
         b, k = frames.shape[:2]
         feature = self.encode(frames.flatten(0, 1), pooled.instruction.repeat_interleave(k, 0)).view(b, k, -1)
         if self.zero_shot:
-            return torch.sigmoid(self.done(feature)[..., 0])
+            return by_rows(torch.sigmoid, self.done(feature))[..., 0]
         norm, layers = self.head[0], self.head[1::2]
         weights = (part for layer in (norm, *layers) for part in (layer.weight, layer.bias))
         reward, _ = reward_head(feature, pooled.first, pooled.total, pooled.count, *weights, self.config.threshold)
