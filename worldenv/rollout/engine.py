@@ -74,7 +74,7 @@ class Engine:
     """`run` imagines G siblings of every start until the reflector stops them or the horizon is reached.
 
     An episode that ends leaves its slot to the next one at once. Randomness is counter-based, so an episode does not
-    depend on its slot, on the others or on the number of threads: up to rounding, in 8 bits to the last bit.
+    depend on its slot, on the others or on the number of threads: in 8 bits not by a bit, in floats up to rounding.
 
     The policy is any module with policy(frame [B, H, W, 3] uint8, proprio [B, 7], instruction) -> mu, beta [B, k, 7] of
     a Laplace distribution, beta the logarithm of its scale. `instruction` are the tokens [B, L] int64; of a policy with

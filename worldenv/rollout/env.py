@@ -66,7 +66,7 @@ class WorldModelEnv:
     An episode that ends shows the frame at which it ended until it is begun anew: by the caller, with `reset(done)`.
     Stepped on regardless it stays as it is and gives no more reward. Episodes are numbered as they begin, and begin at
     the starts in an order shuffled by the seed, again and again. What is imagined depends on (seed, number, start,
-    actions) alone, up to rounding: not on the slot or on the other episodes.
+    actions) alone, not on the slot or on the other episodes: in 8 bits to the last bit, in floats up to rounding.
 
     All tensors live on the device of `starts`, where the models must be.
     """
