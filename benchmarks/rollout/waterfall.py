@@ -147,7 +147,7 @@ def main() -> None:
             began = time.perf_counter()
             ways[name]()
             times[name].append(time.perf_counter() - began)
-    peaks = {precision: matrix_peak(precision) for precision in ("float32", "int8")}
+    peaks = {precision: matrix_peak(precision) for precision in ("float32", "bfloat16", "int8")}
     facts = {
         "episodes": given.episodes, "threads": torch.get_num_threads(), "torch": torch.__version__,
         "decibels": agreement,
@@ -182,7 +182,8 @@ def benchmarks(times: dict[str, list[float]], found: dict[str, Found], facts: di
     first, *_ = times
     out = []
     for name, t in times.items():
-        seconds, peak = statistics.median(t), facts["operations_per_second"]["int8" if "8 bits" in name else "float32"]
+        precision = "int8" if "8 bits" in name else "bfloat16" if LOOP_HALF in name else "float32"
+        seconds, peak = statistics.median(t), facts["operations_per_second"][precision]
         extra = {
             "speedup": over(times[first], t),
             "mean_reward": found[name].reward,
