@@ -18,8 +18,8 @@ SIZE = 2048  # of the square matrices
 def matrix_peak(precision: str, rounds: int = 5) -> float:
     """Measured operations per second (a multiplication and an addition are two) of one large matrix product.
 
-    float32 and bfloat16 by torch, int8 by the layer that imagines in 8 bits, on as many threads as torch may use; the best
-    round.
+    float32 and bfloat16 by torch, int8 by the layer that imagines in 8 bits; on as many threads as torch may use, the
+    best round.
     """
     draw = torch.Generator().manual_seed(0)
     layer: nn.Module = Linear(SIZE, SIZE, bias=False)
