@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,3 +139,21 @@ def test_time_to_make_the_models_is_not_called_evaluation(tmp_path):
         run.log("post_train", iteration, rollout_s=3.0, update_s=1.0)
     assert job._shares(run, models=80.0, evaluate=12.0) == {
         "rollout": 0.06, "update": 0.02, "evaluate": 0.12, "models": 0.8}  # fmt: skip
+
+
+def test_truth_and_imagination_are_compared_over_as_many_steps():
+    def trajectory(done_at):
+        return SimpleNamespace(success=np.arange(40) >= done_at)
+
+    def gap(chunks, stops):  # imagined for so many chunks of 4; an episode without a stop: None
+        steps = 4 * chunks
+        imagined = SimpleNamespace(
+            stopped=torch.tensor([stop is not None for stop in stops]), reward=torch.zeros(len(stops), chunks, 4),
+            stop=torch.tensor([steps if stop is None else stop for stop in stops]),
+        )  # fmt: skip
+        return job.Measurement(None, [trajectory(at) for at in (3, 9, 30, 99)], imagined, {}).imagined_minus_true
+
+    assert gap(10, [4, 12, None, None]) == pytest.approx(0.5 - 0.75)
+    assert gap(2, [4, None, None, None]) == pytest.approx(0.25 - 0.25)  # truth beyond 8 steps is not imagined
+    assert gap(20, [4, 12, 60, None]) == pytest.approx(0.5 - 0.75)  # nor is there a truth beyond 40
+    assert gap(10, [4]) == pytest.approx(1.0 - 1.0)  # fewer imagined than true: the same starts

@@ -48,3 +48,15 @@ def test_errors_that_say_memory_ran_out_are_known():
         torch.empty(1 << 60, dtype=torch.uint8)
     assert memory.ran_out(cpu.value) and memory.ran_out(torch.OutOfMemoryError("CUDA out of memory"))
     assert not memory.ran_out(RuntimeError("shapes differ"))
+
+
+def test_a_pass_on_a_gpu_takes_half_of_the_memory_that_is_free(monkeypatch):
+    figures = {"memory_allocated": 1000, "max_memory_allocated": 1080, "memory_reserved": 1400,
+               "mem_get_info": (600, 0), "reset_peak_memory_stats": None}  # fmt: skip
+    for name, figure in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
+    calls = []
+    # 80 bytes for 8 episodes; free are 600 and the 400 that torch holds and does not use
+    assert memory.fitting(lambda: calls.append(1), 8, torch.device("cuda")) == 50
+    assert len(calls) == 2  # the first compiles
+    assert memory.fitting(lambda: calls.append(1), 8, torch.device("cpu")) is None and len(calls) == 2

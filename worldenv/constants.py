@@ -9,7 +9,7 @@ from torch import Tensor
 def constant(values: tuple, like: Tensor) -> Tensor:
     """These numbers, nested tuples of them for more dimensions, with the dtype and on the device of `like`; shared, so
     not to be written to."""
-    if torch.compiler.is_compiling():  # the compiled graph keeps it; a cached function would only make torch warn
+    if torch.compiler.is_compiling():  # torch traces through the cache anyway, and warns
         return torch.tensor(values, dtype=like.dtype, device=like.device)
     return _constant(values, like.dtype, like.device)
 

@@ -30,24 +30,27 @@ WORLDENV_INLINE void product(
   }
 }
 
+// Every second block of `far` lanes of `first` changes places with the block before it of `second`.
+template <int Width>
+WORLDENV_INLINE void exchange(Vector<Width>& first, Vector<Width>& second, int far) {
+  typename Vector<Width>::Ints upper{}, lower{};
+  for (int l = 0; l < Width; ++l) {
+    upper[l] = l & far ? Width + l - far : l;
+    lower[l] = l & far ? Width + l : l + far;
+  }
+  const auto a = first.v, b = second.v;
+  first.v = __builtin_shuffle(a, b, upper);
+  second.v = __builtin_shuffle(a, b, lower);
+}
+
 // Transposes a square of Width registers: in each step, blocks of `far` lanes change places across the diagonal.
 template <int Width>
 WORLDENV_INLINE void transpose(Vector<Width> (&rows)[Width]) {
 #pragma GCC unroll 4
-  for (int far = Width / 2; far; far /= 2) {
-    typename Vector<Width>::Ints upper{}, lower{};
-    for (int l = 0; l < Width; ++l) {
-      upper[l] = l & far ? Width + l - far : l;
-      lower[l] = l & far ? Width + l : l + far;
-    }
+  for (int far = Width / 2; far; far /= 2)
 #pragma GCC unroll 16
     for (int i = 0; i < Width; ++i)
-      if (!(i & far)) {
-        const auto a = rows[i].v, b = rows[i + far].v;
-        rows[i].v = __builtin_shuffle(a, b, upper);
-        rows[i + far].v = __builtin_shuffle(a, b, lower);
-      }
-  }
+      if (!(i & far)) exchange<Width>(rows[i], rows[i + far], far);
 }
 
 }  // namespace worldenv::cpu

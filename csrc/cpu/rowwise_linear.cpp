@@ -11,7 +11,7 @@
 #include <optional>
 #include <vector>
 
-#include "vector.h"
+#include "product.h"
 
 namespace worldenv::cpu {
 namespace {
@@ -32,18 +32,12 @@ struct Layer {
 template <int Width>
 WORLDENV_INLINE void fold(Vector<Width> (&sums)[Width]) {
 #pragma GCC unroll 4
-  for (int far = Width / 2; far; far /= 2) {
-    typename Vector<Width>::Ints upper{}, lower{};
-    for (int l = 0; l < Width; ++l) {
-      upper[l] = l & far ? Width + l - far : l;
-      lower[l] = l & far ? Width + l : l + far;
-    }
+  for (int far = Width / 2; far; far /= 2)
 #pragma GCC unroll 8
     for (int i = 0; i < far; ++i) {
-      const auto a = sums[i].v, b = sums[i + far].v;
-      sums[i].v = __builtin_shuffle(a, b, upper) + __builtin_shuffle(a, b, lower);
+      exchange<Width>(sums[i], sums[i + far], far);
+      sums[i].v += sums[i + far].v;
     }
-  }
 }
 
 template <int Width, int Rows, int Outputs>

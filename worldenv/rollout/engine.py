@@ -128,12 +128,11 @@ class Engine:
         check_seed(seed)
         if siblings < 1:
             raise UserError(f"siblings is {siblings}; every start needs at least one episode")
-        if self.episodes is not None and self.tokens != starts.tokens.shape[1]:
-            self._give_up_slots()  # they were made for instructions of another length
-        self.tokens = starts.tokens.shape[1]
         out = Rollouts.empty(starts, self.config.horizon, self.chunk, video, self.features, siblings)
         waiting = torch.arange(len(out.chunks), device=CPU)
         given, finished = self._read(starts, siblings), torch.zeros_like(waiting, dtype=torch.bool)
+        if self.episodes is not None and self.episodes.instruction.shape[1:] != given.instruction.shape[1:]:
+            self._give_up_slots()  # they were made for instructions of another length
         run = _Run(given, out, seed, first_episode, explore, stop, waiting, finished)
         over = self._room(run)
         while len(over):
