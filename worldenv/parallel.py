@@ -9,7 +9,7 @@ from torch import Tensor
 
 Result = TypeVar("Result")
 CPU = torch.device("cpu")
-CACHED = 32  # episodes whose activations a CPU still holds close, and whose calls cost little
+CACHED = 64  # episodes whose activations a CPU still holds close, and whose calls cost little
 
 
 def sent(index: Tensor, device: torch.device) -> Tensor:
@@ -30,7 +30,8 @@ def in_parts(
     """
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     size = size or (CACHED if device.type == "cpu" else count)
-    size = max(1, min(size, -(-count // threads)))
+    rounds = max(1, -(-count // (size * threads)))
+    size = max(1, -(-count // (rounds * threads)))  # parts of one size: no thread waits for another's last one
     parts = [slice(first, min(first + size, count)) for first in range(0, count, size)]
     if threads == 1 or len(parts) <= 1:
         return [work(part) for part in parts]
