@@ -1,15 +1,14 @@
 """Convolutions and linear layers in 8 bits, for imagining on a CPU; training keeps its floats.
 
-Weights are rounded once, a scale for each output channel; inputs as `quantise` rounds them, on a grid that was measured
-beforehand, so that an episode does not depend on the batch it runs in. oneDNN multiplies, three times as fast as in
-floats, or an op that does more than one layer at a time and takes its `layer` (benchmarks/LOG.md).
+Weights are rounded once, a scale for each output channel; inputs to the nearest of 256 levels on a grid that was
+measured beforehand, so that an episode does not depend on the batch it runs in. The op `conv_int8` multiplies, or one
+that does more than one layer at a time and takes its `layer`.
 """
 
 import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -17,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv.errors import UserError
+from worldenv.ops.conv_int8 import conv_int8
 from worldenv.ops.patchify import unit
-from worldenv.ops.quantise import quantise
 from worldenv.ops.rowwise_linear import rowwise_linear
-from worldenv.packed import Layer, pack
+from worldenv.packed import NO_GRID, Grid, Layer, pack
 
 PRECISIONS = ("auto", "float32", "int8")  # of networks that imagine; auto: int8 where the CPU is made for it
 FAST = ("avx512_vnni", "avx_vnni", "amx_int8")  # with any of them a CPU multiplies 8 bits exactly and fast
@@ -42,9 +41,6 @@ def check_precision(precision: str) -> None:
         raise UserError("this CPU has no instructions for --precision int8; take auto or float32")
 
 
-ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": partial(F.gelu, approximate="tanh")}
-Grid = tuple[float, int]  # step and zero of 256 levels
-NO_GRID = (0.0, 0)
 AT_ONCE = 32  # numbers that torch's sigmoid and SiLU take together: two registers of AVX-512
 
 
@@ -53,8 +49,9 @@ class Conv(nn.Conv2d):
 
     grid: Grid = NO_GRID  # the levels that its input is wanted on
 
-    def forward(self, x: Tensor, activation: str = "none", onto: Tensor | None = None, to: Grid = NO_GRID) -> Tensor:
-        y = ACTIVATIONS[activation](super().forward(unit(x)))
+    def forward(self, x: Tensor, relu: bool = False, onto: Tensor | None = None, to: Grid = NO_GRID) -> Tensor:
+        y = super().forward(unit(x))
+        y = F.relu(y) if relu else y
         return y if onto is None else onto + y
 
 
@@ -63,8 +60,9 @@ class Linear(nn.Linear):
 
     grid: Grid = NO_GRID
 
-    def forward(self, x: Tensor, activation: str = "none", onto: Tensor | None = None, to: Grid = NO_GRID) -> Tensor:
-        y = ACTIVATIONS[activation](super().forward(unit(x)))
+    def forward(self, x: Tensor, relu: bool = False, onto: Tensor | None = None, to: Grid = NO_GRID) -> Tensor:
+        y = super().forward(unit(x))
+        y = F.relu(y) if relu else y
         return y if onto is None else onto + y
 
 
@@ -86,36 +84,37 @@ class Int8(nn.Module):
         self.grid = step, zero = (high - low) / 255, round(-low * 255 / (high - low))
         scale = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
         levels = (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round()
-        self.summand = None if layer.bias is None else layer.bias.detach()
-        if low_high is None:
-            half = step / 2 * levels.flatten(1).sum(1) * scale
-            self.summand = half if layer.bias is None else half + layer.bias.detach()
-        self.window = (layer.stride, layer.padding, [1, 1], 1) if isinstance(layer, Conv) else ()
-        levels = levels.to(torch.int8)
-        if self.window:
-            packed = torch.ops.onednn.qconv_prepack(levels, scale, step, zero, *self.window)
-        else:
-            packed = torch.ops.onednn.qlinear_prepack(levels, None)
-        self.packed = packed, scale, torch.zeros(len(scale), dtype=torch.int32)
-        bias = 0.0 if self.summand is None else self.summand
-        bytes_ = pack(levels, step * scale, bias - step * scale * zero * levels.flatten(1).sum(1))
-        self.layer = Layer(bytes_, step, zero)  # for the ops that do more than this layer
+        below = zero - (0.5 if low_high is None else 0.0)  # what the bias makes up for, in steps
+        bias = 0.0 if layer.bias is None else layer.bias.detach()
+        packed = pack(levels.to(torch.int8), step * scale, bias - step * scale * below * levels.flatten(1).sum(1))
+        self.layer = Layer(packed, step, zero)
+        self.stride = _stride(layer) if isinstance(layer, Conv) else None
 
     def forward(
         self,
-        x: Tensor,  # float32, or uint8 on `grid` already
-        activation: str = "none",  # none, relu or gelu
+        x: Tensor,  # of a convolution [B, I, H, W], of a linear layer [..., I]; float32, or uint8 on `grid` already
+        relu: bool = False,
         onto: Tensor | None = None,  # float32, to be added to the result
         to: Grid = NO_GRID,  # the levels that the result is wanted on
     ) -> Tensor:  # float32, or uint8 on `to`
-        step, zero = self.grid
-        x = x if x.dtype == torch.uint8 else quantise(x, step, zero)
-        given = (x, step, zero, *self.packed)
-        multiply = torch.ops.onednn.qconv_pointwise if self.window else torch.ops.onednn.qlinear_pointwise
-        result = (to[0], to[1], torch.uint8) if to[0] else (1.0, 0, torch.float32)
-        shape = "tanh" if activation == "gelu" else ""
-        y = multiply(*given, self.summand, *self.window, *result, activation, [], shape)
-        return y if onto is None else y.add_(onto)  # oneDNN's own sum copies its result
+        outputs = len(self.weight)
+        if self.stride is not None:
+            onto = None if onto is None else onto.permute(0, 2, 3, 1)
+            y = conv_int8(x.permute(0, 2, 3, 1), self.layer, outputs, self.stride, relu, onto, to)
+            return y.permute(0, 3, 1, 2)
+        images = len(x) if x.ndim > 2 else 1
+        onto = None if onto is None else onto.reshape(images, 1, -1, outputs)
+        y = conv_int8(x.reshape(images, 1, -1, x.shape[-1]), self.layer, outputs, 1, relu, onto, to)
+        return y.view(*x.shape[:-1], outputs)
+
+
+def _stride(conv: Conv) -> int:
+    """Raises ValueError unless its window is odd and square and the border half as wide, as `conv_int8` has it."""
+    window, (stride, other) = conv.kernel_size, conv.stride
+    plain = conv.dilation == (1, 1) and conv.groups == 1 and conv.padding == (window[0] // 2, window[0] // 2)
+    if window[0] % 2 == 0 or window[0] != window[1] or stride != other or not plain:
+        raise ValueError(f"{conv} cannot be had in 8 bits: its window should be odd and square, padding half of that")
+    return stride
 
 
 class Rowwise(nn.Module):

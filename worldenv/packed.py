@@ -1,4 +1,4 @@
-"""A layer's weights in 8 bits as the compiled ops read them: 16 outputs side by side, four inputs of each together."""
+"""A layer in 8 bits as the compiled ops read it: 16 outputs side by side, four inputs of each together."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LANES, FOUR = 16, 4
+
+
+Grid = tuple[float, int]  # step and zero of 256 levels
+NO_GRID = (0.0, 0)
 
 
 class Packed(NamedTuple):
@@ -22,6 +26,16 @@ class Layer(NamedTuple):
     packed: Packed
     step: float
     zero: int
+
+
+def check_grid(step: float, zero: int) -> None:
+    if not step > 0 or not 0 <= zero <= 255:
+        raise ValueError(f"step is {step} and zero {zero}; they should be positive and in [0, 255]")
+
+
+def quantise(x: Tensor, step: float, zero: int) -> Tensor:  # float32 -> uint8
+    """clamp(round(x / step) + zero, 0, 255), in plain PyTorch; NaN becomes the level of 0."""
+    return (x * (1 / step)).round().add(zero).nan_to_num(zero).clamp(0, 255).to(torch.uint8)
 
 
 def pack(
@@ -43,11 +57,12 @@ def multiply(
     packed: Packed,
     outputs: int,  # N
     zero: int,  # the level of 0, beyond the border
-) -> Tensor:  # [B, H, W, N] float32
-    """The convolution (stride 1, with a border) or linear layer of packed weights in plain PyTorch, exactly."""
+    stride: int = 1,
+) -> Tensor:  # [B, ceil(H / stride), ceil(W / stride), N] float32
+    """The convolution (with a border) or linear layer of packed weights in plain PyTorch, exactly."""
     blocks, rows, run, _, _ = packed.weights.shape
     window = packed.weights.permute(0, 3, 1, 2, 4).reshape(blocks * LANES, rows, -1, x.shape[3]).permute(0, 3, 1, 2)
     border = (rows // 2, rows // 2)
     image = F.pad(x.permute(0, 3, 1, 2).double(), 2 * border, value=zero)
-    product = F.conv2d(image, window.double())[:, :outputs].permute(0, 2, 3, 1).float()
+    product = F.conv2d(image, window.double(), stride=stride)[:, :outputs].permute(0, 2, 3, 1).float()
     return product * packed.affine[0, :outputs] + packed.affine[1, :outputs]

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.instruction import InstructionEncoder
-from worldenv.int8 import Conv, Int8, in_8_bits
+from worldenv.int8 import Conv, in_8_bits
 from worldenv.ops.adagn import adagn
+from worldenv.ops.encoder_int8 import encoder_int8
 from worldenv.ops.patchify import PATCH, patchify
-from worldenv.ops.residual_int8 import residual_int8
 from worldenv.ops.spatial_softmax import spatial_softmax
 
 GROUPS = 8  # of the group normalisations
@@ -38,12 +38,7 @@ class FilmBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         scale, shift = self.film(context).chunk(2, dim=1)
-        if in_8_bits(self.first, self.second):
-            norm = (self.norm.weight, self.norm.bias)
-            layers = (None, self.first.layer, norm, (scale, shift), self.second.layer)
-            return residual_int8(x, GROUPS, "relu", *layers, eps=self.norm.eps)
-        h = self.first(x)
-        h = adagn(h, GROUPS, self.norm.weight, self.norm.bias, scale, shift, "relu", self.norm.eps, *self.second.grid)
+        h = adagn(self.first(x), GROUPS, self.norm.weight, self.norm.bias, scale, shift, "relu", self.norm.eps)
         return self.second(h, onto=x)
 
 
@@ -56,7 +51,7 @@ class Stem(nn.Sequential):
 
     def forward(self, frames: Tensor) -> Tensor:
         patches, first, _, second, _ = self
-        return second(first(patches(frames), "relu", to=second.grid), "relu")
+        return second(first(patches(frames), relu=True, to=second.grid), relu=True)
 
 
 class VisionLanguageEncoder(nn.Module):
@@ -75,9 +70,19 @@ class VisionLanguageEncoder(nn.Module):
 
     def forward(self, frames: Tensor, tokens: Tensor) -> Tensor:
         context = self.text(tokens)
+        return self.out(torch.cat([self._see(frames, context), context], dim=-1))
+
+    def _see(self, frames: Tensor, context: Tensor) -> Tensor:  # [B, 3 C]
+        _, first, _, second, _ = self.stem
+        rectify, conv, soft = self.look
+        pairs = [(block.first, block.second) for block in self.blocks]
+        if in_8_bits(first, second, conv, *(layer for pair in pairs for layer in pair)):
+            layers = [(one.layer, two.layer) for one, two in pairs]
+            norms = [(block.norm.weight, block.norm.bias) for block in self.blocks]
+            films = [block.film(context) for block in self.blocks]
+            widths = len(first.weight), len(second.weight)
+            return encoder_int8(frames, (first.layer, second.layer), layers, norms, films, conv.layer, *widths, GROUPS)
         x = self.stem(frames)
         for block in self.blocks:
             x = block(x, context)
-        rectify, conv, soft = self.look
-        x = x if isinstance(conv, Int8) else rectify(x)  # its grid begins at 0
-        return self.out(torch.cat([soft(conv(x)), context], dim=-1))
+        return soft(conv(rectify(x)))

@@ -61,11 +61,11 @@ def write(dtype):
 
 def rows():
     x, row = normal(B, M, WIDTH, dtype=BF16), normal(B, WIDTH, dtype=BF16) / 4
-    return x, row, row + 1, normal(B, M, WIDTH, dtype=BF16), row - 1, 0.0, 0
+    return x, row, row + 1, normal(B, M, WIDTH, dtype=BF16), row - 1
 
 
 def gradients():
-    x, scale, _, branch, gate, _, _ = rows()
+    x, scale, _, branch, gate = rows()
     return normal(B, M, WIDTH, dtype=BF16), normal(B, M, WIDTH, dtype=BF16), x, scale, branch, gate
 
 

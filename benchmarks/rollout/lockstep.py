@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv import ops
-from worldenv.int8 import ACTIVATIONS, NO_GRID, Conv, Grid, Linear
+from worldenv.int8 import Conv, Linear
 from worldenv.kinematics import chunk_kinematics
 from worldenv.ops.laplace_chunk import laplace_log_prob
 from worldenv.ops.patchify import PATCH, unit
 from worldenv.ops.philox import Use, philox
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import unpatchify
+from worldenv.packed import NO_GRID, Grid
 from worldenv.policy.network import laplace_sample
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.episodes import Starts
@@ -38,8 +39,9 @@ class Half(nn.Module):
         self.multiply = F.linear if isinstance(layer, Linear) else partial(
             F.conv2d, stride=layer.stride, padding=layer.padding)  # fmt: skip
 
-    def forward(self, x: Tensor, activation: str = "none", onto: Tensor | None = None, to: Grid = NO_GRID) -> Tensor:
-        y = ACTIVATIONS[activation](self.multiply(unit(x).bfloat16(), self.weight, self.bias)).float()
+    def forward(self, x: Tensor, relu: bool = False, onto: Tensor | None = None, to: Grid = NO_GRID) -> Tensor:
+        y = self.multiply(unit(x).bfloat16(), self.weight, self.bias).float()
+        y = F.relu(y) if relu else y
         return y if onto is None else onto + y
 
 

@@ -52,16 +52,14 @@ Tensor adagn(
     const std::optional<Tensor>& scale_any,    // [B, C]
     const std::optional<Tensor>& shift_any,    // [B, C]
     const std::string& activation,
-    double eps,
-    double step,
-    int64_t zero
-) {                                            // [B, H, W, C] float32, or uint8 on a grid
+    double eps
+) {                                            // [B, H, W, C] float32
   STD_TORCH_CHECK(x_any.dim() == 4 && x_any.scalar_type() == ScalarType::Float, "x should be float32 [B, H, W, C]");
   const Tensor x = torch::stable::contiguous(x_any), weight = torch::stable::contiguous(weight_any);
   const Tensor bias = torch::stable::contiguous(bias_any);
   const int64_t batch = x.size(0), channels = x.size(3);
   const Norm norm{x.size(1), x.size(2), channels, groups, float(eps), activation_of(activation),
-                  float(step), float(zero), x.size(2) * channels};
+                  0.0f, 0.0f, x.size(2) * channels};
   STD_TORCH_CHECK(activation == "none" || activation == "relu" || activation == "silu",
                   "activation should be none, relu or silu");
   STD_TORCH_CHECK(groups > 0 && channels % groups == 0, "groups should divide the channels");
@@ -78,14 +76,11 @@ Tensor adagn(
                       "scale and shift should be float32 [B, C]");
   }
 
-  STD_TORCH_CHECK(step >= 0.0 && zero >= 0 && zero <= 255, "step should be positive and zero in [0, 255]");
-  Tensor y = torch::stable::new_empty(x, {batch, x.size(1), x.size(2), channels},
-                                      step ? ScalarType::Byte : ScalarType::Float);
+  Tensor y = torch::stable::new_empty(x, {batch, x.size(1), x.size(2), channels});
   const float *from = x.const_data_ptr<float>(), *w = weight.const_data_ptr<float>(), *b = bias.const_data_ptr<float>();
   const float* gain = scale ? scale->const_data_ptr<float>() : nullptr;
   const float* more = shift ? shift->const_data_ptr<float>() : nullptr;
-  char* to = static_cast<char*>(y.data_ptr());
-  const int64_t item = step ? 1 : sizeof(float);
+  float* to = y.mutable_data_ptr<float>();
   const Function normalise_one = function();
   const int64_t size = norm.lines * norm.line();
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, size * int64_t(sizeof(float))));
@@ -93,7 +88,7 @@ Tensor adagn(
     std::vector<float> room(3 * norm.period(16));
     for (int64_t i = begin; i < end; ++i) {
       const Condition condition{w, b, gain ? gain + i * channels : nullptr, more ? more + i * channels : nullptr};
-      normalise_one(from + i * size, condition, to + i * size * item, room.data(), norm);
+      normalise_one(from + i * size, condition, to + i * size, room.data(), norm);
     }
   });
   return y;
@@ -104,7 +99,7 @@ Tensor adagn(
 STABLE_TORCH_LIBRARY_FRAGMENT(worldenv, m) {
   m.def(
       "adagn(Tensor rows, int groups, Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, str activation, "
-      "float eps, float step, int zero) -> Tensor");
+      "float eps) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(worldenv, CPU, m) { m.impl("adagn", TORCH_BOX(&worldenv::cpu::adagn)); }

@@ -134,18 +134,17 @@ int64_t grain(int64_t size) { return std::max<int64_t>(1, kGrainBytes / std::max
 template <class T>
 void forward_all(
     const Tensor& x, const Tensor& scale, const Tensor& shift, const std::optional<Tensor>& branch,
-    const std::optional<Tensor>& gate, float step, float zero, Tensor& sum, Tensor& y
+    const std::optional<Tensor>& gate, Tensor& sum, Tensor& y
 ) {
   const int64_t batch = x.size(0), rows = x.size(1), width = x.size(2), size = rows * width;
-  const int64_t item = step ? 1 : sizeof(T);
-  const Forward<T> first{at<T>(x), at<T>(scale), at<T>(shift), at<T>(branch), at<T>(gate), at<T>(sum), y.data_ptr(),
-                         rows, width, step, zero};
+  const Forward<T> first{at<T>(x), at<T>(scale), at<T>(shift), at<T>(branch), at<T>(gate), at<T>(sum), at<T>(y),
+                         rows, width, 0.0f, 0.0f};
   torch::stable::parallel_for(0, size ? batch : 0, grain(size), [&](int64_t begin, int64_t end) {
     std::vector<float> room(width);
     for (int64_t b = begin; b < end; ++b) {
       Forward<T> f = first;
       f.x += b * size, f.scale += b * width, f.shift += b * width, f.room = room.data();
-      f.y = static_cast<char*>(f.y) + b * size * item;
+      f.y = static_cast<T*>(f.y) + b * size;
       if (f.branch) f.branch += b * size, f.gate += b * width, f.sum += b * size;
       run(f);
     }
@@ -181,13 +180,10 @@ std::tuple<Tensor, Tensor> adaln(
     const Tensor& scale_any,                  // [B, D], all of one dtype
     const Tensor& shift_any,                  // [B, D]
     const std::optional<Tensor>& branch_any,  // [B, N, D]
-    const std::optional<Tensor>& gate_any,    // [B, D]
-    double step,
-    int64_t zero
+    const std::optional<Tensor>& gate_any     // [B, D]
 ) {                                           // sum (empty without a branch), y: [B, N, D]
   STD_TORCH_CHECK(x_any.dim() == 3, "x should be [B, N, D]");
   STD_TORCH_CHECK(branch_any.has_value() == gate_any.has_value(), "branch and gate are given together");
-  STD_TORCH_CHECK(step >= 0.0 && zero >= 0 && zero <= 255, "step should be positive and zero in [0, 255]");
   const int64_t batch = x_any.size(0), rows = x_any.size(1), width = x_any.size(2);
   const ScalarType dtype = x_any.scalar_type();
   check(scale_any, dtype, {batch, width}, "scale should be [B, D], of the dtype of x");
@@ -200,8 +196,8 @@ std::tuple<Tensor, Tensor> adaln(
   const Tensor shift = torch::stable::contiguous(shift_any);
   const std::optional<Tensor> branch = dense(branch_any), gate = dense(gate_any);
   Tensor sum = branch ? torch::stable::new_empty(x, {batch, rows, width}) : torch::stable::new_empty(x, {0});
-  Tensor y = torch::stable::new_empty(x, {batch, rows, width}, step ? ScalarType::Byte : dtype);
-  const auto all = [&](auto face) { face(x, scale, shift, branch, gate, float(step), float(zero), sum, y); };
+  Tensor y = torch::stable::new_empty(x, {batch, rows, width});
+  const auto all = [&](auto face) { face(x, scale, shift, branch, gate, sum, y); };
   switch (stored(x)) {
     case Stored::kFloat32: all(forward_all<float>); break;
     case Stored::kBFloat16: all(forward_all<BFloat16>); break;
@@ -246,9 +242,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaln_backward(
 }  // namespace worldenv::cpu
 
 STABLE_TORCH_LIBRARY_FRAGMENT(worldenv, m) {
-  m.def(
-      "adaln(Tensor x, Tensor scale, Tensor shift, Tensor? branch, Tensor? gate, float step, int zero) -> (Tensor, "
-      "Tensor)");
+  m.def("adaln(Tensor x, Tensor scale, Tensor shift, Tensor? branch, Tensor? gate) -> (Tensor, Tensor)");
   m.def(
       "adaln_backward(Tensor grad_sum, Tensor grad_y, Tensor sum, Tensor scale, Tensor? branch, Tensor? gate) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor)");

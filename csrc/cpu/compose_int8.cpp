@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "compose.h"
-#include "dot.h"
+#include "packed.h"
 
 namespace worldenv::cpu {
 namespace {
@@ -52,7 +52,7 @@ WORLDENV_INLINE void row_of(
       value.silu_for_levels();
       value.store_levels(room.bytes.data() + i, numbers - i, 1.0f / head.step, head.zero);
     }
-    multiply<Width, kFast>(head.layer, {room.bytes.data(), channels, 0, room.raw.data(), nullptr, 1, cells});
+    multiply<Width, kFast>(head.layer, {room.bytes.data(), channels, 0, 0, 1, cells}, room.raw.data());
     compose_row<Width>(room.raw.data(), bias, pictures + first * (head.sizes.sources - 1) * kPatch,
                        plate + first * kPatch, out + first * head.sizes.frames * kPatch, cells, head.sizes, head.cut);
   }
@@ -89,8 +89,8 @@ void check(bool right, const char* message) { STD_TORCH_CHECK(right, message); }
 
 Tensor compose_int8(
     const Tensor& x_any,         // [B, h, w, C] float32
-    const Tensor& weights_any,   // [ceil(N / 16), 1, C / 4, 16, 4] int8, N = (3 + S) * K * 4
-    const Tensor& affine_any,    // [2, ceil(N / 16) * 16] float32
+    const Tensor& weights,       // [ceil(N / 16), 1, C / 4, 16, 4] int8, N = (3 + S) * K * 4
+    const Tensor& affine,        // [2, ceil(N / 16) * 16] float32
     double step,
     int64_t zero,
     const Tensor& bias_any,      // [N] float32
@@ -99,35 +99,26 @@ Tensor compose_int8(
     double smallest_share,
     double smallest_correction
 ) {                              // [B, h, w, K, 12] float32
-  for (const Tensor* tensor : {&x_any, &affine_any, &bias_any, &plate_any})
-    check(tensor->scalar_type() == ScalarType::Float, "x, affine, bias and plate should be float32");
-  check(weights_any.scalar_type() == ScalarType::Char, "weights should be int8");
+  for (const Tensor* tensor : {&x_any, &bias_any, &plate_any})
+    check(tensor->scalar_type() == ScalarType::Float, "x, bias and plate should be float32");
   check(pictures_any.scalar_type() == ScalarType::Byte, "pictures should be uint8");
-  check(x_any.dim() == 4 && weights_any.dim() == 5 && affine_any.dim() == 2 && bias_any.dim() == 1 &&
-            pictures_any.dim() == 5 && plate_any.dim() == 3,
-        "x should be [B, h, w, C], weights [N / 16, 1, C / 4, 16, 4], affine [2, N], bias [N], pictures [B, h, w, S - "
-        "1, 12], plate [h, w, 12]");
+  check(x_any.dim() == 4 && bias_any.dim() == 1 && pictures_any.dim() == 5 && plate_any.dim() == 3,
+        "x should be [B, h, w, C], bias [N], pictures [B, h, w, S - 1, 12], plate [h, w, 12]");
   check(step > 0.0 && zero >= 0 && zero <= 255, "step should be positive and zero in [0, 255]");
-  const Tensor x = torch::stable::contiguous(x_any), weights = torch::stable::contiguous(weights_any);
-  const Tensor affine = torch::stable::contiguous(affine_any), bias = torch::stable::contiguous(bias_any);
+  const Tensor x = torch::stable::contiguous(x_any), bias = torch::stable::contiguous(bias_any);
   const Tensor pictures = torch::stable::contiguous(pictures_any), plate = torch::stable::contiguous(plate_any);
   const int64_t batch = x.size(0), height = x.size(1), width = x.size(2), channels = x.size(3);
   const int64_t outputs = bias.size(0), known = pictures.size(3), each = (4 + known) * kSub;
-  const int64_t blocks = (outputs + kLanes - 1) / kLanes;
   check(known < kMaxSources, "compose_int8 takes at most 64 pictures");
   check(outputs % each == 0, "bias has numbers for no whole number of frames");
-  check(channels % kFour == 0 && weights.size(0) == blocks && weights.size(1) == 1 &&
-            weights.size(2) == channels / kFour && weights.size(3) == kLanes && weights.size(4) == kFour,
-        "weights should be [ceil(N / 16), 1, C / 4, 16, 4]");
-  check(affine.size(0) == 2 && affine.size(1) == blocks * kLanes, "affine should be [2, ceil(N / 16) * 16]");
+  check(channels % kFour == 0, "channels should be a multiple of 4");
   check(pictures.size(0) == batch && pictures.size(1) == height && pictures.size(2) == width &&
             pictures.size(4) == kPatch,
         "pictures should be [B, h, w, S - 1, 12]");
   check(plate.size(0) == height && plate.size(1) == width && plate.size(2) == kPatch, "plate should be [h, w, 12]");
 
-  const Head head{{weights.const_data_ptr<int8_t>(), affine.const_data_ptr<float>(), outputs, 1, channels},
-                  float(step), float(zero), {outputs / each, known + 1},
-                  {float(smallest_share), float(smallest_correction)}};
+  const Head head{packed(weights, affine, channels, outputs, 1), float(step), float(zero),
+                  {outputs / each, known + 1}, {float(smallest_share), float(smallest_correction)}};
   Tensor frames = torch::stable::new_empty(x, {batch, height, width, head.sizes.frames, kPatch});
   const float *from = x.const_data_ptr<float>(), *bias_data = bias.const_data_ptr<float>();
   const uint8_t* picture = pictures.const_data_ptr<uint8_t>();

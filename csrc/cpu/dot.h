@@ -3,8 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
-#include <utility>
 
 #include "vector.h"
 
@@ -23,22 +21,22 @@ struct Packed {
   int64_t block_bytes() const { return rows * run * kLanes; }
 };
 
-// Where lines of positions are read and written.
+// Where lines of positions are read; what comes of each position and output goes to a function.
 struct Lines {
   const uint8_t* from;
-  int64_t step, line;  // bytes from one position, and from one line, to the next
-  float* to;           // [lines, count, outputs]
-  const float* onto;   // as `to`, to be added; or null
+  int64_t step, line, next;  // bytes from a position to the next, of the window's lines, and of the lines of positions
   int64_t lines, count;
 };
 
 // acc += the products of four bytes with four weights in each lane. kFast: by the instruction that is made for it.
-template <int Width, bool kFast>
+// kHalf: in the lower half of 16 lanes, which takes half as long where a register is worked on in two halves.
+template <int Width, bool kFast, bool kHalf>
 WORLDENV_INLINE void dot(typename Native<Width>::Ints& acc, typename Native<Width>::Ints bytes,
                          typename Native<Width>::Ints weights) {
 #if WORLDENV_X86
   if (kFast && Width == 16) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(bytes), "v"(weights));
+    if (kHalf) asm("vpdpbusd %t2, %t1, %t0" : "+v"(acc) : "v"(bytes), "v"(weights));
+    else asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(bytes), "v"(weights));
     return;
   }
   if (kFast && Width == 8) {
@@ -63,16 +61,10 @@ WORLDENV_INLINE void spread(typename Native<Width>::Ints& to, const uint8_t* fro
   to = typename Native<Width>::Ints{} + four;
 }
 
-// f(0), f(1), .. with constants: an array that is indexed by constants alone stays in registers.
-template <typename Function, int... I>
-WORLDENV_INLINE void each(std::integer_sequence<int, I...>, Function f) {
-  (f(std::integral_constant<int, I>{}), ...);
-}
-#define WORLDENV_EACH(i, count) each(std::make_integer_sequence<int, count>{}, [&](auto i) WORLDENV_INLINE_LAMBDA
-
-// P positions by N vectors of outputs, from vector `first` on.
-template <int Width, bool kFast, int P, int N>
-WORLDENV_INLINE void tile(const Packed& layer, const Lines& image, int64_t y, int64_t x, int64_t first) {
+// P positions by N vectors of outputs, from vector `first` on; kHalf: of the last no more than half are outputs.
+template <int Width, bool kFast, int P, int N, bool kHalf, typename Finish>
+WORLDENV_INLINE void tile(const Packed& layer, const Lines& image, int64_t y, int64_t x, int64_t first,
+                          const Finish& finish) {
   using Ints = typename Native<Width>::Ints;
   Ints acc[P * N], w[N];
   const int8_t* weights[N];
@@ -82,14 +74,14 @@ WORLDENV_INLINE void tile(const Packed& layer, const Lines& image, int64_t y, in
     weights[n] = layer.weights + lane / kLanes * layer.block_bytes() + lane % kLanes * kFour;
   });
   const int64_t step = image.step, run = layer.run;
-  const uint8_t* from = image.from + y * image.line + x * step;
+  const uint8_t* from = image.from + y * image.next + x * step;
   for (int64_t row = 0, at = 0; row < layer.rows; ++row, from += image.line)
     for (int64_t k = 0; k < run; k += kFour, at += kLanes * kFour) {
       WORLDENV_EACH(n, N) { __builtin_memcpy(&w[n], weights[n] + at, sizeof(Ints)); });
       WORLDENV_EACH(p, P) {
         Ints bytes;
         spread<Width, kFast>(bytes, from + p * step + k);
-        WORLDENV_EACH(n, N) { dot<Width, kFast>(acc[p * N + n], bytes, w[n]); });
+        WORLDENV_EACH(n, N) { dot<Width, kFast, kHalf && n == N - 1>(acc[p * N + n], bytes, w[n]); });
       });
     }
   const int64_t padded = layer.blocks() * kLanes;
@@ -100,38 +92,54 @@ WORLDENV_INLINE void tile(const Packed& layer, const Lines& image, int64_t y, in
     factor.load(layer.affine + lane);
     summand.load(layer.affine + padded + lane);
     WORLDENV_EACH(p, P) {
-      const int64_t place = (y * image.count + x + p) * layer.outputs + lane;
-      Vector<Width> sum, more;
+      Vector<Width> sum;
       sum.v = __builtin_convertvector(acc[p * N + n], typename Vector<Width>::Floats) * factor.v + summand.v;
-      if (image.onto) {
-        more.load(image.onto + place, lanes);
-        sum.v += more.v;
-      }
-      sum.store(image.to + place, lanes);
+      finish(sum, (y * image.count + x + p) * layer.outputs, lane, lanes);
     });
   });
 }
 
-template <int Width, bool kFast, int P, int N>
-WORLDENV_INLINE void tiles(const Packed& layer, const Lines& image, int64_t first) {
+template <int Width, bool kFast, int P, int N, bool kHalf = false, typename Finish>
+WORLDENV_INLINE void tiles(const Packed& layer, const Lines& image, int64_t first, const Finish& finish) {
   for (int64_t y = 0; y < image.lines; ++y) {
     int64_t x = 0;
-    for (; x + P <= image.count; x += P) tile<Width, kFast, P, N>(layer, image, y, x, first);
-    for (; x < image.count; ++x) tile<Width, kFast, 1, N>(layer, image, y, x, first);
+    for (; x + P <= image.count; x += P) tile<Width, kFast, P, N, kHalf>(layer, image, y, x, first, finish);
+    for (; x < image.count; ++x) tile<Width, kFast, 1, N, kHalf>(layer, image, y, x, first, finish);
   }
 }
 
 // A layer over all positions, a few outputs at a time, so that their weights stay close. Accumulators, weights and a
-// byte fill the registers that there are.
-template <int Width, bool kFast>
-WORLDENV_INLINE void multiply(const Packed& layer, const Lines& image) {
+// byte fill the registers that there are. finish(vector, position * outputs, output, outputs left) takes the results.
+template <int Width, bool kFast, typename Finish>
+WORLDENV_INLINE void multiply(const Packed& layer, const Lines& image, const Finish& finish) {
   const int64_t vectors = layer.blocks() * kLanes / Width;
   for (int64_t v = 0, left = vectors; left > 0; left = vectors - v) {
-    if (Width < 16) tiles<Width, kFast, 4, 2>(layer, image, v), v += 2;
-    else if (left == 1) tiles<Width, kFast, 8, 1>(layer, image, v), v += 1;
-    else if (left == 2 || left == 4) tiles<Width, kFast, 8, 2>(layer, image, v), v += 2;
-    else tiles<Width, kFast, 8, 3>(layer, image, v), v += 3;
+    if (Width < 16) tiles<Width, kFast, 4, 2>(layer, image, v, finish), v += 2;
+    else if (left == 1) tiles<Width, kFast, 8, 1>(layer, image, v, finish), v += 1;
+    else if (left == 2 || left == 4) tiles<Width, kFast, 8, 2>(layer, image, v, finish), v += 2;
+    else if (left > 3 || layer.outputs % kLanes == 0 || layer.outputs % kLanes > kLanes / 2)
+      tiles<Width, kFast, 8, 3>(layer, image, v, finish), v += 3;
+    else tiles<Width, kFast, 8, 3, true>(layer, image, v, finish), v += 3;
   }
+}
+
+template <int Width, bool kFast>
+WORLDENV_INLINE void multiply(const Packed& layer, const Lines& image, float* to) {
+  multiply<Width, kFast>(layer, image, [=](const Vector<Width>& sum, int64_t place, int64_t lane, int64_t lanes)
+                                           WORLDENV_INLINE_LAMBDA { sum.store(to + place + lane, lanes); });
+}
+
+// Lines of numbers to the nearest of 256 levels; lines of the result are `pitch` apart.
+template <int Width>
+WORLDENV_INLINE void to_levels(const float* x, int64_t lines, int64_t line, float step, float zero, uint8_t* to,
+                               int64_t pitch) {
+  Vector<Width> value;
+  const float inverse = 1.0f / step;
+  for (int64_t row = 0; row < lines; ++row, x += line, to += pitch)
+    for (int64_t i = 0; i < line; i += Width) {
+      value.load(x + i, line - i);
+      value.store_levels(to + i, line - i, inverse, zero);
+    }
 }
 
 }  // namespace worldenv::cpu

@@ -60,6 +60,28 @@ WORLDENV_INLINE void activate(const float* x, const float* factor, const float* 
   else activate<Width, Activation::kNone, kGrid>(x, factor, summand, y, norm);
 }
 
+// Adds up N vectors of a period, from the c-th number on, and their squares over all lines, as they lie in memory.
+template <int Width, int N>
+WORLDENV_INLINE void add_up(const float* x, int64_t c, const float* origin, float* sum, float* square,
+                            const Norm& norm) {
+  const int64_t line = norm.line(), period = norm.period(Width);
+  Vector<Width> o[N], s[N], q[N];
+  WORLDENV_EACH(n, N) { o[n].load(origin + c + n * Width); });
+  for (int64_t row = 0; row < norm.lines; ++row, x += line)
+    for (int64_t i = c; i < line; i += period)
+      WORLDENV_EACH(n, N) {
+        const int64_t at = i + n * Width, lanes = line - at;
+        if (lanes <= 0) return;
+        Vector<Width> value, less = o[n];
+        value.load(x + at, lanes);
+        if (lanes < Width) less.load(origin + c + n * Width, lanes);  // zero where there is no number
+        value.v -= less.v;
+        s[n].v += value.v;
+        q[n].v += value.v * value.v;
+      });
+  WORLDENV_EACH(n, N) { s[n].store(sum + c + n * Width), q[n].store(square + c + n * Width); });
+}
+
 // Sums are taken from the first position's values, so that a large mean costs no precision.
 template <int Width>
 WORLDENV_INLINE void normalise(
@@ -69,26 +91,14 @@ WORLDENV_INLINE void normalise(
     float* room,     // [3, period]
     const Norm& norm
 ) {
-  const int64_t line = norm.line(), period = norm.period(Width), channels = norm.channels;
-  const int64_t each = channels / norm.groups;
+  const int64_t period = norm.period(Width), channels = norm.channels, each = channels / norm.groups;
   float *sum = room, *square = room + period, *first = room + 2 * period;
-  for (int64_t c = 0; c < period; ++c) sum[c] = square[c] = 0.0f, first[c] = x[c % channels / each * each];
-  Vector<Width> value, origin, s, q;
-  for (int64_t row = 0; row < norm.lines; ++row)
-    for (int64_t c = 0; c < period && c < line; c += Width) {
-      s.load(sum + c);
-      q.load(square + c);
-      origin.load(first + c);
-      for (int64_t i = c; i < line; i += period) {
-        value.load(x + row * line + i, line - i);
-        if (line - i < Width) origin.load(first + c, line - i);  // zero where there is no number
-        value.v -= origin.v;
-        s.v += value.v;
-        q.v += value.v * value.v;
-      }
-      s.store(sum + c);
-      q.store(square + c);
-    }
+  for (int64_t c = 0; c < period; ++c) first[c] = x[c % channels / each * each];
+  for (int64_t c = 0, left = period / Width; left > 0; left = (period - c) / Width) {
+    if (left % 5 == 0) add_up<Width, 5>(x, c, first, sum, square, norm), c += 5 * Width;
+    else if (left >= 4) add_up<Width, 4>(x, c, first, sum, square, norm), c += 4 * Width;
+    else add_up<Width, 1>(x, c, first, sum, square, norm), c += Width;
+  }
   for (int64_t c = channels; c < period; ++c) sum[c % channels] += sum[c], square[c % channels] += square[c];
   for (int64_t g = 0; g < channels; g += each) {
     double total = 0.0, squares = 0.0;

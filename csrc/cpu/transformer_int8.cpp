@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "attention.h"
-#include "dot.h"
 #include "layer_norm.h"
+#include "packed.h"
 
 namespace worldenv::cpu {
 namespace {
@@ -30,48 +30,42 @@ struct Layers {
 };
 
 struct Room {
-  std::vector<float> wide, branch, sum;
-  std::vector<uint8_t> bytes;
+  std::vector<float> qkv, branch, sum;
+  std::vector<uint8_t> bytes, hidden;
   AttentionRoom attention;
 };
-
-template <int Width, bool kGelu>
-WORLDENV_INLINE void to_levels(const float* x, int64_t count, const Grid& grid, uint8_t* to) {
-  Vector<Width> value;
-  const float inverse = 1.0f / grid.step, zero = grid.zero;
-  for (int64_t i = 0; i < count; i += Width) {
-    value.load(x + i, count - i);
-    if (kGelu) value.gelu_for_levels();
-    value.store_levels(to + i, count - i, inverse, zero);
-  }
-}
 
 template <int Width, bool kFast>
 WORLDENV_INLINE void run(const Layers& layers, const float* x, const float* condition, float* y, Room& room) {
   const int64_t n = layers.shape.tokens, d = layers.shape.width;
   const float *scale1 = condition, *shift1 = scale1 + d, *gate1 = shift1 + d, *scale2 = gate1 + d;
   const float *shift2 = scale2 + d, *gate2 = shift2 + d;
-  uint8_t* bytes = room.bytes.data();
-  float *wide = room.wide.data(), *branch = room.branch.data(), *sum = room.sum.data();
+  uint8_t *bytes = room.bytes.data(), *hidden = room.hidden.data();
+  float *qkv = room.qkv.data(), *branch = room.branch.data(), *sum = room.sum.data();
+  const auto lines = [&](const uint8_t* from, const Packed& layer) { return Lines{from, layer.run, 0, 0, 1, n}; };
   forward<Width>(
       {x, scale1, shift1, nullptr, nullptr, nullptr, bytes, n, d, layers.to_qkv.step, layers.to_qkv.zero});
-  multiply<Width, kFast>(layers.qkv, {bytes, d, 0, wide, nullptr, 1, n});
-  attend<Width>(wide, branch, layers.shape, room.attention);
-  to_levels<Width, false>(branch, n * d, layers.to_merge, bytes);
-  multiply<Width, kFast>(layers.merge, {bytes, d, 0, branch, nullptr, 1, n});
+  multiply<Width, kFast>(layers.qkv, lines(bytes, layers.qkv), qkv);
+  attend<Width>(qkv, branch, layers.shape, room.attention);
+  to_levels<Width>(branch, 1, n * d, layers.to_merge.step, layers.to_merge.zero, bytes, 0);
+  multiply<Width, kFast>(layers.merge, lines(bytes, layers.merge), branch);
   forward<Width>({x, scale2, shift2, branch, gate1, sum, bytes, n, d, layers.to_first.step, layers.to_first.zero});
-  multiply<Width, kFast>(layers.first, {bytes, d, 0, wide, nullptr, 1, n});
-  to_levels<Width, true>(wide, n * layers.hidden, layers.to_second, bytes);
-  multiply<Width, kFast>(layers.second, {bytes, layers.hidden, 0, branch, nullptr, 1, n});
-  Vector<Width> value, more, gate;
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t c = 0; c < d; c += Width) {
-      value.load(sum + i * d + c, d - c);
-      more.load(branch + i * d + c, d - c);
-      gate.load(gate2 + c, d - c);
-      value.v += gate.v * more.v;
-      value.store(y + i * d + c, d - c);
-    }
+  const float inverse = 1.0f / layers.to_second.step, zero = layers.to_second.zero;
+  multiply<Width, kFast>(
+      layers.first, lines(bytes, layers.first),
+      [&](Vector<Width>& value, int64_t place, int64_t lane, int64_t lanes) WORLDENV_INLINE_LAMBDA {
+        value.gelu_for_levels();
+        value.store_levels(hidden + place + lane, lanes, inverse, zero);
+      });
+  multiply<Width, kFast>(
+      layers.second, lines(hidden, layers.second),
+      [&](Vector<Width>& value, int64_t place, int64_t lane, int64_t lanes) WORLDENV_INLINE_LAMBDA {
+        Vector<Width> gate, before;
+        gate.load(gate2 + lane, lanes);
+        before.load(sum + place + lane, lanes);
+        value.v = before.v + gate.v * value.v;
+        value.store(y + place + lane, lanes);
+      });
 }
 
 using Function = void (*)(const Layers&, const float*, const float*, float*, Room&);
@@ -97,18 +91,6 @@ Function function() {
   return run_plain;
 }
 
-Packed packed(const Tensor& weights, const Tensor& affine, int64_t inputs, int64_t outputs) {
-  const int64_t blocks = (outputs + kLanes - 1) / kLanes;
-  STD_TORCH_CHECK(weights.dim() == 5 && weights.scalar_type() == ScalarType::Char && weights.is_contiguous() &&
-                      weights.size(0) == blocks && weights.size(1) == 1 && weights.size(2) * kFour == inputs &&
-                      weights.size(3) == kLanes && weights.size(4) == kFour,
-                  "weights should be contiguous int8 [ceil(O / 16), 1, I / 4, 16, 4]");
-  STD_TORCH_CHECK(affine.dim() == 2 && affine.scalar_type() == ScalarType::Float && affine.is_contiguous() &&
-                      affine.size(0) == 2 && affine.size(1) == blocks * kLanes,
-                  "affine should be contiguous float32 [2, ceil(O / 16) * 16]");
-  return {weights.const_data_ptr<int8_t>(), affine.const_data_ptr<float>(), outputs, 1, inputs};
-}
-
 }  // namespace
 
 Tensor transformer_int8(
@@ -130,18 +112,17 @@ Tensor transformer_int8(
                   "heads should divide D, and D and hidden be multiples of 4");
   STD_TORCH_CHECK(step1 > 0.0 && step2 > 0.0 && step3 > 0.0 && step4 > 0.0, "steps should be positive");
   const Tensor x = torch::stable::contiguous(x_any), condition = torch::stable::contiguous(condition_any);
-  const Layers layers{{n, d, heads}, hidden, packed(qkv, affine1, d, 3 * d), packed(merge, affine2, d, d),
-                      packed(first, affine3, d, hidden), packed(second, affine4, hidden, d),
+  const Layers layers{{n, d, heads}, hidden, packed(qkv, affine1, d, 3 * d, 1), packed(merge, affine2, d, d, 1),
+                      packed(first, affine3, d, hidden, 1), packed(second, affine4, hidden, d, 1),
                       {float(step1), float(zero1)}, {float(step2), float(zero2)}, {float(step3), float(zero3)},
                       {float(step4), float(zero4)}};
   Tensor y = torch::stable::new_empty(x, {batch, n, d});
   const float *from = x.const_data_ptr<float>(), *with = condition.const_data_ptr<float>();
   float* to = y.mutable_data_ptr<float>();
   const Function run_one = function();
-  const int64_t widest = std::max(3 * d, hidden);
   torch::stable::parallel_for(0, n ? batch : 0, 1, [&](int64_t begin, int64_t end) {
-    Room room{std::vector<float>(n * widest), std::vector<float>(n * d), std::vector<float>(n * d),
-              std::vector<uint8_t>(n * std::max(d, hidden)), AttentionRoom(layers.shape)};
+    Room room{std::vector<float>(n * 3 * d), std::vector<float>(n * d), std::vector<float>(n * d),
+              std::vector<uint8_t>(n * d), std::vector<uint8_t>(n * hidden), AttentionRoom(layers.shape)};
     for (int64_t b = begin; b < end; ++b)
       run_one(layers, from + b * n * d, with + b * 6 * d, to + b * n * d, room);
   });

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "isa.h"
 
@@ -27,6 +28,13 @@ WORLDENV_NATIVE(4)
 WORLDENV_NATIVE(8)
 WORLDENV_NATIVE(16)
 #undef WORLDENV_NATIVE
+
+// f(0), f(1), .. with constants: an array that is indexed by constants alone stays in registers.
+template <typename Function, int... I>
+WORLDENV_INLINE void each(std::integer_sequence<int, I...>, Function f) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+#define WORLDENV_EACH(i, count) each(std::make_integer_sequence<int, count>{}, [&](auto i) WORLDENV_INLINE_LAMBDA
 
 // Numbers of 16 bits: stored so, computed with as floats.
 struct BFloat16 {

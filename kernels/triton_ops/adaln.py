@@ -8,7 +8,6 @@ from torch import Tensor
 from worldenv.kernels import face
 
 EPS = tl.constexpr(1e-5)
-ROUNDER = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds what is below 2^22 to whole numbers, halves to even
 LARGEST_D = 8192  # a row is held in registers
 TILE = 4096  # numbers of a program at a time
 ROWS = 32  # that a program of the gradient sums over
@@ -28,8 +27,8 @@ def _normalised(b_x, m_x, D: tl.constexpr):  # and 1 / deviation
 
 @triton.jit
 def _adaln(
-    p_x, p_scale, p_shift, p_branch, p_gate, p_total, p_y, N, inverse_step, zero,
-    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BRANCH: tl.constexpr, GRID: tl.constexpr,
+    p_x, p_scale, p_shift, p_branch, p_gate, p_total, p_y, N,
+    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BRANCH: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(N, BLOCK_N)
     i_b, i_n = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
@@ -43,10 +42,6 @@ def _adaln(
         tl.store(p_total + o_x, b_x.to(p_total.dtype.element_ty), mask=m_x)
     b_z, _ = _normalised(b_x, m_x, D)
     b_y = b_z * (1.0 + _row(p_scale + i_b * D, o_d, m_d)) + _row(p_shift + i_b * D, o_d, m_d)
-    if GRID:
-        b_y = tl.where(b_y == b_y, b_y * inverse_step, 0.0)
-        b_y = tl.minimum(tl.maximum(b_y, -1024.0), 1024.0) + ROUNDER - ROUNDER + zero
-        b_y = tl.minimum(tl.maximum(b_y, 0.0), 255.0)
     tl.store(p_y + o_x, b_y.to(p_y.dtype.element_ty), mask=m_x)
 
 
@@ -103,9 +98,7 @@ def adaln(
     shift: Tensor,  # [B, D]
     branch: Tensor | None,  # [B, N, D]
     gate: Tensor | None,  # [B, D]
-    step: float,
-    zero: int,
-) -> tuple[Tensor, Tensor]:  # x + gate branch (nothing without a branch), y: [B, N, D]; y uint8 on a grid
+) -> tuple[Tensor, Tensor]:  # x + gate branch (nothing without a branch), y: [B, N, D]
     """A program per 4,096 numbers of an episode, or per row. What is stored is rounded once, from float32.
 
     Raises ValueError if D is over 8192.
@@ -113,15 +106,13 @@ def adaln(
     b, n, d = x.shape
     tiles = _tiles(d)
     x, scale, shift = x.contiguous(), scale.contiguous(), shift.contiguous()
-    y = torch.empty_like(x, dtype=torch.uint8 if step else x.dtype)
-    total = None
+    y, total = torch.empty_like(x), None
     if branch is not None:
         total, branch, gate = torch.empty_like(x), branch.contiguous(), gate.contiguous()
     if y.numel():
         _adaln[(triton.cdiv(n, tiles["BLOCK_N"]) * b,)](
-            x, scale, shift, branch, gate, total, y, n, 1 / step if step else 0.0, float(zero),
-            D=d, BRANCH=branch is not None, GRID=step != 0, **tiles,
-        )  # fmt: skip
+            x, scale, shift, branch, gate, total, y, n, D=d, BRANCH=branch is not None, **tiles
+        )
     return x.new_empty(0) if total is None else total, y
 
 

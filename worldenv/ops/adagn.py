@@ -5,7 +5,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldenv import ops
-from worldenv.ops.quantise import check_grid, quantise_reference
 
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "silu": F.silu}
 
@@ -19,15 +18,12 @@ def adagn_reference(
     shift: Tensor | None,  # [B, C]
     activation: str,
     eps: float = 1e-5,
-    step: float = 0.0,
-    zero: int = 0,
-) -> Tensor:  # [B, C, H, W] float32, or uint8
+) -> Tensor:  # [B, C, H, W] float32
     """The meaning of `adagn`, in plain PyTorch; it has a gradient."""
     x = F.group_norm(x, groups, weight, bias, eps)
     if scale is not None:
         x = x * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
-    x = ACTIVATIONS[activation](x)
-    return quantise_reference(x, step, zero) if step else x
+    return ACTIVATIONS[activation](x)
 
 
 def adagn(
@@ -39,26 +35,22 @@ def adagn(
     shift: Tensor | None = None,  # [B, C] float32, given with scale
     activation: str = "none",  # none, relu or silu
     eps: float = 1e-5,
-    step: float = 0.0,  # > 0: the result on a grid of 256 levels, as `quantise` gives it
-    zero: int = 0,
-) -> Tensor:  # [B, C, H, W] float32, or uint8 on a grid; channels last
+) -> Tensor:  # [B, C, H, W] float32, channels last
     """Adaptive group normalisation (Dhariwal & Nichol 2021, "AdaGN") and an activation.
 
         y = activation(group_norm(x) * (1 + scale) + shift)
 
     Without `scale` the plain group normalisation. Where a gradient is wanted, the reference is what runs.
 
-    Raises ValueError if a shape, dtype or device is another one, the activation is unknown, or the grid is none.
+    Raises ValueError if a shape, dtype or device is another one, or the activation is unknown.
     """
     _check(x, groups, weight, bias, scale, shift, activation)
-    if step or zero:
-        check_grid(step, zero)
     tensors = (x, weight, bias, scale, shift)
     wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if ops.BACKEND == "reference" or wants_gradient:
-        return adagn_reference(x, groups, weight, bias, scale, shift, activation, eps, step, zero)
+        return adagn_reference(x, groups, weight, bias, scale, shift, activation, eps)
     rows = x.permute(0, 2, 3, 1).contiguous()
-    y = torch.ops.worldenv.adagn(rows, groups, weight, bias, scale, shift, activation, eps, step, zero)
+    y = torch.ops.worldenv.adagn(rows, groups, weight, bias, scale, shift, activation, eps)
     return y.permute(0, 3, 1, 2)
 
 
@@ -87,5 +79,5 @@ torch.library.impl("worldenv::adagn", "CompositeExplicitAutograd")(_rows)
 
 
 @torch.library.register_fake("worldenv::adagn")
-def _(rows, groups, weight, bias, scale, shift, activation, eps, step, zero):
-    return torch.empty_like(rows, dtype=torch.uint8 if step else rows.dtype)
+def _(rows, *others):
+    return torch.empty_like(rows)

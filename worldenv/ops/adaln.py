@@ -5,7 +5,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldenv import ops
-from worldenv.ops.quantise import check_grid, quantise_reference
 
 EPS = 1e-5
 
@@ -16,14 +15,12 @@ def adaln_reference(
     shift: Tensor,  # [B, D]
     branch: Tensor | None = None,  # [B, N, D]
     gate: Tensor | None = None,  # [B, D]
-    step: float = 0.0,
-    zero: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The meaning of `adaln`, in plain PyTorch; it has a gradient."""
     wide = torch.promote_types(x.dtype, torch.float32)
     total = x.to(wide, copy=True) if branch is None else x.to(wide) + gate[:, None].to(wide) * branch.to(wide)
     y = F.layer_norm(total, x.shape[-1:], eps=EPS) * (1 + scale[:, None].to(wide)) + shift[:, None].to(wide)
-    return total.to(x.dtype), quantise_reference(y, step, zero) if step else y.to(x.dtype)
+    return total.to(x.dtype), y.to(x.dtype)
 
 
 def adaln(
@@ -32,29 +29,21 @@ def adaln(
     shift: Tensor,  # [B, D]
     branch: Tensor | None = None,  # [B, N, D], what a layer adds to x
     gate: Tensor | None = None,  # [B, D], given with branch
-    step: float = 0.0,  # > 0: y on a grid of 256 levels, as `quantise` gives it
-    zero: int = 0,
-) -> tuple[Tensor, Tensor]:  # x and y: [B, N, D], dtype of x; y uint8 on a grid
+) -> tuple[Tensor, Tensor]:  # x and y: [B, N, D], dtype of x
     """Adaptive layer normalisation with its gate (Peebles & Xie 2023, "adaLN-Zero").
 
         x <- x + gate * branch
         y = layer_norm(x) * (1 + scale) + shift
 
     A row is read and written once, computed in float32 and rounded once: y is that of the sum before its rounding. Has
-    a gradient, computed by a face of its own; not on a grid.
+    a gradient, computed by a face of its own.
 
-    Raises ValueError if a shape, dtype or device is another one, or the grid is none.
+    Raises ValueError if a shape, dtype or device is another one.
     """
     _check(x, scale, shift, branch, gate)
-    if step or zero:
-        check_grid(step, zero)
-    arguments = (x, scale, shift, branch, gate, step, zero)
     if ops.BACKEND == "reference":
-        return adaln_reference(*arguments)
-    wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:5])
-    if step and wants_gradient:
-        raise ValueError("a result on a grid has no gradient: leave step at 0 in training")
-    out = torch.ops.worldenv.adaln(*arguments)
+        return adaln_reference(x, scale, shift, branch, gate)
+    out = torch.ops.worldenv.adaln(x, scale, shift, branch, gate)
     return (x if branch is None else out[0]), out[1]
 
 
@@ -70,8 +59,8 @@ def _check(x: Tensor, scale: Tensor, shift: Tensor, branch: Tensor | None, gate:
     ops.check_tensors(wanted, ops.FLOATS)
 
 
-def _face(x, scale, shift, branch, gate, step, zero):
-    total, y = adaln_reference(x, scale, shift, branch, gate, step, zero)
+def _face(x, scale, shift, branch, gate):
+    total, y = adaln_reference(x, scale, shift, branch, gate)
     return x.new_empty(0) if branch is None else total, y
 
 
@@ -96,9 +85,8 @@ torch.library.impl("worldenv::adaln_backward", "CompositeExplicitAutograd")(adal
 
 
 @torch.library.register_fake("worldenv::adaln")
-def _(x, scale, shift, branch, gate, step, zero):
-    y = torch.empty_like(x, dtype=torch.uint8 if step else x.dtype)
-    return x.new_empty(0) if branch is None else torch.empty_like(x), y
+def _(x, scale, shift, branch, gate):
+    return x.new_empty(0) if branch is None else torch.empty_like(x), torch.empty_like(x)
 
 
 @torch.library.register_fake("worldenv::adaln_backward")
@@ -109,7 +97,7 @@ def _(grad_sum, grad_y, total, scale, branch, gate):
 
 
 def _save(ctx, inputs, output) -> None:
-    x, scale, _, branch, gate, _, _ = inputs
+    x, scale, _, branch, gate = inputs
     ctx.save_for_backward(x if branch is None else output[0], scale, branch, gate)
 
 
@@ -117,7 +105,7 @@ def _backward(ctx, grad_sum, grad_y):
     total, scale, branch, gate = ctx.saved_tensors
     grad_sum = torch.zeros_like(total) if branch is None or grad_sum is None else grad_sum
     grads = torch.ops.worldenv.adaln_backward(grad_sum, grad_y, total, scale, branch, gate)
-    return *grads[:3], *((None, None) if branch is None else grads[3:]), None, None
+    return *grads[:3], *((None, None) if branch is None else grads[3:])
 
 
 torch.library.register_autograd("worldenv::adaln", _backward, setup_context=_save)

@@ -7,8 +7,7 @@ from torch.nn import functional as F
 from worldenv import ops
 from worldenv.ops.compose import SUB, compose_reference
 from worldenv.ops.patchify import PATCH
-from worldenv.ops.quantise import check_grid, quantise_reference
-from worldenv.packed import FOUR, LANES, Packed, multiply
+from worldenv.packed import FOUR, LANES, Packed, check_grid, multiply, quantise
 
 
 def compose_int8_reference(
@@ -24,7 +23,7 @@ def compose_int8_reference(
     smallest_correction: float,
 ) -> Tensor:
     """The meaning of `compose_int8`, in plain PyTorch."""
-    raw = multiply(quantise_reference(F.silu(x), step, zero), Packed(weights, affine), len(bias), zero)
+    raw = multiply(quantise(F.silu(x), step, zero), Packed(weights, affine), len(bias), zero)
     return compose_reference(raw, bias, pictures, plate, smallest_share, smallest_correction)
 
 

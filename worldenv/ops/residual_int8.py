@@ -6,8 +6,7 @@ from torch.nn import functional as F
 
 from worldenv import ops
 from worldenv.ops.adagn import ACTIVATIONS, adagn_reference
-from worldenv.ops.quantise import check_grid, quantise_reference
-from worldenv.packed import FOUR, LANES, Layer, Packed, multiply
+from worldenv.packed import FOUR, LANES, Layer, Packed, check_grid, multiply, quantise
 
 
 def residual_int8_reference(
@@ -42,15 +41,12 @@ def residual_int8_reference(
     def normalised(x: Tensor, *others) -> Tensor:
         return adagn_reference(x.permute(0, 3, 1, 2), groups, *others).permute(0, 2, 3, 1)
 
-    if weight1 is None:
-        h = quantise_reference(x, step1, zero1)
-    else:
-        h = normalised(x, weight1, bias1, None, None, activation, eps, step1, zero1)
-    h = multiply(h, Packed(conv1, affine1), len(weight2), zero1)
-    h = normalised(h, weight2, bias2, scale, shift, activation, eps, step2, zero2)
-    h = multiply(h, Packed(conv2, affine2), len(weight2), zero2)
+    h = x if weight1 is None else normalised(x, weight1, bias1, None, None, activation, eps)
+    h = multiply(quantise(h, step1, zero1), Packed(conv1, affine1), len(weight2), zero1)
+    h = normalised(h, weight2, bias2, scale, shift, activation, eps)
+    h = multiply(quantise(h, step2, zero2), Packed(conv2, affine2), len(weight2), zero2)
     if skip is not None:
-        x = multiply(quantise_reference(x, step3, zero3), Packed(skip, affine3), len(weight2), zero3)
+        x = multiply(quantise(x, step3, zero3), Packed(skip, affine3), len(weight2), zero3)
     return h + x
 
 

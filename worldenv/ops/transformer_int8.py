@@ -6,8 +6,7 @@ from torch.nn import functional as F
 
 from worldenv import ops
 from worldenv.ops.adaln import adaln_reference
-from worldenv.ops.quantise import check_grid, quantise_reference
-from worldenv.packed import FOUR, LANES, Layer, Packed, multiply
+from worldenv.packed import FOUR, LANES, Layer, Packed, check_grid, multiply, quantise
 
 
 def transformer_int8_reference(
@@ -36,16 +35,16 @@ def transformer_int8_reference(
     b, n, d = x.shape
     scale1, shift1, gate1, scale2, shift2, gate2 = condition.chunk(6, dim=1)
 
-    def linear(levels: Tensor, weights: Tensor, affine: Tensor, outputs: int, zero: int) -> Tensor:
-        return multiply(levels[:, None], Packed(weights, affine), outputs, zero)[:, 0]
+    def linear(x: Tensor, step: float, zero: int, weights: Tensor, affine: Tensor, outputs: int) -> Tensor:
+        return multiply(quantise(x, step, zero)[:, None], Packed(weights, affine), outputs, zero)[:, 0]
 
-    _, h = adaln_reference(x, scale1, shift1, None, None, step1, zero1)
-    q, k, v = linear(h, qkv, affine1, 3 * d, zero1).view(b, n, 3, heads, d // heads).permute(2, 0, 3, 1, 4)
+    _, h = adaln_reference(x, scale1, shift1)
+    q, k, v = linear(h, step1, zero1, qkv, affine1, 3 * d).view(b, n, 3, heads, d // heads).permute(2, 0, 3, 1, 4)
     h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
-    branch = linear(quantise_reference(h, step2, zero2), merge, affine2, d, zero2)
-    x, h = adaln_reference(x, scale2, shift2, branch, gate1, step3, zero3)
-    h = F.gelu(linear(h, first, affine3, hidden, zero3), approximate="tanh")
-    return x + gate2[:, None] * linear(quantise_reference(h, step4, zero4), second, affine4, d, zero4)
+    branch = linear(h, step2, zero2, merge, affine2, d)
+    x, h = adaln_reference(x, scale2, shift2, branch, gate1)
+    h = F.gelu(linear(h, step3, zero3, first, affine3, hidden), approximate="tanh")
+    return x + gate2[:, None] * linear(h, step4, zero4, second, affine4, d)
 
 
 def transformer_int8(

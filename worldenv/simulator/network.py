@@ -72,8 +72,8 @@ class ResidualBlock(nn.Module):
             return residual_int8(x, GROUPS, "silu", *layers, more, eps)
         if more is not None:
             x = torch.cat([x, F.pixel_shuffle(more, 2)], dim=1)
-        h = adagn(x, GROUPS, norm1.weight, norm1.bias, None, None, "silu", eps, *self.conv1.grid)
-        h = adagn(self.conv1(h), GROUPS, norm2.weight, norm2.bias, scale, shift, "silu", eps, *self.conv2.grid)
+        h = adagn(x, GROUPS, norm1.weight, norm1.bias, None, None, "silu", eps)
+        h = adagn(self.conv1(h), GROUPS, norm2.weight, norm2.bias, scale, shift, "silu", eps)
         return self.conv2(h, onto=self.skip(x))
 
 
@@ -91,15 +91,15 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         b, n, d = x.shape
-        first, _, second = self.mlp
+        first, gelu, second = self.mlp
         if in_8_bits(self.qkv, self.merge, first, second):
             layers = (layer.layer for layer in (self.qkv, self.merge, first, second))
             return transformer_int8(x, self.modulate(condition), self.heads, 4 * d, *layers)
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(condition).chunk(6, dim=-1)
-        _, h = adaln(x, scale1, shift1, None, None, *self.qkv.grid)
+        _, h = adaln(x, scale1, shift1)
         h = attention(*self.qkv(h).view(b, n, 3, self.heads, d // self.heads).unbind(2)).reshape(b, n, d)
-        x, h = adaln(x, scale2, shift2, self.merge(h), gate1, *first.grid)
-        return torch.addcmul(x, gate2[:, None], second(first(h, "gelu", to=second.grid)))
+        x, h = adaln(x, scale2, shift2, self.merge(h), gate1)
+        return torch.addcmul(x, gate2[:, None], second(gelu(first(h))))
 
 
 @dataclass

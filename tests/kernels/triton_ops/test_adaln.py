@@ -23,7 +23,7 @@ def exact(function, *tensors, **options):
 @pytest.mark.parametrize("branch", [True, False])
 def test_face_equals_the_reference(draw, assert_same, dtype, b, n, d, branch):
     arguments = inputs(draw, b, n, d, dtype, branch)
-    total, y = adaln(*arguments, 0.0, 0)
+    total, y = adaln(*arguments)
     expected = exact(adaln_reference, *arguments)
     assert_same(y, expected[1])
     if branch:
@@ -51,29 +51,19 @@ def test_gradient_is_the_same_each_time(draw):
         assert torch.equal(one, other)
 
 
-def test_result_on_a_grid_is_the_rounded_one(draw):
-    arguments = inputs(draw, 2, 5, 24, torch.float32)
-    arguments[0][1, 3, 7] = float("nan")
-    arguments[0][0, 0, 0] = 1e8
-    (_, levels), (_, expected) = adaln(*arguments, 0.05, 120), adaln_reference(*arguments, 0.05, 120)
-    assert levels.dtype == torch.uint8
-    assert ((levels.int() - expected.int()).abs() <= 1).all() and (levels == expected).float().mean() > 0.95
-    assert (levels[1, 3] == 120).all()
-
-
 def test_number_that_is_not_finite_spoils_its_row_and_no_other(draw):
     arguments = inputs(draw, 2, 5, 24, torch.float32)
-    clean = adaln(*arguments, 0.0, 0)[1]
+    clean = adaln(*arguments)[1]
     arguments[0][1, 3, 7] = float("nan")
-    y = adaln(*arguments, 0.0, 0)[1]
+    y = adaln(*arguments)[1]
     assert y[1, 3].isnan().all()
     y[1, 3] = clean[1, 3]
     assert torch.equal(y, clean)
 
 
 def test_no_row_gives_nothing_and_rows_that_are_too_long_are_refused(draw):
-    assert adaln(*inputs(draw, 0, 4, 8, torch.float32), 0.0, 0)[1].shape == (0, 4, 8)
+    assert adaln(*inputs(draw, 0, 4, 8, torch.float32))[1].shape == (0, 4, 8)
     grads = adaln_backward(*draw(3, 2, 0, 8), draw(2, 8), None, None)
     assert [tuple(t.shape) for t in grads] == [(2, 0, 8), (2, 8), (2, 8), (0, 0, 8), (0, 8)] and not grads[1].any()
     with pytest.raises(ValueError, match="x has rows of 9000 numbers; .* at most 8192"):
-        adaln(*inputs(draw, 1, 1, 9000, torch.float32), 0.0, 0)
+        adaln(*inputs(draw, 1, 1, 9000, torch.float32))

@@ -57,8 +57,8 @@ def test_addresses_beyond_32_bits_are_reached(draw):
         pytest.skip("needs 20 GB of free memory")
     x, row = torch.zeros(b, n, d, dtype=torch.bfloat16, device="cuda"), torch.zeros(b, d, device="cuda").bfloat16()
     x[-1] = draw(n, d)
-    _, y = torch.ops.worldenv.adaln(x, row, row, None, None, 0.0, 0)
-    alone = torch.ops.worldenv.adaln(x[-1:], row[:1], row[:1], None, None, 0.0, 0)[1]
+    _, y = torch.ops.worldenv.adaln(x, row, row, None, None)
+    alone = torch.ops.worldenv.adaln(x[-1:], row[:1], row[:1], None, None)[1]
     assert torch.equal(y[-1:], alone) and alone.any() and not y[0].any()
 
 
