@@ -91,6 +91,26 @@ def test_an_episode_gives_the_same_alone_and_in_a_batch(x, ranges):
     torch.testing.assert_close(run(model, x[2:3]), run(model, x)[2:3], rtol=0, atol=1e-6)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(6,), (3, 6), (0, 6), (4, 5, 6), (0, 5, 6), (2, 3, 4, 6), (2, 0, 4, 6)])
+def test_linear_layers_take_any_leading_dimensions(shape):
+    torch.manual_seed(0)
+    layer, x, onto = Linear(6, 9), torch.randn(shape), torch.randn(*shape[:-1], 9)
+    expected = layer(x, onto=onto)
+    actual = Int8(layer, (-4.0, 4.0))(x, onto=onto)
+    assert actual.shape == expected.shape
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("options", [
+    {"kernel_size": 2}, {"kernel_size": (3, 1), "padding": (1, 0)}, {"padding": 0}, {"stride": (1, 2)}, {"dilation": 2},
+    {"groups": 2}, {"padding_mode": "circular"},
+], ids=str)  # fmt: skip
+def test_a_convolution_of_another_kind_is_refused(options):
+    with pytest.raises(ValueError, match="cannot be had in 8 bits: its window should be odd and square, padding half"):
+        Int8(Conv(4, 4, **{"kernel_size": 3, "padding": 1, **options}), (0.0, 1.0))
+
+
 def test_parameters_are_shared_and_the_module_itself_is_left_as_it_was(x, ranges):
     model = net()
     small = in_int8(model, ranges)
@@ -187,4 +207,4 @@ def test_is_fast_where_the_kernel_says_that_the_cpu_multiplies_8_bits():
     # Everything that needs 8 bits is skipped where `is_fast` says no: it must not say so wrongly.
     with open("/proc/cpuinfo") as file:
         flags = set(file.read().split())
-    assert is_fast() == bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8"})
+    assert is_fast() == bool(flags & {"avx512_vnni", "avx_vnni"})

@@ -19,16 +19,16 @@ from worldenv.errors import UserError
 from worldenv.ops.conv_int8 import conv_int8
 from worldenv.ops.patchify import unit
 from worldenv.ops.rowwise_linear import rowwise_linear
-from worldenv.packed import NO_GRID, Grid, Layer, pack
+from worldenv.packed import Layer, pack
 
 PRECISIONS = ("auto", "float32", "int8")  # of networks that imagine; auto: int8 where the CPU is made for it
-FAST = ("avx512_vnni", "avx_vnni", "amx_int8")  # with any of them a CPU multiplies 8 bits exactly and fast
+FAST = ("avx512_vnni", "avx_vnni")  # with any of them a CPU multiplies 8 bits fast
 Module = TypeVar("Module", bound=nn.Module)
 Ranges = dict[str, tuple[float, float] | None]  # module name -> least and greatest input; None: it reads pixels
 
 
 def is_fast() -> bool:
-    """Whether this CPU multiplies 8 bits with instructions of their own; without them it is slow and may saturate."""
+    """Whether this CPU multiplies 8 bits with instructions of their own; without them it is slow."""
     has = getattr(torch.cpu, "get_capabilities", dict)()
     return any(has.get(name) for name in FAST)
 
@@ -47,9 +47,7 @@ AT_ONCE = 32  # numbers that torch's sigmoid and SiLU take together: two registe
 class Conv(nn.Conv2d):
     """A convolution that can be replaced by one in 8 bits; this one computes in floats. uint8 input is pixels."""
 
-    grid: Grid = NO_GRID  # the levels that its input is wanted on
-
-    def forward(self, x: Tensor, relu: bool = False, onto: Tensor | None = None, to: Grid = NO_GRID) -> Tensor:
+    def forward(self, x: Tensor, relu: bool = False, onto: Tensor | None = None) -> Tensor:
         y = super().forward(unit(x))
         y = F.relu(y) if relu else y
         return y if onto is None else onto + y
@@ -58,11 +56,8 @@ class Conv(nn.Conv2d):
 class Linear(nn.Linear):
     """As `Conv`, for linear layers."""
 
-    grid: Grid = NO_GRID
-
-    def forward(self, x: Tensor, relu: bool = False, onto: Tensor | None = None, to: Grid = NO_GRID) -> Tensor:
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         y = super().forward(unit(x))
-        y = F.relu(y) if relu else y
         return y if onto is None else onto + y
 
 
@@ -95,23 +90,24 @@ class Int8(nn.Module):
         x: Tensor,  # of a convolution [B, I, H, W], of a linear layer [..., I]; float32, or uint8 on `grid` already
         relu: bool = False,
         onto: Tensor | None = None,  # float32, to be added to the result
-        to: Grid = NO_GRID,  # the levels that the result is wanted on
-    ) -> Tensor:  # float32, or uint8 on `to`
+    ) -> Tensor:  # float32
         outputs = len(self.weight)
         if self.stride is not None:
             onto = None if onto is None else onto.permute(0, 2, 3, 1)
-            y = conv_int8(x.permute(0, 2, 3, 1), self.layer, outputs, self.stride, relu, onto, to)
+            y = conv_int8(x.permute(0, 2, 3, 1), self.layer, outputs, self.stride, relu, onto)
             return y.permute(0, 3, 1, 2)
         images = len(x) if x.ndim > 2 else 1
-        onto = None if onto is None else onto.reshape(images, 1, -1, outputs)
-        y = conv_int8(x.reshape(images, 1, -1, x.shape[-1]), self.layer, outputs, 1, relu, onto, to)
+        rows = images, 1, x.shape[x.ndim > 2 : -1].numel()
+        onto = None if onto is None else onto.reshape(*rows, outputs)
+        y = conv_int8(x.reshape(*rows, x.shape[-1]), self.layer, outputs, 1, relu, onto)
         return y.view(*x.shape[:-1], outputs)
 
 
 def _stride(conv: Conv) -> int:
     """Raises ValueError unless its window is odd and square and the border half as wide, as `conv_int8` has it."""
     window, (stride, other) = conv.kernel_size, conv.stride
-    plain = conv.dilation == (1, 1) and conv.groups == 1 and conv.padding == (window[0] // 2, window[0] // 2)
+    plain = conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
+    plain = plain and conv.padding == (window[0] // 2, window[0] // 2)
     if window[0] % 2 == 0 or window[0] != window[1] or stride != other or not plain:
         raise ValueError(f"{conv} cannot be had in 8 bits: its window should be odd and square, padding half of that")
     return stride

@@ -33,6 +33,19 @@ def check_grid(step: float, zero: int) -> None:
         raise ValueError(f"step is {step} and zero {zero}; they should be positive and in [0, 255]")
 
 
+def check_layer(
+    name: str, layer: Layer, inputs: int, outputs: int, rows: int
+) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
+    """Raise ValueError unless the layer has these sizes, an odd window of `rows` and a grid; for `ops.check_tensors`:
+    what else should be right."""
+    check_grid(layer.step, layer.zero)
+    (weights, affine), blocks = layer.packed, -(-outputs // LANES)
+    shape = (blocks, rows, rows * -(-inputs // FOUR), LANES, FOUR)
+    if weights.dtype != torch.int8 or tuple(weights.shape) != shape or rows % 2 == 0:
+        raise ValueError(f"{name} has weights {weights.dtype} {list(weights.shape)}; wanted: torch.int8 {list(shape)}")
+    return {f"{name}.packed.affine": (affine, (2, blocks * LANES))}
+
+
 def quantise(x: Tensor, step: float, zero: int) -> Tensor:  # float32 -> uint8
     """clamp(round(x / step) + zero, 0, 255), in plain PyTorch; NaN becomes the level of 0."""
     return (x * (1 / step)).round().add(zero).nan_to_num(zero).clamp(0, 255).to(torch.uint8)

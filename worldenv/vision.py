@@ -51,7 +51,7 @@ class Stem(nn.Sequential):
 
     def forward(self, frames: Tensor) -> Tensor:
         patches, first, _, second, _ = self
-        return second(first(patches(frames), relu=True, to=second.grid), relu=True)
+        return second(first(patches(frames), relu=True), relu=True)
 
 
 class VisionLanguageEncoder(nn.Module):
@@ -76,12 +76,13 @@ class VisionLanguageEncoder(nn.Module):
         _, first, _, second, _ = self.stem
         rectify, conv, soft = self.look
         pairs = [(block.first, block.second) for block in self.blocks]
-        if in_8_bits(first, second, conv, *(layer for pair in pairs for layer in pair)):
-            layers = [(one.layer, two.layer) for one, two in pairs]
+        layers = (first, second, conv, *(layer for pair in pairs for layer in pair))
+        if frames.dtype == torch.uint8 and in_8_bits(*layers):
+            blocks = [(one.layer, two.layer) for one, two in pairs]
             norms = [(block.norm.weight, block.norm.bias) for block in self.blocks]
             films = [block.film(context) for block in self.blocks]
             widths = len(first.weight), len(second.weight)
-            return encoder_int8(frames, (first.layer, second.layer), layers, norms, films, conv.layer, *widths, GROUPS)
+            return encoder_int8(frames, (first.layer, second.layer), blocks, norms, films, conv.layer, *widths, GROUPS)
         x = self.stem(frames)
         for block in self.blocks:
             x = block(x, context)

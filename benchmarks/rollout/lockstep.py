@@ -20,7 +20,6 @@ from worldenv.ops.patchify import PATCH, unit
 from worldenv.ops.philox import Use, philox
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import unpatchify
-from worldenv.packed import NO_GRID, Grid
 from worldenv.policy.network import laplace_sample
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.episodes import Starts
@@ -33,13 +32,12 @@ class Half(nn.Module):
 
     def __init__(self, layer: Conv | Linear):
         super().__init__()
-        self.grid = layer.grid
         self.weight = nn.Parameter(layer.weight.bfloat16(), requires_grad=False)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.bfloat16(), requires_grad=False)
         self.multiply = F.linear if isinstance(layer, Linear) else partial(
             F.conv2d, stride=layer.stride, padding=layer.padding)  # fmt: skip
 
-    def forward(self, x: Tensor, relu: bool = False, onto: Tensor | None = None, to: Grid = NO_GRID) -> Tensor:
+    def forward(self, x: Tensor, relu: bool = False, onto: Tensor | None = None) -> Tensor:
         y = self.multiply(unit(x).bfloat16(), self.weight, self.bias).float()
         y = F.relu(y) if relu else y
         return y if onto is None else onto + y

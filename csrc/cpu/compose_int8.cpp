@@ -104,7 +104,7 @@ Tensor compose_int8(
   check(pictures_any.scalar_type() == ScalarType::Byte, "pictures should be uint8");
   check(x_any.dim() == 4 && bias_any.dim() == 1 && pictures_any.dim() == 5 && plate_any.dim() == 3,
         "x should be [B, h, w, C], bias [N], pictures [B, h, w, S - 1, 12], plate [h, w, 12]");
-  check(step > 0.0 && zero >= 0 && zero <= 255, "step should be positive and zero in [0, 255]");
+  check_grid(step, zero);
   const Tensor x = torch::stable::contiguous(x_any), bias = torch::stable::contiguous(bias_any);
   const Tensor pictures = torch::stable::contiguous(pictures_any), plate = torch::stable::contiguous(plate_any);
   const int64_t batch = x.size(0), height = x.size(1), width = x.size(2), channels = x.size(3);

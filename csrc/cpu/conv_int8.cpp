@@ -73,9 +73,10 @@ Tensor conv_int8(
   const bool levels = x_any.scalar_type() == ScalarType::Byte;
   STD_TORCH_CHECK(x_any.dim() == 4 && (levels || x_any.scalar_type() == ScalarType::Float),
                   "x should be float32 or uint8 [B, H, W, I]");
-  STD_TORCH_CHECK(step > 0.0 && to_step >= 0.0 && stride > 0 && outputs > 0,
-                  "step, stride and outputs should be positive");
-  STD_TORCH_CHECK(x_any.size(3) % kFour == 0, "channels should be a multiple of 4");
+  check_grid(step, zero);
+  if (to_step != 0.0) check_grid(to_step, to_zero);
+  STD_TORCH_CHECK(stride > 0 && outputs > 0, "stride and outputs should be positive");
+  STD_TORCH_CHECK(x_any.size(3) > 0 && x_any.size(3) % kFour == 0, "channels should be a positive multiple of 4");
   const Tensor x = torch::stable::contiguous(x_any);
   const Conv conv{x.size(1), x.size(2), x.size(3), stride, packed(weights, affine, x.size(3), outputs, 0),
                   float(step), float(zero), relu, float(to_step), float(to_zero)};

@@ -88,13 +88,6 @@ Function function() {
 
 void check(bool right, const char* message) { STD_TORCH_CHECK(right, message); }
 
-const float* numbers(const Tensor& tensor, int64_t b, int64_t count, const char* message) {
-  check(tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous(), message);
-  check(b ? tensor.dim() == 2 && tensor.size(0) == b && tensor.size(1) == count
-          : tensor.dim() == 1 && tensor.size(0) == count, message);
-  return tensor.const_data_ptr<float>();
-}
-
 }  // namespace
 
 Tensor encoder_int8(
@@ -118,7 +111,7 @@ Tensor encoder_int8(
   check(weights.size() == layers && affines.size() == layers && steps.size() == layers && zeros.size() == layers &&
             norms.size() == 2 * blocks,
         "there should be three layers more than two for each block, and two norms for each block");
-  for (const double step : steps) check(step > 0.0, "steps should be positive");
+  for (size_t i = 0; i < layers; ++i) check_grid(steps[i], zeros[i]);
   const Tensor frames = torch::stable::contiguous(frames_any);
   const int64_t batch = frames.size(0), height = frames.size(1), width = frames.size(2);
   const int64_t h = height / 4, w = width / 4, c = channels;

@@ -9,6 +9,19 @@
 
 namespace worldenv::cpu {
 
+inline void check_grid(double step, int64_t zero) {
+  STD_TORCH_CHECK(step > 0.0 && zero >= 0 && zero <= 255, "step should be positive and zero in [0, 255]");
+}
+
+// The numbers of a float32 tensor [count], or [b, count] if b is not 0.
+inline const float* numbers(const torch::stable::Tensor& tensor, int64_t b, int64_t count, const char* message) {
+  using torch::headeronly::ScalarType;
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous(), message);
+  STD_TORCH_CHECK(b ? tensor.dim() == 2 && tensor.size(0) == b && tensor.size(1) == count
+                    : tensor.dim() == 1 && tensor.size(0) == count, message);
+  return tensor.const_data_ptr<float>();
+}
+
 // `rows` of the window, or 0 for any odd number of them.
 inline Packed packed(const torch::stable::Tensor& weights, const torch::stable::Tensor& affine, int64_t inputs,
                      int64_t outputs, int64_t rows) {

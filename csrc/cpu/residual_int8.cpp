@@ -43,12 +43,8 @@ Function function() {
 
 void check(bool right, const char* message) { STD_TORCH_CHECK(right, message); }
 
-const float* numbers(const std::optional<Tensor>& tensor, int64_t b, int64_t channels, const char* message) {
-  if (!tensor) return nullptr;
-  check(tensor->scalar_type() == ScalarType::Float && tensor->is_contiguous(), message);
-  check(b ? tensor->dim() == 2 && tensor->size(0) == b && tensor->size(1) == channels
-          : tensor->dim() == 1 && tensor->size(0) == channels, message);
-  return tensor->const_data_ptr<float>();
+const float* any_numbers(const std::optional<Tensor>& tensor, int64_t b, int64_t count, const char* message) {
+  return tensor ? numbers(*tensor, b, count, message) : nullptr;
 }
 
 // How many channels `more` brings to an x of these sizes.
@@ -96,7 +92,8 @@ Tensor residual_int8(
   check(x_any.dim() == 4 && x_any.scalar_type() == ScalarType::Float, "x should be float32 [B, H, W, C]");
   check(weight2.dim() == 1, "weight2 should be float32 [O]");
   check(activation == "none" || activation == "relu" || activation == "silu", "activation: none, relu or silu");
-  check(step1 > 0.0 && step2 > 0.0 && (!skip || step3 > 0.0), "steps should be positive");
+  check_grid(step1, zero1), check_grid(step2, zero2);
+  if (skip) check_grid(step3, zero3);
   check(weight1.has_value() == bias1.has_value() && scale.has_value() == shift.has_value() &&
             skip.has_value() == affine3.has_value(),
         "weight1 and bias1, scale and shift, skip and affine3 are given together");
@@ -117,12 +114,12 @@ Tensor residual_int8(
                (width + 2 * border) * outputs},
               float(step1), float(zero1), float(step3), float(zero3)};
   if (skip) block.skip = packed(*skip, *affine3, channels, outputs, 1);
-  const Condition before{numbers(weight1, 0, channels, "weight1 should be float32 [C]"),
-                         numbers(bias1, 0, channels, "bias1 should be float32 [C]"), nullptr, nullptr};
+  const Condition before{any_numbers(weight1, 0, channels, "weight1 should be float32 [C]"),
+                         any_numbers(bias1, 0, channels, "bias1 should be float32 [C]"), nullptr, nullptr};
   const Condition between{numbers(weight2, 0, outputs, "weight2 should be float32 [O]"),
                           numbers(bias2, 0, outputs, "bias2 should be float32 [O]"),
-                          batch ? numbers(scale, batch, outputs, "scale should be float32 [B, O]") : nullptr,
-                          batch ? numbers(shift, batch, outputs, "shift should be float32 [B, O]") : nullptr};
+                          batch ? any_numbers(scale, batch, outputs, "scale should be float32 [B, O]") : nullptr,
+                          batch ? any_numbers(shift, batch, outputs, "shift should be float32 [B, O]") : nullptr};
   Tensor y = torch::stable::new_empty(x, {batch, height, width, outputs});
   run_all(block, {x.const_data_ptr<float>(), more ? more->const_data_ptr<float>() : nullptr, before, between,
                   y.mutable_data_ptr<float>()}, batch);

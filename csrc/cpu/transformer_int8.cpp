@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -110,7 +109,7 @@ Tensor transformer_int8(
                   "condition should be float32 [B, 6 D]");
   STD_TORCH_CHECK(heads > 0 && d % heads == 0 && d % kFour == 0 && hidden % kFour == 0 && hidden > 0,
                   "heads should divide D, and D and hidden be multiples of 4");
-  STD_TORCH_CHECK(step1 > 0.0 && step2 > 0.0 && step3 > 0.0 && step4 > 0.0, "steps should be positive");
+  check_grid(step1, zero1), check_grid(step2, zero2), check_grid(step3, zero3), check_grid(step4, zero4);
   const Tensor x = torch::stable::contiguous(x_any), condition = torch::stable::contiguous(condition_any);
   const Layers layers{{n, d, heads}, hidden, packed(qkv, affine1, d, 3 * d, 1), packed(merge, affine2, d, d, 1),
                       packed(first, affine3, d, hidden, 1), packed(second, affine4, hidden, d, 1),

@@ -95,8 +95,8 @@ def test_backend_variable_forces_the_reference(monkeypatch):
     [
         (0, torch.zeros(2, 3, 5, 42), r"x has shape \[2, 3, 5, 42\]; it should be \[B, h, w, C\], C a multiple of 4"),
         (0, torch.zeros(2, 3, 5, 40).double(), r"x is torch.float64; .* pass x.float\(\)"),
-        (1, Packed(torch.zeros(17, 1, 9, 16, 4, dtype=torch.int8), AFFINE), "weights are torch.int8 .17, 1, 9"),
-        (1, Packed(torch.zeros(17, 1, 10, 16, 4), AFFINE), "weights are torch.float32"),
+        (1, Packed(torch.zeros(17, 1, 9, 16, 4, dtype=torch.int8), AFFINE), "layer has weights torch.int8 .17, 1, 9"),
+        (1, Packed(torch.zeros(17, 1, 10, 16, 4), AFFINE), "layer has weights torch.float32"),
         (2, 0.0, "step is 0.0 and zero 9"),
         (4, torch.zeros(271), r"bias has shape \[271\]; it should have 68 numbers for every frame"),
         (5, torch.zeros(2, 3, 5, 13, 12), "pictures is torch.float32"),

@@ -52,10 +52,10 @@ GIVEN = [
     {"h": 9, "w": 9, "c": 40, "o": 80, "stride": 2},
     {"h": 8, "w": 5, "stride": 3, "window": 5, "onto": True},
     {"h": 1, "w": 50, "c": 156, "o": 40, "window": 1, "onto": True, "relu": True, "levels": True},
-    {"h": 4, "w": 4, "c": 160, "o": 320, "window": 1},
+    {"h": 4, "w": 9, "c": 160, "o": 320, "window": 1},
     {"c": 6, "o": 9},  # filled up to whole fours
     {"o": 24, "to": (0.05, 200)},
-    {"o": 40}, {"o": 56}, {"o": 88},
+    {"w": 9, "o": 12}, {"w": 9, "o": 35}, {"o": 40}, {"o": 56}, {"w": 17, "o": 88},
 ]  # fmt: skip
 
 
@@ -132,6 +132,7 @@ def test_backend_variable_forces_the_reference(monkeypatch):
     [
         (0, torch.zeros(2, 7, 12), r"x is torch.float32 \[2, 7, 12\]; it should be float32 or uint8 \[B, H, W, I\]"),
         (0, torch.zeros(2, 7, 6, 12).double(), r"x is torch.float64 \[2, 7, 6, 12\]; it should be float32 or uint8"),
+        (0, torch.zeros(2, 7, 6, 0), r"x is torch.float32 \[2, 7, 6, 0\]; it should be"),
         (0, torch.zeros(2, 7, 6, 16), r"layer has weights torch.int8 \[2, 3, 9, 16, 4\]; .* \[2, 3, 12, 16, 4\]"),
         (0, torch.zeros(2, 7, 6, 12, device="meta"), "x is on meta; it should be on cpu, as the layer is"),
         (1, Layer(Packed(torch.zeros(2, 3, 9, 16, 4), torch.zeros(2, 32)), 0.1, 0), "layer has weights torch.float32"),

@@ -81,6 +81,17 @@ def test_it_is_the_encoder_in_floats_but_for_rounding(face, monkeypatch):
     assert 0 < (actual - expected).abs().mean() < 0.03 * expected.std()
 
 
+@torch.no_grad()
+def test_frames_in_floats_are_rounded_layer_by_layer():
+    torch.manual_seed(0)
+    encoder = VisionLanguageEncoder(32, channels=16, context=8).eval()
+    frames, tokens = torch.randint(256, (5, 32, 32, 3), dtype=torch.uint8), torch.zeros(5, 4, dtype=torch.long)
+    with measured(encoder) as ranges:
+        expected = encoder(frames, tokens)
+    actual = in_int8(encoder, ranges)(frames / 127.5 - 1, tokens)
+    assert 0 < (actual - expected).abs().mean() < 0.03 * expected.std()
+
+
 def test_frame_gives_the_same_alone_and_in_a_batch():
     frames, stem, pairs, norms, conditions, *others = inputs(b=9)
     together = encoder_int8(frames, stem, pairs, norms, conditions, *others)
@@ -119,6 +130,7 @@ def test_backend_variable_forces_the_reference(monkeypatch):
         (0, torch.zeros(3, 16, 22, 3).byte(), r"frames have shape \[3, 16, 22, 3\]; H and W should be multiples of 4"),
         (0, torch.zeros(3, 4, 24, 3).byte(), r"frames have shape \[3, 4, 24, 3\]; H and W should be multiples of 4 ab"),
         (0, torch.zeros(2, 16, 24, 3).byte(), r"conditions\[0\] has shape \[3, 48\]; it should be \[2, 48\]"),
+        (0, torch.zeros(3, 16, 24, 3, device="meta").byte(), "frames are on meta; they should be on cpu, as the la"),
         (2, [], r"blocks, norms and conditions are 0, 2 and 2; they should be as many"),
         (3, [(torch.zeros(24), torch.zeros(23))] * 2, r"norms\[0\]\[1\] has shape \[23\]; it should be \[24\]"),
         (4, [torch.zeros(3, 48).double()] * 2, r"conditions\[0\] is torch.float64; .* pass conditions\[0\].float\(\)"),

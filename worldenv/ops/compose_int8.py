@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from worldenv import ops
 from worldenv.ops.compose import SUB, compose_reference
 from worldenv.ops.patchify import PATCH
-from worldenv.packed import FOUR, LANES, Packed, check_grid, multiply, quantise
+from worldenv.packed import FOUR, Layer, Packed, check_layer, multiply, quantise
 
 
 def compose_int8_reference(
@@ -42,8 +42,7 @@ def compose_int8(
 
     No gradient. Raises ValueError if a shape, dtype or device is another one, or the grid is none.
     """
-    _check(x, packed, bias, pictures, plate)
-    check_grid(step, zero)
+    _check(x, Layer(packed, step, zero), bias, pictures, plate)
     s = pictures.shape[3] + 1
     if not 0 <= smallest_share < 1 / s or not smallest_correction >= 0:
         raise ValueError(
@@ -55,7 +54,7 @@ def compose_int8(
                 smallest_correction)  # fmt: skip
 
 
-def _check(x: Tensor, packed: Packed, bias: Tensor, pictures: Tensor, plate: Tensor) -> None:
+def _check(x: Tensor, layer: Layer, bias: Tensor, pictures: Tensor, plate: Tensor) -> None:
     if x.ndim != 4 or x.shape[3] % FOUR:
         raise ValueError(f"x has shape {list(x.shape)}; it should be [B, h, w, C], C a multiple of {FOUR}")
     b, h, w, channels = x.shape
@@ -69,14 +68,8 @@ def _check(x: Tensor, packed: Packed, bias: Tensor, pictures: Tensor, plate: Ten
         raise ValueError(f"pictures has shape {list(pictures.shape)}; it should be {[b, h, w, s - 1, PATCH]}")
     if bias.ndim != 1 or not len(bias) or len(bias) % ((3 + s) * SUB):
         raise ValueError(f"bias has shape {list(bias.shape)}; it should have {(3 + s) * SUB} numbers for every frame")
-    blocks = -(-len(bias) // LANES)
-    shape = (blocks, 1, channels // FOUR, LANES, FOUR)
-    if packed.weights.dtype != torch.int8 or tuple(packed.weights.shape) != shape:
-        raise ValueError(
-            f"weights are {packed.weights.dtype} {list(packed.weights.shape)}; they should be torch.int8 {list(shape)}"
-        )
-    wanted = {"x": (x, x.shape), "affine": (packed.affine, (2, blocks * LANES)), "bias": (bias, bias.shape)}
-    ops.check_tensors(wanted | {"plate": (plate, (h, w, PATCH))})
+    wanted = {"x": (x, x.shape), "bias": (bias, bias.shape), "plate": (plate, (h, w, PATCH))}
+    ops.check_tensors(wanted | check_layer("layer", layer, channels, len(bias), 1))
 
 
 # What torch runs on a device for which no face is built.

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldenv import ops
-from worldenv.packed import FOUR, LANES, NO_GRID, Grid, Layer, Packed, check_grid, multiply, quantise
+from worldenv.packed import FOUR, NO_GRID, Grid, Layer, Packed, check_grid, check_layer, multiply, quantise
 
 
 def conv_int8_reference(
@@ -53,20 +53,15 @@ def conv_int8(
 
 
 def _check(x: Tensor, layer: Layer, outputs: int, stride: int, onto: Tensor | None, to: Grid) -> None:
-    if x.ndim != 4 or x.dtype not in (torch.float32, torch.uint8):
+    if x.ndim != 4 or x.dtype not in (torch.float32, torch.uint8) or not x.shape[3]:
         raise ValueError(f"x is {x.dtype} {list(x.shape)}; it should be float32 or uint8 [B, H, W, I]")
     if stride < 1 or outputs < 1:
         raise ValueError(f"stride is {stride} and outputs {outputs}; they should be positive")
-    check_grid(layer.step, layer.zero)
     if to[0]:
         check_grid(*to)
     b, height, width, inputs = x.shape
     weights, affine = layer.packed
-    rows, blocks = (weights.shape[1] if weights.ndim == 5 else 1), -(-outputs // LANES)
-    shape = (blocks, rows, rows * -(-inputs // FOUR), LANES, FOUR)
-    if weights.dtype != torch.int8 or tuple(weights.shape) != shape or rows % 2 == 0:
-        raise ValueError(f"layer has weights {weights.dtype} {list(weights.shape)}; wanted: torch.int8 {list(shape)}")
-    wanted = {"layer.packed.affine": (affine, (2, blocks * LANES))}
+    wanted = check_layer("layer", layer, inputs, outputs, weights.shape[1] if weights.ndim == 5 else 1)
     if onto is not None:
         wanted["onto"] = onto, (b, -(-height // stride), -(-width // stride), outputs)
     ops.check_tensors(wanted)

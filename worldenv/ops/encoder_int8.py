@@ -11,7 +11,7 @@ from worldenv.ops.conv_int8 import conv_int8_reference
 from worldenv.ops.patchify import PATCH, patchify_reference
 from worldenv.ops.residual_int8 import residual_int8_reference
 from worldenv.ops.spatial_softmax import spatial_softmax_reference
-from worldenv.packed import FOUR, LANES, Layer, check_grid
+from worldenv.packed import FOUR, Layer, check_layer
 
 
 def encoder_int8_reference(
@@ -50,7 +50,7 @@ def encoder_int8(
     inner: int,  # I
     channels: int,  # C
     groups: int,  # of the normalisations
-    eps: float = 1e-5,
+    eps: float = 1e-5,  # as nn.GroupNorm has it
 ) -> Tensor:  # [B, 3 C] float32
     """`VisionLanguageEncoder` up to its last linear layer (worldenv/vision.py).
 
@@ -67,7 +67,7 @@ def encoder_int8(
     packed, steps, zeros = zip(*layers, strict=True)
     weights, affines = zip(*packed, strict=True)
     face = encoder_int8_reference if ops.BACKEND == "reference" else torch.ops.worldenv.encoder_int8
-    norms = [tensor.detach() for pair in norms for tensor in pair]
+    norms = [tensor.detach().contiguous() for pair in norms for tensor in pair]
     conditions = [condition.detach().contiguous() for condition in conditions]
     lists = (list(part) for part in (weights, affines, steps, zeros, norms, conditions))
     return face(frames.contiguous(), *lists, inner, channels, groups, eps)
@@ -88,14 +88,11 @@ def _check(frames, layers, norms, conditions, inner, channels, groups) -> None:
         wanted |= {f"norms[{i}][{j}]": (tensor, (channels,)) for j, tensor in enumerate(pair)}
     widths = (PATCH, inner, *[channels] * (len(layers) - 1))
     for i, (layer, (inputs, outputs)) in enumerate(zip(layers, pairwise(widths), strict=True)):
-        check_grid(layer.step, layer.zero)
-        rows, blocks = 1 if i == len(layers) - 1 else 3, -(-outputs // LANES)
-        weights, shape = layer.packed.weights, (blocks, rows, rows * inputs // FOUR, LANES, FOUR)
-        if weights.dtype != torch.int8 or tuple(weights.shape) != shape:
-            raise ValueError(f"layer {i} has weights {weights.dtype} {list(weights.shape)}; wanted: torch.int8 "
-                             f"{list(shape)}")  # fmt: skip
-        wanted[f"affine of layer {i}"] = layer.packed.affine, (2, blocks * LANES)
+        wanted |= check_layer(f"layer {i}", layer, inputs, outputs, 1 if i == len(layers) - 1 else 3)
     ops.check_tensors(wanted)
+    device = layers[0].packed.affine.device
+    if frames.device != device:
+        raise ValueError(f"frames are on {frames.device}; they should be on {device}, as the layers are")
 
 
 # What torch runs on a device for which no face is built.

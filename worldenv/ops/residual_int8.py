@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from worldenv import ops
 from worldenv.ops.adagn import ACTIVATIONS, adagn_reference
-from worldenv.packed import FOUR, LANES, Layer, Packed, check_grid, multiply, quantise
+from worldenv.packed import FOUR, Layer, Packed, check_layer, multiply, quantise
 
 
 def residual_int8_reference(
@@ -77,10 +77,11 @@ def residual_int8(
     rows = x.detach().permute(0, 2, 3, 1).contiguous()
     more = None if more is None else more.detach().permute(0, 2, 3, 1).contiguous()
     last = (None, None, 0.0, 0) if skip is None else (*skip.packed, *skip[1:])
-    scale, shift = (None, None) if condition is None else (t.contiguous() for t in condition)
+    norm1, norm2, (scale, shift) = ((None, None) if pair is None else [t.detach().contiguous() for t in pair]
+                                    for pair in (norm1, norm2, condition))  # fmt: skip
     face = residual_int8_reference if ops.BACKEND == "reference" else torch.ops.worldenv.residual_int8
-    y = face(rows, more, groups, eps, activation, *(norm1 or (None, None)), *conv1.packed, *conv1[1:], *norm2, scale,
-             shift, *conv2.packed, *conv2[1:], *last)  # fmt: skip
+    y = face(rows, more, groups, eps, activation, *norm1, *conv1.packed, *conv1[1:], *norm2, scale, shift,
+             *conv2.packed, *conv2[1:], *last)  # fmt: skip
     return y.permute(0, 3, 1, 2)
 
 
@@ -105,19 +106,11 @@ def _check(x, more, groups, activation, norm1, conv1, norm2, condition, conv2, s
                              ("condition", condition, (b, outputs))):  # fmt: skip
         if pair is not None:
             wanted |= {f"{name}[{i}]": (tensor, size) for i, tensor in enumerate(pair)}
-    for name, layer, inputs in (("conv1", conv1, channels), ("conv2", conv2, outputs), ("skip", skip, channels)):
-        if layer is not None:
-            check_grid(layer.step, layer.zero)
-            wanted |= {f"{name}.packed.affine": (layer.packed.affine, (2, -(-outputs // LANES) * LANES))}
-            _check_weights(name, layer.packed.weights, inputs, outputs, None if name == "skip" else conv1)
+    rows = conv1.packed.weights.shape[1] if conv1.packed.weights.ndim == 5 else 1
+    wanted |= check_layer("conv1", conv1, channels, outputs, rows) | check_layer("conv2", conv2, outputs, outputs, rows)
+    if skip is not None:
+        wanted |= check_layer("skip", skip, channels, outputs, 1)
     ops.check_tensors(wanted)
-
-
-def _check_weights(name: str, weights: Tensor, inputs: int, outputs: int, like: Layer | None) -> None:
-    rows = 1 if like is None else like.packed.weights.shape[1]
-    shape = (-(-outputs // LANES), rows, rows * inputs // FOUR, LANES, FOUR)
-    if weights.dtype != torch.int8 or tuple(weights.shape) != shape or rows % 2 == 0:
-        raise ValueError(f"{name} has weights {weights.dtype} {list(weights.shape)}; wanted: torch.int8 {list(shape)}")
 
 
 # What torch runs on a device for which no face is built.

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from worldenv import ops
 from worldenv.ops.adaln import adaln_reference
-from worldenv.packed import FOUR, LANES, Layer, Packed, check_grid, multiply, quantise
+from worldenv.packed import FOUR, Layer, Packed, check_layer, multiply, quantise
 
 
 def transformer_int8_reference(
@@ -75,13 +75,7 @@ def transformer_int8(
     wanted = {"x": (x, x.shape), "condition": (condition, (b, 6 * d))}
     sizes = {"qkv": (qkv, d, 3 * d), "merge": (merge, d, d), "first": (first, d, hidden), "second": (second, hidden, d)}
     for name, (layer, inputs, outputs) in sizes.items():
-        check_grid(layer.step, layer.zero)
-        blocks = -(-outputs // LANES)
-        shape, weights = (blocks, 1, inputs // FOUR, LANES, FOUR), layer.packed.weights
-        if weights.dtype != torch.int8 or tuple(weights.shape) != shape:
-            found = f"{weights.dtype} {list(weights.shape)}"
-            raise ValueError(f"{name} has weights {found}; wanted: torch.int8 {list(shape)}")
-        wanted |= {f"{name}.packed.affine": (layer.packed.affine, (2, blocks * LANES))}
+        wanted |= check_layer(name, layer, inputs, outputs, 1)
     ops.check_tensors(wanted)
     face = transformer_int8_reference if ops.BACKEND == "reference" else torch.ops.worldenv.transformer_int8
     layers = [part for layer in (qkv, merge, first, second) for part in (*layer.packed, layer.step, layer.zero)]
