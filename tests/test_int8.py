@@ -61,7 +61,7 @@ def test_rounding_is_all_that_differs(x, stride):
     torch.manual_seed(0)
     conv = Conv(6, 8, 3, stride=stride, padding=1)
     layer = Int8(conv, (-3.0, 2.0))
-    step, zero = layer.grid
+    _, step, zero = layer.layer
     scale = conv.weight.abs().amax((1, 2, 3), keepdim=True) / 127
     rounded = ((x / step).round().add(zero).clamp(0, 255) - zero) * step
     expected = nn.functional.conv2d(rounded, (conv.weight / scale).round() * scale, conv.bias, stride, 1)

@@ -76,7 +76,7 @@ class Int8(nn.Module):
             raise ValueError("a weight is not finite; it cannot be rounded to 8 bits")
         low, high = low_high or (-1.0, 1.0)
         low, high = min(low, 0.0), max(high, 1e-6)
-        self.grid = step, zero = (high - low) / 255, round(-low * 255 / (high - low))
+        step, zero = (high - low) / 255, round(-low * 255 / (high - low))
         scale = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
         levels = (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round()
         below = zero - (0.5 if low_high is None else 0.0)  # what the bias makes up for, in steps
@@ -87,7 +87,7 @@ class Int8(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # of a convolution [B, I, H, W], of a linear layer [..., I]; float32, or uint8 on `grid` already
+        x: Tensor,  # of a convolution [B, I, H, W], of a linear layer [..., I]; float32, or uint8 on its grid already
         relu: bool = False,
         onto: Tensor | None = None,  # float32, to be added to the result
     ) -> Tensor:  # float32

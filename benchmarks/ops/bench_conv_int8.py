@@ -10,10 +10,11 @@ def by_onednn(layer, conv):
     scale = conv.weight.flatten(1).abs().amax(1) / 127
     levels = (conv.weight / scale[:, None, None, None]).round().to(torch.int8)
     window = conv.stride, conv.padding, [1, 1], 1
-    packed = torch.ops.onednn.qconv_prepack(levels, scale, *layer.grid, *window)
+    grid = layer.layer[1:]
+    packed = torch.ops.onednn.qconv_prepack(levels, scale, *grid, *window)
     zeros = torch.zeros(len(scale), dtype=torch.int32)
     multiply = torch.ops.onednn.qconv_pointwise
-    return lambda x: multiply(x, *layer.grid, packed, scale, zeros, conv.bias, *window, 1.0, 0, torch.float32, "none",
+    return lambda x: multiply(x, *grid, packed, scale, zeros, conv.bias, *window, 1.0, 0, torch.float32, "none",
                               [], "")  # fmt: skip
 
 
@@ -26,7 +27,7 @@ def bench_conv_int8(versus, inputs, outputs, size, window, stride, batch=32):
     layer = Int8(conv, (-3.0, 3.0))
     x = torch.randn(batch, inputs, size, size).clamp(-3, 3).to(memory_format=torch.channels_last)
     library, compiled = by_onednn(layer, conv), torch.compile(lambda x: conv(x))
-    levels = quantise(x, *layer.grid)  # for the library, whose rounding of x is not timed
+    levels = quantise(x, *layer.layer[1:])  # for the library, whose rounding of x is not timed
     assert (layer(x) - conv(x)).abs().mean() < 0.02 and (layer(x) - library(levels)).abs().max() < 1e-4
     result = versus(
         lambda: layer(x),

@@ -58,30 +58,10 @@ WORLDENV_INLINE void row_of(
   }
 }
 
-using Function = void (*)(const Head&, const float*, const float*, const uint8_t*, const float*, float*, int64_t,
-                          Room&);
-
-#define WORLDENV_FACE(name, attribute, width, fast)                                                               \
-  attribute void name(const Head& head, const float* x, const float* bias, const uint8_t* pictures,              \
-                      const float* plate, float* out, int64_t count, Room& room) {                                \
-    row_of<width, fast>(head, x, bias, pictures, plate, out, count, room);                                        \
-  }
-WORLDENV_FACE(row_plain, , 4, false)
-#if WORLDENV_X86
-WORLDENV_FACE(row_avx2, WORLDENV_AVX2, 8, false)
-WORLDENV_FACE(row_avx2_dot, WORLDENV_AVX2, 8, true)
-WORLDENV_FACE(row_avx512, WORLDENV_AVX512, 16, false)
-WORLDENV_FACE(row_avx512_dot, WORLDENV_AVX512, 16, true)
-#endif
-#undef WORLDENV_FACE
-
-Function function() {
-#if WORLDENV_X86
-  if (isa() == Isa::kAvx512) return has_dot() ? row_avx512_dot : row_avx512;
-  if (isa() == Isa::kAvx2) return has_dot() ? row_avx2_dot : row_avx2;
-#endif
-  return row_plain;
-}
+WORLDENV_DOT_FACES(row_of,
+                   (const Head& head, const float* x, const float* bias, const uint8_t* pictures, const float* plate,
+                    float* out, int64_t count, Room& room),
+                   (head, x, bias, pictures, plate, out, count, room))
 
 void check(bool right, const char* message) { STD_TORCH_CHECK(right, message); }
 

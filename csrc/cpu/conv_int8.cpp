@@ -17,28 +17,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-using Function = void (*)(const Conv&, const Image&, uint8_t*);
-
-#define WORLDENV_FACE(name, attribute, width, fast)                           \
-  attribute void name(const Conv& conv, const Image& image, uint8_t* room) { \
-    convolve<width, fast>(conv, image, room);                                 \
-  }
-WORLDENV_FACE(run_plain, , 4, false)
-#if WORLDENV_X86
-WORLDENV_FACE(run_avx2, WORLDENV_AVX2, 8, false)
-WORLDENV_FACE(run_avx2_dot, WORLDENV_AVX2, 8, true)
-WORLDENV_FACE(run_avx512, WORLDENV_AVX512, 16, false)
-WORLDENV_FACE(run_avx512_dot, WORLDENV_AVX512, 16, true)
-#endif
-#undef WORLDENV_FACE
-
-Function function() {
-#if WORLDENV_X86
-  if (isa() == Isa::kAvx512) return has_dot() ? run_avx512_dot : run_avx512;
-  if (isa() == Isa::kAvx2) return has_dot() ? run_avx2_dot : run_avx2;
-#endif
-  return run_plain;
-}
+WORLDENV_DOT_FACES(convolve, (const Conv& conv, const Image& image, uint8_t* room), (conv, image, room))
 
 // The images of a batch, given the first.
 void run_all(const Conv& conv, const Image& first, int64_t batch) {

@@ -142,4 +142,27 @@ WORLDENV_INLINE void to_levels(const float* x, int64_t lines, int64_t line, floa
     }
 }
 
+// For an op that calls `multiply`: body<Width, kFast> for every instruction set, and function(), the one for this CPU.
+#define WORLDENV_DOT_FACE(name, attribute, width, fast, body, parameters, arguments) \
+  attribute void name parameters { body<width, fast> arguments; }
+#if WORLDENV_X86
+#define WORLDENV_DOT_FACES(body, parameters, arguments)                                          \
+  WORLDENV_DOT_FACE(run_plain, , 4, false, body, parameters, arguments)                          \
+  WORLDENV_DOT_FACE(run_avx2, WORLDENV_AVX2, 8, false, body, parameters, arguments)              \
+  WORLDENV_DOT_FACE(run_avx2_dot, WORLDENV_AVX2, 8, true, body, parameters, arguments)           \
+  WORLDENV_DOT_FACE(run_avx512, WORLDENV_AVX512, 16, false, body, parameters, arguments)         \
+  WORLDENV_DOT_FACE(run_avx512_dot, WORLDENV_AVX512, 16, true, body, parameters, arguments)      \
+  using Function = void(*) parameters;                                                           \
+  Function function() {                                                                          \
+    if (isa() == Isa::kAvx512) return has_dot() ? run_avx512_dot : run_avx512;                   \
+    if (isa() == Isa::kAvx2) return has_dot() ? run_avx2_dot : run_avx2;                         \
+    return run_plain;                                                                            \
+  }
+#else
+#define WORLDENV_DOT_FACES(body, parameters, arguments)                 \
+  WORLDENV_DOT_FACE(run_plain, , 4, false, body, parameters, arguments) \
+  using Function = void(*) parameters;                                  \
+  Function function() { return run_plain; }
+#endif
+
 }  // namespace worldenv::cpu

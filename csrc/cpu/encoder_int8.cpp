@@ -63,28 +63,9 @@ WORLDENV_INLINE void run(const Encoder& encoder, const uint8_t* frame, int64_t a
   look<Width>(next, encoder.look.height, encoder.look.width, encoder.look.layer.outputs, to);
 }
 
-using Function = void (*)(const Encoder&, const uint8_t*, int64_t, float*, Room&);
-
-#define WORLDENV_FACE(name, attribute, width, fast)                                                              \
-  attribute void name(const Encoder& encoder, const uint8_t* frame, int64_t at, float* to, Room& room) {         \
-    run<width, fast>(encoder, frame, at, to, room);                                                              \
-  }
-WORLDENV_FACE(run_plain, , 4, false)
-#if WORLDENV_X86
-WORLDENV_FACE(run_avx2, WORLDENV_AVX2, 8, false)
-WORLDENV_FACE(run_avx2_dot, WORLDENV_AVX2, 8, true)
-WORLDENV_FACE(run_avx512, WORLDENV_AVX512, 16, false)
-WORLDENV_FACE(run_avx512_dot, WORLDENV_AVX512, 16, true)
-#endif
-#undef WORLDENV_FACE
-
-Function function() {
-#if WORLDENV_X86
-  if (isa() == Isa::kAvx512) return has_dot() ? run_avx512_dot : run_avx512;
-  if (isa() == Isa::kAvx2) return has_dot() ? run_avx2_dot : run_avx2;
-#endif
-  return run_plain;
-}
+WORLDENV_DOT_FACES(run,
+                   (const Encoder& encoder, const uint8_t* frame, int64_t at, float* to, Room& room),
+                   (encoder, frame, at, to, room))
 
 void check(bool right, const char* message) { STD_TORCH_CHECK(right, message); }
 
@@ -135,7 +116,7 @@ Tensor encoder_int8(
     const int64_t pitch = (w + first.rows / 2 * 2) * c;
     const Norm none{h, w, c, 0, float(eps), Activation::kRelu, float(steps[one]), float(zeros[one]), pitch};
     const Norm norm{h, w, c, groups, float(eps), Activation::kRelu, float(steps[two]), float(zeros[two]), pitch};
-    encoder.blocks.push_back({h, w, c, 0, c, first, second, {}, none, norm, none.step, none.zero, 0.0f, 0.0f});
+    encoder.blocks.push_back({h, w, c, 0, c, first, second, {}, none, norm, 0.0f, 0.0f});
     const float* film = batch ? numbers(conditions[i], batch, 2 * c, "conditions should be float32 [B, 2 C]") : nullptr;
     encoder.conditions.push_back({numbers(norms[2 * i], 0, c, "norms should be float32 [C]"),
                                   numbers(norms[2 * i + 1], 0, c, "norms should be float32 [C]"), film, film + c});

@@ -15,8 +15,8 @@ constexpr int64_t kShuffle = 4;  // places of a coarse position
 struct Block {
   int64_t height, width, channels, beside, outputs;  // `beside` of the channels come from `more`
   Packed conv1, conv2, skip;                         // skip without weights: none
-  Norm before, between;                              // before with groups 0: none
-  float step, zero, skip_step, skip_zero;            // of the grids of conv1 and skip
+  Norm before, between;                              // before with groups 0: only onto its grid
+  float skip_step, skip_zero;                        // of the grid of skip
 };
 
 struct Episode {
@@ -54,7 +54,7 @@ WORLDENV_INLINE void run_block(const Block& block, const Episode& episode, Block
   }
   uint8_t *inner1 = room.first.data() + border * (pitch1 + c), *inner2 = room.second.data() + border * (pitch2 + o);
   if (block.before.groups) normalise<Width>(x, episode.before, inner1, room.sums.data(), block.before);
-  else to_levels<Width>(x, height, width * c, block.step, block.zero, inner1, pitch1);
+  else to_levels<Width>(x, height, width * c, block.before.step, block.before.zero, inner1, pitch1);
   multiply<Width, kFast>(block.conv1, {room.first.data(), c, pitch1, pitch1, height, width}, room.hidden.data());
   normalise<Width>(room.hidden.data(), episode.between, inner2, room.sums.data(), block.between);
   if (block.skip.weights) {
@@ -77,7 +77,7 @@ inline BlockRoom room_of(const Block& block, bool joins) {
   const int64_t bordered = (block.height + 2 * border) * (block.width + 2 * border);
   return {std::vector<float>(joins ? positions * block.channels : 0), std::vector<float>(positions * block.outputs),
           std::vector<float>(3 * std::max(block.before.period(16), block.between.period(16))),
-          std::vector<uint8_t>(bordered * block.channels, uint8_t(block.zero)),
+          std::vector<uint8_t>(bordered * block.channels, uint8_t(block.before.zero)),
           std::vector<uint8_t>(bordered * block.outputs, uint8_t(block.between.zero)),
           std::vector<uint8_t>(block.skip.weights ? positions * block.channels : 0)};
 }

@@ -18,28 +18,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-using Function = void (*)(const Block&, const Episode&, BlockRoom&);
-
-#define WORLDENV_FACE(name, attribute, width, fast)                                  \
-  attribute void name(const Block& block, const Episode& episode, BlockRoom& room) { \
-    run_block<width, fast>(block, episode, room);                                    \
-  }
-WORLDENV_FACE(run_plain, , 4, false)
-#if WORLDENV_X86
-WORLDENV_FACE(run_avx2, WORLDENV_AVX2, 8, false)
-WORLDENV_FACE(run_avx2_dot, WORLDENV_AVX2, 8, true)
-WORLDENV_FACE(run_avx512, WORLDENV_AVX512, 16, false)
-WORLDENV_FACE(run_avx512_dot, WORLDENV_AVX512, 16, true)
-#endif
-#undef WORLDENV_FACE
-
-Function function() {
-#if WORLDENV_X86
-  if (isa() == Isa::kAvx512) return has_dot() ? run_avx512_dot : run_avx512;
-  if (isa() == Isa::kAvx2) return has_dot() ? run_avx2_dot : run_avx2;
-#endif
-  return run_plain;
-}
+WORLDENV_DOT_FACES(run_block, (const Block& block, const Episode& episode, BlockRoom& room), (block, episode, room))
 
 void check(bool right, const char* message) { STD_TORCH_CHECK(right, message); }
 
@@ -112,7 +91,7 @@ Tensor residual_int8(
                (width + 2 * border) * channels},
               {height, width, outputs, groups, float(eps), kind, float(step2), float(zero2),
                (width + 2 * border) * outputs},
-              float(step1), float(zero1), float(step3), float(zero3)};
+              float(step3), float(zero3)};
   if (skip) block.skip = packed(*skip, *affine3, channels, outputs, 1);
   const Condition before{any_numbers(weight1, 0, channels, "weight1 should be float32 [C]"),
                          any_numbers(bias1, 0, channels, "bias1 should be float32 [C]"), nullptr, nullptr};

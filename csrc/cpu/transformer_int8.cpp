@@ -67,28 +67,9 @@ WORLDENV_INLINE void run(const Layers& layers, const float* x, const float* cond
       });
 }
 
-using Function = void (*)(const Layers&, const float*, const float*, float*, Room&);
-
-#define WORLDENV_FACE(name, attribute, width, fast)                                                               \
-  attribute void name(const Layers& layers, const float* x, const float* condition, float* y, Room& room) {       \
-    run<width, fast>(layers, x, condition, y, room);                                                              \
-  }
-WORLDENV_FACE(run_plain, , 4, false)
-#if WORLDENV_X86
-WORLDENV_FACE(run_avx2, WORLDENV_AVX2, 8, false)
-WORLDENV_FACE(run_avx2_dot, WORLDENV_AVX2, 8, true)
-WORLDENV_FACE(run_avx512, WORLDENV_AVX512, 16, false)
-WORLDENV_FACE(run_avx512_dot, WORLDENV_AVX512, 16, true)
-#endif
-#undef WORLDENV_FACE
-
-Function function() {
-#if WORLDENV_X86
-  if (isa() == Isa::kAvx512) return has_dot() ? run_avx512_dot : run_avx512;
-  if (isa() == Isa::kAvx2) return has_dot() ? run_avx2_dot : run_avx2;
-#endif
-  return run_plain;
-}
+WORLDENV_DOT_FACES(run,
+                   (const Layers& layers, const float* x, const float* condition, float* y, Room& room),
+                   (layers, x, condition, y, room))
 
 }  // namespace
 
