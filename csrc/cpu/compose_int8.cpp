@@ -63,8 +63,6 @@ WORLDENV_DOT_FACES(row_of,
                     float* out, int64_t count, Room& room),
                    (head, x, bias, pictures, plate, out, count, room))
 
-void check(bool right, const char* message) { STD_TORCH_CHECK(right, message); }
-
 }  // namespace
 
 Tensor compose_int8(

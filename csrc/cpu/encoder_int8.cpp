@@ -67,8 +67,6 @@ WORLDENV_DOT_FACES(run,
                    (const Encoder& encoder, const uint8_t* frame, int64_t at, float* to, Room& room),
                    (encoder, frame, at, to, room))
 
-void check(bool right, const char* message) { STD_TORCH_CHECK(right, message); }
-
 }  // namespace
 
 Tensor encoder_int8(

@@ -1,8 +1,11 @@
 // Instruction sets of one build: a loop is written once, always_inline, and compiled into one function per level.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
-#include <cstring>
+#include <optional>
+#include <stdexcept>
+#include <string>
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define WORLDENV_X86 1
@@ -19,7 +22,21 @@ namespace worldenv::cpu {
 
 enum class Isa { kPlain, kAvx2, kAvx512 };
 
-// The best level that this CPU has. WORLDENV_CPU_ISA=plain|avx2 lowers it (for tests), and is read once.
+// WORLDENV_CPU_ISA=plain|avx2|avx512, for tests: the highest level that may be taken, and without VNNI. Read once.
+inline std::optional<Isa> highest_level() {
+  static const std::optional<Isa> level = []() -> std::optional<Isa> {
+    const char* given = std::getenv("WORLDENV_CPU_ISA");
+    const std::string name = given ? given : "";
+    if (name.empty()) return std::nullopt;
+    if (name == "plain") return Isa::kPlain;
+    if (name == "avx2") return Isa::kAvx2;
+    if (name == "avx512") return Isa::kAvx512;
+    throw std::runtime_error("WORLDENV_CPU_ISA is " + name + "; it should be plain, avx2 or avx512");
+  }();
+  return level;
+}
+
+// The best level that this CPU has.
 inline Isa isa() {
   static const Isa level = [] {
     Isa best = Isa::kPlain;
@@ -30,10 +47,7 @@ inline Isa isa() {
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
       best = Isa::kAvx512;
 #endif
-    const char* wanted = std::getenv("WORLDENV_CPU_ISA");
-    if (wanted && !std::strcmp(wanted, "plain")) return Isa::kPlain;
-    if (wanted && !std::strcmp(wanted, "avx2") && best == Isa::kAvx512) return Isa::kAvx2;
-    return best;
+    return std::min(best, highest_level().value_or(best));
   }();
   return level;
 }
@@ -42,6 +56,7 @@ inline Isa isa() {
 inline bool has_dot() {
 #if WORLDENV_X86
   static const bool wide = __builtin_cpu_supports("avx512vnni"), narrow = __builtin_cpu_supports("avxvnni");
+  if (highest_level()) return false;
   return isa() == Isa::kAvx512 ? wide : isa() == Isa::kAvx2 && narrow;
 #else
   return false;

@@ -9,6 +9,8 @@
 
 namespace worldenv::cpu {
 
+inline void check(bool right, const char* message) { STD_TORCH_CHECK(right, message); }
+
 inline void check_grid(double step, int64_t zero) {
   STD_TORCH_CHECK(step > 0.0 && zero >= 0 && zero <= 255, "step should be positive and zero in [0, 255]");
 }

@@ -20,8 +20,6 @@ using torch::stable::Tensor;
 
 WORLDENV_DOT_FACES(run_block, (const Block& block, const Episode& episode, BlockRoom& room), (block, episode, room))
 
-void check(bool right, const char* message) { STD_TORCH_CHECK(right, message); }
-
 const float* any_numbers(const std::optional<Tensor>& tensor, int64_t b, int64_t count, const char* message) {
   return tensor ? numbers(*tensor, b, count, message) : nullptr;
 }

@@ -44,7 +44,7 @@ def test_compiled_face_equals_the_reference(b, h, w, channels, k, share):
     assert_same(compose_int8(*arguments), reference(*arguments))
 
 
-@pytest.mark.parametrize("level", ["plain", "avx2"])
+@pytest.mark.parametrize("level", ["plain", "avx2", "avx512"])
 def test_lower_instruction_sets_give_the_same(level, at_level):
     arguments = inputs(h=6, w=9, k=3)
     assert_same(at_level(level, "compose_int8", *arguments), reference(*arguments))

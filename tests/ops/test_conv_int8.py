@@ -65,7 +65,7 @@ def test_compiled_face_equals_the_reference(given):
     assert_same(conv_int8(*arguments), by_reference(*arguments))
 
 
-@pytest.mark.parametrize("level", ["plain", "avx2"])
+@pytest.mark.parametrize("level", ["plain", "avx2", "avx512"])
 @pytest.mark.parametrize("given", [{"stride": 2, "onto": True, "o": 40}, {"relu": True, "to": (0.05, 10)}], ids=str)
 def test_lower_instruction_sets_give_the_same(level, given, at_level):
     arguments = inputs(**given)

@@ -59,7 +59,7 @@ def test_compiled_face_equals_the_reference(given):
     assert_same(encoder_int8(*arguments), by_reference(*arguments))
 
 
-@pytest.mark.parametrize("level", ["plain", "avx2"])
+@pytest.mark.parametrize("level", ["plain", "avx2", "avx512"])
 def test_lower_instruction_sets_give_the_same(level, at_level):
     arguments = inputs(b=2, c=40)
     assert_same(at_level(level, "encoder_int8", *arguments), by_reference(*arguments))

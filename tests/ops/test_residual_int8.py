@@ -66,7 +66,7 @@ def test_compiled_face_equals_the_reference(given):
     assert_same(residual_int8(*arguments), by_reference(*arguments))
 
 
-@pytest.mark.parametrize("level", ["plain", "avx2"])
+@pytest.mark.parametrize("level", ["plain", "avx2", "avx512"])
 def test_lower_instruction_sets_give_the_same(level, at_level):
     arguments = inputs(c=20, o=28, more=8)
     assert_same(at_level(level, "residual_int8", *arguments), by_reference(*arguments))

@@ -55,7 +55,7 @@ def test_compiled_face_equals_the_reference(given):
     assert_same(transformer_int8(*arguments), reference(*arguments))
 
 
-@pytest.mark.parametrize("level", ["plain", "avx2"])
+@pytest.mark.parametrize("level", ["plain", "avx2", "avx512"])
 def test_lower_instruction_sets_give_the_same(level, at_level):
     arguments = inputs(n=21, d=36, heads=3)
     assert_same(at_level(level, "transformer_int8", *arguments), reference(*arguments))
