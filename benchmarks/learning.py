@@ -1,6 +1,6 @@
 """Learning results over several seeds: `worldenv-train tabletop` once a seed, means, intervals and one JSON line.
 
-    python benchmarks/learning.py --seeds 0 1 2 3 4 [--name default] [-- any options of worldenv-train]
+    python benchmarks/learning.py [--seeds 0 1 2] [--name default] [-- any options of worldenv-train]
 
 Every seed has its own held-out start states. A run that is already there is taken as it is, so an interrupted series
 goes on where it was. The documents of all runs go to benchmarks/results/learning-<name>.json.
@@ -53,7 +53,7 @@ def _difference(result: dict, rule: str) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--name", default="default")
     parser.add_argument("options", nargs="*", help="passed on to worldenv-train, after --")
     given = parser.parse_args()
