@@ -18,6 +18,7 @@ from worldenv.run_folder import RunFolder
 from worldenv.tasks.scenes import TASKS
 from worldenv.tasks.tabletop import start_state
 from worldenv.training.pipeline import EXPLORATION_START
+from worldenv.training.post_train import Learner, PostTrainConfig, group_advantage
 
 SMALL = EvalConfig(episodes=10, imagined=1, quality=2, videos=2)
 
@@ -157,3 +158,24 @@ def test_truth_and_imagination_are_compared_over_as_many_steps():
     assert gap(2, [4, None, None, None]) == pytest.approx(0.25 - 0.25)  # truth beyond 8 steps is not imagined
     assert gap(20, [4, 12, 60, None]) == pytest.approx(0.5 - 0.75)  # nor is there a truth beyond 40
     assert gap(10, [4]) == pytest.approx(1.0 - 1.0)  # fewer imagined than true: the same starts
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_a_policy_is_measured_as_on_the_cpu_and_learns(folder):
+    config, measured = replace(SMALL, imagined=10), []
+    for device in ("cpu", "cuda"):
+        models = Models.load(folder).to(device)
+        engine = job.make_engine(models, EngineConfig(horizon=2), precision="float32")
+        measured.append(job.measure(models, engine, config, 0, 0, "small"))
+    here, there = measured
+    np.testing.assert_allclose(there.true.reward[:, :8], here.true.reward[:, :8], atol=5e-3)  # before roundings grow
+    torch.testing.assert_close(there.imagined.reward, here.imagined.reward, atol=5e-3, rtol=0)
+    np.testing.assert_allclose(there.quality["psnr"], here.quality["psnr"], atol=0.1)
+    starts = job.practice_starts(0).pick(torch.arange(4)).to(engine.world.device)
+    rollouts = engine.run(starts, 4, seed=0)
+    before = models.policy.action_head[-1].weight.clone()
+    learner = Learner(models.policy, PostTrainConfig(siblings=4, signal=0.0))
+    figures = learner.update(rollouts, group_advantage(rollouts, 4, 0.0)[0], torch.Generator().manual_seed(0))
+    assert figures["chunks"] > 0 and learner.skipped == 0
+    assert not torch.equal(models.policy.action_head[-1].weight, before)

@@ -14,8 +14,8 @@ from worldenv.memory import keep_freed_memory
 
 TRAIN_HELP = """Improve a vision-language-action policy by reinforcement learning inside a learned world model.
 
-Start with:  worldenv-train tabletop            (ten minutes on a laptop CPU)
-             worldenv-train tabletop-quick      (a minute, to see that everything works)
+Start with:  worldenv-train tabletop            (3 to 5 minutes on two CPU cores)
+             worldenv-train tabletop-quick      (15 seconds, to see that everything works)
 """
 
 

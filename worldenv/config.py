@@ -1,8 +1,11 @@
 """What a run is: frozen dataclasses composed of the stages' own, and named presets with their budget and result."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from worldenv.errors import UserError
 from worldenv.evaluate import EvalConfig
@@ -27,6 +30,7 @@ class TrainConfig:
     models: Path | None = None  # folder with policy, simulator and reflector; default: the weights in the package
     zero_shot_judge: bool = False  # reward and stop by the pretrained yes/no answer, without the trained head
     precision: Literal["auto", "float32", "int8"] = "auto"  # of imagining; auto: int8 where the CPU is made for it
+    device: str = "cpu"  # where the networks imagine, learn and act: cpu, cuda, or cuda:1 for the second card
     post: PostTrainConfig = field(default_factory=PostTrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -38,6 +42,7 @@ class TrainConfig:
         if self.from_scratch and self.models is not None:
             raise UserError("--from-scratch makes its own models: leave out --models, or leave out --from-scratch")
         _check_seed(self.seed)
+        _check_device(self.device, self.precision)
         check_precision(self.precision)
 
 
@@ -51,17 +56,30 @@ class EvaluateConfig:
     run: Path | None = None  # folder for the results; default: runs/eval-<date>-<time>
     zero_shot_judge: bool = False
     precision: Literal["auto", "float32", "int8"] = "auto"
+    device: str = "cpu"
     engine: EngineConfig = field(default_factory=EngineConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         _check_seed(self.seed)
+        _check_device(self.device, self.precision)
         check_precision(self.precision)
 
 
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed is {seed}; it must lie between 0 and 2**32 - 1")
+
+
+def _check_device(device: str, precision: str) -> None:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise UserError(f"--device is {device!r}; it should be cpu, cuda, or cuda:1 for the second card")
+    if device == "cpu":
+        return
+    if (torch.device(device).index or 0) >= (found := torch.cuda.device_count()):
+        raise UserError(f"--device is {device}, and torch finds {found} CUDA devices; take --device cpu")
+    if precision == "int8":
+        raise UserError(f"--precision int8 is for the CPU, and --device is {device}; take --precision auto")
 
 
 def presets() -> dict[str, tuple[str, TrainConfig]]:
@@ -75,7 +93,7 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
     return {
         "tabletop": ("the default: ten tasks, the shipped weights", TrainConfig()),
         "tabletop-quick": (
-            "a minute: two iterations and small evaluations, to see that everything works",
+            "15 seconds: two iterations and small evaluations, to see that everything works",
             TrainConfig(
                 post=PostTrainConfig(iterations=2, starts=4, siblings=4), eval=quick_eval, scratch=tiny_scratch
             ),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from worldenv.data.trajectories import Trajectory
 from worldenv.errors import UserError
@@ -78,11 +79,13 @@ def act_in_true(
 def _in_batches(
     policy: Policy, frames: np.ndarray, proprio: np.ndarray, tokens: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    parts = [
-        policy(torch.from_numpy(frames[i : i + 128]), torch.from_numpy(proprio[i : i + 128]), tokens[i : i + 128])
-        for i in range(0, len(frames), 128)
-    ]
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+    given, device = (torch.from_numpy(frames), torch.from_numpy(proprio), tokens), _device(policy)
+    parts = [policy(*(part[i : i + 128].to(device) for part in given)) for i in range(0, len(frames), 128)]
+    return tuple(torch.cat(part).cpu() for part in zip(*parts, strict=True))
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
 
 
 def judge_trajectories(reflector: Reflector, trajectories: Sequence[Trajectory], batch: int = 64) -> np.ndarray:
@@ -91,15 +94,16 @@ def judge_trajectories(reflector: Reflector, trajectories: Sequence[Trajectory],
     for i in range(0, len(trajectories), batch):
         part = trajectories[i : i + batch]
         frames = torch.from_numpy(np.stack([t.frames for t in part]))
-        tokens = tokenize([t.instruction for t in part])
-        pooled = reflector.begin(frames[:, 0], tokens)
-        with torch.no_grad():
-            out.append(
-                torch.cat(
-                    [reflector.judge(chunk, pooled) for chunk in frames[:, 1:].split(8, 1)], dim=1
-                ).numpy()
-            )
+        out.append(_judge(reflector, frames, tokenize([t.instruction for t in part])).numpy())
     return np.concatenate(out)
+
+
+@torch.no_grad()
+def _judge(reflector: Reflector, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The reward [N, T] after every frame [N, T + 1, H, W, 3] but the first, on the CPU."""
+    frames, tokens = frames.to(_device(reflector)), tokens.to(_device(reflector))
+    pooled = reflector.begin(frames[:, 0], tokens)
+    return torch.cat([reflector.judge(part, pooled) for part in frames[:, 1:].split(8, 1)], dim=1).cpu()
 
 
 @dataclass(frozen=True)
@@ -177,14 +181,14 @@ def simulator_quality(
     frames = torch.from_numpy(np.stack([t.frames for t in trajectories]))
     poses = torch.from_numpy(np.stack([t.proprio for t in trajectories]))
     tokens = tokenize([t.instruction for t in trajectories])
-    imagined = engine.world.replay(frames[:, 0], poses, seed)
+    device = engine.world.device
+    imagined = engine.world.replay(frames[:, 0].to(device), poses.to(device), seed).cpu()
     k, out = engine.world.chunk, {"psnr": [], "ssim": []}
     for first in range(1, imagined.shape[1] - k + 1, k):
         pair = (imagined[:, first : first + k].flatten(0, 1), frames[:, first : first + k].flatten(0, 1))
         out["psnr"].append(psnr(*pair).mean().item())
         out["ssim"].append(ssim(*pair).mean().item())
-    pooled = engine.reflector.begin(imagined[:, 0], tokens)
-    reward = torch.cat([engine.reflector.judge(part, pooled) for part in imagined[:, 1:].split(8, 1)], dim=1)
+    reward = _judge(engine.reflector, imagined, tokens)
     said = (reward > engine.reflector.config.threshold).any(1).numpy()
     out["agreement"] = float((said == success).mean())
     out["episodes"] = len(trajectories)

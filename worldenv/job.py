@@ -95,7 +95,8 @@ def measure(models: Models, engine: Engine, config: EvalConfig, start_seed: int,
         quality = simulator_quality(engine, few, outcome.success["oracle"][: len(few)], seed, config.weights)
         progress.advance()
         n = min(config.imagined, config.episodes)
-        imagined = engine.run(starts_of(tasks[:n], starts[:n], "test"), 1, seed, explore=False)
+        first = starts_of(tasks[:n], starts[:n], "test").to(engine.world.device)
+        imagined = engine.run(first, 1, seed, explore=False).to("cpu")
         progress.advance()
     return Measurement(outcome, trajectories, imagined, quality)
 
@@ -145,7 +146,7 @@ def write_videos(
         torch.from_numpy(np.stack([t.proprio[0] for t in shown])),
         tokenize([t.instruction for t in shown]),
     )
-    imagined = engine.run(starts, 1, seed, explore=False, stop=False, video=True)
+    imagined = engine.run(starts.to(engine.world.device), 1, seed, explore=False, stop=False, video=True).to("cpu")
     for i, trajectory in enumerate(shown):
         stops = [
             int(imagined.stop[i]) if imagined.stopped[i] else None,
@@ -164,19 +165,17 @@ def write_videos(
 def train(config: TrainConfig, command: str) -> dict:
     """The main job; returns the document that is also the last line of stdout and result.json."""
     began = time.monotonic()
-    if config.from_scratch:
-        folder = _open(config)
-        models = Models.load(Pipeline(folder, config.scratch, config.seed).run(), config.zero_shot_judge)
-        engine = make_engine(models, config.engine, precision=config.precision)
-    else:
-        models = Models.load(config.models or shipped(), config.zero_shot_judge)
-        engine = make_engine(models, config.engine, precision=config.precision)
-        folder = _open(config)  # after them: a wrong path or precision leaves no folder behind
+    folder = _open(config) if config.from_scratch else None
+    found = Pipeline(folder, config.scratch, config.seed).run() if folder else config.models or shipped()
+    models = Models.load(found, config.zero_shot_judge).to(config.device)
+    engine = make_engine(models, config.engine, precision=config.precision)
+    folder = folder or _open(config)  # after them: a wrong path or precision leaves no folder behind
     loaded = time.monotonic() - began  # from scratch: made
     before = measure(models, engine, config.eval, config.start_seed, config.seed, "before")
     write_videos(folder, engine, before, config.eval, config.seed, "before")
     measured = time.monotonic() - began
-    counts = post_train(engine, practice_starts(config.seed), config.post, folder, config.seed)
+    starts = practice_starts(config.seed).to(engine.world.device)
+    counts = post_train(engine, starts, config.post, folder, config.seed)
     made = {"command": command, "seed": config.seed}
     save_model(folder.checkpoints / "policy.safetensors", models.policy, made, torch.float32)
     practised = time.monotonic() - began
@@ -199,7 +198,7 @@ def train(config: TrainConfig, command: str) -> dict:
 def evaluate(config: EvaluateConfig, command: str) -> dict:
     """Measure the models of a folder; returns the document that is also the last line of stdout and result.json."""
     began = time.monotonic()
-    models = Models.load(shipped(), config.zero_shot_judge) if config.models is None else _models_of(config)
+    models = _models_of(config).to(config.device)
     engine = make_engine(models, config.engine, precision=config.precision)
     folder = RunFolder.create(config.run or default_run_path("eval"), {"command": command})
     measured = measure(models, engine, config.eval, config.start_seed, config.seed, "evaluation")
@@ -216,7 +215,7 @@ def evaluate(config: EvaluateConfig, command: str) -> dict:
 
 def _models_of(config: EvaluateConfig) -> Models:
     """A run folder gives its post-trained policy, and its own simulator and reflector if it made them."""
-    given = config.models
+    given = config.models or shipped()
     if not (given / "checkpoints").is_dir():
         return Models.load(given, config.zero_shot_judge)
     made = given / "models" if (given / "models" / "reflector.safetensors").exists() else shipped()

@@ -128,6 +128,10 @@ class Rollouts:
         self.chunks[rows], self.stop[rows] = 0, self.reward[0].numel()
         self.stopped[rows], self.broken[rows] = False, False
 
+    def to(self, device: torch.device | str) -> "Rollouts":
+        values = (getattr(self, field.name) for field in fields(self))
+        return Rollouts(*(None if value is None else value.to(device) for value in values))
+
     def bytes_each(self) -> int:
         """Bytes of the records of one episode."""
         tensors = [getattr(self, field.name) for field in fields(self)]
