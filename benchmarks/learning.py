@@ -23,7 +23,7 @@ def run(seed: int, folder: Path, options: list[str]) -> dict:
     if (folder / "result.json").exists():
         return json.loads((folder / "result.json").read_text())
     resume = ["--resume"] if folder.exists() else []
-    command = [sys.executable, "-m", "worldenv", "tabletop", "--seed", str(seed), "--start-seed", str(seed)]
+    command = [sys.executable, "-P", "-m", "worldenv", "tabletop", "--seed", str(seed), "--start-seed", str(seed)]
     command += ["--run", str(folder), *resume, *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -19,8 +19,8 @@ from worldenv.rollout.models import Models, shipped
 class OwnPolicy(nn.Module):
     """Frames [B, 64, 64, 3] uint8, proprio [B, 7], instruction -> mu, beta [B, 2, 7]: a Laplace chunk of two actions.
 
-    The engine hands over the tokens [B, L]; or what `read` makes of them, where there is one: it is called once an
-    episode.
+    The engine hands over the tokens [B, L]; or what `read` makes of them, where there is one: it is called once a
+    run, for all starts.
     """
 
     def __init__(self):

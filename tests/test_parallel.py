@@ -26,6 +26,13 @@ def test_parts_cover_the_range_once_and_in_order(threads, count, size, available
     assert count < available or len(parts) >= available
 
 
+def test_one_after_the_other_only_the_last_part_is_short(threads):
+    threads(1)
+    for device in ("cpu", "cuda"):
+        parts = in_parts(lambda part: part, 100, 64, torch.device(device))
+        assert parts == [slice(0, 64), slice(64, 100)]  # equal ones of 50 would have buckets of 64 that overlap
+
+
 def test_every_part_has_one_thread_of_torch_and_afterwards_all_are_back(threads):
     threads(2)
     inside = in_parts(lambda part: (torch.get_num_threads(), threading.get_ident()), 8, 2)

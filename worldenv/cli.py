@@ -8,6 +8,7 @@ from contextlib import redirect_stderr
 
 import tyro
 
+from worldenv import job
 from worldenv.config import EvaluateConfig, TrainConfig, presets
 from worldenv.errors import UserError, nearest
 from worldenv.memory import keep_freed_memory
@@ -58,8 +59,6 @@ def _refused_in_one_line(parse: Callable[[], TrainConfig | EvaluateConfig]) -> T
 def _main(parse: Callable[[], TrainConfig | EvaluateConfig], program: str, words: Sequence[str]) -> None:
     try:
         config = _refused_in_one_line(parse)
-        from worldenv import job  # loads torch and the compiled parts: not needed for --help
-
         keep_freed_memory()
         run = job.train if isinstance(config, TrainConfig) else job.evaluate
         result = run(config, " ".join([program, *words]))

@@ -1,6 +1,5 @@
 """What a run is: frozen dataclasses composed of the stages' own, and named presets with their budget and result."""
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -30,7 +29,7 @@ class TrainConfig:
     models: Path | None = None  # folder with policy, simulator and reflector; default: the weights in the package
     zero_shot_judge: bool = False  # reward and stop by the pretrained yes/no answer, without the trained head
     precision: Literal["auto", "float32", "int8"] = "auto"  # of imagining; auto: int8 where the CPU is made for it
-    device: str = "cpu"  # where the networks imagine, learn and act: cpu, cuda, or cuda:1 for the second card
+    device: Literal["cpu", "cuda"] = "cpu"  # where the networks imagine, practise and act (made: always on the CPU)
     post: PostTrainConfig = field(default_factory=PostTrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -56,7 +55,7 @@ class EvaluateConfig:
     run: Path | None = None  # folder for the results; default: runs/eval-<date>-<time>
     zero_shot_judge: bool = False
     precision: Literal["auto", "float32", "int8"] = "auto"
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     engine: EngineConfig = field(default_factory=EngineConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
@@ -72,14 +71,12 @@ def _check_seed(seed: int) -> None:
 
 
 def _check_device(device: str, precision: str) -> None:
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise UserError(f"--device is {device!r}; it should be cpu, cuda, or cuda:1 for the second card")
-    if device == "cpu":
-        return
-    if (torch.device(device).index or 0) >= (found := torch.cuda.device_count()):
-        raise UserError(f"--device is {device}, and torch finds {found} CUDA devices; take --device cpu")
-    if precision == "int8":
-        raise UserError(f"--precision int8 is for the CPU, and --device is {device}; take --precision auto")
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device is {device!r}; it should be cpu or cuda (CUDA_VISIBLE_DEVICES says which card)")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device is cuda, but torch finds no CUDA device; take --device cpu")
+    if device == "cuda" and precision == "int8":
+        raise UserError("--precision int8 is for the CPU, and --device is cuda; take --precision auto")
 
 
 def presets() -> dict[str, tuple[str, TrainConfig]]:

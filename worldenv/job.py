@@ -231,7 +231,7 @@ def _open(config: TrainConfig) -> RunFolder:
 
 def _saved(config: TrainConfig) -> dict:
     fields = asdict(config)
-    for name in ("run", "resume"):
+    for name in ("run", "resume", "device"):  # a run may be continued elsewhere
         fields.pop(name)
     return json.loads(json.dumps(fields, default=str))
 

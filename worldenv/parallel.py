@@ -25,13 +25,15 @@ def in_parts(
 ) -> list[Result]:
     """work(part) for consecutive slices of at most `size` that cover range(count), in order.
 
+    One after the other, all but the last are of `size`: what a CUDA graph computes beyond a part then is beyond all.
     On a CPU parts run side by side on as many threads as torch may use, each with a single thread inside: two such
     threads do 1.3 times the work of one part on two threads (benchmarks/LOG.md).
     """
     threads = torch.get_num_threads() if device.type == "cpu" else 1
-    size = size or (CACHED if device.type == "cpu" else count)
-    rounds = max(1, -(-count // (size * threads)))
-    size = max(1, -(-count // (rounds * threads)))  # parts of one size: no thread waits for another's last one
+    size = max(1, size or (CACHED if device.type == "cpu" else count))
+    if threads > 1:  # parts of one size: no thread waits for another's last one
+        rounds = -(-count // (size * threads))
+        size = max(1, -(-count // max(1, rounds * threads)))
     parts = [slice(first, min(first + size, count)) for first in range(0, count, size)]
     if threads == 1 or len(parts) <= 1:
         return [work(part) for part in parts]

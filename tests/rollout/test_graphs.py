@@ -46,14 +46,16 @@ def fake_graphs(monkeypatch):
             self.again()
 
     @contextmanager
-    def record(graph, pool):
-        assert pool == "the one"
+    def record(graph, pool, stream):
+        assert stream == "its own"
+        graph.pool = pool
         recorded.append(graph)
         yield
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", record)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "the one")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: "its own")
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
     return recorded
 
 
@@ -102,6 +104,15 @@ def test_graphs_of_numbers_that_do_not_come_back_are_not_kept(fake_graphs):
         for _ in range(2):
             graphs(slots, 5, step)
     assert len(fake_graphs) == 20 and len(graphs.func.graphs) == 1
+    assert len({graph.pool for graph in fake_graphs}) == 20  # torch may refuse a pool that has no graph any more
+
+
+def test_graphs_of_the_same_numbers_share_a_pool(fake_graphs):
+    graphs, _ = make(fake_graphs)
+    slots = Counted(torch.zeros(8))
+    for count in (5, 3, 5, 3):
+        graphs(slots, count, 1)
+    assert len(fake_graphs) == 2 and len({graph.pool for graph in fake_graphs}) == 1
 
 
 @pytest.mark.parametrize(("error", "seen"), [
@@ -215,11 +226,12 @@ def test_host_waits_for_the_device_once_a_chunk(tiny, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_replayed_steps_give_the_rollouts_of_steps_that_are_launched(tiny, monkeypatch):
+@pytest.mark.parametrize(("capacity", "batch"), [(12, None), (14, 8)])
+def test_replayed_steps_give_the_rollouts_of_steps_that_are_launched(tiny, monkeypatch, capacity, batch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # batches of other sizes would round otherwise
     world = World(tiny.simulator().cuda(), tabletop_camera(16), (1.0, 0.5))
     models = {"policy": tiny.policy().cuda(), "world": world, "reflector": tiny.reflector().cuda()}
-    engine, starts = tiny.engine(horizon=5, capacity=12, batch=None, **models), tiny.starts(7).to("cuda")
+    engine, starts = tiny.engine(horizon=5, capacity=capacity, batch=batch, **models), tiny.starts(7).to("cuda")
     replayed = engine.run(starts, 3, 0)
     assert any(engine.graphs.graphs.values())
     engine.config = replace(engine.config, graphs=False)

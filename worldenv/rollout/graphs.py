@@ -26,13 +26,15 @@ class Graphs:
     results that the next replay overwrites. So a graph belongs to its slots, to the number of them (a bucket: the slots
     between `count` and its end are computed and left out), and to whatever numbers `think` is called with: those of
     other numbers are dropped. Other slots want other `Graphs`. All share one pool of memory, for they run in turn and
-    what one leaves there is used before the next runs.
+    what one leaves there is used before the next runs; and one stream of their own, for libraries keep a workspace per
+    stream, which goes when a graph of that stream does.
     """
 
     def __init__(self) -> None:
         self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Thought] | None] = {}  # by bucket and first slot
         self.numbers: tuple[Hashable, ...] = ()
-        self.pool: tuple[int, int] | None = None
+        self.pool: tuple[int, int] | None = None  # of these numbers: one that has lost all its graphs is not used again
+        self.stream: torch.cuda.Stream | None = None
 
     def __call__(self, think: Callable[..., Thought], slots: Slots, count: int, *numbers: Hashable) -> Thought:
         """think(slots[:bucket], *numbers), of which the first `count` rows. `think` is always the same.
@@ -41,7 +43,7 @@ class Graphs:
         """
         live = slots[: bucket(count, len(slots))]
         if numbers != self.numbers:
-            self.graphs, self.numbers = {}, numbers
+            self.graphs, self.numbers, self.pool = {}, numbers, None
         key = (len(live), next(live.tensors()).data_ptr())
         if key not in self.graphs:  # the first time as it is: kernels are compiled, libraries set up
             self.graphs[key] = None
@@ -56,9 +58,10 @@ class Graphs:
         self, think: Callable[..., Thought], live: Slots, numbers: tuple[Hashable, ...]
     ) -> tuple[torch.cuda.CUDAGraph, Thought]:
         self.pool = self.pool or torch.cuda.graph_pool_handle()
+        self.stream = self.stream or torch.cuda.Stream()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self.pool):
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 thought = think(live, *numbers)
         except RuntimeError as error:
             if ran_out(error):
