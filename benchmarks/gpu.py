@@ -1,6 +1,6 @@
 """On a CUDA machine, network or not: build, `gpu` tests, `gpu` benchmarks, one JSON file in benchmarks/results/.
 
-    make gpu        (or: python3 benchmarks/gpu.py)
+    make gpu        (or: python3 benchmarks/gpu.py; with --only NAMES some steps of it, build first where there is none)
 
 Takes less than ten minutes: every step has a limit, and all together have one. The package is built into build/gpu, so
 the Python that runs this stays as it is; it needs torch with CUDA, nvcc where there are .cu files, setuptools >= 77,
@@ -9,6 +9,7 @@ what the others import may be missing. The JSON tells of failed steps too, build
 exit status is 0 only if none failed. What is least sure comes last: a step that hangs takes no other with it.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -17,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -30,7 +31,7 @@ TRITON = "tests/kernels/triton_ops"  # its conftest.py marks what is in it
 PACKAGES = ("torch", "triton", "numpy", "safetensors", "h5py", "rich", "tyro", "tensorboard", "matplotlib", "pytest",
             "pytest-benchmark", "pybind11", "setuptools", "ninja", "transformers")  # fmt: skip
 TAIL = 4000  # characters of a step's output that the JSON keeps
-TOTAL_S = 570.0
+TOTAL_S = 560.0
 
 
 @dataclass
@@ -64,22 +65,23 @@ def steps(reports: Path) -> list[Step]:
     many = ["-n", "8"] if find_spec("xdist") else []  # most of the time is Triton's compiler's
     triton = {"WORLDENV_BACKEND": "triton"}  # else CUDA C++ is tested in its place
     out = [
-        Step("build", pip, 200, environment={"WORLDENV_CUDA": "1"}),
+        Step("build", pip, 300, environment={"WORLDENV_CUDA": "1"}),
         Step("tests", [*pytest, "-k", "not hopper", *marked("tests", "test_*.py")], 120, "build"),
         Step("tests of triton", [*pytest, *many, TRITON], 150, "build", triton),
     ]
+    hopper = [*pytest, "-k", "hopper", "tests/kernels/test_cuda_on_device.py"]
     for path in sorted(marked("benchmarks", "bench_*.py"), key=lambda path: "kernels" in path):  # the engine first
         report = reports / f"{Path(path).stem}.json"
         only = ["--benchmark-only", "--benchmark-json", str(report)]
         out.append(Step(Path(path).stem, [*pytest, *only, path], 200, "build", report=report))
-    hopper = [*pytest, "-k", "hopper", "tests/kernels/test_cuda_on_device.py"]
-    return [*out, Step("tests of wgmma", hopper, 100, "build")]
+    return [*out[:-1], Step("tests of wgmma", hopper, 60, "build"), out[-1]]  # the last takes the longest
 
 
 def run(step: Step, limit_s: float) -> None:
     """Run a step; a limit that is over ends it and everything that it has started."""
     began = time.monotonic()
-    environment = os.environ | {"PYTHONPATH": str(BUILT)} | step.environment
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # ninja may lie beside this Python
+    environment = os.environ | {"PYTHONPATH": str(BUILT), "PATH": path} | step.environment
     environment.pop("TORCH_CUDA_ARCH_LIST", None)  # built for this card
     process = subprocess.Popen(
         step.command, cwd=ROOT, env=environment, text=True, errors="replace", stdout=subprocess.PIPE,
@@ -98,8 +100,9 @@ def run(step: Step, limit_s: float) -> None:
     (LOGS / f"{step.name.replace(' ', '-')}.txt").write_text(output)
 
 
-def run_all(todo: Sequence[Step], total_s: float = TOTAL_S) -> None:
-    """One after the other; a step whose need went wrong is left out and says so, and so is one without time."""
+def run_all(todo: Sequence[Step], total_s: float, save: Callable[[], object] = lambda: None) -> None:
+    """One after the other, with `save` after each; a step whose need went wrong is left out and says so, and so is one
+    without time."""
     wrong, end = {step.name for step in todo if step.problem}, time.monotonic() + total_s
     for step in todo:
         left_s = end - time.monotonic()
@@ -114,11 +117,12 @@ def run_all(todo: Sequence[Step], total_s: float = TOTAL_S) -> None:
         print(f"== {step.name}: {step.problem or 'ok'}", flush=True)
         if step.problem is None:
             wrong.discard(step.name)
+        save()
 
 
 def document(todo: Sequence[Step], card: dict) -> dict:
     """What goes to the JSON file: pytest-benchmark's layout with the steps beside it."""
-    measured = [json.loads(step.report.read_text()) for step in todo if step.report and step.report.exists()]
+    measured = [one for step in todo if step.report and (one := reported(step.report))]
     first = measured[0] if measured else {}
     return {
         "datetime": datetime.now(UTC).isoformat(),
@@ -130,6 +134,14 @@ def document(todo: Sequence[Step], card: dict) -> dict:
         "commit_info": first.get("commit_info", {}),
         "benchmarks": [benchmark for one in measured for benchmark in one["benchmarks"]],
     }
+
+
+def reported(path: Path) -> dict | None:
+    """What a step's benchmarks wrote; None if it ended before: pytest-benchmark may make the file first."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def version(package: str) -> str | None:
@@ -158,22 +170,32 @@ def describe_card() -> dict:
             "multiprocessors": found.multi_processor_count, "cuda": torch.version.cuda}  # fmt: skip
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
+    began, parser = time.monotonic(), argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="steps to run, of those that a whole run names")
+    only = parser.parse_args(arguments).only
     if reason := why_no_card():
         print(f"make gpu: {reason}; it needs a machine with a CUDA device. Nothing was built or run.", file=sys.stderr)
         return 2
     card = describe_card()
     name = f"gpu-{re.sub('[^a-z0-9]+', '-', card['name'].lower())}-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
     reports = ROOT / "build" / name.removesuffix(".json")
+    every = steps(reports)
+    if unknown := set(only or ()) - {step.name for step in every}:
+        parser.error(f"no step {sorted(unknown)}; there are {[step.name for step in every]}")
+    todo = [step for step in every if not only or step.name in only]
     reports.mkdir(parents=True)
-    todo = steps(reports)
-    run_all(todo)
-    found = document(todo, card)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / name).write_text(json.dumps(found, indent=1) + "\n")
+
+    def save() -> dict:
+        found = document(todo, card)
+        (RESULTS / name).write_text(json.dumps(found, indent=1) + "\n")
+        return found
+
+    run_all(todo, TOTAL_S - (time.monotonic() - began), save)
     print(RESULTS / name)
-    return 0 if found["ok"] else 1
+    return 0 if save()["ok"] else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

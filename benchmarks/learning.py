@@ -21,7 +21,11 @@ RULES = ("oracle", "own_stop", "no_stop")
 def run(seed: int, folder: Path, options: list[str]) -> dict:
     """One training run, or the result of the one that is there."""
     if (folder / "result.json").exists():
-        return json.loads((folder / "result.json").read_text())
+        found = json.loads((folder / "result.json").read_text())
+        words = [word for word in found["command"].split() if word != "--resume"]
+        if words[words.index("--run") + 2 :] != options:
+            sys.exit(f"{folder} was made by {found['command']!r}: give another --name")
+        return found
     resume = ["--resume"] if folder.exists() else []
     command = [sys.executable, "-P", "-m", "worldenv", "tabletop", "--seed", str(seed), "--start-seed", str(seed)]
     command += ["--run", str(folder), *resume, *options]
@@ -58,6 +62,10 @@ def main() -> None:
     parser.add_argument("options", nargs="*", help="passed on to worldenv-train, after --")
     given = parser.parse_args()
     root = Path("runs") / f"learning-{given.name}"
+    path = Path(__file__).parent / "results" / f"learning-{given.name}.json"
+    there = json.loads(path.read_text())["summary"]["seeds"] if path.exists() else []
+    if lost := set(there) - set(given.seeds):
+        parser.error(f"{path} has seeds {sorted(lost)}, too: give them as well, or another --name")
     results = [run(seed, root / f"seed-{seed}", given.options) for seed in given.seeds]
     found = summary(results)
     rows = []
@@ -68,7 +76,6 @@ def main() -> None:
             cells = [100 * v for v in (part["before"][i], part["after"][i], part["gain"][i], low, high)]
             rows.append([rule, str(seed), *(f"{cell:.1f}" for cell in cells)])
     table(f"true success, {given.name}", ["rule", "seed", "before", "after", "gain", "low", "high"], rows)
-    path = Path(__file__).parent / "results" / f"learning-{given.name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"summary": found, "runs": results}, indent=1))
     print(json.dumps(found))

@@ -123,7 +123,7 @@ def learn(agent: Agent, optimizer: torch.optim.Optimizer, batch: dict[str, Tenso
             if act:
                 log_prob = agent.distribution(b["feature"], b["proprio"]).log_prob(b["action"]).sum((1, 2))
                 ratio = (log_prob - b["log_prob"]).exp()
-                gain = (b["advantage"] - b["advantage"].mean()) / (b["advantage"].std() + 1e-8)
+                gain = (b["advantage"] - b["advantage"].mean()) / (b["advantage"].std(correction=0) + 1e-8)
                 loss = loss - torch.min(ratio * gain, ratio.clamp(1 - args.clip, 1 + args.clip) * gain).mean()
             optimizer.zero_grad()
             loss.backward()

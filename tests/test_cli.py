@@ -66,6 +66,9 @@ def test_training_ends_in_one_json_line_and_its_run_can_be_evaluated(capsys, mod
     assert folder.result() == result
 
     _check_resume(capsys, words, result, run)
+    cli.evaluate(["--models", str(run), "--run", str(tmp_path / "eval"), "--seed", "3", "--start-seed", "-5", *SMALL])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["success"] == result["success_after"]  # the models that it practised with, not the shipped ones
 
 
 def _check_resume(capsys, words, result, run):

@@ -3,6 +3,7 @@
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,3 +56,17 @@ def test_advantages_are_what_was_earned_later_less_what_was_expected():
     value, last = torch.tensor([[0.25], [0.5], [0.125]]), torch.tensor([0.75])
     assert advantages(reward, done, value, last, 1.0)[:, 0].tolist() == [0.75, 0.5, 0.625]
     assert advantages(reward, done, value, last, 0.0)[:, 0].tolist() == [0.25, 0.5, 0.625]
+
+
+def test_a_minibatch_of_one_does_not_ruin_the_actor():
+    pytest.importorskip("gymnasium")
+    script = runpy.run_path(str(EXAMPLES / "cleanrl_ppo.py"))
+    agent, args = script["Agent"](), SimpleNamespace(epochs=1, minibatches=1, clip=0.2)
+    frame = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    with torch.no_grad():
+        feature = agent.policy.see(frame, agent.policy.read(torch.ones(1, 12, dtype=torch.long)))
+    proprio, action = torch.zeros(1, 7), torch.zeros(1, 4, 7)
+    given = {"feature": feature, "proprio": proprio, "action": action} | {
+        name: torch.ones(1) for name in ("log_prob", "advantage", "target")}  # fmt: skip
+    script["learn"](agent, torch.optim.Adam(agent.parameters(), 1e-3), given, args, act=True)
+    assert all(parameter.isfinite().all() for parameter in agent.parameters())

@@ -14,6 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from worldenv import run_folder
 from worldenv.errors import UserError
 from worldenv.run_folder import RunFolder, default_run_path
 
@@ -49,6 +50,20 @@ def test_folder_with_anything_in_it_is_never_overwritten(run, tmp_path):
     with pytest.raises(UserError, match="not empty"):
         RunFolder.create(tmp_path / "mine", CONFIG)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_of_two_runs_that_take_a_folder_at_once_one_is_refused(tmp_path, monkeypatch):
+    probe = run_folder._probe
+
+    def other_comes_first(path):
+        monkeypatch.setattr(run_folder, "_probe", probe)
+        RunFolder.create(path, CONFIG | {"seed": 4})
+        probe(path)
+
+    monkeypatch.setattr(run_folder, "_probe", other_comes_first)
+    with pytest.raises(UserError, match="another run has taken it"):
+        RunFolder.create(tmp_path / "one", CONFIG)
+    assert RunFolder(tmp_path / "one").config["seed"] == 4
 
 
 def test_empty_folder_is_used(tmp_path):

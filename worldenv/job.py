@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -214,11 +215,13 @@ def evaluate(config: EvaluateConfig, command: str) -> dict:
 
 
 def _models_of(config: EvaluateConfig) -> Models:
-    """A run folder gives its post-trained policy, and its own simulator and reflector if it made them."""
+    """A run folder gives its post-trained policy, and the simulator and reflector that it practised with."""
     given = config.models or shipped()
     if not (given / "checkpoints").is_dir():
         return Models.load(given, config.zero_shot_judge)
-    made = given / "models" if (given / "models" / "reflector.safetensors").exists() else shipped()
+    made = given / "models"
+    if not (made / "reflector.safetensors").exists():
+        made = Path(RunFolder(given).config.get("models") or shipped())
     policy, _ = load_model(given / "checkpoints" / "policy.safetensors", "policy")
     return replace(Models.load(made, config.zero_shot_judge), policy=policy)
 

@@ -1,5 +1,6 @@
 """A layer in 8 bits as the compiled ops read it: 16 outputs side by side, four inputs of each together."""
 
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LANES, FOUR = 16, 4
+SMALLEST = torch.finfo(torch.float32).tiny
 
 
 Grid = tuple[float, int]  # step and zero of 256 levels
@@ -29,7 +31,7 @@ class Layer(NamedTuple):
 
 
 def check_grid(step: float, zero: int) -> None:
-    if not step > 0 or not 0 <= zero <= 255:
+    if not SMALLEST <= step < inf or not 0 <= zero <= 255:
         raise ValueError(f"step is {step} and zero {zero}; they should be positive and in [0, 255]")
 
 

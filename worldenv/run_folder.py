@@ -48,9 +48,14 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             _probe(path)
+            (path / "config.json").touch(exist_ok=False)  # of two that got here at once, one
             atomic_write_text(path / "config.json", _dump(config, indent=2))
             folder = cls(path)
             folder._make_subfolders()
+        except FileExistsError as error:
+            raise UserError(
+                f"run folder {path} cannot be written: another run has taken it, or it is a file; choose another --run"
+            ) from error
         except OSError as error:
             raise UserError(
                 f"run folder {path} cannot be written ({error.strerror}): free some space or choose another --run"

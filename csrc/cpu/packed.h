@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <cmath>
 #include <cstdint>
 
 #include "dot.h"
@@ -12,7 +13,8 @@ namespace worldenv::cpu {
 inline void check(bool right, const char* message) { STD_TORCH_CHECK(right, message); }
 
 inline void check_grid(double step, int64_t zero) {
-  STD_TORCH_CHECK(step > 0.0 && zero >= 0 && zero <= 255, "step should be positive and zero in [0, 255]");
+  check(step > 0.0 && std::isnormal(static_cast<float>(step)) && zero >= 0 && zero <= 255,
+        "step should be positive, as float32, and zero in [0, 255]");
 }
 
 // The numbers of a float32 tensor [count], or [b, count] if b is not 0.

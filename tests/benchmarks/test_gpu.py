@@ -114,6 +114,35 @@ def test_what_the_benchmarks_reported_is_in_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
     monkeypatch.setattr(gpu, "LOGS", tmp_path / "logs")
     assert gpu.main() == 0
-    found = load(next(tmp_path.glob("gpu-test-*.json")))
+    (path,) = tmp_path.glob("gpu-test-*.json")
+    found = load(path)
     assert found["ok"] and found["benchmarks"] == [{"name": "a"}, {"name": "b"}]
     assert found["machine_info"] == {"node": "n"}
+
+
+def test_a_report_that_was_not_written_to_its_end_is_left_out(tmp_path):
+    (tmp_path / "empty.json").touch()
+    (tmp_path / "whole.json").write_text('{"benchmarks": [{"name": "a"}]}')
+    todo = [step(name, "") for name in ("empty", "whole", "absent")]
+    for one in todo:
+        one.report = tmp_path / f"{one.name}.json"
+    assert gpu.document(todo, {})["benchmarks"] == [{"name": "a"}]
+
+
+def test_what_is_there_is_saved_after_every_step():
+    todo, saved = [step("one", "pass"), step("two", "pass")], []
+    gpu.run_all(todo, 30.0, lambda: saved.append([one.problem for one in todo]))
+    assert saved == [[None, "not run"], [None, None]]
+
+
+def test_some_steps_are_run_where_only_they_are_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "steps", lambda reports: [step("one", "pass"), step("two", "pass", needs="one")])
+    monkeypatch.setattr(gpu, "why_no_card", lambda: None)
+    monkeypatch.setattr(gpu, "describe_card", lambda: {"name": "test"})
+    for name in ("RESULTS", "LOGS", "ROOT"):
+        monkeypatch.setattr(gpu, name, tmp_path)
+    assert gpu.main(["--only", "two"]) == 0
+    assert [one["name"] for one in load(next(tmp_path.glob("gpu-test-*.json")))["steps"]] == ["two"]
+    with pytest.raises(SystemExit):
+        gpu.main(["--only", "three"])
+    assert "there are ['one', 'two']" in capsys.readouterr().err

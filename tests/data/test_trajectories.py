@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -248,6 +249,64 @@ writer.write(make_trajectory(7, 40))
     with TrajectoryReader(path) as reader:
         assert_same(reader[len(expected)], make_trajectory(8))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.hdf5"]
+
+
+@pytest.mark.parametrize("last", ["_apply", "unlink"])
+def test_an_error_within_a_commit_loses_no_file(tmp_path, monkeypatch, last):
+    path, after = tmp_path / "a.hdf5", {"_apply": False, "unlink": True}[last]
+    trajectories, apply = write_file(path, 2), journal._apply
+
+    def fail(*arguments):
+        if after:
+            apply(*arguments)
+        raise RuntimeError("of another kind")
+
+    with pytest.raises(RuntimeError, match="of another kind"), monkeypatch.context() as patch:
+        with TrajectoryWriter(path, append=True) as writer:
+            patch.setattr(journal, "_apply", fail)
+            writer.write(make_trajectory(7, 40))
+    with TrajectoryReader(path) as reader:  # its journal was whole: opening finishes the commit
+        for found, expected in zip(reader, [*trajectories, make_trajectory(7, 40)], strict=True):
+            assert_same(found, expected)
+
+
+def test_new_file_takes_nothing_over_from_a_deleted_one_of_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "a.hdf5"
+    write_file(path, 1)
+    with pytest.raises(RuntimeError), monkeypatch.context() as patch:
+        with TrajectoryWriter(path, append=True) as writer:
+            patch.setattr(journal, "_apply", lambda *_: (_ for _ in ()).throw(RuntimeError))
+            writer.write(make_trajectory(3))
+    path.unlink()
+    trajectories = write_file(path, 2)
+    with TrajectoryReader(path) as reader:
+        for found, expected in zip(reader, trajectories, strict=True):
+            assert_same(found, expected)
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("method", ["readinto", "write", "commit"])
+def test_ctrl_c_waits_until_the_trajectory_is_written(tmp_path, monkeypatch, ctrl_c, method):
+    path, usual = tmp_path / "a.hdf5", getattr(journal.JournaledFile, method)
+
+    def pressed(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return usual(*arguments)
+
+    with pytest.raises(KeyboardInterrupt):
+        with TrajectoryWriter(path) as writer:
+            monkeypatch.setattr(journal.JournaledFile, method, pressed)
+            writer.write(make_trajectory(1))
+    monkeypatch.undo()
+    with TrajectoryReader(path) as reader:
+        assert_same(reader[0], make_trajectory(1))
 
 
 def test_half_written_journal_is_forgotten(tmp_path):

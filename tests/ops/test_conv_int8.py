@@ -138,6 +138,8 @@ def test_backend_variable_forces_the_reference(monkeypatch):
         (1, Layer(Packed(torch.zeros(2, 3, 9, 16, 4), torch.zeros(2, 32)), 0.1, 0), "layer has weights torch.float32"),
         (1, Layer(Packed(torch.zeros(2, 2, 6, 16, 4).char(), torch.zeros(2, 32)), 0.1, 0), r"\[2, 2, 6, 16, 4\]"),
         (1, layer(12, 20, 3)._replace(step=0.0), "step is 0.0 and zero 100; they should be positive and in"),
+        (1, layer(12, 20, 3)._replace(step=1e-50), "step is 1e-50 and zero 100; they should be positive and in"),
+        (6, (float("inf"), 3), "step is inf and zero 3; they should be positive and in"),
         (2, 40, r"layer has weights torch.int8 \[2, 3, 9, 16, 4\]; wanted: torch.int8 \[3, 3, 9, 16, 4\]"),
         (3, 0, "stride is 0 and outputs 20; they should be positive"),
         (5, torch.zeros(2, 7, 6, 19), r"onto has shape \[2, 7, 6, 19\]; it should be \[2, 7, 6, 20\]"),

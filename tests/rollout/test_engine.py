@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Laplace
@@ -304,8 +305,10 @@ def test_bad_configurations_are_refused(tiny):
             tiny.engine(policy=tiny.policy(chunk=4), chunk=chunk)
     with pytest.raises(UserError, match="siblings is 0; every start needs at least one episode"):
         tiny.engine().run(tiny.starts(2), 0, SEED)
-    with pytest.raises(UserError, match="seed is .*; it should be an integer of 64 bits"):
-        tiny.engine().run(tiny.starts(2), 1, 2**63)
+    tiny.engine(horizon=1).run(tiny.starts(2), 1, np.int64(3))
+    for seed in (2**63, 1.5):
+        with pytest.raises(UserError, match="seed is .*; it should be an integer of 64 bits"):
+            tiny.engine().run(tiny.starts(2), 1, seed)
 
 
 @pytest.mark.parametrize(("name", "wrong", "message"), [

@@ -36,6 +36,22 @@ def env(tiny):
     return env
 
 
+def test_environment_made_and_used_in_inference_mode_goes_on_outside_of_it(tiny):
+    with torch.inference_mode():
+        env = tiny.env(7, envs=7, horizon=16)
+        env.seed(SEED)
+        env.reset()
+        first = env.step(actions(7))[1]
+    other = tiny.env(7, envs=7, horizon=16)
+    other.seed(SEED)
+    other.reset()
+    assert torch.equal(other.step(actions(7))[1], first)
+    assert torch.equal(env.step(actions(7))[1], other.step(actions(7))[1])
+    with torch.inference_mode():
+        poses = tiny.starts(7).proprio[:, None].repeat(1, 5, 1)
+        assert env.world.replay(tiny.starts(7).frame, poses, 0).shape == (7, 5, 16, 16, 3)
+
+
 def test_actions_of_the_engines_episodes_lead_to_the_same_frames_rewards_and_stops(env, rollouts):
     assert rollouts.stopped.any() and not rollouts.stopped.all()
     total, observation = torch.zeros(7), env.observe()

@@ -29,6 +29,17 @@ def test_new_rollouts_have_neither_stopped_nor_broken_and_no_video(tiny):
     assert Rollouts.empty(tiny.starts(2), 3, 4, video=True).video.shape == (2, 13, 16, 16, 3)
 
 
+def test_forgotten_episodes_are_as_new(tiny):
+    new, out = (Rollouts.empty(tiny.starts(3), 3, 4, video=True, features=5) for _ in range(2))
+    for name, tensor in vars(out).items():
+        if name != "tokens":
+            tensor.fill_(1)
+    out.forget(torch.tensor([0, 2]))
+    for name, tensor in vars(out).items():
+        assert torch.equal(tensor[[0, 2]], getattr(new, name)[[0, 2]]), name
+    assert out.chunks[1] == 1 and out.frame[1].all()
+
+
 def test_picked_starts_stay_together(tiny):
     starts = tiny.starts(4)
     picked = starts.pick(torch.tensor([3, 0, 3]))

@@ -67,6 +67,16 @@ def test_gymnasiums_checker_passes_without_a_warning(make, dtype, chunk):
         env_checker.check_env(env, skip_render_check=True)
 
 
+def test_reset_that_is_refused_changes_nothing(make):
+    envs, plain = make(envs=3), make(envs=3)
+    for each in (envs, plain):
+        each.reset(seed=0)
+    with pytest.raises(UserError):
+        envs.reset(seed=1, options={"reset_mask": torch.tensor([True, False, True])})
+    for (_, one), (_, other) in zip(steps(envs, 12), steps(plain, 12), strict=True):  # past the first ends
+        assert torch.equal(one[1], other[1]) and torch.equal(one[0]["frame"], other[0]["frame"])
+
+
 def test_observations_and_actions_lie_in_the_declared_spaces(make):
     envs = make()
     observation, _ = envs.reset(seed=1)

@@ -195,6 +195,8 @@ def test_full_size_has_400_million_parameters_and_an_episode_fits_8_mb():
         ({"heads": 6, "key_heads": 4}, "heads of key_heads"),
         ({"heads": 0}, "all but window must be positive"),
         ({"layers": 0}, "all but window must be positive"),
+        ({"patch": 0}, "all but window must be positive"),
+        ({"map_shrink": 0}, "all but window must be positive"),
         ({"window": -2}, "all but window must be positive, and that not negative"),
         ({"cache": "int4"}, "cache is 'int4'; it should be 'float' or 'int8'"),
     ],

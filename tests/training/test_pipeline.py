@@ -120,6 +120,39 @@ def test_exploration_that_is_killed_goes_on_without_losing_or_repeating_an_episo
     assert not path.with_suffix(".partial.h5").exists()
 
 
+def test_recording_that_is_killed_within_a_part_goes_on_with_the_same_episodes(folder, monkeypatch):
+    path, write, written_so_far = folder.path / "data" / "exploration.h5", TrajectoryWriter.write, []
+    monkeypatch.setattr(pipeline, "WRITE_EVERY", 7)
+    found = []
+    for last in (99, 10):
+        path.unlink()
+
+        def die(writer, trajectory, last=last):
+            written_so_far.append(last)
+            if written_so_far.count(10) == 10:
+                raise KeyboardInterrupt
+            write(writer, trajectory)
+
+        monkeypatch.setattr(TrajectoryWriter, "write", die)
+        if last == 10:
+            with pytest.raises(KeyboardInterrupt):
+                Pipeline(folder, CONFIG, 1).run()
+            monkeypatch.setattr(TrajectoryWriter, "write", write)
+        Pipeline(folder, CONFIG, 1).run()
+        found.append(recorded(folder, "exploration"))
+    whole, resumed = found
+    assert len(whole) == len(resumed) == 20
+    assert all(np.array_equal(one.actions, other.actions) for one, other in zip(whole, resumed, strict=True))
+
+
+def test_model_card_that_a_kill_prevented_is_written_later(folder):
+    card = folder.path / "models" / "teacher.md"
+    text = card.read_text()
+    card.unlink()
+    Pipeline(folder, CONFIG, 1).run()
+    assert card.read_text() == text
+
+
 def test_explored_successes_are_acted_again_in_turn_each_with_its_own_noise(folder, tiny, tmp_path, monkeypatch):
     place, tried = RunFolder.create(tmp_path / "run", {}), recorded(folder, "exploration")
     scratch = Pipeline(place, replace(CONFIG, again=1), 1)

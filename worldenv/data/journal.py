@@ -4,8 +4,11 @@ import contextlib
 import errno
 import fcntl
 import os
+import signal
 import struct
+import threading
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 PAGE_BYTES = 4096
@@ -53,13 +56,14 @@ class JournaledFile:
         journal = _journal_path(self._path)
         journal.write_bytes(CHECKSUM.pack(zlib.crc32(body)) + body)
         _apply(self._file, body)
-        journal.unlink()
         self._pages.clear()
         self._committed = self._end
+        journal.unlink()
 
     def close(self) -> None:
-        """Forget what was not committed and release the file."""
-        os.ftruncate(self._file, self._committed)
+        """Forget what was not committed and release the file. A commit that an error ended is left to `recover`."""
+        if not _journal_path(self._path).exists():
+            os.ftruncate(self._file, self._committed)
         os.close(self._file)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -135,6 +139,28 @@ def recover(path: Path) -> None:
             journal.unlink()
     finally:
         os.close(file)
+
+
+def forget(path: Path) -> None:
+    """Remove what the last commit to a file of this name, which is not there any more, may have left."""
+    _journal_path(path).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C takes effect when the block has ended: HDF5 crashes where its storage raises."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield
+        return
+    pressed = []
+    signal.signal(signal.SIGINT, lambda *given: pressed.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if pressed:
+            usual(*pressed[0])
 
 
 def _journal_path(path: Path) -> Path:

@@ -19,7 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from worldenv.data.journal import JournaledFile, recover
+from worldenv.data.journal import JournaledFile, forget, recover, uninterrupted
 from worldenv.errors import UserError
 
 FORMAT_VERSION = 1
@@ -100,6 +100,7 @@ class TrajectoryWriter:
     def __len__(self) -> int:
         return self._count
 
+    @uninterrupted()
     def write(self, trajectory: Trajectory) -> None:
         """Append one trajectory. Raises OSError naming the path, with the file unchanged, if the disk is full."""
         size = trajectory.frames.nbytes + trajectory.proprio.nbytes + trajectory.actions.nbytes
@@ -114,12 +115,14 @@ class TrajectoryWriter:
         self._storage.commit()
         self._count += 1
 
+    @uninterrupted()
     def close(self) -> None:
         """Close the file; done already where the writer is used in a `with` block."""
         if self._file:
             self._file.close()
             self._storage.close()
 
+    @uninterrupted()
     def _drop_uncounted(self) -> None:
         for name in _uncounted_names(self._data, self._count):
             warnings.warn(f"{self.path}: {name} was not written to its end: dropped", stacklevel=3)
@@ -238,6 +241,7 @@ def _create(path: Path, env_args: Mapping[str, Any]) -> None:
         data = file.create_group("data")
         data.attrs.update(num_demos=np.int64(0), total=np.int64(0), worldenv_format=np.int64(FORMAT_VERSION))
         data.attrs.update(env_args=json.dumps(dict(env_args)), problem_info=json.dumps({}))
+    forget(path)
     temporary.rename(path)
 
 

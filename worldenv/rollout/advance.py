@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import gcd
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ def check_starts(starts: Starts, world: World) -> None:
 
 def check_seed(seed: int) -> None:
     """Raise UserError for a seed that is no integer of 64 bits."""
-    if not -(2**63) <= seed < 2**63:
+    if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
         raise UserError(f"seed is {seed}; it should be an integer of 64 bits")
 
 

@@ -71,6 +71,7 @@ class WorldModelEnv:
     All tensors live on the device of `starts`, where the models must be.
     """
 
+    @torch.inference_mode(False)  # as `reset`
     def __init__(self, world: World, reflector: Reflector, starts: Starts, config: EnvConfig,
                  kinematics: Kinematics | None = None):  # fmt: skip
         check_starts(starts, world)
@@ -83,10 +84,11 @@ class WorldModelEnv:
         self._order: Tensor | None = None  # [M] int64, rows of `starts`; None until there is a seed
         self._next_seed: int | None = None  # from the next reset on
 
-    def seed(self, seed: int) -> None:
+    def seed(self, seed: int | None) -> None:
         """From the next reset on, which must be of all, number the episodes from 0 again, in the random world and the
-        order of starts of this seed."""
-        check_seed(seed)
+        order of starts of this seed. None takes back a seed that no reset has used."""
+        if seed is not None:
+            check_seed(seed)
         self._next_seed = seed
 
     def _take_seed(self, seed: int) -> None:

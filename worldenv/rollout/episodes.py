@@ -125,8 +125,10 @@ class Rollouts:
 
     def forget(self, rows: Tensor) -> None:
         """Make some episodes anew, as if they had never begun."""
-        self.chunks[rows], self.stop[rows] = 0, self.reward[0].numel()
-        self.stopped[rows], self.broken[rows] = False, False
+        for field in fields(self):
+            if field.name != "tokens" and (tensor := getattr(self, field.name)) is not None:
+                tensor[rows] = 0
+        self.stop[rows] = self.reward[0].numel()
 
     def to(self, device: torch.device | str) -> "Rollouts":
         values = (getattr(self, field.name) for field in fields(self))

@@ -48,10 +48,14 @@ class WorldModelVectorEnv(VectorEnv):
         options = options or {}
         if unknown := set(options) - {"starts", "reset_mask"}:
             raise UserError(f"options has {sorted(unknown)}; it takes starts and reset_mask")
+        mask = options.get("reset_mask")
         if seed is not None:
             self.env.seed(seed)
-        mask = options.get("reset_mask")
-        observation = self.env.reset(None if mask is None else torch.as_tensor(mask), options.get("starts"))
+        try:
+            observation = self.env.reset(None if mask is None else torch.as_tensor(mask), options.get("starts"))
+        except UserError:
+            self.env.seed(None)  # what was refused changes nothing
+            raise
         return observation, _masked(self.env.info())
 
     def step(self, actions: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Any]]:

@@ -36,10 +36,11 @@ class CausalConfig:
     cache: Literal["float", "int8"] = "float"  # how the ring holds keys and values; float: the network's own type
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch or self.patch % self.map_shrink or self.window % self.chunk or self.chunk < 1:
-            raise ValueError(f"image_size must be a multiple of patch, patch of map_shrink, window of chunk: {self}")
-        if min(self.channels, self.width, self.layers, self.heads, self.key_heads) < 1 or self.window < 0:
+        sizes = (self.image_size, self.patch, self.channels, self.chunk, self.width, self.layers, self.heads)
+        if min(*sizes, self.key_heads, self.map_shrink) < 1 or self.window < 0:
             raise ValueError(f"all but window must be positive, and that not negative: {self}")
+        if self.image_size % self.patch or self.patch % self.map_shrink or self.window % self.chunk:
+            raise ValueError(f"image_size must be a multiple of patch, patch of map_shrink, window of chunk: {self}")
         if self.cache not in ("float", "int8"):
             raise ValueError(f"cache is {self.cache!r}; it should be 'float' or 'int8'")
         if self.width % self.heads or self.heads % self.key_heads or (self.width // self.heads) % 8:

@@ -75,6 +75,8 @@ class World:
         memory.previous.copy_(frame)
         return unpatchify(sample(self.simulator, seen, noise, self.levels))
 
+    @torch.inference_mode(False)  # its threads are not in it
+    @torch.no_grad()
     def replay(
         self,
         frame: Tensor,  # [N, H, W, 3] uint8, where the episodes begin

@@ -119,10 +119,11 @@ class Pipeline:
         for path, make in stages:
             if path.name in EXTRA_DATA and not self.config.extra_data:
                 continue
-            if path.exists():
-                continue
-            make(path)
-            if path.suffix == ".safetensors":
+            card = path.with_suffix(".md")
+            if not path.exists():
+                card.unlink(missing_ok=True)
+                make(path)
+            if path.suffix == ".safetensors" and not card.exists():
                 write_card(path)
         return self.models
 
@@ -298,8 +299,9 @@ def _record(path: Path, total: int, make: Callable[[range], list[Trajectory]]) -
         Progress(total, path.stem, done=len(writer)) as progress,
     ):
         while (done := len(writer)) < total:
-            numbers = range(done, min(done + WRITE_EVERY, total))
-            for trajectory in make(numbers):
+            first = done // WRITE_EVERY * WRITE_EVERY  # the random numbers are those of a whole part
+            numbers = range(first, min(first + WRITE_EVERY, total))
+            for trajectory in make(numbers)[done - first :]:
                 writer.write(trajectory)
-            progress.advance(len(numbers))
+            progress.advance(numbers.stop - done)
     partial.rename(path)
