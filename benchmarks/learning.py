@@ -1,6 +1,7 @@
 """Learning results over several seeds: `worldenv-train tabletop` once a seed, means, intervals and one JSON line.
 
     python benchmarks/learning.py [--seeds 0 1 2] [--name default] [-- any options of worldenv-train]
+    python benchmarks/learning.py --compare default before-engine    (two series that are there, seed by seed)
 
 Every seed has its own held-out start states. A run that is already there is taken as it is, so an interrupted series
 goes on where it was. The documents of all runs go to benchmarks/results/learning-<name>.json.
@@ -47,6 +48,23 @@ def summary(results: list[dict]) -> dict:
     return out
 
 
+def compare(name: str, other: str) -> dict:
+    """The gains of one series less those of the other, over the seeds that both have, with t intervals."""
+    first, second = (json.loads(results(each).read_text())["summary"] for each in (name, other))
+    seeds = sorted(set(first["seeds"]) & set(second["seeds"]))
+    out: dict = {"seeds": seeds}
+    for rule in RULES:
+        a, b = ([part[rule]["gain"][part["seeds"].index(seed)] for seed in seeds] for part in (first, second))
+        gap = [x - y for x, y in zip(a, b, strict=True)]
+        means = {each: [sum(gain) / len(gain), *mean_interval(gain)] for each, gain in ((name, a), (other, b))}
+        out[rule] = means | {"difference": [sum(gap) / len(gap), *mean_interval(gap)]}
+    return out
+
+
+def results(name: str) -> Path:
+    return Path(__file__).parent / "results" / f"learning-{name}.json"
+
+
 def _difference(result: dict, rule: str) -> tuple[float, float]:
     counts = []
     for when in ("after", "before"):
@@ -59,15 +77,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--name", default="default")
+    parser.add_argument("--compare", nargs=2, metavar="NAME", help="train nothing")
     parser.add_argument("options", nargs="*", help="passed on to worldenv-train, after --")
     given = parser.parse_args()
+    if given.compare:
+        if absent := [str(results(name)) for name in given.compare if not results(name).exists()]:
+            parser.error(f"there is no {' and no '.join(absent)}")
+        print(json.dumps(compare(*given.compare)))
+        return
     root = Path("runs") / f"learning-{given.name}"
-    path = Path(__file__).parent / "results" / f"learning-{given.name}.json"
+    path = results(given.name)
     there = json.loads(path.read_text())["summary"]["seeds"] if path.exists() else []
     if lost := set(there) - set(given.seeds):
         parser.error(f"{path} has seeds {sorted(lost)}, too: give them as well, or another --name")
-    results = [run(seed, root / f"seed-{seed}", given.options) for seed in given.seeds]
-    found = summary(results)
+    runs = [run(seed, root / f"seed-{seed}", given.options) for seed in given.seeds]
+    found = summary(runs)
     rows = []
     for rule in RULES:
         part = found[rule]
@@ -77,7 +101,7 @@ def main() -> None:
             rows.append([rule, str(seed), *(f"{cell:.1f}" for cell in cells)])
     table(f"true success, {given.name}", ["rule", "seed", "before", "after", "gain", "low", "high"], rows)
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"summary": found, "runs": results}, indent=1))
+    path.write_text(json.dumps({"summary": found, "runs": runs}, indent=1))
     print(json.dumps(found))
 
 

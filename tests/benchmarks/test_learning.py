@@ -43,3 +43,19 @@ def test_file_with_more_seeds_is_kept(place, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         series(monkeypatch, "--seeds", "0", "--", "--post.clip", "0.1")
     assert "has seeds [1], too" in capsys.readouterr().err
+
+
+def test_two_series_are_compared_seed_by_seed(place, monkeypatch, capsys):
+    (place / "results").mkdir()
+    for name, seeds, gain in (("one", [2, 0, 1], [0.3, 0.1, 0.2]), ("other", [0, 1, 3], [0.05, 0.05, 0.9])):
+        summary = {"seeds": seeds} | {rule: {"gain": gain} for rule in learning.RULES}
+        learning.results(name).write_text(json.dumps({"summary": summary}))
+    series(monkeypatch, "--compare", "one", "other")
+    found = json.loads(capsys.readouterr().out)
+    assert found["seeds"] == [0, 1]
+    mean, low, high = found["oracle"]["difference"]  # of 0.05 and 0.15: t(0.975, 1) = 12.7, s / sqrt(2) = 0.05
+    assert (mean, low, high) == pytest.approx((0.1, 0.1 - 0.6353, 0.1 + 0.6353), abs=1e-3)
+    assert found["own_stop"]["one"][0] == pytest.approx(0.15) and found["no_stop"]["other"][0] == pytest.approx(0.05)
+    with pytest.raises(SystemExit):
+        series(monkeypatch, "--compare", "one", "absent")
+    assert "there is no" in capsys.readouterr().err
