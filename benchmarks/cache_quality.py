@@ -37,9 +37,14 @@ def episodes(count: int, seed: int) -> Clips:
     data = disturbed_episodes(count, seed)
     steps = data.frames.shape[1] - 1
     return Clips(
-        torch.from_numpy(data.frames), torch.from_numpy(data.proprio), torch.zeros(count, steps, 7),
-        torch.from_numpy(data.success), torch.full((count,), steps), tokenize(data.instructions), data.instructions,
-    )  # fmt: skip
+        torch.from_numpy(data.frames),
+        torch.from_numpy(data.proprio),
+        torch.zeros(count, steps, 7),
+        torch.from_numpy(data.success),
+        torch.full((count,), steps),
+        tokenize(data.instructions),
+        data.instructions,
+    )
 
 
 def trained(folder: RunFolder, schedule: Schedule, count: int, seed: int) -> tuple[Causal, dict]:

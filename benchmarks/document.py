@@ -20,12 +20,31 @@ def row(name: str, group: str, times: Sequence[float], facts: dict) -> dict:
     """One benchmark: its seconds, round by round, and what else is known of it."""
     low, median, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else list(times) * 3
     stats = {
-        "min": min(times), "max": max(times), "mean": statistics.mean(times), "stddev": statistics.pstdev(times),
-        "median": median, "q1": low, "q3": high, "iqr": high - low, "rounds": len(times), "iterations": 1,
-        "total": sum(times), "ops": len(times) / sum(times), "outliers": "", "data": list(times),
-    }  # fmt: skip
-    return {"name": name, "fullname": f"{group}::{name}", "group": group, "param": None, "params": None,
-            "options": {}, "stats": stats, "extra_info": facts}  # fmt: skip
+        "min": min(times),
+        "max": max(times),
+        "mean": statistics.mean(times),
+        "stddev": statistics.pstdev(times),
+        "median": median,
+        "q1": low,
+        "q3": high,
+        "iqr": high - low,
+        "rounds": len(times),
+        "iterations": 1,
+        "total": sum(times),
+        "ops": len(times) / sum(times),
+        "outliers": "",
+        "data": list(times),
+    }
+    return {
+        "name": name,
+        "fullname": f"{group}::{name}",
+        "group": group,
+        "param": None,
+        "params": None,
+        "options": {},
+        "stats": stats,
+        "extra_info": facts,
+    }
 
 
 def document(benchmarks: list[dict], **facts) -> dict:
@@ -47,15 +66,21 @@ def machine() -> dict:
     except metadata.PackageNotFoundError:
         triton = None
     return {
-        "worldenv": __version__, "python": platform.python_version(), "torch": torch.__version__, "triton": triton,
-        "cuda": torch.version.cuda, "cpu_isa": torch.backends.cpu.get_cpu_capability(), "int8": is_fast(),
+        "worldenv": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton,
+        "cuda": torch.version.cuda,
+        "cpu_isa": torch.backends.cpu.get_cpu_capability(),
+        "int8": is_fast(),
         "threads": torch.get_num_threads(),
         "card": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }  # fmt: skip
+    }
 
 
 def commit() -> dict:
     """Which source was measured: the commit, and whether files differ from it; unknown outside a git checkout."""
+
     def git(*arguments: str) -> str:
         found = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
         return found.stdout.strip()

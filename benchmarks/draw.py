@@ -1,6 +1,6 @@
 """A picture of a file of benchmarks: how much faster than each rival, and the waterfall if there is one.
 
-    python benchmarks/draw.py FILE.json -o FILE.png
+python benchmarks/draw.py FILE.json -o FILE.png
 """
 
 import argparse

@@ -28,8 +28,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BUILT, RESULTS, LOGS = ROOT / "build" / "gpu", ROOT / "benchmarks" / "results", ROOT / "build" / "gpu-logs"
 TRITON = "tests/kernels/triton_ops"  # its conftest.py marks what is in it
-PACKAGES = ("torch", "triton", "numpy", "safetensors", "h5py", "rich", "tyro", "tensorboard", "matplotlib", "pytest",
-            "pytest-benchmark", "pybind11", "setuptools", "ninja", "transformers")  # fmt: skip
+PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "safetensors",
+    "h5py",
+    "rich",
+    "tyro",
+    "tensorboard",
+    "matplotlib",
+    "pytest",
+    "pytest-benchmark",
+    "pybind11",
+    "setuptools",
+    "ninja",
+    "transformers",
+)
 TAIL = 4000  # characters of a step's output that the JSON keeps
 TOTAL_S = 560.0
 
@@ -58,10 +73,34 @@ def marked(folder: str, pattern: str) -> list[str]:
 
 def steps(reports: Path) -> list[Step]:
     """What `make gpu` does; the benchmarks write to the folder `reports`, a file each."""
-    pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-build-isolation", "--no-deps", "--upgrade",
-           "--disable-pip-version-check", "--target", str(BUILT), str(ROOT)]  # fmt: skip
-    pytest = [sys.executable, "-P", "-m", "pytest", "-q", "-rs", "--tb=short", "-m", "gpu", "--rootdir", str(ROOT),
-              "--continue-on-collection-errors"]  # fmt: skip
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-index",
+        "--no-build-isolation",
+        "--no-deps",
+        "--upgrade",
+        "--disable-pip-version-check",
+        "--target",
+        str(BUILT),
+        str(ROOT),
+    ]
+    pytest = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-q",
+        "-rs",
+        "--tb=short",
+        "-m",
+        "gpu",
+        "--rootdir",
+        str(ROOT),
+        "--continue-on-collection-errors",
+    ]
     many = ["-n", "8"] if find_spec("xdist") else []  # most of the time is Triton's compiler's
     triton = {"WORLDENV_BACKEND": "triton"}  # else CUDA C++ is tested in its place
     out = [
@@ -84,9 +123,15 @@ def run(step: Step, limit_s: float) -> None:
     environment = os.environ | {"PYTHONPATH": str(BUILT), "PATH": path} | step.environment
     environment.pop("TORCH_CUDA_ARCH_LIST", None)  # built for this card
     process = subprocess.Popen(
-        step.command, cwd=ROOT, env=environment, text=True, errors="replace", stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+        step.command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        errors="replace",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     try:
         output, _ = process.communicate(timeout=limit_s)
         step.problem = f"exit status {process.returncode}" if process.returncode else None
@@ -166,8 +211,13 @@ def describe_card() -> dict:
     import torch
 
     found = torch.cuda.get_device_properties(0)
-    return {"name": found.name, "capability": f"{found.major}.{found.minor}", "memory_bytes": found.total_memory,
-            "multiprocessors": found.multi_processor_count, "cuda": torch.version.cuda}  # fmt: skip
+    return {
+        "name": found.name,
+        "capability": f"{found.major}.{found.minor}",
+        "memory_bytes": found.total_memory,
+        "multiprocessors": found.multi_processor_count,
+        "cuda": torch.version.cuda,
+    }
 
 
 def main(arguments: Sequence[str] = ()) -> int:

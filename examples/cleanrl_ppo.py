@@ -104,12 +104,17 @@ def main() -> list[float]:
         flat = {name: tensor.flatten(0, 1) for name, tensor in kept.items()}
         learn(agent, optimizer, flat, args, act=iteration >= args.critic_only)
         means.append(sum(returns) / max(1, len(returns)))
-        print(f"iteration {iteration + 1:3}: {len(returns):4} episodes, mean return {means[-1]:.3f}, "
-              f"stopped as done {100 * sum(stops) / max(1, len(stops)):.0f} %, "
-              f"{time.perf_counter() - began:.0f} s", flush=True)  # fmt: skip
+        print(
+            f"iteration {iteration + 1:3}: {len(returns):4} episodes, mean return {means[-1]:.3f}, "
+            f"stopped as done {100 * sum(stops) / max(1, len(stops)):.0f} %, "
+            f"{time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
     few = max(1, args.iterations // 4)
-    print(f"mean return of the first {few} iterations {sum(means[:few]) / few:.3f}, "
-          f"of the last {few} {sum(means[-few:]) / few:.3f}")  # fmt: skip
+    print(
+        f"mean return of the first {few} iterations {sum(means[:few]) / few:.3f}, "
+        f"of the last {few} {sum(means[-few:]) / few:.3f}"
+    )
     return means
 
 

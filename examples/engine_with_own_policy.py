@@ -49,9 +49,11 @@ def main() -> None:
         began = time.perf_counter()
         rollouts = engine.run(starts, args.siblings, seed=0)
         seconds = time.perf_counter() - began
-        print(f"{name}: chunks of {engine.chunk}, {len(rollouts.chunks)} episodes in {seconds:.1f} s, "
-              f"mean reward {rollouts.final_reward().mean():.3f}, "
-              f"stopped as done {100 * rollouts.stopped.float().mean():.0f} %")  # fmt: skip
+        print(
+            f"{name}: chunks of {engine.chunk}, {len(rollouts.chunks)} episodes in {seconds:.1f} s, "
+            f"mean reward {rollouts.final_reward().mean():.3f}, "
+            f"stopped as done {100 * rollouts.stopped.float().mean():.0f} %"
+        )
 
 
 if __name__ == "__main__":

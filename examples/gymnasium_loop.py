@@ -41,8 +41,10 @@ def main() -> None:
     for task in sorted(scores):
         rewards, stopped, steps = zip(*scores[task], strict=True)
         count = len(rewards)
-        print(f"{TASKS[task].instructions[0]:42} {count:8}  {sum(rewards) / count:11.2f}  "
-              f"{100 * sum(stopped) / count:13.0f} %  {sum(steps) / count:10.1f}")  # fmt: skip
+        print(
+            f"{TASKS[task].instructions[0]:42} {count:8}  {sum(rewards) / count:11.2f}  "
+            f"{100 * sum(stopped) / count:13.0f} %  {sum(steps) / count:10.1f}"
+        )
 
 
 if __name__ == "__main__":

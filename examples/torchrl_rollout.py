@@ -37,9 +37,11 @@ def main() -> None:
     done, stopped = after["done"], after["terminated"]
     returns = after["episode_reward"][done]
     print(data.select("frame", "proprio", "instruction", "action", "next"))
-    print(f"{int(done.sum())} episodes ended: mean return {returns.mean():.3f}, "
-          f"stopped as done {100 * stopped[done].float().mean():.0f} %, "
-          f"broken {int(after['broken'].sum())}")  # fmt: skip
+    print(
+        f"{int(done.sum())} episodes ended: mean return {returns.mean():.3f}, "
+        f"stopped as done {100 * stopped[done].float().mean():.0f} %, "
+        f"broken {int(after['broken'].sum())}"
+    )
 
 
 if __name__ == "__main__":

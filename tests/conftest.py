@@ -66,9 +66,15 @@ class Tiny:
         return Starts(frame, proprio, tokenize([INSTRUCTIONS[i % len(INSTRUCTIONS)] for i in range(n)]))
 
     def engine(
-        self, horizon: int = 4, batch: int = 64, capacity: int | None = None, seed: int = 0, size: int = 16,
-        chunk: int | None = None, **replace
-    ) -> Engine:  # fmt: skip
+        self,
+        horizon: int = 4,
+        batch: int = 64,
+        capacity: int | None = None,
+        seed: int = 0,
+        size: int = 16,
+        chunk: int | None = None,
+        **replace,
+    ) -> Engine:
         world = World(self.simulator(seed, size), tabletop_camera(size), (1.0, 0.5))
         models = {"policy": self.policy(seed), "world": world, "reflector": self.reflector(seed)}
         return Engine(*(models | replace).values(), Kinematics(), EngineConfig(horizon, capacity, batch), chunk)

@@ -101,9 +101,13 @@ def test_resumed_training_continues_identically(tmp_path):
     train(network, optimizer, 4)
     schedule.step()
     save_state(
-        tmp_path / "a.safetensors", network=network.state_dict(), optimizer=optimizer.state_dict(),
-        schedule=schedule.state_dict(), torch_rng=torch.get_rng_state(), numpy_rng=np.random.get_state(),
-    )  # fmt: skip
+        tmp_path / "a.safetensors",
+        network=network.state_dict(),
+        optimizer=optimizer.state_dict(),
+        schedule=schedule.state_dict(),
+        torch_rng=torch.get_rng_state(),
+        numpy_rng=np.random.get_state(),
+    )
     expected = train(network, optimizer, 5)
 
     state = load_state(tmp_path / "a.safetensors")
@@ -124,11 +128,17 @@ def test_every_kind_of_value_comes_back_with_its_type(tmp_path):
     random.seed(1)
     generator = np.random.Generator(np.random.Philox(7))
     value = {
-        1: [True, None, 3, 2**80, -0.1, float("inf"), "text"], "1": (1, (2.5,), [], {}), "python": random.getstate(),
-        "generator": generator.bit_generator.state, "array": np.arange(6, dtype=np.uint16).reshape(2, 3).T,
-        "empty": np.zeros((0, 2)), "bits": torch.tensor([True, False]), "half": torch.ones(2, 3, dtype=torch.bfloat16),
-        "scalar": torch.tensor(4), "none": torch.zeros(0, 3),
-    }  # fmt: skip
+        1: [True, None, 3, 2**80, -0.1, float("inf"), "text"],
+        "1": (1, (2.5,), [], {}),
+        "python": random.getstate(),
+        "generator": generator.bit_generator.state,
+        "array": np.arange(6, dtype=np.uint16).reshape(2, 3).T,
+        "empty": np.zeros((0, 2)),
+        "bits": torch.tensor([True, False]),
+        "half": torch.ones(2, 3, dtype=torch.bfloat16),
+        "scalar": torch.tensor(4),
+        "none": torch.zeros(0, 3),
+    }
     save_state(tmp_path / "a.safetensors", value=value)
     found = load_state(tmp_path / "a.safetensors")["value"]
     assert list(found) == list(value)

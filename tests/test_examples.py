@@ -67,6 +67,7 @@ def test_a_minibatch_of_one_does_not_ruin_the_actor():
         feature = agent.policy.see(frame, agent.policy.read(torch.ones(1, 12, dtype=torch.long)))
     proprio, action = torch.zeros(1, 7), torch.zeros(1, 4, 7)
     given = {"feature": feature, "proprio": proprio, "action": action} | {
-        name: torch.ones(1) for name in ("log_prob", "advantage", "target")}  # fmt: skip
+        name: torch.ones(1) for name in ("log_prob", "advantage", "target")
+    }
     script["learn"](agent, torch.optim.Adam(agent.parameters(), 1e-3), given, args, act=True)
     assert all(parameter.isfinite().all() for parameter in agent.parameters())

@@ -77,9 +77,12 @@ def test_missing_face_is_reported_with_the_reason_that_triton_gave(monkeypatch):
 
 @pytest.mark.parametrize(
     ("runs", "cuda_error", "face", "why"),
-    [({"action_map"}, "No module", "Triton", "CUDA C++: No module"), ({"action_map"}, None, "Triton", None),
-     (set(), None, "CUDA C++", None)],
-)  # fmt: skip
+    [
+        ({"action_map"}, "No module", "Triton", "CUDA C++: No module"),
+        ({"action_map"}, None, "Triton", None),
+        (set(), None, "CUDA C++", None),
+    ],
+)
 def test_face_of_a_cuda_device_is_named_with_why_not_the_other(monkeypatch, runs, cuda_error, face, why):
     monkeypatch.setattr(info, "why_no_cuda", lambda: None)
     monkeypatch.setattr(ops, "BACKEND", "")

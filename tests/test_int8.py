@@ -102,10 +102,19 @@ def test_linear_layers_take_any_leading_dimensions(shape):
     torch.testing.assert_close(actual, expected, rtol=0, atol=0.1)
 
 
-@pytest.mark.parametrize("options", [
-    {"kernel_size": 2}, {"kernel_size": (3, 1), "padding": (1, 0)}, {"padding": 0}, {"stride": (1, 2)}, {"dilation": 2},
-    {"groups": 2}, {"padding_mode": "circular"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 2},
+        {"kernel_size": (3, 1), "padding": (1, 0)},
+        {"padding": 0},
+        {"stride": (1, 2)},
+        {"dilation": 2},
+        {"groups": 2},
+        {"padding_mode": "circular"},
+    ],
+    ids=str,
+)
 def test_a_convolution_of_another_kind_is_refused(options):
     with pytest.raises(ValueError, match="cannot be had in 8 bits: its window should be odd and square, padding half"):
         Int8(Conv(4, 4, **{"kernel_size": 3, "padding": 1, **options}), (0.0, 1.0))

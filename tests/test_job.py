@@ -140,7 +140,11 @@ def test_time_to_make_the_models_is_not_called_evaluation(tmp_path):
     for iteration in range(2):
         run.log("post_train", iteration, rollout_s=3.0, update_s=1.0)
     assert job._shares(run, models=80.0, evaluate=12.0) == {
-        "rollout": 0.06, "update": 0.02, "evaluate": 0.12, "models": 0.8}  # fmt: skip
+        "rollout": 0.06,
+        "update": 0.02,
+        "evaluate": 0.12,
+        "models": 0.8,
+    }
 
 
 def test_truth_and_imagination_are_compared_over_as_many_steps():
@@ -150,9 +154,10 @@ def test_truth_and_imagination_are_compared_over_as_many_steps():
     def gap(chunks, stops):  # imagined for so many chunks of 4; an episode without a stop: None
         steps = 4 * chunks
         imagined = SimpleNamespace(
-            stopped=torch.tensor([stop is not None for stop in stops]), reward=torch.zeros(len(stops), chunks, 4),
+            stopped=torch.tensor([stop is not None for stop in stops]),
+            reward=torch.zeros(len(stops), chunks, 4),
             stop=torch.tensor([steps if stop is None else stop for stop in stops]),
-        )  # fmt: skip
+        )
         return job.Measurement(None, [trajectory(at) for at in (3, 9, 30, 99)], imagined, {}).imagined_minus_true
 
     assert gap(10, [4, 12, None, None]) == pytest.approx(0.5 - 0.75)

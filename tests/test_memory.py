@@ -51,8 +51,13 @@ def test_errors_that_say_memory_ran_out_are_known():
 
 
 def test_a_pass_on_a_gpu_takes_half_of_the_memory_that_is_free(monkeypatch):
-    figures = {"memory_allocated": 1000, "max_memory_allocated": 1080, "memory_reserved": 1400,
-               "mem_get_info": (600, 0), "reset_peak_memory_stats": None}  # fmt: skip
+    figures = {
+        "memory_allocated": 1000,
+        "max_memory_allocated": 1080,
+        "memory_reserved": 1400,
+        "mem_get_info": (600, 0),
+        "reset_peak_memory_stats": None,
+    }
     for name, figure in figures.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
     calls = []

@@ -116,9 +116,10 @@ def ssim_by_windows(a: torch.Tensor, b: torch.Tensor) -> float:
             variance_x, variance_y = (weight * (x - mean_x) ** 2).sum((0, 1)), (weight * (y - mean_y) ** 2).sum((0, 1))
             covariance = (weight * (x - mean_x) * (y - mean_y)).sum((0, 1))
             values.append(
-                (2 * mean_x * mean_y + 6.5025) * (2 * covariance + 58.5225)
+                (2 * mean_x * mean_y + 6.5025)
+                * (2 * covariance + 58.5225)
                 / ((mean_x**2 + mean_y**2 + 6.5025) * (variance_x + variance_y + 58.5225))
-            )  # fmt: skip
+            )
     return float(torch.stack(values).mean())
 
 
@@ -176,8 +177,10 @@ def test_frechet_distance_equals_the_product_form_and_is_a_distance():
     root_trace = torch.linalg.eigvals(torch.cov(a.double().T) @ torch.cov(b.double().T)).real.sqrt().sum()
     expected = (
         (a.double().mean(0) - b.double().mean(0)).square().sum()
-        + torch.cov(a.double().T).trace() + torch.cov(b.double().T).trace() - 2 * root_trace
-    )  # fmt: skip
+        + torch.cov(a.double().T).trace()
+        + torch.cov(b.double().T).trace()
+        - 2 * root_trace
+    )
     assert frechet_distance(a, b) == pytest.approx(float(expected), abs=1e-9)
     assert frechet_distance(b, a) == pytest.approx(float(expected), abs=1e-9)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)

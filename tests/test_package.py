@@ -37,9 +37,7 @@ DOORS = {"_C": {"ops"}, "_cuda": {"ops"}, "kernels": {"ops", "info"}, "_tabletop
 
 
 def source_files(root, suffixes=SUFFIXES):
-    return [
-        path for folder in FOLDERS for path in sorted((root / folder).rglob("*")) if path.suffix in suffixes
-    ]
+    return [path for folder in FOLDERS for path in sorted((root / folder).rglob("*")) if path.suffix in suffixes]
 
 
 def long_files(root):
@@ -177,8 +175,16 @@ def incomplete_ops(root):
     return found
 
 
-RULES = [long_files, long_functions, long_cxx_functions, wide_cxx_lines, forbidden_names, upward_imports,
-         incomplete_packages, incomplete_ops]  # fmt: skip
+RULES = [
+    long_files,
+    long_functions,
+    long_cxx_functions,
+    wide_cxx_lines,
+    forbidden_names,
+    upward_imports,
+    incomplete_packages,
+    incomplete_ops,
+]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -230,11 +236,19 @@ BODY = "void f() {\n" + "  g();\n" * (LINES_PER_FUNCTION - 1) + "}\n"
         (long_files, "csrc/tabletop/world.h", "\n" * 401, "csrc/tabletop/world.h: 401 lines"),
         (long_files, "examples/run.py", "\n" * 401, "examples/run.py: 401 lines"),
         (long_functions, "tests/test_x.py", FUNCTION, "tests/test_x.py: long has 61 lines"),
-        (long_functions, "worldenv/a.py", "class A:\n" + "".join(f"    {line}\n" for line in FUNCTION.splitlines()),
-         "worldenv/a.py: long has 61 lines"),
+        (
+            long_functions,
+            "worldenv/a.py",
+            "class A:\n" + "".join(f"    {line}\n" for line in FUNCTION.splitlines()),
+            "worldenv/a.py: long has 61 lines",
+        ),
         (long_cxx_functions, "csrc/cpu/x.cpp", "\n" + BODY, "csrc/cpu/x.cpp:2: a function of 61 lines"),
-        (long_cxx_functions, "csrc/cuda/x.cu", "namespace a {\nstruct B {\n" + BODY + "};\n}\n",
-         "csrc/cuda/x.cu:3: a function of 61 lines"),
+        (
+            long_cxx_functions,
+            "csrc/cuda/x.cu",
+            "namespace a {\nstruct B {\n" + BODY + "};\n}\n",
+            "csrc/cuda/x.cu:3: a function of 61 lines",
+        ),
         (wide_cxx_lines, "csrc/cpu/x.h", "\n//" + "-" * 119, "csrc/cpu/x.h:2: 121 columns"),
         (forbidden_names, "worldenv/policy/utils.py", "", "worldenv/policy/utils.py"),
         (forbidden_names, "csrc/common/isa.h", "", "csrc/common/isa.h"),

@@ -32,10 +32,19 @@ def clock(monkeypatch):
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0, "0.0 s"), (0.44, "0.4 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.4, "59 s"), (59.6, "1 min 00 s"),
-        (245, "4 min 05 s"), (3599.4, "59 min 59 s"), (3600, "1 h 00 min"), (3725, "1 h 02 min"), (7199, "2 h 00 min"),
+        (0, "0.0 s"),
+        (0.44, "0.4 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (245, "4 min 05 s"),
+        (3599.4, "59 min 59 s"),
+        (3600, "1 h 00 min"),
+        (3725, "1 h 02 min"),
+        (7199, "2 h 00 min"),
     ],
-)  # fmt: skip
+)
 def test_durations_read_as_a_person_says_them(seconds, text):
     assert human_seconds(seconds) == text
 

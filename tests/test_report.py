@@ -41,8 +41,12 @@ def train_result():
         "imagined_minus_true": {"before": -0.082, "after": -0.064},
         "false_stop": {"before": 0.034, "after": 0.041},
         "missed_stop": {"before": 0.087, "after": 0.052},
-        "simulator": {"psnr": [33.1, 31.0, 29.8, 29.0, 28.4, 28.1], "ssim": [0.97, 0.95, 0.94, 0.93, 0.92, 0.92],
-                      "lpips": [0.02, 0.03, 0.03, 0.04, 0.04, 0.05], "fid": 21.34},
+        "simulator": {
+            "psnr": [33.1, 31.0, 29.8, 29.0, 28.4, 28.1],
+            "ssim": [0.97, 0.95, 0.94, 0.93, 0.92, 0.92],
+            "lpips": [0.02, 0.03, 0.03, 0.04, 0.04, 0.05],
+            "fid": 21.34,
+        },
         "wall_s": 571.0,
         "time_shares": {"rollout": 0.58, "update": 0.17, "evaluate": 0.2, "report": 0.01},
         "seed": 3,
@@ -63,12 +67,18 @@ def folder(tmp_path_factory):
         run.log("train_simulator", i * 100, loss=0.4 * math.exp(-i / 15) + 0.02 * rng.random(), psnr=20 + 8 * i / 60)
     for i in range(45):
         run.log(
-            "post_train", i, reward=0.4 + 0.006 * i + 0.03 * rng.standard_normal(),
-            imagined_success=0.44 + 0.005 * i + 0.02 * rng.standard_normal(), rollout_s=7.5, update_s=2.1,
-            loss=float("nan") if i == 20 else -0.02 * rng.random(), clip_fraction=0.1 * rng.random(),
-            groups_without_signal=int(rng.integers(0, 6)), skipped_steps=int(i == 20),
+            "post_train",
+            i,
+            reward=0.4 + 0.006 * i + 0.03 * rng.standard_normal(),
+            imagined_success=0.44 + 0.005 * i + 0.02 * rng.standard_normal(),
+            rollout_s=7.5,
+            update_s=2.1,
+            loss=float("nan") if i == 20 else -0.02 * rng.random(),
+            clip_fraction=0.1 * rng.random(),
+            groups_without_signal=int(rng.integers(0, 6)),
+            skipped_steps=int(i == 20),
             **({"validation_success": 0.5 + 0.2 * i / 45} if i % 10 == 0 else {}),
-        )  # fmt: skip
+        )
     frames = rng.integers(0, 255, (2, 30, 64, 64, 3), np.uint8)
     curves = [np.linspace(0.05, 0.7, 30), np.linspace(0.1, 0.4, 30)]
     video = side_by_side(list(frames), ["imagined: put the red block on the plate", "true"], curves, [22, None])
@@ -120,12 +130,22 @@ def report(folder):
     folder.write_result(train_result())
     return read(folder)
 
+
 def test_report_of_a_training_run_shows_every_section_with_its_figures(report):
     _, reader = report
     for heading in (
-        "Success in the true environment", "Per task", "Learning curves", "Imagined against true", "Stopping",
-        "Simulator quality", "Time", "Videos", "Other stages", "Configuration", "How to reproduce",
-    ):  # fmt: skip
+        "Success in the true environment",
+        "Per task",
+        "Learning curves",
+        "Imagined against true",
+        "Stopping",
+        "Simulator quality",
+        "Time",
+        "Videos",
+        "Other stages",
+        "Configuration",
+        "How to reproduce",
+    ):
         assert heading in reader.texts
     assert "Left out" not in reader.text
     assert "9 min 31 s" in reader.text and "gaps in the curves: 1." in reader.text

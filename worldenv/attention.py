@@ -50,8 +50,11 @@ def _ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 CALLS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "flash-attn": _flash, "xformers": _xformers, "sdpa": _sdpa, "ours": _ours
-}  # fmt: skip
+    "flash-attn": _flash,
+    "xformers": _xformers,
+    "sdpa": _sdpa,
+    "ours": _ours,
+}
 
 
 @functools.cache

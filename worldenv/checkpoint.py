@@ -167,10 +167,15 @@ def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_encode(entry, f"{name}.{i}", tensors) for i, entry in enumerate(value)]}
     if isinstance(value, Mapping):
-        return {"dict": [[_checked_key(key, name), _encode(entry, f"{name}.{key!r}", tensors)]
-                         for key, entry in value.items()]}
-    raise TypeError(f"{name} is a {type(value).__name__}: a state holds tensors, numpy arrays, int, float, str, bool, "
-                    "None, and dicts, lists and tuples of these; convert it")
+        return {
+            "dict": [
+                [_checked_key(key, name), _encode(entry, f"{name}.{key!r}", tensors)] for key, entry in value.items()
+            ]
+        }
+    raise TypeError(
+        f"{name} is a {type(value).__name__}: a state holds tensors, numpy arrays, int, float, str, bool, "
+        "None, and dicts, lists and tuples of these; convert it"
+    )
 
 
 def _checked_key(key: Any, name: str) -> str | int:

@@ -84,9 +84,19 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
     quick_eval = EvalConfig(episodes=60, imagined=20, quality=10, videos=1)
     tiny = Schedule(steps=4, batch=8, learning_rate=1e-3)
     tiny_scratch = ScratchConfig(
-        pretraining_episodes=8, action_episodes=8, base=tiny, demonstrations=1, finetune=tiny, adapt=tiny,
-        exploration=2, again=1, teacher_pretraining=tiny, teacher=tiny, student=tiny, head=tiny,
-    )  # fmt: skip
+        pretraining_episodes=8,
+        action_episodes=8,
+        base=tiny,
+        demonstrations=1,
+        finetune=tiny,
+        adapt=tiny,
+        exploration=2,
+        again=1,
+        teacher_pretraining=tiny,
+        teacher=tiny,
+        student=tiny,
+        head=tiny,
+    )
     return {
         "tabletop": ("the default: ten tasks, the shipped weights", TrainConfig()),
         "tabletop-quick": (

@@ -38,8 +38,10 @@ class EvalConfig:
         if self.weights is not None:
             present(self.weights)
         if self.episodes < 10 or self.imagined < 1 or self.quality < 1 or self.videos < 0:
-            raise UserError("--eval.episodes must be at least 10, --eval.imagined and --eval.quality at least 1, "
-                            "--eval.videos not negative")  # fmt: skip
+            raise UserError(
+                "--eval.episodes must be at least 10, --eval.imagined and --eval.quality at least 1, "
+                "--eval.videos not negative"
+            )
 
 
 @torch.no_grad()

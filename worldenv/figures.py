@@ -16,12 +16,28 @@ INK, GRID, BEFORE, AFTER, OTHER = "#010101", "#010102", "#010103", "#010104", "#
 VARIABLES = {INK: "--ink", GRID: "--grid", BEFORE: "--before", AFTER: "--after", OTHER: "--other"}
 WIDTH_IN = 4.6  # narrow, so that a phone shrinks the letters little
 STYLE = {
-    "svg.fonttype": "none", "text.parse_math": False,
-    "font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left",
-    "text.color": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    "axes.edgecolor": GRID, "xtick.color": GRID, "ytick.color": GRID, "grid.color": GRID, "grid.linewidth": 0.6,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-    "legend.frameon": False, "legend.fontsize": 8.5, "savefig.transparent": True, "lines.linewidth": 1.6,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.edgecolor": GRID,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "savefig.transparent": True,
+    "lines.linewidth": 1.6,
 }
 
 

@@ -23,7 +23,7 @@ from worldenv.evaluate import (
     judge_trajectories,
     simulator_quality,
     starts_of,
-)  # fmt: skip
+)
 from worldenv.instruction import tokenize
 from worldenv.kinematics import Kinematics
 from worldenv.progress import Progress, human_seconds, table
@@ -183,16 +183,21 @@ def train(config: TrainConfig, command: str) -> dict:
     after = measure(models, engine, config.eval, config.start_seed, config.seed, "after")
     write_videos(folder, engine, after, config.eval, config.seed, "after")
     result = {
-        "success_before": before.document(), "success_after": after.document(),
+        "success_before": before.document(),
+        "success_after": after.document(),
         "imagined_success": _pair(before, after, lambda m: m.imagined_success) | {"n": len(after.imagined.stopped)},
         "imagined_minus_true": _pair(before, after, lambda m: m.imagined_minus_true),
         "false_stop": _pair(before, after, lambda m: m.true.false_stop),
         "missed_stop": _pair(before, after, lambda m: m.true.missed_stop),
-        "simulator": after.quality, "counts": counts,
+        "simulator": after.quality,
+        "counts": counts,
         "time_shares": _shares(folder, loaded, measured - loaded + time.monotonic() - began - practised),
-        "wall_s": time.monotonic() - began, "seed": config.seed, "start_seed": config.start_seed,
-        "run": str(folder.path), "command": command,
-    }  # fmt: skip
+        "wall_s": time.monotonic() - began,
+        "seed": config.seed,
+        "start_seed": config.start_seed,
+        "run": str(folder.path),
+        "command": command,
+    }
     return _finish(folder, result)
 
 
@@ -205,12 +210,18 @@ def evaluate(config: EvaluateConfig, command: str) -> dict:
     measured = measure(models, engine, config.eval, config.start_seed, config.seed, "evaluation")
     write_videos(folder, engine, measured, config.eval, config.seed, "evaluation")
     result = {
-        "success": measured.document(), "imagined_success": measured.imagined_success,
+        "success": measured.document(),
+        "imagined_success": measured.imagined_success,
         "imagined_minus_true": measured.imagined_minus_true,
-        "false_stop": measured.true.false_stop, "missed_stop": measured.true.missed_stop, "simulator": measured.quality,
-        "wall_s": time.monotonic() - began, "seed": config.seed, "start_seed": config.start_seed,
-        "run": str(folder.path), "command": command,
-    }  # fmt: skip
+        "false_stop": measured.true.false_stop,
+        "missed_stop": measured.true.missed_stop,
+        "simulator": measured.quality,
+        "wall_s": time.monotonic() - began,
+        "seed": config.seed,
+        "start_seed": config.start_seed,
+        "run": str(folder.path),
+        "command": command,
+    }
     return _finish(folder, result)
 
 

@@ -8,10 +8,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 T_QUANTILES_975 = (
-    12.70620, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600, 2.26216, 2.22814,
-    2.20099, 2.17881, 2.16037, 2.14479, 2.13145, 2.11991, 2.10982, 2.10092, 2.09302, 2.08596,
-    2.07961, 2.07387, 2.06866, 2.06390, 2.05954, 2.05553, 2.05183, 2.04841, 2.04523, 2.04227,
-)  # fmt: skip
+    12.70620,
+    4.30265,
+    3.18245,
+    2.77645,
+    2.57058,
+    2.44691,
+    2.36462,
+    2.30600,
+    2.26216,
+    2.22814,
+    2.20099,
+    2.17881,
+    2.16037,
+    2.14479,
+    2.13145,
+    2.11991,
+    2.10982,
+    2.10092,
+    2.09302,
+    2.08596,
+    2.07961,
+    2.07387,
+    2.06866,
+    2.06390,
+    2.05954,
+    2.05553,
+    2.05183,
+    2.04841,
+    2.04523,
+    2.04227,
+)
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 FRAMES_AT_ONCE = 128
@@ -87,8 +114,8 @@ def _t_quantile(freedom: int) -> float:
 
 def psnr(
     imagined: Tensor,  # [..., H, W, 3] uint8
-    true: Tensor,      # [..., H, W, 3] uint8
-) -> Tensor:           # [...] float64, dB; inf where the two images are equal
+    true: Tensor,  # [..., H, W, 3] uint8
+) -> Tensor:  # [...] float64, dB; inf where the two images are equal
     """Peak signal-to-noise ratio of each image.
 
         10 log10(255^2 / mean((imagined - true)^2))
@@ -104,8 +131,8 @@ def psnr(
 
 def ssim(
     imagined: Tensor,  # [..., H, W, 3] uint8, H and W >= 11
-    true: Tensor,      # [..., H, W, 3] uint8
-) -> Tensor:           # [...] float64, <= 1
+    true: Tensor,  # [..., H, W, 3] uint8
+) -> Tensor:  # [...] float64, <= 1
     """Structural similarity of each image: the mean over windows and colours (Wang et al. 2004).
 
         (2 m_a m_b + C1) (2 c_ab + C2) / ((m_a^2 + m_b^2 + C1) (v_a + v_b + C2))

@@ -109,9 +109,7 @@ class Progress:
         print(f"{self.title}  {state}", file=self.stream, flush=True)
 
 
-def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], stream: TextIO | None = None
-) -> None:
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], stream: TextIO | None = None) -> None:
     """Print a table; all columns but the first are set flush right. Raises UserError on a row of the wrong length."""
     stream = sys.stderr if stream is None else stream
     sheet = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)

@@ -30,8 +30,9 @@ class Slots:
     def each(self, function) -> Self:
         """The same with every tensor replaced by function(tensor)."""
         values = (getattr(self, field.name) for field in fields(self))
-        return type(self)(*(v.each(function) if isinstance(v, Slots) else v if v is None else function(v)
-                            for v in values))  # fmt: skip
+        return type(self)(
+            *(v.each(function) if isinstance(v, Slots) else v if v is None else function(v) for v in values)
+        )
 
     def __len__(self) -> int:
         return len(next(self.tensors()))

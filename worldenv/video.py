@@ -53,10 +53,10 @@ def side_by_side(
     panels: Sequence[np.ndarray],  # each [T_i, H, W, 3] uint8
     titles: Sequence[str],
     curves: Sequence[np.ndarray],  # each [T_i] float, reward in [0, 1]
-    stops: Sequence[int | None],   # frame at which the episode stopped
+    stops: Sequence[int | None],  # frame at which the episode stopped
     scale: int = 3,
     threshold: float = 0.5,
-) -> np.ndarray:                   # [T, H', W', 3] uint8
+) -> np.ndarray:  # [T, H', W', 3] uint8
     """Draw episodes next to each other, each over its reward curve up to the current frame.
 
     A panel ends at its stop, or else at its last frame, and freezes there until the longest has ended (T frames).
@@ -135,7 +135,7 @@ def _draw_title(draw: ImageDraw.ImageDraw, title: str, left: int, width: int) ->
 def _draw_curve(
     draw: ImageDraw.ImageDraw,
     plot: tuple[int, int, int, int],  # left, top, right, bottom in pixels
-    curve: np.ndarray,                # [t + 1] reward so far
+    curve: np.ndarray,  # [t + 1] reward so far
     length: int,
     stop: int | None,
     threshold: float,

@@ -25,8 +25,15 @@ from worldenv.ops.windowed_attention import windowed_attention_reference
 from worldenv.simulator.causal import LIBERO_BASE
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-B, L, H, G, D, C, WIDTH = (64, LIBERO_BASE.tokens, LIBERO_BASE.heads, LIBERO_BASE.key_heads, LIBERO_BASE.head,
-                           LIBERO_BASE.places, LIBERO_BASE.width)  # fmt: skip
+B, L, H, G, D, C, WIDTH = (
+    64,
+    LIBERO_BASE.tokens,
+    LIBERO_BASE.heads,
+    LIBERO_BASE.key_heads,
+    LIBERO_BASE.head,
+    LIBERO_BASE.places,
+    LIBERO_BASE.width,
+)
 M = LIBERO_BASE.chunk * L
 BF16, INT8 = torch.bfloat16, torch.int8
 ROUNDS, CALLS = 20, 10
@@ -181,8 +188,9 @@ def bench_triton(benchmark, case):
     seconds = interleaved_s(calls)
     benchmark.pedantic(lambda: (calls["triton"](), torch.cuda.synchronize()), rounds=ROUNDS)
     benchmark.extra_info.update(
-        median_s=seconds, gb_s=moved_bytes(op, arguments, expected) / seconds["triton"] / 1e9,
+        median_s=seconds,
+        gb_s=moved_bytes(op, arguments, expected) / seconds["triton"] / 1e9,
         speedup_over={name: seconds[name] / seconds["triton"] for name in ("eager", "compile")},
-    )  # fmt: skip
+    )
     if op == "windowed_attention":
         benchmark.extra_info["tflop_s"] = 4 * B * M * H * C * D / seconds["triton"] / 1e12

@@ -14,12 +14,12 @@ def by_onednn(layer, conv):
     packed = torch.ops.onednn.qconv_prepack(levels, scale, *grid, *window)
     zeros = torch.zeros(len(scale), dtype=torch.int32)
     multiply = torch.ops.onednn.qconv_pointwise
-    return lambda x: multiply(x, *grid, packed, scale, zeros, conv.bias, *window, 1.0, 0, torch.float32, "none",
-                              [], "")  # fmt: skip
+    return lambda x: multiply(x, *grid, packed, scale, zeros, conv.bias, *window, 1.0, 0, torch.float32, "none", [], "")
 
 
-@pytest.mark.parametrize(("inputs", "outputs", "size", "window", "stride"),
-                         [(40, 80, 32, 3, 2), (80, 160, 16, 3, 2), (160, 320, 8, 1, 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "size", "window", "stride"), [(40, 80, 32, 3, 2), (80, 160, 16, 3, 2), (160, 320, 8, 1, 1)]
+)
 @torch.no_grad()
 def bench_conv_int8(versus, inputs, outputs, size, window, stride, batch=32):
     torch.manual_seed(0)

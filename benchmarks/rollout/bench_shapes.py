@@ -79,6 +79,9 @@ def bench_engine(benchmark, make, episodes):
     frames, flops = episodes * CHUNKS * engine.world.chunk, flops_a_frame(engine)
     slot, record = engine.bytes_per_episode(given)
     benchmark.extra_info.update(
-        frames_per_s=frames / seconds, slot_bytes=slot, record_bytes=record,
-        peak_bytes=torch.cuda.max_memory_reserved(), simulator_flops_per_s=flops and flops * frames / seconds,
-    )  # fmt: skip
+        frames_per_s=frames / seconds,
+        slot_bytes=slot,
+        record_bytes=record,
+        peak_bytes=torch.cuda.max_memory_reserved(),
+        simulator_flops_per_s=flops and flops * frames / seconds,
+    )

@@ -137,13 +137,28 @@ def measure(ways: dict[str, Callable], given: argparse.Namespace, config: Causal
     median_s = {name: statistics.median(t) for name, t in times.items()}
     frames = given.episodes * given.chunks * config.chunk
     slot = {n: new_slot(config, n).bytes_each() for n in ("float", "int8")}
-    rows = [[name, f"{s:.2f} s", f"{frames / s:,.1f}", f"{ratio[name]:.2f}x", f"{found[name]:.1f} dB"]
-            for name, s in median_s.items()]  # fmt: skip
+    rows = [
+        [name, f"{s:.2f} s", f"{frames / s:,.1f}", f"{ratio[name]:.2f}x", f"{found[name]:.1f} dB"]
+        for name, s in median_s.items()
+    ]
     title = f"{given.shape}, {given.episodes} episodes of {given.chunks} chunks on {device}"
     table(title, ["", "time", "frames/s", "against the first", "frames like the first's"], rows)
-    print(json.dumps({"shape": given.shape, "device": device, "episodes": given.episodes, "chunks": given.chunks,
-                      "median_s": median_s, "ratio": ratio, "decibels": found, "cache_bytes_an_episode": slot,
-                      "threads": torch.get_num_threads(), "torch": torch.__version__}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "shape": given.shape,
+                "device": device,
+                "episodes": given.episodes,
+                "chunks": given.chunks,
+                "median_s": median_s,
+                "ratio": ratio,
+                "decibels": found,
+                "cache_bytes_an_episode": slot,
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+            }
+        )
+    )
 
 
 def new_slot(config: CausalConfig, cache: str):

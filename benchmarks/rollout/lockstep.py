@@ -34,8 +34,9 @@ class Half(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(layer.weight.bfloat16(), requires_grad=False)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.bfloat16(), requires_grad=False)
-        self.multiply = F.linear if isinstance(layer, Linear) else partial(
-            F.conv2d, stride=layer.stride, padding=layer.padding)  # fmt: skip
+        self.multiply = (
+            F.linear if isinstance(layer, Linear) else partial(F.conv2d, stride=layer.stride, padding=layer.padding)
+        )
 
     def forward(self, x: Tensor, relu: bool = False, onto: Tensor | None = None) -> Tensor:
         y = self.multiply(unit(x).bfloat16(), self.weight, self.bias).float()
@@ -61,8 +62,17 @@ class Lockstep:
         self.engine = engine
         self.step = torch.compile(self._step) if compiled else self._step
 
-    def _step(self, memory: Tensor, proprio: Tensor, tokens: Tensor, first: Tensor, total: Tensor, count: int,
-              uniform: Tensor, noise: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
+    def _step(
+        self,
+        memory: Tensor,
+        proprio: Tensor,
+        tokens: Tensor,
+        first: Tensor,
+        total: Tensor,
+        count: int,
+        uniform: Tensor,
+        noise: Tensor,
+    ) -> tuple[Tensor, ...]:
         policy, world, reflector = self.engine.policy, self.engine.world, self.engine.reflector
         mu, beta = policy(memory[:, 2], proprio, tokens)
         action = laplace_sample(mu, beta, uniform)

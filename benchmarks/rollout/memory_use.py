@@ -37,8 +37,13 @@ def passing(episodes: int) -> dict:
     for _ in range(episodes // PER_RUN):
         engine.run(starts, 1, 0)
         seen.append(resident_bytes())
-    return {"episodes": episodes, "start": seen[0], "after_tenth": seen[len(seen) // 10], "most": max(seen),
-            "end": seen[-1]}  # fmt: skip
+    return {
+        "episodes": episodes,
+        "start": seen[0],
+        "after_tenth": seen[len(seen) // 10],
+        "most": max(seen),
+        "end": seen[-1],
+    }
 
 
 if __name__ == "__main__":

@@ -64,11 +64,27 @@ def main() -> None:
         rows.append([str(steps), f"{flops / 1e9:,.0f}", f"{moved / 1e6:,.0f}", f"{by_flops:,.0f}", f"{by_bytes:,.0f}"])
     table(
         f"libero-base, {parameters / 1e6:.0f} M parameters, {slot / 1e6:.2f} MB a slot: predicted, not measured",
-        ["denoising steps", "GFLOP a frame", "MB a frame", f"frames/s at {given.share:.0%} of the peak",
-         "frames/s by bandwidth"], rows,
-    )  # fmt: skip
-    print(json.dumps({"measured": False, "parameters": parameters, "slot_bytes": slot, "a_pass": asdict(one),
-                      "by_steps": figures, **vars(given)}))  # fmt: skip
+        [
+            "denoising steps",
+            "GFLOP a frame",
+            "MB a frame",
+            f"frames/s at {given.share:.0%} of the peak",
+            "frames/s by bandwidth",
+        ],
+        rows,
+    )
+    print(
+        json.dumps(
+            {
+                "measured": False,
+                "parameters": parameters,
+                "slot_bytes": slot,
+                "a_pass": asdict(one),
+                "by_steps": figures,
+                **vars(given),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

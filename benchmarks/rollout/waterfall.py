@@ -126,8 +126,10 @@ def main() -> None:
     batch = EngineConfig(batch=given.episodes)
     parts = make_engine(models, EngineConfig(), precision="float32")
     small = make_engine(models, EngineConfig(), precision="int8")
-    wholes = {name: make_engine(some, batch, precision="float32")
-              for name, some in ((LOOP, models), (LOOP_HALF, in_bfloat16(models)))}  # fmt: skip
+    wholes = {
+        name: make_engine(some, batch, precision="float32")
+        for name, some in ((LOOP, models), (LOOP_HALF, in_bfloat16(models)))
+    }
     loops = {name: Lockstep(engine) for name, engine in wholes.items()}
     agreement = check(loops, small, starts)
     if not given.no_compile:
@@ -149,11 +151,15 @@ def main() -> None:
             times[name].append(time.perf_counter() - began)
     peaks = {precision: matrix_peak(precision) for precision in ("float32", "bfloat16", "int8")}
     facts = {
-        "episodes": given.episodes, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "episodes": given.episodes,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
         "decibels": agreement,
-        "operations_per_second": peaks, "flops_per_chunk": flops_per_chunk(parts, starts),
-        "bytes_per_episode": sum(small.bytes_per_episode(starts)), "host_us_per_chunk": host_us(given.episodes),
-    }  # fmt: skip
+        "operations_per_second": peaks,
+        "flops_per_chunk": flops_per_chunk(parts, starts),
+        "bytes_per_episode": sum(small.bytes_per_episode(starts)),
+        "host_us_per_chunk": host_us(given.episodes),
+    }
     rows = benchmarks(times, found, facts, small.world.chunk)
     print_waterfall(rows, facts)
     if given.json:
@@ -201,17 +207,27 @@ def print_waterfall(rows: list[dict], facts: dict) -> None:
     cells = []
     for bench in rows:
         extra, s = bench["extra_info"], bench["stats"]["median"]
-        cells.append([bench["name"], f"{s:.2f} s", f"{extra['frames_per_s']:,.0f}",
-                      f"{extra['episodes_per_hour']:,.0f}", f"{extra['speedup']:.2f}x",
-                      f"{100 * extra['share_of_peak']:.0f} %",
-                      f"{extra['mean_reward']:.3f} +- {extra['error_of_mean_reward']:.3f}"])  # fmt: skip
+        cells.append(
+            [
+                bench["name"],
+                f"{s:.2f} s",
+                f"{extra['frames_per_s']:,.0f}",
+                f"{extra['episodes_per_hour']:,.0f}",
+                f"{extra['speedup']:.2f}x",
+                f"{100 * extra['share_of_peak']:.0f} %",
+                f"{extra['mean_reward']:.3f} +- {extra['error_of_mean_reward']:.3f}",
+            ]
+        )
     columns = ["", "time", "frames/s", "episodes/hour", "speed", "of peak", "mean reward"]
     table(f"{facts['episodes']} episodes", columns, cells)
     rivals = [f"{ratio:.2f} times as fast as {name}" for name, ratio in rows[-1]["extra_info"]["speedup_over"].items()]
     print(f"The engine: {', '.join(rivals)}.", file=sys.stderr)
-    print(f"{facts['bytes_per_episode'] / 1e6:.3f} MB an episode (slot and records), "
-          f"{facts['host_us_per_chunk']:.1f} us of the engine's own for an episode and chunk, "
-          f"{facts['flops_per_chunk'] / 1e9:.2f} GFLOP for a chunk", file=sys.stderr)  # fmt: skip
+    print(
+        f"{facts['bytes_per_episode'] / 1e6:.3f} MB an episode (slot and records), "
+        f"{facts['host_us_per_chunk']:.1f} us of the engine's own for an episode and chunk, "
+        f"{facts['flops_per_chunk'] / 1e9:.2f} GFLOP for a chunk",
+        file=sys.stderr,
+    )
     names = ("speedup", "mean_reward", "frames_per_s", "share_of_peak")
     columns = {name: {bench["name"]: bench["extra_info"][name] for bench in rows} for name in names}
     median_s = {bench["name"]: bench["stats"]["median"] for bench in rows}

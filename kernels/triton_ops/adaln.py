@@ -27,9 +27,19 @@ def _normalised(b_x, m_x, D: tl.constexpr):  # and 1 / deviation
 
 @triton.jit
 def _adaln(
-    p_x, p_scale, p_shift, p_branch, p_gate, p_total, p_y, N,
-    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BRANCH: tl.constexpr,
-):  # fmt: skip
+    p_x,
+    p_scale,
+    p_shift,
+    p_branch,
+    p_gate,
+    p_total,
+    p_y,
+    N,
+    D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BRANCH: tl.constexpr,
+):
     blocks = tl.cdiv(N, BLOCK_N)
     i_b, i_n = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     o_n, o_d = i_n * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
@@ -47,9 +57,23 @@ def _adaln(
 
 @triton.jit
 def _adaln_backward(
-    p_grad_sum, p_grad_y, p_total, p_scale, p_branch, p_gate, p_grad_x, p_grad_branch, p_sums, N, parts,
-    D: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BRANCH: tl.constexpr,
-):  # fmt: skip
+    p_grad_sum,
+    p_grad_y,
+    p_total,
+    p_scale,
+    p_branch,
+    p_gate,
+    p_grad_x,
+    p_grad_branch,
+    p_sums,
+    N,
+    parts,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BRANCH: tl.constexpr,
+):
     # Sums over the rows of this program go to p_sums [3, B, parts, D]; the launcher adds the parts up.
     i_b, i_p = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts
     o_d = tl.arange(0, BLOCK_D)
@@ -140,9 +164,22 @@ def adaln_backward(
     sums = torch.empty(2 if branch is None else 3, b, parts, d, device=total.device)
     if total.numel():
         _adaln_backward[(b * parts,)](
-            grad_sum, grad_y, total, scale, branch, gate, grad_x, grad_branch, sums, n, parts,
-            D=d, ROWS=ROWS, BRANCH=branch is not None, **tiles,
-        )  # fmt: skip
+            grad_sum,
+            grad_y,
+            total,
+            scale,
+            branch,
+            gate,
+            grad_x,
+            grad_branch,
+            sums,
+            n,
+            parts,
+            D=d,
+            ROWS=ROWS,
+            BRANCH=branch is not None,
+            **tiles,
+        )
     of_scale, of_shift, *of_gate = (part.sum(1).to(total.dtype) for part in sums)  # in float32, rounded once
     if branch is None:
         return grad_x, of_scale, of_shift, total.new_empty(0, n, d), total.new_empty(0, d)

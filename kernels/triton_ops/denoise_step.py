@@ -13,9 +13,20 @@ BLOCK = 256  # counters of a program, four numbers each
 
 @triton.jit(do_not_specialize=["seed"])
 def _denoise_step(
-    p_noisy, p_velocity, p_episode, p_chunk, p_out, t, keep, t_next, seed: tl.int64, use, count,
-    NOISE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    p_noisy,
+    p_velocity,
+    p_episode,
+    p_chunk,
+    p_out,
+    t,
+    keep,
+    t_next,
+    seed: tl.int64,
+    use,
+    count,
+    NOISE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     blocks = tl.cdiv(count, 4 * BLOCK)
     i_b, i_n = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     o_n = i_n * 4 * BLOCK + tl.arange(0, 4 * BLOCK)
@@ -46,7 +57,18 @@ def denoise_step(
     if out.numel():
         count = out.numel() // len(out)
         _denoise_step[(len(out) * triton.cdiv(count, 4 * BLOCK),)](
-            noisy, velocity.contiguous(), episode.contiguous(), chunk.contiguous(), out, t, 1 - t_next, t_next, seed,
-            use, count, NOISE=t_next != 0, BLOCK=BLOCK,
-        )  # fmt: skip
+            noisy,
+            velocity.contiguous(),
+            episode.contiguous(),
+            chunk.contiguous(),
+            out,
+            t,
+            1 - t_next,
+            t_next,
+            seed,
+            use,
+            count,
+            NOISE=t_next != 0,
+            BLOCK=BLOCK,
+        )
     return out

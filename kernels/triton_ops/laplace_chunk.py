@@ -17,9 +17,19 @@ LARGEST_COUNT = 4096  # a chunk is held in registers
 
 @triton.jit(do_not_specialize=["seed"])
 def _laplace_chunk(
-    p_mu, p_beta, p_episode, p_chunk, p_action, p_log_prob, seed: tl.int64, B, count,
-    BLOCK_B: tl.constexpr, BLOCK: tl.constexpr, EXPLORE: tl.constexpr,
-):  # fmt: skip
+    p_mu,
+    p_beta,
+    p_episode,
+    p_chunk,
+    p_action,
+    p_log_prob,
+    seed: tl.int64,
+    B,
+    count,
+    BLOCK_B: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EXPLORE: tl.constexpr,
+):
     o_b, o_n = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B), tl.arange(0, 4 * BLOCK)
     m_b = o_b < B
     m_x = m_b[:, None] & (o_n < count)[None, :]
@@ -60,7 +70,17 @@ def laplace_chunk(
     block = triton.next_power_of_2(triton.cdiv(count, 4))
     block_b = max(1, TILE // block)
     _laplace_chunk[(triton.cdiv(len(mu), block_b),)](
-        mu, beta.contiguous(), episode.contiguous(), chunk.contiguous(), action, log_prob, seed, len(mu), count,
-        BLOCK_B=block_b, BLOCK=block, EXPLORE=explore,
-    )  # fmt: skip
+        mu,
+        beta.contiguous(),
+        episode.contiguous(),
+        chunk.contiguous(),
+        action,
+        log_prob,
+        seed,
+        len(mu),
+        count,
+        BLOCK_B=block_b,
+        BLOCK=block,
+        EXPLORE=explore,
+    )
     return action, log_prob

@@ -21,9 +21,21 @@ def _clamp(b_x, low, high):
 
 @triton.jit
 def _ppo_loss(
-    p_mu, p_beta, p_action, p_behaviour, p_advantage, p_sums, p_of_mu, p_of_beta, B, count, low, high,
-    BLOCK_B: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    p_mu,
+    p_beta,
+    p_action,
+    p_behaviour,
+    p_advantage,
+    p_sums,
+    p_of_mu,
+    p_of_beta,
+    B,
+    count,
+    low,
+    high,
+    BLOCK_B: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     o_b, o_n = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B), tl.arange(0, BLOCK)
     m_b = o_b < B
     m_x = m_b[:, None] & (o_n < count)[None, :]
@@ -72,7 +84,19 @@ def ppo_loss(
     programs = triton.cdiv(b, block_b)
     sums, of_mu, of_beta = mu.new_empty(2, programs), torch.empty_like(mu), torch.empty_like(mu)
     _ppo_loss[(programs,)](
-        mu, beta.contiguous(), action.contiguous(), behaviour.contiguous(), advantage.contiguous(), sums, of_mu,
-        of_beta, b, count, 1 - clip, 1 + clip, BLOCK_B=block_b, BLOCK=block,
-    )  # fmt: skip
+        mu,
+        beta.contiguous(),
+        action.contiguous(),
+        behaviour.contiguous(),
+        advantage.contiguous(),
+        sums,
+        of_mu,
+        of_beta,
+        b,
+        count,
+        1 - clip,
+        1 + clip,
+        BLOCK_B=block_b,
+        BLOCK=block,
+    )
     return sums[0].sum() / b, sums[1].sum() / b, of_mu, of_beta

@@ -16,8 +16,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def made(**medians):
-    rows = [row(name, "ops", [s * f for f in (0.98, 1.0, 1.02)], {"speedup_over": {"eager": 1 / s}})
-            for name, s in medians.items()]  # fmt: skip
+    rows = [
+        row(name, "ops", [s * f for f in (0.98, 1.0, 1.02)], {"speedup_over": {"eager": 1 / s}})
+        for name, s in medians.items()
+    ]
     hourly = {"plain": 100.0, "ours": 500.0}
     ways = [row(name, "waterfall", [1.0], {"episodes_per_hour": v, "speedup": v / 100}) for name, v in hourly.items()]
     return document([*rows, *ways])

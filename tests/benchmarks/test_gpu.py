@@ -38,8 +38,11 @@ def test_all_that_is_marked_is_run_on_the_face_that_it_tests(tmp_path):
     assert {"--no-build-isolation", "--no-deps", "--no-index"} <= set(build.command)
     assert build.environment == {"WORLDENV_CUDA": "1"}  # no nvcc: an error, not a build that lacks what is tested
     words = [word for step in others for word in step.command]
-    files = [path.relative_to(gpu.ROOT) for folder, pattern in (("tests", "test_*.py"), ("benchmarks", "bench_*.py"))
-             for path in (gpu.ROOT / folder).rglob(pattern)]  # fmt: skip
+    files = [
+        path.relative_to(gpu.ROOT)
+        for folder, pattern in (("tests", "test_*.py"), ("benchmarks", "bench_*.py"))
+        for path in (gpu.ROOT / folder).rglob(pattern)
+    ]
     triton = [path for path in files if "triton_ops" in path.parts]
     needed = [path for path in files if "pytest.mark." + "gpu" in (gpu.ROOT / path).read_text()]
     assert len(triton) > 5 and len(needed) > 5
@@ -90,9 +93,12 @@ def test_failed_and_slow_and_left_out_steps_are_told_of_and_the_others_run(tmp_p
     assert found["versions"]["torch"] and found["versions"]["python"]
     problems = {one["name"]: one["problem"] for one in found["steps"]}
     assert problems == {
-        "good": None, "bad": "exit status 3", "slow": "took longer than its 0.5 s",
-        "after bad": "not run: bad went wrong", "after good": None,
-    }  # fmt: skip
+        "good": None,
+        "bad": "exit status 3",
+        "slow": "took longer than its 0.5 s",
+        "after bad": "not run: bad went wrong",
+        "after good": None,
+    }
     assert "oh no" in found["steps"][1]["output_tail"] and found["steps"][3]["exit_status"] is None
 
 

@@ -28,9 +28,12 @@ def make_trajectory(seed: int = 0, steps: int = 5, size: tuple[int, int] = (7, 9
         proprio=rng.normal(size=(steps + 1, 7)).astype(np.float32),
         actions=rng.uniform(-1, 1, (steps, 7)).astype(np.float32),
         success=rng.random(steps) > 0.5,
-        instruction=f"put block {seed} into the bowl", task=f"task {seed % 2}", start=seed, split="train",
+        instruction=f"put block {seed} into the bowl",
+        task=f"task {seed % 2}",
+        start=seed,
+        split="train",
         source="policy" if seed % 2 else "expert",
-    )  # fmt: skip
+    )
 
 
 def write_file(path: Path, count: int = 3) -> list[Trajectory]:

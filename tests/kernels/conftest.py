@@ -47,10 +47,19 @@ def emulate(tmp_path_factory):
         assert sum(path.read_text(encoding="utf-8").count(old) for path in CUDA.glob("*.h")) == 1 or not old, old
         speed = ["-O1", "-DWORLDENV_EMULATE_FEW"] if old else ["-O2"]  # a defect shows in few calls
         command = [
-            compiler, "-std=c++20", *speed, "-ffp-contract=off", "-fPIC", "-shared", "-DWORLDENV_EMULATE", "-w",
-            f"-I{folder / 'tests/kernels'}", str(folder / "tests/kernels/emulate.cpp"), "-o",
+            compiler,
+            "-std=c++20",
+            *speed,
+            "-ffp-contract=off",
+            "-fPIC",
+            "-shared",
+            "-DWORLDENV_EMULATE",
+            "-w",
+            f"-I{folder / 'tests/kernels'}",
+            str(folder / "tests/kernels/emulate.cpp"),
+            "-o",
             str(folder / "emulated.so"),
-        ]  # fmt: skip
+        ]
         subprocess.run(command, check=True)
         return Emulated(folder / "emulated.so")
 

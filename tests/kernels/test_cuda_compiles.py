@@ -37,9 +37,23 @@ def compile_cuda(source, folder, *flags):
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
     includes = [f"-isystem={path}" for path in include_paths()]
     command = [
-        find_nvcc(), STANDARD, "-O3", "--threads=0", "-Xptxas", "-v", STABLE_ABI, "-DUSE_CUDA",
-        *targets, *includes, f"-I{ROOT / 'csrc'}", *flags, "-c", str(source), "-o", str(folder / "object.o"),
-    ]  # fmt: skip
+        find_nvcc(),
+        STANDARD,
+        "-O3",
+        "--threads=0",
+        "-Xptxas",
+        "-v",
+        STABLE_ABI,
+        "-DUSE_CUDA",
+        *targets,
+        *includes,
+        f"-I{ROOT / 'csrc'}",
+        *flags,
+        "-c",
+        str(source),
+        "-o",
+        str(folder / "object.o"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stderr

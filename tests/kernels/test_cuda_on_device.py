@@ -42,10 +42,11 @@ rope = load("rope_cache_write")
 def on_device(arguments):
     """The same tensors, as strided as they were."""
     return [
-        t if t is None else t.new_empty(max(t.stride(0) * len(t), t.numel()), device="cuda")
-        .as_strided(t.shape, t.stride()).copy_(t)
+        t
+        if t is None
+        else t.new_empty(max(t.stride(0) * len(t), t.numel()), device="cuda").as_strided(t.shape, t.stride()).copy_(t)
         for t in arguments
-    ]  # fmt: skip
+    ]
 
 
 def finite(arguments):
@@ -112,9 +113,15 @@ def test_kernel_for_hopper_equals_the_reference(dtype, int8, tmp_path):
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(
-    "shape", [{}, {"b": 1, "m": 1, "tokens": 1, "h": 1, "g": 1, "c": 1}, {"b": 3, "m": 7, "tokens": 7, "h": 9, "g": 3,
-              "c": 7, "d": 128}, {"b": 9, "m": 256, "tokens": 64, "h": 12, "c": 1088, "d": 128}], ids=str,
-)  # fmt: skip
+    "shape",
+    [
+        {},
+        {"b": 1, "m": 1, "tokens": 1, "h": 1, "g": 1, "c": 1},
+        {"b": 3, "m": 7, "tokens": 7, "h": 9, "g": 3, "c": 7, "d": 128},
+        {"b": 9, "m": 256, "tokens": 64, "h": 12, "c": 1088, "d": 128},
+    ],
+    ids=str,
+)
 def test_rope_cache_write_equals_the_reference(dtype, int8, shape):
     arguments = on_device(rope.inputs(dtype=dtype, int8=int8, **shape))
     expected = on_device(arguments)

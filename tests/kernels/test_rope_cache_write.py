@@ -19,9 +19,17 @@ def inputs(b=2, m=6, tokens=3, h=4, g=2, c=11, d=64, dtype=torch.bfloat16, int8=
     place = torch.randint(0, c, (b,), generator=draw, dtype=torch.int32)
     place[-1] = c - 1  # wraps
     return [
-        random(b, m, (h + 2 * g) * d).to(dtype), 1 + random(d) / 8, 1 + random(d) / 8, frame, place,
-        random(d // 2).abs(), random(tokens, d // 2), keys, values, *scales,
-    ]  # fmt: skip
+        random(b, m, (h + 2 * g) * d).to(dtype),
+        1 + random(d) / 8,
+        1 + random(d) / 8,
+        frame,
+        place,
+        random(d // 2).abs(),
+        random(tokens, d // 2),
+        keys,
+        values,
+        *scales,
+    ]
 
 
 def copied(arguments):
@@ -46,9 +54,14 @@ def run(emulated, arguments):
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(
-    "shape", [{}, {"b": 1, "m": 1, "tokens": 1, "h": 1, "g": 1, "c": 1}, {"b": 3, "m": 7, "tokens": 7, "h": 9, "g": 3,
-              "c": 7, "d": 128}, {"m": 4, "tokens": 2, "h": 2, "g": 1, "d": 128}],
-)  # fmt: skip
+    "shape",
+    [
+        {},
+        {"b": 1, "m": 1, "tokens": 1, "h": 1, "g": 1, "c": 1},
+        {"b": 3, "m": 7, "tokens": 7, "h": 9, "g": 3, "c": 7, "d": 128},
+        {"m": 4, "tokens": 2, "h": 2, "g": 1, "d": 128},
+    ],
+)
 def test_kernel_writes_what_the_reference_writes(emulated, dtype, int8, shape):
     arguments = inputs(dtype=dtype, int8=int8, **shape)
     expected = copied(arguments)

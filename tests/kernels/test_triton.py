@@ -35,17 +35,21 @@ def started(tmp_path_factory):
     folder = HERE / "triton_ops"
     commands = {
         "interpreter": (
-            ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--confcutdir", folder, folder], {"TRITON_INTERPRET": "1"}
+            ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--confcutdir", folder, folder],
+            {"TRITON_INTERPRET": "1"},
         ),
         "compiler": ([HERE / "triton_offline.py", *map(str, SHARED_LIMIT_BYTES)], {}),
     }
     children = {
         name: subprocess.Popen(
-            [sys.executable, "-P", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, "-P", *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
             env=settings | more,
         )
         for name, (command, more) in commands.items()
-    }  # fmt: skip
+    }
     yield children
     for child in children.values():
         child.kill()

@@ -62,9 +62,16 @@ def attend(dtype, ring_dtype, m=M, h=H, g=G, c=C, d=D):
 def write(dtype, ring_dtype, m=M, tokens=L, h=H, g=G, c=C, d=D):
     layers, scales = ring(ring_dtype, g, c, d)
     rope_cache_write.rope_cache_write(
-        meta(B, m, (h + 2 * g) * d, dtype=dtype), meta(d), meta(d), ints(), ints(), meta(d // 2),
-        meta(tokens, d // 2), *layers, *scales,
-    )  # fmt: skip
+        meta(B, m, (h + 2 * g) * d, dtype=dtype),
+        meta(d),
+        meta(d),
+        ints(),
+        ints(),
+        meta(d // 2),
+        meta(tokens, d // 2),
+        *layers,
+        *scales,
+    )
 
 
 def normalise(dtype, branch=True, b=B, n=M, d=WIDTH):
@@ -97,8 +104,12 @@ def oversize():
     """What a check must find: more than a thread has registers for."""
     tiles = windowed_attention._tiles
     windowed_attention._tiles = lambda *_: {
-        "BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_D": 128, "num_warps": 4, "num_stages": 2
-    }  # fmt: skip
+        "BLOCK_M": 64,
+        "BLOCK_N": 32,
+        "BLOCK_D": 128,
+        "num_warps": 4,
+        "num_stages": 2,
+    }
     attend(F32, F32)
     windowed_attention._tiles = tiles
 
@@ -172,10 +183,20 @@ def main(arches, cases):
             def tell(kernel, compiled, said, name=name, arch=arch):
                 registers = int(re.search(r"Used (\d+) registers", said)[1])
                 spilled = int(re.search(r"(\d+) bytes spill stores", said)[1])
-                print(json.dumps({
-                    "case": name, "kernel": kernel.fn.__name__, "arch": arch, "warps": compiled.metadata.num_warps,
-                    "shared_bytes": compiled.metadata.shared, "registers": registers, "spilled_bytes": spilled,
-                }), flush=True)  # fmt: skip
+                print(
+                    json.dumps(
+                        {
+                            "case": name,
+                            "kernel": kernel.fn.__name__,
+                            "arch": arch,
+                            "warps": compiled.metadata.num_warps,
+                            "shared_bytes": compiled.metadata.shared,
+                            "registers": registers,
+                            "spilled_bytes": spilled,
+                        }
+                    ),
+                    flush=True,
+                )
 
             compile_at_launch(tell)
             launch()

@@ -161,9 +161,7 @@ def test_pose_that_is_not_finite_draws_nothing_and_leaves_the_others_alone(face,
 @pytest.mark.parametrize("size", [1e3, 1e20, 3e38])
 def test_pose_far_off_the_image_equals_the_reference(size):
     proprio = pose(x=size, y=-size, z=size, axis_angle=(0.1, size**0.5, 0.0), aperture=size)
-    assert_same_strokes(
-        action_map(proprio, projection(), 64, 64), action_map_reference(proprio, projection(), 64, 64)
-    )
+    assert_same_strokes(action_map(proprio, projection(), 64, 64), action_map_reference(proprio, projection(), 64, 64))
 
 
 def test_stroke_is_clipped_at_the_border():

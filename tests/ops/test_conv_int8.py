@@ -55,8 +55,12 @@ GIVEN = [
     {"h": 4, "w": 9, "c": 160, "o": 320, "window": 1},
     {"c": 6, "o": 9},  # filled up to whole fours
     {"o": 24, "to": (0.05, 200)},
-    {"w": 9, "o": 12}, {"w": 9, "o": 35}, {"o": 40}, {"o": 56}, {"w": 17, "o": 88},
-]  # fmt: skip
+    {"w": 9, "o": 12},
+    {"w": 9, "o": 35},
+    {"o": 40},
+    {"o": 56},
+    {"w": 17, "o": 88},
+]
 
 
 @pytest.mark.parametrize("given", GIVEN, ids=str)

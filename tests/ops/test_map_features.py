@@ -30,8 +30,10 @@ def assert_same(actual, expected, tolerance=TOLERANCE):
 
 
 @pytest.mark.parametrize("d", [1, 8, 16, 23, 40, 63])
-@pytest.mark.parametrize(("b", "n", "height", "width"), [(0, 5, 64, 64), (1, 1, 8, 8), (2, 5, 64, 64), (3, 2, 62, 18),
-                                                         (1, 3, 100, 130), (1, 2, 16, 256)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("b", "n", "height", "width"),
+    [(0, 5, 64, 64), (1, 1, 8, 8), (2, 5, 64, 64), (3, 2, 62, 18), (1, 3, 100, 130), (1, 2, 16, 256)],
+)
 def test_compiled_face_equals_the_reference(b, n, height, width, d):
     arguments = inputs(b, n, d, height, width)
     features = map_features(*arguments)
@@ -174,9 +176,16 @@ def test_wrong_input_is_refused_by_name(change, message):
 
 @pytest.mark.parametrize(
     ("place", "value"),
-    [(0, torch.zeros(5, 7)), (1, torch.zeros(12)), (2, torch.zeros(40, 16, 2, 2)), (2, torch.zeros(40, 20, 2, 3)),
-     (0, torch.zeros(3, 5, 7).double()), (3, 9), (4, 0)],
-)  # fmt: skip
+    [
+        (0, torch.zeros(5, 7)),
+        (1, torch.zeros(12)),
+        (2, torch.zeros(40, 16, 2, 2)),
+        (2, torch.zeros(40, 20, 2, 3)),
+        (0, torch.zeros(3, 5, 7).double()),
+        (3, 9),
+        (4, 0),
+    ],
+)
 def test_compiled_face_called_directly_refuses_what_it_cannot_read(place, value):
     arguments = list(inputs())
     arguments[place] = value

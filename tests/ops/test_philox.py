@@ -64,9 +64,18 @@ def test_an_episode_draws_the_same_in_any_company(draw):
 
 @pytest.mark.parametrize("draw", DRAWS)
 def test_seed_episode_chunk_and_use_each_change_the_draw(draw):
-    first = [draw(seed, ids(episode), ids(chunk), use, (63,)) for seed, episode, chunk, use in (
-        (5, 3, 2, Use.ACTION), (6, 3, 2, Use.ACTION), (5 + 2**32, 3, 2, Use.ACTION), (5, 4, 2, Use.ACTION),
-        (5, 3 + 2**32, 2, Use.ACTION), (5, 3, 3, Use.ACTION), (5, 3, 2, Use.FRAME))]  # fmt: skip
+    first = [
+        draw(seed, ids(episode), ids(chunk), use, (63,))
+        for seed, episode, chunk, use in (
+            (5, 3, 2, Use.ACTION),
+            (6, 3, 2, Use.ACTION),
+            (5 + 2**32, 3, 2, Use.ACTION),
+            (5, 4, 2, Use.ACTION),
+            (5, 3 + 2**32, 2, Use.ACTION),
+            (5, 3, 3, Use.ACTION),
+            (5, 3, 2, Use.FRAME),
+        )
+    ]
     values = torch.cat(first).flatten()
     assert len(values.unique()) == len(values)
 

@@ -53,8 +53,9 @@ def test_reference_of_the_gradient_is_what_autograd_finds(b, k, a):
 def test_gradient_of_the_reference_is_its_slope():
     mu, beta, *rest = (part.double() if torch.is_tensor(part) else part for part in inputs(b=4, spread=0.05))
     mu = mu + 1e-3  # away from the kink of |a - mu|
-    assert torch.autograd.gradcheck(lambda *leaves: ppo_loss_reference(*leaves, *rest)[0],
-                                    (mu.requires_grad_(), beta.requires_grad_()))  # fmt: skip
+    assert torch.autograd.gradcheck(
+        lambda *leaves: ppo_loss_reference(*leaves, *rest)[0], (mu.requires_grad_(), beta.requires_grad_())
+    )
 
 
 @pytest.mark.parametrize("level", ["plain", "avx2"])

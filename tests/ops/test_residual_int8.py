@@ -28,8 +28,18 @@ def inputs(b=2, c=40, o=40, h=8, w=6, more=0, groups=4, activation="silu", first
     pair = tuple(torch.randn(b, o, generator=draw) / 4 for _ in range(2))
     conv1, conv2 = (layer(draw, n, o, 3) for n in (c, o))
     skip = layer(draw, c, o, 1, -4.0, 4.0) if c != o else None
-    return (x, groups, activation, norm1 if first else None, conv1, norm2, pair if condition else None, conv2, skip,
-            beside)  # fmt: skip
+    return (
+        x,
+        groups,
+        activation,
+        norm1 if first else None,
+        conv1,
+        norm2,
+        pair if condition else None,
+        conv2,
+        skip,
+        beside,
+    )
 
 
 def by_reference(*arguments):
@@ -110,8 +120,24 @@ def test_episode_gives_the_same_alone_and_in_a_batch():
 def test_operator_passes_opcheck():
     x, groups, activation, norm1, conv1, norm2, condition, conv2, _, _ = inputs(b=1)
     rows = x.permute(0, 2, 3, 1)
-    given = (rows, None, groups, 1e-5, activation, *norm1, *conv1.packed, *conv1[1:], *norm2, *condition,
-             *conv2.packed, *conv2[1:], None, None, 0.0, 0)  # fmt: skip
+    given = (
+        rows,
+        None,
+        groups,
+        1e-5,
+        activation,
+        *norm1,
+        *conv1.packed,
+        *conv1[1:],
+        *norm2,
+        *condition,
+        *conv2.packed,
+        *conv2[1:],
+        None,
+        None,
+        0.0,
+        0,
+    )
     torch.library.opcheck(torch.ops.worldenv.residual_int8.default, given)
 
 

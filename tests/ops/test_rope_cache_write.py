@@ -13,9 +13,15 @@ DTYPES = pytest.mark.parametrize("dtype", ops.FLOATS)
 LEVELS = pytest.mark.parametrize("levels", [False, True])
 SHAPES = pytest.mark.parametrize(
     ("b", "m", "h", "g", "d", "c", "tokens"),
-    [(0, 4, 2, 1, 16, 8, 2), (1, 1, 1, 1, 2, 1, 1), (2, 6, 4, 2, 24, 7, 3), (3, 63, 6, 3, 16, 100, 9),
-     (2, 64, 6, 2, 128, 64, 64), (1, 4, 3, 1, 42, 9, 2)],
-)  # fmt: skip
+    [
+        (0, 4, 2, 1, 16, 8, 2),
+        (1, 1, 1, 1, 2, 1, 1),
+        (2, 6, 4, 2, 24, 7, 3),
+        (3, 63, 6, 3, 16, 100, 9),
+        (2, 64, 6, 2, 128, 64, 64),
+        (1, 4, 3, 1, 42, 9, 2),
+    ],
+)
 
 
 def inputs(b=2, m=6, h=4, g=2, d=24, c=10, tokens=3, dtype=torch.float32, levels=False, seed=0):

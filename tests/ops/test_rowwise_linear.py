@@ -23,9 +23,20 @@ def assert_near(actual, x, weight, bias):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     ("rows", "i", "o"),
-    [(0, 8, 8), (1, 1, 1), (1, 16, 16), (1, 33, 19), (2, 7, 64), (3, 0, 5), (4, 5, 0), (5, 35, 17), (64, 64, 4),
-     (67, 320, 21), (200, 256, 28)],
-)  # fmt: skip
+    [
+        (0, 8, 8),
+        (1, 1, 1),
+        (1, 16, 16),
+        (1, 33, 19),
+        (2, 7, 64),
+        (3, 0, 5),
+        (4, 5, 0),
+        (5, 35, 17),
+        (64, 64, 4),
+        (67, 320, 21),
+        (200, 256, 28),
+    ],
+)
 def test_compiled_face_equals_the_reference(rows, i, o, bias):
     arguments = inputs(rows, i, o, bias)
     actual = rowwise_linear(*arguments)

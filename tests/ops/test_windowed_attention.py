@@ -11,9 +11,16 @@ FACES = pytest.mark.parametrize("face", [windowed_attention, windowed_attention_
 DTYPES = pytest.mark.parametrize("dtype", ops.FLOATS)
 SHAPES = pytest.mark.parametrize(
     ("b", "m", "h", "g", "c", "d"),
-    [(0, 3, 2, 1, 5, 16), (2, 0, 2, 1, 5, 16), (1, 1, 1, 1, 1, 16), (2, 3, 4, 2, 7, 24), (3, 63, 6, 3, 130, 16),
-     (2, 64, 6, 2, 65, 128), (1, 5, 3, 1, 200, 23)],
-)  # fmt: skip
+    [
+        (0, 3, 2, 1, 5, 16),
+        (2, 0, 2, 1, 5, 16),
+        (1, 1, 1, 1, 1, 16),
+        (2, 3, 4, 2, 7, 24),
+        (3, 63, 6, 3, 130, 16),
+        (2, 64, 6, 2, 65, 128),
+        (1, 5, 3, 1, 200, 23),
+    ],
+)
 
 
 def inputs(b=2, m=5, h=4, g=2, c=19, d=24, dtype=torch.float32, levels=False, seed=0):

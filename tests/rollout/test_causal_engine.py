@@ -15,9 +15,17 @@ SEED, SIZE = 11, 16
 
 def make_world(cache="float", dtype=torch.float32):
     config = CausalConfig(
-        image_size=SIZE, patch=4, map_shrink=2, channels=16, window=4, width=32, layers=2, heads=2, key_heads=1,
+        image_size=SIZE,
+        patch=4,
+        map_shrink=2,
+        channels=16,
+        window=4,
+        width=32,
+        layers=2,
+        heads=2,
+        key_heads=1,
         cache=cache,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     network = Causal(config).eval().requires_grad_(False)
     for name, parameter in network.named_parameters():
@@ -26,8 +34,10 @@ def make_world(cache="float", dtype=torch.float32):
     return CausalWorld(network.to(dtype), tabletop_camera(SIZE))
 
 
-@pytest.mark.parametrize(("cache", "dtype"), [("float", torch.float32), ("int8", torch.float32),
-                                              ("int8", torch.bfloat16), ("float", torch.float16)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cache", "dtype"),
+    [("float", torch.float32), ("int8", torch.float32), ("int8", torch.bfloat16), ("float", torch.float16)],
+)
 def test_an_episode_is_the_same_in_one_slot_of_few_alone_on_other_threads_and_among_all(tiny, cache, dtype):
     starts, world = tiny.starts(5), make_world(cache, dtype)
     whole = tiny.engine(horizon=5, world=world).run(starts, 3, SEED)

@@ -25,8 +25,16 @@ def acted(tiny):
 def imagine(engine, starts, actions, chunk):
     """All frames [N, T, H, W, 3] and rewards [N, T], and the episodes as they are at the end."""
     ids = torch.arange(len(starts))
-    live = begin(starts.pick(ids), ids, ids, starts.tokens, engine.reflector.read(starts.tokens), chunk,
-                 engine.world, engine.reflector)  # fmt: skip
+    live = begin(
+        starts.pick(ids),
+        ids,
+        ids,
+        starts.tokens,
+        engine.reflector.read(starts.tokens),
+        chunk,
+        engine.world,
+        engine.reflector,
+    )
     parts = []
     for part in actions.split(chunk, 1):
         new = advance(live, part, engine.world, engine.reflector, engine.kinematics, SEED)
@@ -64,9 +72,7 @@ def test_chunks_of_whole_passes_are_those_passes(tiny, engine, acted, in_passes,
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_within_a_pass_the_gripper_is_imagined_to_hold_still_from_the_chunk_on(
-    tiny, engine, acted, monkeypatch, chunk
-):
+def test_within_a_pass_the_gripper_is_imagined_to_hold_still_from_the_chunk_on(tiny, engine, acted, monkeypatch, chunk):
     seen, original = [], engine.world.imagine
     monkeypatch.setattr(engine.world, "imagine", lambda *given: seen.append(given[2].clone()) or original(*given))
     starts = tiny.starts(5)

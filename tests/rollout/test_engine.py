@@ -311,15 +311,26 @@ def test_bad_configurations_are_refused(tiny):
             tiny.engine().run(tiny.starts(2), 1, seed)
 
 
-@pytest.mark.parametrize(("name", "wrong", "message"), [
-    ("frame", lambda x: x / 127.5 - 1, r"frame of the starts is torch.float32 \[3, 16, 16, 3\]; it should be "),
-    ("frame", lambda x: x[0], r"frame of the starts is .* \[16, 16, 3\]; it should be .* \[N, H, W, 3\]"),
-    ("proprio", lambda x: x.double(), r"proprio of the starts is torch.float64 \[3, 7\]; it should be torch.float32"),
-    ("proprio", lambda x: x[:2], r"proprio of the starts is torch.float32 \[2, 7\]; it should be .* N = 3"),
-    ("proprio", lambda x: x[:, :6], r"proprio of the starts is \[3, 6\]; it should be 7 finite numbers each"),
-    ("proprio", lambda x: x / 0, r"it should be 7 finite numbers each"),
-    ("tokens", lambda x: x.int(), r"tokens of the starts is torch.int32 \[3, 12\]; it should be torch.int64 \[N, L\]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("frame", lambda x: x / 127.5 - 1, r"frame of the starts is torch.float32 \[3, 16, 16, 3\]; it should be "),
+        ("frame", lambda x: x[0], r"frame of the starts is .* \[16, 16, 3\]; it should be .* \[N, H, W, 3\]"),
+        (
+            "proprio",
+            lambda x: x.double(),
+            r"proprio of the starts is torch.float64 \[3, 7\]; it should be torch.float32",
+        ),
+        ("proprio", lambda x: x[:2], r"proprio of the starts is torch.float32 \[2, 7\]; it should be .* N = 3"),
+        ("proprio", lambda x: x[:, :6], r"proprio of the starts is \[3, 6\]; it should be 7 finite numbers each"),
+        ("proprio", lambda x: x / 0, r"it should be 7 finite numbers each"),
+        (
+            "tokens",
+            lambda x: x.int(),
+            r"tokens of the starts is torch.int32 \[3, 12\]; it should be torch.int64 \[N, L\]",
+        ),
+    ],
+)
 def test_starts_that_nothing_can_go_on_from_are_refused(tiny, name, wrong, message):
     starts = tiny.starts(3)
     setattr(starts, name, wrong(getattr(starts, name)))

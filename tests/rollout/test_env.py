@@ -127,6 +127,7 @@ def test_stop_after_the_horizon_does_not_count(tiny, env, rollouts):
 @pytest.mark.parametrize(("envs", "batch"), [(1, 64), (3, 2), (9, 4)])
 def test_episode_is_the_same_in_any_slot_and_company(tiny, envs, batch):
     """Every episode acts by its own number: what it sees then depends on nothing else."""
+
     def run(envs, batch):
         env, seen = tiny.env(4, envs=envs, batch=batch, horizon=12), {}
         env.seed(SEED)
@@ -139,8 +140,12 @@ def test_episode_is_the_same_in_any_slot_and_company(tiny, envs, batch):
             done = terminated | truncated
             for slot in done.nonzero()[:, 0].tolist():
                 after = env.info()
-                seen[int(info["id"][slot])] = (observation["frame"][slot], reward[slot], after["steps"][slot],
-                                               info["start"][slot])  # fmt: skip
+                seen[int(info["id"][slot])] = (
+                    observation["frame"][slot],
+                    reward[slot],
+                    after["steps"][slot],
+                    info["start"][slot],
+                )
             env.reset(done)
         return seen
 

@@ -115,9 +115,10 @@ def test_graphs_of_the_same_numbers_share_a_pool(fake_graphs):
     assert len(fake_graphs) == 2 and len({graph.pool for graph in fake_graphs}) == 1
 
 
-@pytest.mark.parametrize(("error", "seen"), [
-    (RuntimeError("not permitted when stream is capturing"), UserError), (torch.OutOfMemoryError("CUDA"), None)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [(RuntimeError("not permitted when stream is capturing"), UserError), (torch.OutOfMemoryError("CUDA"), None)],
+)
 def test_what_cannot_be_recorded_is_told_with_the_way_out(fake_graphs, error, seen):
     graphs, slots, calls = Graphs(), Counted(torch.zeros(8)), []
 

@@ -35,8 +35,10 @@ def kinds(model):
     return {type(m) for m in model.modules()}
 
 
-@pytest.mark.parametrize(("precision", "fast", "small"), [
-    ("auto", True, True), ("auto", False, False), ("int8", True, True), ("float32", True, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("precision", "fast", "small"),
+    [("auto", True, True), ("auto", False, False), ("int8", True, True), ("float32", True, False)],
+)
 def test_8_bits_are_used_where_wanted_and_where_the_cpu_is_made_for_them(models, monkeypatch, precision, fast, small):
     for where in (module, int8):
         monkeypatch.setattr(where, "is_fast", lambda: fast)
@@ -100,8 +102,9 @@ def assert_same(small, expected, rows=slice(None)):
 
 
 @needs_int8
-@pytest.mark.parametrize(("batch", "threads", "capacity"), [
-    (1, 1, 1), (1, 1, 7), (3, 1, None), (32, 1, None), (32, 3, None), (5, 3, 13)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("batch", "threads", "capacity"), [(1, 1, 1), (1, 1, 7), (3, 1, None), (32, 1, None), (32, 3, None), (5, 3, 13)]
+)
 def test_slot_batch_and_threads_change_no_bit_of_an_episode_in_8_bits(starts, one_by_one, batch, threads, capacity):
     torch.set_num_threads(threads)
     try:

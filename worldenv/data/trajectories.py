@@ -38,15 +38,15 @@ class TrajectoryFormatError(UserError):
 class Trajectory:
     """One episode, successful or not. Raises ValueError if an entry is not as written here or not finite."""
 
-    frames: np.ndarray   # [T + 1, H, W, 3] uint8, frames[t] is seen before actions[t]
+    frames: np.ndarray  # [T + 1, H, W, 3] uint8, frames[t] is seen before actions[t]
     proprio: np.ndarray  # [T + 1, 7] float32
     actions: np.ndarray  # [T, 7] float32 in [-1, 1], T >= 1
     success: np.ndarray  # [T] bool, after actions[t]
     instruction: str
     task: str
-    start: int           # start-state number within the task and split
+    start: int  # start-state number within the task and split
     split: str
-    source: str          # "expert" or "policy"
+    source: str  # "expert" or "policy"
 
     def __post_init__(self) -> None:
         steps = len(self.actions) if np.ndim(self.actions) else 0
@@ -146,9 +146,13 @@ class TrajectoryWriter:
             group["ee_states"] = proprio[:, :6]
             group["gripper_states"] = proprio[:, 6:]
         demo.attrs.update(
-            num_samples=steps, language_instruction=trajectory.instruction, task=trajectory.task,
-            start=int(trajectory.start), split=trajectory.split, source=trajectory.source,
-        )  # fmt: skip
+            num_samples=steps,
+            language_instruction=trajectory.instruction,
+            task=trajectory.task,
+            start=int(trajectory.start),
+            split=trajectory.split,
+            source=trajectory.source,
+        )
 
 
 class TrajectoryReader:
@@ -211,11 +215,19 @@ class TrajectoryReader:
     def _labels(self, index: int) -> dict[str, Any]:
         if not self._is_ours:
             task = self.path.stem.removesuffix("_demo")
-            return {"instruction": self._file_instruction, "task": task, "start": index,
-                    "split": "train", "source": "expert"}
+            return {
+                "instruction": self._file_instruction,
+                "task": task,
+                "start": index,
+                "split": "train",
+                "source": "expert",
+            }
         attribute = self._data[self._names[index]].attrs
-        return {"instruction": attribute["language_instruction"], "start": int(attribute["start"]),
-                **{name: attribute[name] for name in ("task", "split", "source")}}
+        return {
+            "instruction": attribute["language_instruction"],
+            "start": int(attribute["start"]),
+            **{name: attribute[name] for name in ("task", "split", "source")},
+        }
 
 
 def _described(array: Any) -> str:

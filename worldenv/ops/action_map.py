@@ -43,9 +43,7 @@ def action_map_reference(
     nearness = 1.0 - (position[:, 2] / FADE_HEIGHT_M).clamp(0.0, 1.0)
     shadow = stroke(foot, foot, SIGMA_PX) * (0.25 + 0.75 * nearness)[:, None, None]
     tool = stroke(hand, position + TOOL_M * up, SIGMA_PX)
-    strokes = torch.stack(
-        [tool, torch.maximum(*fingers), stroke(hand - half, hand + half, SIGMA_PX), shadow], dim=1
-    )
+    strokes = torch.stack([tool, torch.maximum(*fingers), stroke(hand - half, hand + half, SIGMA_PX), shadow], dim=1)
     finite = proprio.isfinite().all(dim=1)
     return torch.where(finite[:, None, None, None], strokes, 0.0)
 

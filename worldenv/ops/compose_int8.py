@@ -50,8 +50,9 @@ def compose_int8(
             f"[0, 1 / {s}) and be at least 0"
         )
     face = compose_int8_reference if ops.BACKEND == "reference" else torch.ops.worldenv.compose_int8
-    return face(x.detach(), *packed, step, zero, bias.detach(), pictures, plate.detach(), smallest_share,
-                smallest_correction)  # fmt: skip
+    return face(
+        x.detach(), *packed, step, zero, bias.detach(), pictures, plate.detach(), smallest_share, smallest_correction
+    )
 
 
 def _check(x: Tensor, layer: Layer, bias: Tensor, pictures: Tensor, plate: Tensor) -> None:

@@ -34,8 +34,23 @@ def encoder_int8_reference(
     x = conv_int8_reference(x, *second, channels, 2, True, None, 0.0, 0)
     for i, condition in enumerate(conditions):
         film = condition.chunk(2, dim=1)
-        x = residual_int8_reference(x, None, groups, eps, "relu", None, None, *blocks[2 * i], *norms[2 * i : 2 * i + 2],
-                                    *film, *blocks[2 * i + 1], None, None, 0.0, 0)  # fmt: skip
+        x = residual_int8_reference(
+            x,
+            None,
+            groups,
+            eps,
+            "relu",
+            None,
+            None,
+            *blocks[2 * i],
+            *norms[2 * i : 2 * i + 2],
+            *film,
+            *blocks[2 * i + 1],
+            None,
+            None,
+            0.0,
+            0,
+        )
     x = conv_int8_reference(x, *look, channels, 1, False, None, 0.0, 0)
     return spatial_softmax_reference(x.permute(0, 3, 1, 2))
 
@@ -81,8 +96,10 @@ def _check(frames, layers, norms, conditions, inner, channels, groups) -> None:
     if groups < 1 or channels % groups or channels % FOUR or inner % FOUR:
         raise ValueError(f"groups is {groups}; it and {FOUR} should divide the {channels} channels, {FOUR} the {inner}")
     if len(layers) != 2 * len(norms) + 3 or len(norms) != len(conditions):
-        raise ValueError(f"blocks, norms and conditions are {(len(layers) - 3) // 2}, {len(norms)} and "
-                         f"{len(conditions)}; they should be as many")  # fmt: skip
+        raise ValueError(
+            f"blocks, norms and conditions are {(len(layers) - 3) // 2}, {len(norms)} and "
+            f"{len(conditions)}; they should be as many"
+        )
     wanted = {f"conditions[{i}]": (c, (len(frames), 2 * channels)) for i, c in enumerate(conditions)}
     for i, pair in enumerate(norms):
         wanted |= {f"norms[{i}][{j}]": (tensor, (channels,)) for j, tensor in enumerate(pair)}

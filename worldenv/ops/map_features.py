@@ -64,11 +64,13 @@ def _check(poses: Tensor, projection: Tensor, weight: Tensor, height: int, width
             shape = "[B, N, 7]" if name == "poses" else "[D, N * 4, 2, 2]"
             raise ValueError(f"{name} has shape {list(tensor.shape)}; it should be {shape}")
     b, n = poses.shape[:2]
-    ops.check_tensors({
-        "poses": (poses, (b, n, 7)),
-        "projection": (projection, (3, 4)),
-        "weight": (weight, (len(weight), n * CHANNELS, 2, 2)),
-    })  # fmt: skip
+    ops.check_tensors(
+        {
+            "poses": (poses, (b, n, 7)),
+            "projection": (projection, (3, 4)),
+            "weight": (weight, (len(weight), n * CHANNELS, 2, 2)),
+        }
+    )
     for name, tensor in (("poses", poses), ("projection", projection)):
         if torch.is_grad_enabled() and tensor.requires_grad:
             raise ValueError(f"{name} requires a gradient, which map_features does not have: pass {name}.detach()")

@@ -46,10 +46,15 @@ def ppo_loss(
             f"mu has shape {list(mu.shape)} and clip is {clip}; they should be [B >= 1, K, A] and in (0, 1)"
         )
     b = len(mu)
-    ops.check_tensors({
-        "mu": (mu, mu.shape), "beta": (beta, mu.shape), "action": (action, mu.shape), "behaviour": (behaviour, (b,)),
-        "advantage": (advantage, (b,)),
-    })  # fmt: skip
+    ops.check_tensors(
+        {
+            "mu": (mu, mu.shape),
+            "beta": (beta, mu.shape),
+            "action": (action, mu.shape),
+            "behaviour": (behaviour, (b,)),
+            "advantage": (advantage, (b,)),
+        }
+    )
     arguments = (mu, beta, action.detach(), behaviour.detach(), advantage.detach(), clip)
     if ops.BACKEND == "reference":
         return ppo_loss_reference(*arguments)

@@ -77,11 +77,26 @@ def residual_int8(
     rows = x.detach().permute(0, 2, 3, 1).contiguous()
     more = None if more is None else more.detach().permute(0, 2, 3, 1).contiguous()
     last = (None, None, 0.0, 0) if skip is None else (*skip.packed, *skip[1:])
-    norm1, norm2, (scale, shift) = ((None, None) if pair is None else [t.detach().contiguous() for t in pair]
-                                    for pair in (norm1, norm2, condition))  # fmt: skip
+    norm1, norm2, (scale, shift) = (
+        (None, None) if pair is None else [t.detach().contiguous() for t in pair] for pair in (norm1, norm2, condition)
+    )
     face = residual_int8_reference if ops.BACKEND == "reference" else torch.ops.worldenv.residual_int8
-    y = face(rows, more, groups, eps, activation, *norm1, *conv1.packed, *conv1[1:], *norm2, scale, shift,
-             *conv2.packed, *conv2[1:], *last)  # fmt: skip
+    y = face(
+        rows,
+        more,
+        groups,
+        eps,
+        activation,
+        *norm1,
+        *conv1.packed,
+        *conv1[1:],
+        *norm2,
+        scale,
+        shift,
+        *conv2.packed,
+        *conv2[1:],
+        *last,
+    )
     return y.permute(0, 3, 1, 2)
 
 
@@ -102,8 +117,11 @@ def _check(x, more, groups, activation, norm1, conv1, norm2, condition, conv2, s
         raise ValueError(f"{channels} channels go in and {outputs} come out; that needs skip")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; it should be one of {', '.join(ACTIVATIONS)}")
-    for name, pair, size in (("norm1", norm1, (channels,)), ("norm2", norm2, (outputs,)),
-                             ("condition", condition, (b, outputs))):  # fmt: skip
+    for name, pair, size in (
+        ("norm1", norm1, (channels,)),
+        ("norm2", norm2, (outputs,)),
+        ("condition", condition, (b, outputs)),
+    ):
         if pair is not None:
             wanted |= {f"{name}[{i}]": (tensor, size) for i, tensor in enumerate(pair)}
     rows = conv1.packed.weights.shape[1] if conv1.packed.weights.ndim == 5 else 1

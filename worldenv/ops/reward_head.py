@@ -67,12 +67,22 @@ def reward_head(
             f"{list(weight2.shape)}; they should be [B, K >= 1, D], [D1, 3 D] and [D2, D1]"
         )
     (b, _, d), d1, d2 = feature.shape, len(weight1), len(weight2)
-    ops.check_tensors({
-        "feature": (feature, feature.shape), "first": (first, (b, d)), "total": (total, (b, d)),
-        "count": (count, (b, 1)), "gain": (gain, (3 * d,)), "shift": (shift, (3 * d,)),
-        "weight1": (weight1, (d1, 3 * d)), "bias1": (bias1, (d1,)), "weight2": (weight2, (d2, d1)),
-        "bias2": (bias2, (d2,)), "weight3": (weight3, (1, d2)), "bias3": (bias3, (1,)),
-    })  # fmt: skip
+    ops.check_tensors(
+        {
+            "feature": (feature, feature.shape),
+            "first": (first, (b, d)),
+            "total": (total, (b, d)),
+            "count": (count, (b, 1)),
+            "gain": (gain, (3 * d,)),
+            "shift": (shift, (3 * d,)),
+            "weight1": (weight1, (d1, 3 * d)),
+            "bias1": (bias1, (d1,)),
+            "weight2": (weight2, (d2, d1)),
+            "bias2": (bias2, (d2,)),
+            "weight3": (weight3, (1, d2)),
+            "bias3": (bias3, (1,)),
+        }
+    )
     for name, tensor in {"total": total, "count": count}.items():
         if not tensor.is_contiguous():
             raise ValueError(f"{name} is written in place; it should be contiguous")

@@ -85,8 +85,19 @@ def rope_cache_write(
     """
     _check(qkv, query_gain, key_gain, frame, place, time_angle, space_angle, keys)
     check_ring(qkv, len(qkv), *keys.shape[1:], keys, values, key_scale, value_scale)
-    arguments = (qkv.detach(), query_gain.detach(), key_gain.detach(), frame, place, time_angle, space_angle, keys,
-                 values, key_scale, value_scale)  # fmt: skip
+    arguments = (
+        qkv.detach(),
+        query_gain.detach(),
+        key_gain.detach(),
+        frame,
+        place,
+        time_angle,
+        space_angle,
+        keys,
+        values,
+        key_scale,
+        value_scale,
+    )
     if ops.BACKEND == "reference":
         return rope_cache_write_reference(*arguments)
     return torch.ops.worldenv.rope_cache_write(*arguments)
@@ -107,10 +118,14 @@ def _check(qkv, query_gain, key_gain, frame, place, time_angle, space_angle, key
         )
     if not tokens or m % tokens or m > c:
         raise ValueError(f"qkv has {m} tokens; it should be a multiple of the {tokens} of a frame, and at most {c}")
-    ops.check_tensors({
-        "query_gain": (query_gain, (d,)), "key_gain": (key_gain, (d,)), "time_angle": (time_angle, (d // 2,)),
-        "space_angle": (space_angle, (tokens, d // 2)),
-    })  # fmt: skip
+    ops.check_tensors(
+        {
+            "query_gain": (query_gain, (d,)),
+            "key_gain": (key_gain, (d,)),
+            "time_angle": (time_angle, (d // 2,)),
+            "space_angle": (space_angle, (tokens, d // 2)),
+        }
+    )
     for name, tensor in {"frame": frame, "place": place}.items():
         if tensor.shape != (b,) or tensor.dtype != torch.int32:
             raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}; it should be torch.int32 [{b}]")

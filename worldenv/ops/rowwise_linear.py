@@ -23,8 +23,9 @@ def rowwise_linear(
     dtype or device is another one.
     """
     if not x.ndim or weight.ndim != 2:
-        raise ValueError(f"x has shape {list(x.shape)} and weight {list(weight.shape)}; they should be [..., I] and "
-                         "[O, I]")  # fmt: skip
+        raise ValueError(
+            f"x has shape {list(x.shape)} and weight {list(weight.shape)}; they should be [..., I] and [O, I]"
+        )
     o, i = weight.shape
     wanted = {"x": (x, (*x.shape[:-1], i)), "weight": (weight, (o, i))}
     ops.check_tensors(wanted if bias is None else wanted | {"bias": (bias, (o,))})

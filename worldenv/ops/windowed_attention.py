@@ -73,9 +73,16 @@ def _check(query, keys, values, length, key_scale, value_scale) -> None:
 
 
 def check_ring(
-    near: Tensor, b: int, g: int, c: int, d: int, keys: Tensor, values: Tensor,
-    key_scale: Tensor | None, value_scale: Tensor | None,
-) -> None:  # fmt: skip
+    near: Tensor,
+    b: int,
+    g: int,
+    c: int,
+    d: int,
+    keys: Tensor,
+    values: Tensor,
+    key_scale: Tensor | None,
+    value_scale: Tensor | None,
+) -> None:
     """Raise ValueError unless a layer of the rings is whole and where `near` is."""
     if (key_scale is None) != (keys.dtype != torch.int8) or (key_scale is None) != (value_scale is None):
         raise ValueError("key_scale and value_scale are given with int8 keys and values, and only then")

@@ -28,13 +28,18 @@ class Imagined(Slots):
 
 def check_starts(starts: Starts, world: World) -> None:
     """Raise UserError if there is no start, or one that the simulator cannot go on from."""
-    shapes = {"frame": (torch.uint8, 4, "[N, H, W, 3]"), "proprio": (torch.float32, 2, "[N, 7]"),
-              "tokens": (torch.int64, 2, "[N, L]")}  # fmt: skip
+    shapes = {
+        "frame": (torch.uint8, 4, "[N, H, W, 3]"),
+        "proprio": (torch.float32, 2, "[N, 7]"),
+        "tokens": (torch.int64, 2, "[N, L]"),
+    }
     for name, (dtype, dimensions, wanted) in shapes.items():
         tensor = getattr(starts, name)
         if tensor.dtype != dtype or tensor.ndim != dimensions or len(tensor) != len(starts.frame):
-            raise UserError(f"{name} of the starts is {tensor.dtype} {list(tensor.shape)}; it should be {dtype} "
-                            f"{wanted}, N = {len(starts.frame)}")  # fmt: skip
+            raise UserError(
+                f"{name} of the starts is {tensor.dtype} {list(tensor.shape)}; it should be {dtype} "
+                f"{wanted}, N = {len(starts.frame)}"
+            )
     if starts.frame.shape[1:] != (world.size, world.size, 3):
         raise UserError(
             f"the starts have frames of {list(starts.frame.shape[1:])}; the simulator imagines "
@@ -43,8 +48,9 @@ def check_starts(starts: Starts, world: World) -> None:
     if not len(starts):
         raise UserError("there are no starts; at least one is needed")
     if starts.frame.device != world.device:
-        raise UserError(f"the starts are on {starts.frame.device}, the simulator is on {world.device}; "
-                        "move them: starts.to(device)")  # fmt: skip
+        raise UserError(
+            f"the starts are on {starts.frame.device}, the simulator is on {world.device}; move them: starts.to(device)"
+        )
     if starts.proprio.shape[1] != 7 or not starts.proprio.isfinite().all():
         raise UserError(f"proprio of the starts is {list(starts.proprio.shape)}; it should be 7 finite numbers each")
 
@@ -69,8 +75,10 @@ def begin(
     begun = None
     if chunk % world.chunk:
         if not world.resumes:
-            raise UserError(f"this simulator imagines {world.chunk} frames a pass; a chunk should be a multiple of "
-                            f"that, not {chunk}")  # fmt: skip
+            raise UserError(
+                f"this simulator imagines {world.chunk} frames a pass; a chunk should be a multiple of "
+                f"that, not {chunk}"
+            )
         begun = Pass(new.frame.clone(), new.proprio[:, None].repeat(1, world.chunk, 1))
     memory, pooled = world.begin(new.frame.clone(), new.proprio), reflector.begin(new.frame, judged)
     return Episodes(row, id, torch.zeros_like(row), new.frame, new.proprio, instruction, memory, pooled, begun)

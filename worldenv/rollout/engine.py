@@ -233,8 +233,9 @@ class Engine:
         else:
             thought = self.think(live, run.seed, run.explore)
         new = thought.led_to
-        run.out.record(live, thought.action, thought.log_prob, thought.feature, new.frames, new.reward, new.over,
-                       new.finite)  # fmt: skip
+        run.out.record(
+            live, thought.action, thought.log_prob, thought.feature, new.frames, new.reward, new.over, new.finite
+        )
         live.move_on(new.frames[:, -1], new.proprio[:, -1])
         return (live.chunk == self.config.horizon) | ~new.finite | (new.over.any(1) & run.stop)
 
@@ -255,8 +256,10 @@ class Engine:
             given = self.policy(live.frame, live.proprio, live.instruction)
         else:
             given = self.policy.heads(feature, live.proprio)
-        found = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-                 for x in (given if isinstance(given, tuple | list) else [given])]  # fmt: skip
+        found = [
+            list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            for x in (given if isinstance(given, tuple | list) else [given])
+        ]
         wanted = [len(live), self.chunk, 7]
         if found != [wanted, wanted]:
             raise UserError(

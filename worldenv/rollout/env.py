@@ -72,8 +72,14 @@ class WorldModelEnv:
     """
 
     @torch.inference_mode(False)  # as `reset`
-    def __init__(self, world: World, reflector: Reflector, starts: Starts, config: EnvConfig,
-                 kinematics: Kinematics | None = None):  # fmt: skip
+    def __init__(
+        self,
+        world: World,
+        reflector: Reflector,
+        starts: Starts,
+        config: EnvConfig,
+        kinematics: Kinematics | None = None,
+    ):
         check_starts(starts, world)
         self.world, self.reflector, self.starts, self.config = world, reflector, starts, config
         self.kinematics, self.device = kinematics or Kinematics(), starts.frame.device
@@ -112,8 +118,10 @@ class WorldModelEnv:
             raise UserError(f"mask is {mask.dtype} {list(mask.shape)}; it should be torch.bool [{e}]")
         slots, rows = mask.nonzero()[:, 0], None if starts is None else self._rows(starts)
         if (self.episodes is None or self._next_seed is not None) and len(slots) < e:
-            raise UserError(f"the first reset, or the first with a new seed, is of {len(slots)} of {e} episodes; begin "
-                            "them all: reset()")  # fmt: skip
+            raise UserError(
+                f"the first reset, or the first with a new seed, is of {len(slots)} of {e} episodes; begin "
+                "them all: reset()"
+            )
         if self._order is None and self._next_seed is None:
             self._next_seed = int(torch.randint(2**31, (), device="cpu"))
         if self._next_seed is not None:
@@ -166,8 +174,10 @@ class WorldModelEnv:
         low, high = values.amin(0), values.amax(0)
         if name == "instruction":
             return torch.full_like(low, low.min()), torch.full_like(high, high.max())
-        return (torch.minimum(low, low.new_tensor([*self.kinematics.low, 0.0])),
-                torch.maximum(high, high.new_tensor([*self.kinematics.high, 1.0])))  # fmt: skip
+        return (
+            torch.minimum(low, low.new_tensor([*self.kinematics.low, 0.0])),
+            torch.maximum(high, high.new_tensor([*self.kinematics.high, 1.0])),
+        )
 
     def observe(self) -> dict[str, Tensor]:
         """What the episodes show, in tensors of the caller's own.

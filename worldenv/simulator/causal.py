@@ -218,8 +218,15 @@ class Causal(nn.Module):
     def new_ring(self, episodes: int) -> Ring:
         """Unwritten rings for so many episodes, where the network is."""
         weight, config = self.see.weight, self.config
-        return Ring.new(episodes, config.layers, config.key_heads, config.places, config.head,
-                        ring_dtype(config.cache, weight.dtype), weight.device)  # fmt: skip
+        return Ring.new(
+            episodes,
+            config.layers,
+            config.key_heads,
+            config.places,
+            config.head,
+            ring_dtype(config.cache, weight.dtype),
+            weight.device,
+        )
 
 
 def rotary_angles(side: int, head: int) -> tuple[Tensor, Tensor]:  # [head / 2], [side^2, head / 2] rad

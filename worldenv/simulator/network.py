@@ -39,8 +39,10 @@ class SimulatorConfig:
         if self.image_size % 8 or self.widths[2] % self.heads or any(width % 8 for width in self.widths):
             raise ValueError(f"image_size and widths must be multiples of 8, widths[2] of heads: {self}")
         if self.exact and self.sources * SMALLEST_SHARE >= 1:  # the largest share, too, may be a small one then
-            raise ValueError(f"exact composition chooses among fewer than {1 / SMALLEST_SHARE:.0f} sources, a chunk of "
-                             f"{self.chunk} has {self.sources}: take a shorter chunk, or exact=False")  # fmt: skip
+            raise ValueError(
+                f"exact composition chooses among fewer than {1 / SMALLEST_SHARE:.0f} sources, a chunk of "
+                f"{self.chunk} has {self.sources}: take a shorter chunk, or exact=False"
+            )
 
     @property
     def sources(self) -> int:

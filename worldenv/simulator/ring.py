@@ -33,9 +33,15 @@ class Ring(Slots):
 
     @classmethod
     def new(
-        cls, episodes: int, layers: int, key_heads: int, places: int, head: int, dtype: torch.dtype,
+        cls,
+        episodes: int,
+        layers: int,
+        key_heads: int,
+        places: int,
+        head: int,
+        dtype: torch.dtype,
         device: torch.device,
-    ) -> "Ring":  # fmt: skip
+    ) -> "Ring":
         rows = (episodes, layers, key_heads)
         tokens = [torch.empty(*rows, places, head, dtype=dtype, device=device) for _ in range(2)]
         scaled = places if dtype == torch.int8 else 0

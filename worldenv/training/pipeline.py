@@ -227,10 +227,14 @@ class Pipeline:
         data, schedule = self.disturbed(), self.config.teacher_pretraining
         steps = data.frames.shape[1] - 1
         clips = Clips(
-            torch.from_numpy(data.frames), torch.from_numpy(data.proprio), torch.zeros(len(data.frames), steps, 7),
-            torch.from_numpy(data.success), torch.full((len(data.frames),), steps), tokenize(data.instructions),
+            torch.from_numpy(data.frames),
+            torch.from_numpy(data.proprio),
+            torch.zeros(len(data.frames), steps, 7),
+            torch.from_numpy(data.success),
+            torch.full((len(data.frames),), steps),
+            tokenize(data.instructions),
             ("pretraining",) * len(data.frames),
-        )  # fmt: skip
+        )
         teacher = self._new(Simulator, SimulatorConfig())
         teacher.plate.data = clean_plate(clips.frames, self.seed)
         loss = teacher_loss(teacher, clips, self.projection, schedule.batch)

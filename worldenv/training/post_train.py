@@ -109,8 +109,9 @@ class Learner:
         at_once = self.config.accumulate or len(episode)
         for e, c in zip(episode.split(at_once), chunk.split(at_once), strict=True):
             mu, beta = self.policy.heads(rollouts.feature[e, c], rollouts.proprio[e, c])
-            part, clipped = ppo_loss(mu, beta, rollouts.action[e, c], rollouts.log_prob[e, c], advantage[e],
-                                     self.config.clip)  # fmt: skip
+            part, clipped = ppo_loss(
+                mu, beta, rollouts.action[e, c], rollouts.log_prob[e, c], advantage[e], self.config.clip
+            )
             weight = len(e) / len(episode)  # every chunk counts the same, in whichever part
             (weight * part).backward()
             loss, share = loss + weight * part.detach(), share + weight * clipped
@@ -144,8 +145,13 @@ def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: 
         for iteration in range(first, config.iterations):
             figures = _iterate(engine, learner, starts, iteration, seed, counts)
             folder.log(STAGE, iteration, **figures)
-            save_state(path, policy=engine.policy.state_dict(), optimizer=learner.optimizer.state_dict(),
-                       iteration=iteration + 1, counts=counts)  # fmt: skip
+            save_state(
+                path,
+                policy=engine.policy.state_dict(),
+                optimizer=learner.optimizer.state_dict(),
+                iteration=iteration + 1,
+                counts=counts,
+            )
             progress.advance(reward=figures["reward"], success=f"{100 * figures['imagined_success']:.0f} %")
     return counts
 

@@ -76,8 +76,13 @@ def change_weight(
 ) -> Tensor:  # [B, K, H, W, 1]
     """1, and 1 + CHANGE_WEIGHT (ARM_CHANGE_WEIGHT at the arm) for pixels that differ from one of the memory frames, in
     truth or as predicted: a thing that is wrongly taken along costs as much as one that is wrongly left behind."""
-    change = torch.stack([(frames.detach() - last[:, None]).abs().amax(4, keepdim=True)
-                          for frames in (clean, predicted) for last in memory]).amax(0)  # fmt: skip
+    change = torch.stack(
+        [
+            (frames.detach() - last[:, None]).abs().amax(4, keepdim=True)
+            for frames in (clean, predicted)
+            for last in memory
+        ]
+    ).amax(0)
     return 1 + torch.where(arm, ARM_CHANGE_WEIGHT, CHANGE_WEIGHT) * (change > CHANGE_LEVEL)
 
 

@@ -38,9 +38,7 @@ def test_gradient_equals_that_of_the_reference(draw, dtype, b, n, d, branch):
     total, scale, _, more, gate = inputs(draw, b, n, d, dtype, branch)
     arguments = (*draw(2, b, n, d, dtype=dtype), total, scale, more, gate)
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-    for actual, expected in zip(
-        adaln_backward(*arguments), exact(adaln_backward_reference, *arguments), strict=True
-    ):
+    for actual, expected in zip(adaln_backward(*arguments), exact(adaln_backward_reference, *arguments), strict=True):
         assert actual.dtype == dtype
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 

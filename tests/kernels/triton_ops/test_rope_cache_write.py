@@ -72,5 +72,10 @@ def test_token_of_zeros_has_a_scale(draw):
 
 def test_no_token_at_all_writes_nothing(draw):
     arguments = inputs(draw, 2, 1, 3, 2, 1, 8, 16, torch.float32)
-    assert rope_cache_write(arguments[0][:0], *arguments[1:3], *(t[:0] for t in arguments[3:5]), *arguments[5:7],
-                            *(t[:0] for t in arguments[7:])).shape == (0, 3, 2, 16)  # fmt: skip
+    assert rope_cache_write(
+        arguments[0][:0],
+        *arguments[1:3],
+        *(t[:0] for t in arguments[3:5]),
+        *arguments[5:7],
+        *(t[:0] for t in arguments[7:]),
+    ).shape == (0, 3, 2, 16)

@@ -45,8 +45,9 @@ def test_episode_without_a_token_gets_zeros(draw, dtype):
 
 def test_length_over_the_capacity_reads_nothing_behind_the_ring(draw):
     query, keys, values, length = inputs(draw, 1, 3, 2, 1, 8, 16, torch.float32, [8])
-    assert torch.equal(windowed_attention(query, keys, values, length + 1000),
-                       windowed_attention(query, keys, values, length))  # fmt: skip
+    assert torch.equal(
+        windowed_attention(query, keys, values, length + 1000), windowed_attention(query, keys, values, length)
+    )
 
 
 def test_query_may_be_strided_and_no_query_at_all_is_none(draw, assert_same):
