@@ -16,18 +16,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from worldenv.camera import tabletop_camera
 from worldenv.data.clips import Clips
-from worldenv.instruction import tokenize
-from worldenv.memory import keep_freed_memory
-from worldenv.progress import table
-from worldenv.rollout.models import save_model
-from worldenv.run_folder import RunFolder
-from worldenv.simulator.causal import Causal, CausalConfig
-from worldenv.simulator.causal_world import CausalWorld
-from worldenv.training.loop import Schedule, fit
+from worldenv.nn.instruction import tokenize
+from worldenv.records.model_files import save_model
+from worldenv.records.progress import table
+from worldenv.records.run_folder import RunFolder
+from worldenv.robot.camera import tabletop_camera
+from worldenv.rollout.memory import keep_freed_memory
+from worldenv.training.fit import Schedule, fit
 from worldenv.training.pretrain import disturbed_episodes
 from worldenv.training.train_causal import causal_loss, fit_tokenizer
+from worldenv.worlds.causal.network import Causal, CausalConfig
+from worldenv.worlds.causal.world import CausalWorld
 
 TEST_SEED = 1_000_003  # of the episodes that are imagined: tasks of their own
 CHUNKS = 3  # in a row, when training

@@ -13,7 +13,7 @@ import torch
 
 from worldenv import __version__
 from worldenv.errors import UserError
-from worldenv.int8 import is_fast
+from worldenv.nn.int8 import is_fast
 
 
 def row(name: str, group: str, times: Sequence[float], facts: dict) -> dict:

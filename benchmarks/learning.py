@@ -13,8 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from worldenv.metrics import difference_interval, mean_interval
-from worldenv.progress import table
+from worldenv.records.intervals import difference_interval, mean_interval
+from worldenv.records.progress import table
 
 RULES = ("oracle", "own_stop", "no_stop")
 

@@ -18,16 +18,16 @@ import numpy as np
 import torch
 
 from worldenv.data.trajectories import Trajectory
-from worldenv.evaluate import act_in_true
+from worldenv.evaluation.truth import act_in_true
 from worldenv.job import make_engine
-from worldenv.memory import keep_freed_memory
-from worldenv.parallel import CACHED
-from worldenv.progress import table
+from worldenv.records.model_files import Models, load_model, shipped
+from worldenv.records.progress import table
 from worldenv.rollout.engine import EngineConfig
-from worldenv.rollout.models import Models, load_model, shipped
-from worldenv.simulator.world import Memory, World
-from worldenv.tasks.scenes import TASKS
-from worldenv.tasks.tabletop import HORIZON, Tabletop, task_by_name
+from worldenv.rollout.memory import keep_freed_memory
+from worldenv.rollout.parallel import CACHED
+from worldenv.suites.tabletop.physics import HORIZON, Tabletop, task_by_name
+from worldenv.suites.tabletop.scenes import TASKS
+from worldenv.worlds.composer.world import Memory, World
 
 FIRST_START = 8000
 BESIDE_M, TOO_HIGH_M, TOO_HIGH_SHARE = 0.03, 0.02, 0.3

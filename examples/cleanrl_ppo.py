@@ -12,11 +12,11 @@ import time
 import torch
 from torch import Tensor, nn
 
+from worldenv.envs.gymnasium_env import WorldModelVectorEnv
+from worldenv.envs.world_model_env import EnvConfig
 from worldenv.job import make_env, practice_starts
-from worldenv.memory import keep_freed_memory
-from worldenv.rollout.env import EnvConfig
-from worldenv.rollout.gymnasium_env import WorldModelVectorEnv
-from worldenv.rollout.models import Models, shipped
+from worldenv.records.model_files import Models, shipped
+from worldenv.rollout.memory import keep_freed_memory
 
 
 def flags() -> argparse.Namespace:

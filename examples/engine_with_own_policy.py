@@ -9,11 +9,11 @@ import time
 import torch
 from torch import Tensor, nn
 
-from worldenv.instruction import WORDS
 from worldenv.job import make_engine, practice_starts
-from worldenv.memory import keep_freed_memory
+from worldenv.nn.instruction import WORDS
+from worldenv.records.model_files import Models, shipped
 from worldenv.rollout.engine import EngineConfig
-from worldenv.rollout.models import Models, shipped
+from worldenv.rollout.memory import keep_freed_memory
 
 
 class OwnPolicy(nn.Module):

@@ -10,11 +10,11 @@ from tensordict.nn import TensorDictModule
 from torchrl.envs import RewardSum, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
+from worldenv.envs.torchrl_env import TorchRLWorldModelEnv
+from worldenv.envs.world_model_env import EnvConfig
 from worldenv.job import make_env, practice_starts
-from worldenv.memory import keep_freed_memory
-from worldenv.rollout.env import EnvConfig
-from worldenv.rollout.models import Models, shipped
-from worldenv.rollout.torchrl_env import TorchRLWorldModelEnv
+from worldenv.records.model_files import Models, shipped
+from worldenv.rollout.memory import keep_freed_memory
 
 
 def main() -> None:

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from worldenv.camera import tabletop_camera
-from worldenv.instruction import tokenize
-from worldenv.kinematics import Kinematics
-from worldenv.policy.network import Policy, PolicyConfig
-from worldenv.reflector.network import Reflector, ReflectorConfig
+from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
+from worldenv.nn.instruction import tokenize
+from worldenv.policy.small import Policy, PolicyConfig
+from worldenv.reflector.small import Reflector, ReflectorConfig
+from worldenv.robot.camera import tabletop_camera
+from worldenv.robot.kinematics import Kinematics
 from worldenv.rollout.engine import Engine, EngineConfig
-from worldenv.rollout.env import EnvConfig, WorldModelEnv
 from worldenv.rollout.episodes import Starts
-from worldenv.simulator.network import Simulator, SimulatorConfig
-from worldenv.simulator.world import World
+from worldenv.worlds.composer.network import Simulator, SimulatorConfig
+from worldenv.worlds.composer.world import World
 
 if TYPE_CHECKING:
     from worldenv.data.trajectories import Trajectory

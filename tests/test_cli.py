@@ -6,8 +6,8 @@ import math
 import pytest
 
 from worldenv import cli
-from worldenv.rollout.models import save_model
-from worldenv.run_folder import RunFolder
+from worldenv.records.model_files import save_model
+from worldenv.records.run_folder import RunFolder
 
 SMALL = ["--eval.episodes", "10", "--eval.imagined", "4", "--eval.quality", "2", "--eval.videos", "1"]
 SMALL += ["--engine.horizon", "2"]

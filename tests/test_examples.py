@@ -30,7 +30,9 @@ def test_example_runs(name, monkeypatch, capsys):
     library, flags, expected = RUNS[name]
     if library:
         pytest.importorskip(library)
-    monkeypatch.setattr("worldenv.memory.keep_freed_memory", lambda: None)  # it would change the tests' own process
+    monkeypatch.setattr(
+        "worldenv.rollout.memory.keep_freed_memory", lambda: None
+    )  # it would change the tests' own process
     monkeypatch.setattr(sys, "argv", [name, *flags.split()])
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert expected in capsys.readouterr().out

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from worldenv import job
-from worldenv.checkpoint import CheckpointError
 from worldenv.config import EvaluateConfig, TrainConfig
-from worldenv.evaluate import EvalConfig
+from worldenv.evaluation.truth import EvalConfig
+from worldenv.records.checkpoint import CheckpointError
+from worldenv.records.model_files import Models, save_model
+from worldenv.records.run_folder import RunFolder
+from worldenv.rl.loop import Learner, PostTrainConfig, group_advantage
 from worldenv.rollout.engine import EngineConfig
-from worldenv.rollout.models import Models, save_model
-from worldenv.run_folder import RunFolder
-from worldenv.tasks.scenes import TASKS
-from worldenv.tasks.tabletop import start_state
+from worldenv.suites.tabletop.physics import start_state
+from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training.pipeline import EXPLORATION_START
-from worldenv.training.post_train import Learner, PostTrainConfig, group_advantage
 
 SMALL = EvalConfig(episodes=10, imagined=1, quality=2, videos=2)
 
@@ -123,7 +123,7 @@ def test_saved_configuration_leaves_out_where_the_run_lies_and_is_computed(tmp_p
 def test_result_that_is_not_finite_still_ends_in_valid_json(tmp_path, monkeypatch):
     run = RunFolder.create(tmp_path / "run", {})
     monkeypatch.setattr(job, "_print_table", lambda result: None)
-    monkeypatch.setattr("worldenv.report.write_report", lambda folder: folder.path / "report.html")
+    monkeypatch.setattr("worldenv.records.report.write_report", lambda folder: folder.path / "report.html")
     result = job._finish(run, {"wall_s": 1.0, "simulator": {"psnr": [float("inf"), 20.0]}})
     assert json.loads(json.dumps(result, allow_nan=False)) == {"wall_s": 1.0, "simulator": {"psnr": [None, 20.0]}}
 

@@ -11,7 +11,7 @@ import tyro
 from worldenv import job
 from worldenv.config import EvaluateConfig, TrainConfig, presets
 from worldenv.errors import UserError, nearest
-from worldenv.memory import keep_freed_memory
+from worldenv.rollout.memory import keep_freed_memory
 
 TRAIN_HELP = """Improve a vision-language-action policy by reinforcement learning inside a learned world model.
 

@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 
 from worldenv.errors import UserError
-from worldenv.evaluate import EvalConfig
-from worldenv.int8 import check_precision
+from worldenv.evaluation.truth import EvalConfig
+from worldenv.nn.int8 import check_precision
+from worldenv.rl.loop import PostTrainConfig
 from worldenv.rollout.engine import EngineConfig
-from worldenv.training.loop import Schedule
+from worldenv.training.fit import Schedule
 from worldenv.training.pipeline import ScratchConfig
-from worldenv.training.post_train import PostTrainConfig
 
 
 @dataclass(frozen=True)

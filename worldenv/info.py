@@ -8,12 +8,13 @@ from importlib import import_module, metadata
 
 import torch
 
-from worldenv import __version__, attention, int8, kernels, ops
+from worldenv import __version__, kernels, ops
+from worldenv.nn import attention, int8
 
 
 def op_names() -> list[str]:
     """The ops, discovered from the modules in worldenv/ops."""
-    return sorted(module.name for module in pkgutil.iter_modules(ops.__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(ops.__path__) if module.name not in ops.NOT_OPS)
 
 
 def why_no_cuda() -> str | None:
@@ -71,7 +72,7 @@ def collect() -> dict:
 
 
 def chosen_attention(why_not: dict[str, str | None], why_no_cuda: str | None) -> str:
-    """What `worldenv.attention` takes on this machine's best device, and why."""
+    """What `worldenv.nn.attention` takes on this machine's best device, and why."""
     if attention.WANTED != "auto":
         return f"{attention.WANTED}: WORLDENV_ATTENTION"
     if why_no_cuda:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from worldenv.camera import tabletop_camera
 from worldenv.config import EvaluateConfig, TrainConfig
 from worldenv.data.trajectories import Trajectory
+from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
 from worldenv.errors import UserError
-from worldenv.evaluate import (
+from worldenv.evaluation.truth import (
     EvalConfig,
     Outcome,
     act_in_true,
@@ -24,20 +24,20 @@ from worldenv.evaluate import (
     simulator_quality,
     starts_of,
 )
-from worldenv.instruction import tokenize
-from worldenv.kinematics import Kinematics
-from worldenv.progress import Progress, human_seconds, table
+from worldenv.nn.instruction import tokenize
+from worldenv.records.model_files import Models, load_model, save_model, shipped
+from worldenv.records.progress import Progress, human_seconds, table
+from worldenv.records.run_folder import RunFolder, default_run_path
+from worldenv.records.video import side_by_side, write_video
+from worldenv.rl.loop import STAGE, post_train
+from worldenv.robot.camera import tabletop_camera
+from worldenv.robot.kinematics import Kinematics
 from worldenv.rollout.engine import Engine, EngineConfig
-from worldenv.rollout.env import EnvConfig, WorldModelEnv
 from worldenv.rollout.episodes import Rollouts, Starts
-from worldenv.rollout.models import Models, load_model, save_model, shipped
-from worldenv.run_folder import RunFolder, default_run_path
-from worldenv.simulator.world import World
-from worldenv.tasks.scenes import TASKS, Task
-from worldenv.tasks.tabletop import HORIZON
+from worldenv.suites.tabletop.physics import HORIZON
+from worldenv.suites.tabletop.scenes import TASKS, Task
 from worldenv.training.pipeline import Pipeline
-from worldenv.training.post_train import STAGE, post_train
-from worldenv.video import side_by_side, write_video
+from worldenv.worlds.composer.world import World
 
 PRACTICE_STARTS = 960  # start states of the training split to practise from
 PRACTICE_FIRST = 2_000_000  # numbers that neither demonstrations nor exploration used
@@ -264,7 +264,7 @@ def _shares(folder: RunFolder, models: float, evaluate: float) -> dict[str, floa
 
 
 def _finish(folder: RunFolder, result: dict) -> dict:
-    from worldenv.report import write_report  # loads matplotlib, which nothing before needs
+    from worldenv.records.report import write_report  # loads matplotlib, which nothing before needs
 
     folder.write_result(result)
     report = write_report(folder)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from worldenv.ops.rope_cache_write import rope_cache_write
 from worldenv.ops.windowed_attention import windowed_attention, windowed_attention_reference
-from worldenv.simulator.causal import LIBERO_BASE
+from worldenv.worlds.causal.network import LIBERO_BASE
 
 pytestmark = [
     pytest.mark.gpu,

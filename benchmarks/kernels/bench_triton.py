@@ -22,7 +22,7 @@ from worldenv.ops.ppo_loss import ppo_loss_with_gradient_reference
 from worldenv.ops.reward_head import reward_head_reference
 from worldenv.ops.rope_cache_write import rope_cache_write_reference
 from worldenv.ops.windowed_attention import windowed_attention_reference
-from worldenv.simulator.causal import LIBERO_BASE
+from worldenv.worlds.causal.network import LIBERO_BASE
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 B, L, H, G, D, C, WIDTH = (

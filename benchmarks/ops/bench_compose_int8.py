@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from worldenv.int8 import Int8, Linear
+from worldenv.nn.int8 import Int8, Linear
 from worldenv.ops.compose import compose_reference
 from worldenv.ops.compose_int8 import compose_int8
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from worldenv.int8 import Conv, Int8
-from worldenv.packed import quantise
+from worldenv.nn.int8 import Conv, Int8
+from worldenv.ops.packed import quantise
 
 
 def by_onednn(layer, conv):

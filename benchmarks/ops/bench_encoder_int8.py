@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from worldenv.int8 import in_int8, measured
-from worldenv.vision import VisionLanguageEncoder
+from worldenv.nn.encoder import VisionLanguageEncoder
+from worldenv.nn.int8 import in_int8, measured
 
 
 @pytest.mark.parametrize("batch", [32, 128])

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from worldenv.int8 import Conv, Int8
+from worldenv.nn.int8 import Conv, Int8
 from worldenv.ops.residual_int8 import residual_int8
 
 

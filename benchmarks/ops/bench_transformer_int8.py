@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from worldenv.int8 import in_int8
-from worldenv.simulator.network import TransformerLayer
+from worldenv.nn.int8 import in_int8
+from worldenv.worlds.composer.network import TransformerLayer
 
 RANGES = {"qkv": (-5.0, 5.0), "merge": (-3.0, 3.0), "mlp.0": (-5.0, 5.0), "mlp.2": (-0.2, 4.0)}
 

@@ -1,7 +1,7 @@
 import torch
 
-from worldenv.camera import tabletop_camera
 from worldenv.ops.transport import transport, transport_reference
+from worldenv.robot.camera import tabletop_camera
 
 
 def bench_transport(versus):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from worldenv.evaluate import EvalConfig, act_in_true, judge_trajectories
-from worldenv.instruction import tokenize
-from worldenv.int8 import is_fast
+from worldenv.evaluation.truth import EvalConfig, act_in_true, judge_trajectories
 from worldenv.job import held_out
-from worldenv.rollout.models import Models, shipped
+from worldenv.nn.instruction import tokenize
+from worldenv.nn.int8 import is_fast
+from worldenv.records.model_files import Models, shipped
 
 EPISODES, TIMED, SAMPLES, K = 50, 8, 32, 4
 CONTEXTS = [2, 12, 32, *range(33, 42)]  # up to SAMPLES both must say the same

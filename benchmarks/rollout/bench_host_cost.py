@@ -4,8 +4,8 @@ import pytest
 import torch
 from null_models import null_engine, null_starts
 
-from worldenv.memory import keep_freed_memory
-from worldenv.parallel import CACHED
+from worldenv.rollout.memory import keep_freed_memory
+from worldenv.rollout.parallel import CACHED
 
 RESIDENT, EPISODES = 1024, 3072
 

@@ -7,17 +7,17 @@ import pytest
 import torch
 from predict import count
 
-from worldenv.camera import tabletop_camera
-from worldenv.instruction import tokenize
 from worldenv.job import make_engine
-from worldenv.kinematics import Kinematics
-from worldenv.policy.network import Policy, PolicyConfig
-from worldenv.reflector.network import Reflector, ReflectorConfig
+from worldenv.nn.instruction import tokenize
+from worldenv.policy.small import Policy, PolicyConfig
+from worldenv.records.model_files import Models, shipped
+from worldenv.reflector.small import Reflector, ReflectorConfig
+from worldenv.robot.camera import tabletop_camera
+from worldenv.robot.kinematics import Kinematics
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.rollout.episodes import Starts
-from worldenv.rollout.models import Models, shipped
-from worldenv.simulator.causal import LIBERO_BASE, Causal
-from worldenv.simulator.causal_world import CausalWorld
+from worldenv.worlds.causal.network import LIBERO_BASE, Causal
+from worldenv.worlds.causal.world import CausalWorld
 
 DEVICE = "cuda"
 PART = 512  # episodes a pass: activations of more do not fit beside the rings of 4,096, nor in 2**31 numbers

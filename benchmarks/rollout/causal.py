@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from worldenv import ops
-from worldenv.camera import tabletop_camera
-from worldenv.memory import keep_freed_memory
 from worldenv.ops.action_map import action_map
 from worldenv.ops.denoise_step import denoise_step
 from worldenv.ops.philox import Use, philox
-from worldenv.progress import table
-from worldenv.simulator.causal import LIBERO_BASE, Causal, CausalConfig
-from worldenv.simulator.causal_world import CausalWorld
+from worldenv.records.progress import table
+from worldenv.robot.camera import tabletop_camera
+from worldenv.rollout.memory import keep_freed_memory
+from worldenv.worlds.causal.network import LIBERO_BASE, Causal, CausalConfig
+from worldenv.worlds.causal.world import CausalWorld
 
 SHAPES = {"tabletop": CausalConfig(), "libero-base": LIBERO_BASE}
 

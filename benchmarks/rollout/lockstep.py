@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv import ops
-from worldenv.int8 import Conv, Linear
-from worldenv.kinematics import chunk_kinematics
+from worldenv.nn.int8 import Conv, Linear
 from worldenv.ops.laplace_chunk import laplace_log_prob
 from worldenv.ops.patchify import PATCH, unit
 from worldenv.ops.philox import Use, philox
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import unpatchify
-from worldenv.policy.network import laplace_sample
+from worldenv.policy.small import laplace_sample
+from worldenv.records.model_files import Models
+from worldenv.robot.kinematics import chunk_kinematics
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.episodes import Starts
-from worldenv.rollout.models import Models
-from worldenv.simulator.sampler import sample
+from worldenv.worlds.composer.sampler import sample
 
 
 class Half(nn.Module):

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from worldenv.kinematics import Kinematics
-from worldenv.reflector.network import Pooled
+from worldenv.reflector.small import Pooled
+from worldenv.robot.kinematics import Kinematics
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.rollout.episodes import Starts
-from worldenv.simulator.world import Memory
+from worldenv.worlds.composer.world import Memory
 
 K, CONTEXT, WIDTH, STOPS = 4, 64, 256, 11
 

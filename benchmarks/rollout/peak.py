@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from worldenv import ops
-from worldenv.int8 import Int8, Linear
+from worldenv.nn.int8 import Int8, Linear
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.rollout.episodes import Starts
 

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from worldenv.progress import table
-from worldenv.simulator.causal import LIBERO_BASE, Causal, CausalConfig
-from worldenv.simulator.causal_world import LEVELS
+from worldenv.records.progress import table
+from worldenv.worlds.causal.network import LIBERO_BASE, Causal, CausalConfig
+from worldenv.worlds.causal.world import LEVELS
 
 BF16 = 2  # bytes
 

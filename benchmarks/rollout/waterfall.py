@@ -28,14 +28,14 @@ from peak import flops_per_chunk, matrix_peak
 from torch import Tensor
 
 from worldenv import ops
+from worldenv.evaluation.pictures import psnr
 from worldenv.job import PRACTICE_STARTS, make_engine, practice_starts
-from worldenv.kinematics import chunk_kinematics
-from worldenv.memory import keep_freed_memory
-from worldenv.metrics import psnr
-from worldenv.progress import table
+from worldenv.records.model_files import Models, shipped
+from worldenv.records.progress import table
+from worldenv.robot.kinematics import chunk_kinematics
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.rollout.episodes import Starts
-from worldenv.rollout.models import Models, shipped
+from worldenv.rollout.memory import keep_freed_memory
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, or imported by a test
 from document import document, row, write  # noqa: E402

@@ -2,8 +2,8 @@ import os
 
 import numpy as np
 
-from worldenv.tasks.scenes import TASKS
-from worldenv.tasks.tabletop import Tabletop
+from worldenv.suites.tabletop.physics import Tabletop
+from worldenv.suites.tabletop.scenes import TASKS
 
 WORLDS = 512
 GOAL_FRAMES_PER_S, GOAL_CORES = 20_000, 2

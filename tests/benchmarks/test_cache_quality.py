@@ -2,7 +2,7 @@ import pytest
 import torch
 from cache_quality import by_chunk, measure
 
-from worldenv.simulator.causal import Causal, CausalConfig
+from worldenv.worlds.causal.network import Causal, CausalConfig
 
 
 def test_decibels_are_of_a_chunks_mean_squared_error():

@@ -3,7 +3,7 @@
 import torch
 from lockstep import Half, Lockstep, in_bfloat16
 
-from worldenv.rollout.models import Models
+from worldenv.records.model_files import Models
 
 SEED = 5
 

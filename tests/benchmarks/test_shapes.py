@@ -6,7 +6,7 @@ import torch
 from causal import make_ways
 
 from worldenv.rollout.engine import EngineConfig
-from worldenv.simulator.causal import CausalConfig
+from worldenv.worlds.causal.network import CausalConfig
 
 SMALL = CausalConfig(image_size=32, patch=16, channels=8, width=64, layers=2, heads=2, key_heads=1, cache="int8")
 

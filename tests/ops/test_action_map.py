@@ -6,8 +6,8 @@ import torch
 
 import worldenv.ops.action_map as module
 from worldenv import ops
-from worldenv.camera import Camera
 from worldenv.ops.action_map import action_map, action_map_reference
+from worldenv.robot.camera import Camera
 
 # By dtype. The error is that of the projected pixel, some 1e-6 of the image's side, times the slope of a stroke.
 TOLERANCE = {torch.float32: 2e-4}

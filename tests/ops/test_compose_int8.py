@@ -5,7 +5,7 @@ import worldenv.ops.compose_int8 as module
 from worldenv import ops
 from worldenv.ops.compose import compose
 from worldenv.ops.compose_int8 import compose_int8, compose_int8_reference
-from worldenv.packed import Packed, pack
+from worldenv.ops.packed import Packed, pack
 
 STEP, ZERO = 0.03, 9
 AFFINE = torch.zeros(2, 272)

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 import worldenv.ops.conv_int8 as module
 from worldenv import ops
 from worldenv.ops.conv_int8 import conv_int8
-from worldenv.packed import Layer, Packed, pack, quantise
+from worldenv.ops.packed import Layer, Packed, pack, quantise
 
 STEP, ZERO = 0.03, 100
 

@@ -3,10 +3,10 @@ import torch
 
 import worldenv.ops.encoder_int8 as module
 from worldenv import ops
-from worldenv.int8 import in_int8, measured
+from worldenv.nn.encoder import GROUPS, VisionLanguageEncoder
+from worldenv.nn.int8 import in_int8, measured
 from worldenv.ops.encoder_int8 import encoder_int8
-from worldenv.packed import Layer, pack
-from worldenv.vision import GROUPS, VisionLanguageEncoder
+from worldenv.ops.packed import Layer, pack
 
 
 def layer(draw, inputs, outputs, window, low=-0.3, high=5.0):
@@ -75,7 +75,7 @@ def test_it_is_the_encoder_in_floats_but_for_rounding(face, monkeypatch):
         expected = encoder(frames, tokens)
     monkeypatch.setattr(ops, "BACKEND", "reference" if face == "reference" else "")
     asked = []
-    monkeypatch.setattr("worldenv.vision.encoder_int8", lambda *given: asked.append(given) or encoder_int8(*given))
+    monkeypatch.setattr("worldenv.nn.encoder.encoder_int8", lambda *given: asked.append(given) or encoder_int8(*given))
     actual = in_int8(encoder, ranges)(frames, tokens)
     assert len(asked) == 1 and asked[0][-1] == GROUPS
     assert 0 < (actual - expected).abs().mean() < 0.03 * expected.std()

@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 import worldenv.ops.map_features as module
 from worldenv import ops
-from worldenv.camera import tabletop_camera
 from worldenv.ops.action_map import action_map
 from worldenv.ops.map_features import map_features, map_features_reference
+from worldenv.robot.camera import tabletop_camera
 
 # By dtype, of features around 1. Strokes differ from the reference's by 2e-4 (tests/ops/test_action_map.py), and where
 # one falls to the other side of its cut at exp(-8), by that.

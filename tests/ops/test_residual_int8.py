@@ -4,8 +4,8 @@ import torch
 import worldenv.ops.residual_int8 as module
 from worldenv import ops
 from worldenv.ops.adagn import adagn_reference
+from worldenv.ops.packed import Layer, Packed, pack
 from worldenv.ops.residual_int8 import residual_int8
-from worldenv.packed import Layer, Packed, pack
 
 NEAR, FAR = 1e-3, 0.1  # of the result's spread, on average and at most: a level may be the next one
 

@@ -4,8 +4,8 @@ from torch.nn import functional as F
 
 import worldenv.ops.transformer_int8 as module
 from worldenv import ops
+from worldenv.ops.packed import Layer, Packed, pack
 from worldenv.ops.transformer_int8 import transformer_int8, transformer_int8_reference
-from worldenv.packed import Layer, Packed, pack
 
 NEAR, FAR = 2e-3, 0.1  # of the result's spread, on average and at most: a level may be the next one
 

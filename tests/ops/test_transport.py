@@ -3,10 +3,10 @@ import torch
 
 import worldenv.ops.transport as module
 from worldenv import ops
-from worldenv.camera import tabletop_camera
 from worldenv.ops.patchify import patchify
 from worldenv.ops.transport import moves, transport, transport_reference
 from worldenv.ops.unpatchify import to_frames
+from worldenv.robot.camera import tabletop_camera
 
 SIZE = 64
 CAMERA = tabletop_camera(SIZE)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from worldenv.camera import tabletop_camera
+from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
 from worldenv.errors import UserError
-from worldenv.kinematics import chunk_kinematics
-from worldenv.rollout.env import EnvConfig, WorldModelEnv
-from worldenv.simulator.causal import Causal, CausalConfig
-from worldenv.simulator.causal_world import CausalWorld
+from worldenv.robot.camera import tabletop_camera
+from worldenv.robot.kinematics import chunk_kinematics
+from worldenv.worlds.causal.network import Causal, CausalConfig
+from worldenv.worlds.causal.world import CausalWorld
 
 SEED, SIZE = 11, 16
 

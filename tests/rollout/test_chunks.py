@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from worldenv.errors import UserError
-from worldenv.rollout.advance import advance, begin
+from worldenv.rollout.runner import advance, begin
 
 SEED, STEPS = 11, 24
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 12)

@@ -8,12 +8,12 @@ import torch
 from torch.distributions import Laplace
 
 from worldenv.errors import UserError
-from worldenv.kinematics import Kinematics, chunk_kinematics
 from worldenv.ops.transport import transport
+from worldenv.robot.kinematics import Kinematics, chunk_kinematics
 from worldenv.rollout import engine as engine_module
 from worldenv.rollout.engine import EngineConfig
 from worldenv.rollout.episodes import Starts
-from worldenv.simulator import world
+from worldenv.worlds.composer import world
 
 SEED = 11
 

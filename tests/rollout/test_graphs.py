@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from worldenv import ops
-from worldenv.camera import tabletop_camera
 from worldenv.errors import UserError
+from worldenv.interfaces.slots import Slots
+from worldenv.robot.camera import tabletop_camera
 from worldenv.rollout.graphs import Graphs, bucket
-from worldenv.simulator.world import World
-from worldenv.slots import Slots
+from worldenv.worlds.composer.world import World
 
 
 @dataclass

@@ -8,8 +8,8 @@ import torch
 from null_models import STOPS, null_engine, null_starts
 
 from worldenv.job import make_engine
+from worldenv.records.model_files import Models, shipped
 from worldenv.rollout.engine import EngineConfig
-from worldenv.rollout.models import Models, shipped
 
 
 def resident_bytes():

@@ -5,18 +5,18 @@ import json
 import pytest
 import torch
 
-from worldenv import int8
 from worldenv.config import TrainConfig
 from worldenv.errors import UserError
-from worldenv.evaluate import starts_of
-from worldenv.int8 import Int8
+from worldenv.evaluation.pictures import psnr
+from worldenv.evaluation.truth import starts_of
 from worldenv.job import make_engine
-from worldenv.kinematics import Kinematics, chunk_kinematics
-from worldenv.metrics import psnr
-from worldenv.rollout import models as module
+from worldenv.nn import int8
+from worldenv.nn.int8 import Int8
+from worldenv.records import model_files as module
+from worldenv.records.model_files import Models, save_model, shipped
+from worldenv.robot.kinematics import Kinematics, chunk_kinematics
 from worldenv.rollout.engine import EngineConfig
-from worldenv.rollout.models import Models, save_model, shipped
-from worldenv.tasks.scenes import TASKS
+from worldenv.suites.tabletop.scenes import TASKS
 
 needs_int8 = pytest.mark.skipif(not int8.is_fast(), reason="this CPU has no instructions for 8 bits")
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from worldenv.tasks.expert import expert_action
-from worldenv.tasks.scenes import FAMILIES, KINDS, SIZES, TASKS
-from worldenv.tasks.tabletop import Tabletop, task_by_name
+from worldenv.suites.tabletop.expert import expert_action
+from worldenv.suites.tabletop.physics import Tabletop, task_by_name
+from worldenv.suites.tabletop.scenes import FAMILIES, KINDS, SIZES, TASKS
 
 STEP = 0.035  # metres per unit action
 

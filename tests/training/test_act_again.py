@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from worldenv.tasks.scenes import TASKS
+from worldenv.suites.tabletop.demonstrate import demonstrate
+from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training.act_again import act_again
-from worldenv.training.demonstrate import demonstrate
 
 
 @pytest.fixture(scope="module")

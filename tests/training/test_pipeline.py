@@ -10,9 +10,9 @@ import torch
 
 from worldenv.config import presets
 from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
-from worldenv.rollout.models import Models
-from worldenv.run_folder import RunFolder
-from worldenv.tasks.scenes import TASKS
+from worldenv.records.model_files import Models
+from worldenv.records.run_folder import RunFolder
+from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training import pipeline
 from worldenv.training.pipeline import EXPLORATION_START, Pipeline
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from worldenv.instruction import tokenize
-from worldenv.tasks.scenes import TASKS
+from worldenv.nn.instruction import tokenize
+from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training.pretrain import Base, base_loss, disturbed_episodes, sample_base_batch
 
 
@@ -52,7 +52,7 @@ def test_only_the_first_episodes_have_actions_and_none_long_after_success(data, 
     silent = sample_base_batch(data, tokens, torch.Generator().manual_seed(0), 64, 3)
     silent["use_action"] = torch.zeros(64)
     torch.manual_seed(0)
-    from worldenv.policy.network import PolicyConfig
+    from worldenv.policy.small import PolicyConfig
 
     base = Base(PolicyConfig(width=64, channels=16, blocks=1))
     _, figures = base_loss(base, silent)
@@ -60,7 +60,7 @@ def test_only_the_first_episodes_have_actions_and_none_long_after_success(data, 
 
 
 def test_base_learns_to_act_to_point_and_to_say_whether_it_is_done(data, tokens):
-    from worldenv.policy.network import PolicyConfig
+    from worldenv.policy.small import PolicyConfig
 
     torch.manual_seed(0)
     base = Base(PolicyConfig(width=64, channels=16, blocks=1))

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from worldenv.camera import tabletop_camera
 from worldenv.data.clips import Clips
-from worldenv.run_folder import RunFolder
-from worldenv.simulator.causal import Causal, CausalConfig
-from worldenv.simulator.causal_world import CausalWorld
-from worldenv.simulator.tokenizer import PatchTokenizer
-from worldenv.training.loop import Schedule, fit
+from worldenv.records.run_folder import RunFolder
+from worldenv.robot.camera import tabletop_camera
+from worldenv.training.fit import Schedule, fit
 from worldenv.training.train_causal import causal_loss, fit_tokenizer
+from worldenv.worlds.causal.network import Causal, CausalConfig
+from worldenv.worlds.causal.tokenizer import PatchTokenizer
+from worldenv.worlds.causal.world import CausalWorld
 
 CONFIG = CausalConfig(
     image_size=16, patch=4, map_shrink=2, channels=12, chunk=2, window=4, width=32, layers=2, heads=2, key_heads=1

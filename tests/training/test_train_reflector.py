@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from worldenv.data.clips import Clips
-from worldenv.instruction import tokenize
-from worldenv.tasks.scenes import TASKS
+from worldenv.nn.instruction import tokenize
+from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training.imagined import as_imagined
 from worldenv.training.train_reflector import (
     DONE_WEIGHT,

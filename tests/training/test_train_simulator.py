@@ -5,12 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from worldenv.camera import tabletop_camera
 from worldenv.data.clips import Clips
 from worldenv.ops.action_map import action_map
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import to_frames
-from worldenv.simulator.network import Simulator
+from worldenv.robot.camera import tabletop_camera
 from worldenv.training import train_simulator
 from worldenv.training.train_simulator import (
     ARM_CHANGE_WEIGHT,
@@ -27,6 +26,7 @@ from worldenv.training.train_simulator import (
     teacher_loss,
     unlike,
 )
+from worldenv.worlds.composer.network import Simulator
 
 PROJECTION = torch.from_numpy(tabletop_camera(16).projection)
 

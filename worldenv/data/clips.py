@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from worldenv.data.trajectories import Trajectory
-from worldenv.instruction import tokenize
+from worldenv.nn.instruction import tokenize
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ except ImportError as error:
         "`python setup.py build_ext --inplace`) in the source tree."
     ) from error
 
+NOT_OPS = ("constants", "packed")  # modules here that several ops share
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BACKEND = os.environ.get("WORLDENV_BACKEND", "")
 if BACKEND not in ("", "reference", "triton"):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from worldenv import ops
-from worldenv.constants import constant
+from worldenv.ops.constants import constant
 
 CHANNELS = 4
 ARM_CHANNELS = (0, 2)  # tool and hand

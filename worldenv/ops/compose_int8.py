@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from worldenv import ops
 from worldenv.ops.compose import SUB, compose_reference
+from worldenv.ops.packed import FOUR, Layer, Packed, check_layer, multiply, quantise
 from worldenv.ops.patchify import PATCH
-from worldenv.packed import FOUR, Layer, Packed, check_layer, multiply, quantise
 
 
 def compose_int8_reference(

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldenv import ops
-from worldenv.packed import FOUR, NO_GRID, Grid, Layer, Packed, check_grid, check_layer, multiply, quantise
+from worldenv.ops.packed import FOUR, NO_GRID, Grid, Layer, Packed, check_grid, check_layer, multiply, quantise
 
 
 def conv_int8_reference(

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from worldenv import ops
 from worldenv.ops.conv_int8 import conv_int8_reference
+from worldenv.ops.packed import FOUR, Layer, check_layer
 from worldenv.ops.patchify import PATCH, patchify_reference
 from worldenv.ops.residual_int8 import residual_int8_reference
 from worldenv.ops.spatial_softmax import spatial_softmax_reference
-from worldenv.packed import FOUR, Layer, check_layer
 
 
 def encoder_int8_reference(
@@ -67,7 +67,7 @@ def encoder_int8(
     groups: int,  # of the normalisations
     eps: float = 1e-5,  # as nn.GroupNorm has it
 ) -> Tensor:  # [B, 3 C] float32
-    """`VisionLanguageEncoder` up to its last linear layer (worldenv/vision.py).
+    """`VisionLanguageEncoder` up to its last linear layer (worldenv/nn/encoder.py).
 
         x = relu(stem2(relu(stem1(patches(frames)))))
         x <- x + conv2(relu(group_norm(conv1(x)) * (1 + scale) + shift)), for each block

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from worldenv import ops
 from worldenv.ops.adaln import adaln_reference
-from worldenv.packed import FOUR, Layer, Packed, check_layer, multiply, quantise
+from worldenv.ops.packed import FOUR, Layer, Packed, check_layer, multiply, quantise
 
 
 def transformer_int8_reference(

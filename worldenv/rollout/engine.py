@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.errors import UserError
-from worldenv.kinematics import Kinematics
-from worldenv.memory import fitting, free_bytes, ran_out
+from worldenv.interfaces.slots import Slots
 from worldenv.ops.laplace_chunk import laplace_chunk
-from worldenv.parallel import CPU, in_parts, sent
-from worldenv.reflector.network import Reflector
-from worldenv.rollout.advance import Imagined, advance, begin, check_seed, check_starts
+from worldenv.reflector.small import Reflector
+from worldenv.robot.kinematics import Kinematics
 from worldenv.rollout.episodes import Episodes, Rollouts, Starts
 from worldenv.rollout.graphs import Graphs
-from worldenv.simulator.world import World
-from worldenv.slots import Slots
+from worldenv.rollout.memory import fitting, free_bytes, ran_out
+from worldenv.rollout.parallel import CPU, in_parts, sent
+from worldenv.rollout.runner import Imagined, advance, begin, check_seed, check_starts
+from worldenv.worlds.composer.world import World
 
 MEMORY_SHARE = 0.5  # of what is free, for the slots; the rest is for activations
 PROBED = 8  # episodes that tell what a network pass takes of a GPU's memory

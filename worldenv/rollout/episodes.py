@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from worldenv.reflector.network import Pooled
-from worldenv.slots import Slots, words
+from worldenv.interfaces.slots import Slots, words
+from worldenv.reflector.small import Pooled
 
 
 @dataclass

@@ -6,8 +6,8 @@ from typing import TypeVar
 import torch
 
 from worldenv.errors import UserError
-from worldenv.memory import ran_out
-from worldenv.slots import Slots
+from worldenv.interfaces.slots import Slots
+from worldenv.rollout.memory import ran_out
 
 Thought = TypeVar("Thought", bound=Slots)
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from worldenv.data.trajectories import Trajectory
-from worldenv.tasks.record import Record
-from worldenv.tasks.tabletop import Tabletop, task_by_name
+from worldenv.suites.record import Record
+from worldenv.suites.tabletop.physics import Tabletop, task_by_name
 
 
 def act_again(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from worldenv.data.clips import Clips
-from worldenv.policy.network import Policy
+from worldenv.policy.small import Policy
 
 SCALE_WEIGHT = 0.1  # of the distance of the log-scales against that of the means
 

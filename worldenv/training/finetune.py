@@ -7,7 +7,7 @@ from torch import Tensor
 
 from worldenv.data.clips import Clips
 from worldenv.ops.laplace_chunk import laplace_log_prob
-from worldenv.policy.network import Policy
+from worldenv.policy.small import Policy
 
 SCALE_WEIGHT = 0.05  # of the scale head's likelihood against the action head's L1
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from worldenv.data.clips import Clips
-from worldenv.simulator.world import World
+from worldenv.worlds.composer.world import World
 
 
 def as_imagined(world: World, clips: Clips, seed: int) -> Clips:

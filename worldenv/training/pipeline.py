@@ -12,35 +12,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldenv.camera import tabletop_camera
-from worldenv.checkpoint import atomic_write_text, load_weights, save_weights
 from worldenv.data.clips import Clips
 from worldenv.data.trajectories import Trajectory, TrajectoryReader, TrajectoryWriter
 from worldenv.errors import UserError
-from worldenv.evaluate import act_in_true, starts_of
-from worldenv.instruction import tokenize
-from worldenv.kinematics import Kinematics
-from worldenv.policy.network import PolicyConfig
-from worldenv.progress import Progress
-from worldenv.reflector.network import Reflector, ReflectorConfig
+from worldenv.evaluation.truth import act_in_true, starts_of
+from worldenv.nn.instruction import tokenize
+from worldenv.policy.small import PolicyConfig
+from worldenv.records.checkpoint import atomic_write_text, load_weights, save_weights
+from worldenv.records.model_card import write_card
+from worldenv.records.model_files import RANGES, Models, load_model, save_model
+from worldenv.records.progress import Progress
+from worldenv.records.run_folder import RunFolder
+from worldenv.reflector.small import Reflector, ReflectorConfig
+from worldenv.robot.camera import tabletop_camera
+from worldenv.robot.kinematics import Kinematics
 from worldenv.rollout.engine import Engine, EngineConfig
-from worldenv.rollout.models import RANGES, Models, load_model, save_model
-from worldenv.run_folder import RunFolder
-from worldenv.simulator.network import Simulator, SimulatorConfig
-from worldenv.simulator.sampler import STUDENT_LEVELS, TEACHER_LEVELS
-from worldenv.simulator.world import World
-from worldenv.tasks.scenes import TASKS
+from worldenv.suites.tabletop.demonstrate import Disturbed, demonstrate
+from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training.act_again import act_again
 from worldenv.training.adapt import adaptation_loss
-from worldenv.training.demonstrate import Disturbed, demonstrate
 from worldenv.training.finetune import imitation_loss
+from worldenv.training.fit import Schedule, fit
 from worldenv.training.imagined import as_imagined
-from worldenv.training.loop import Schedule, fit
-from worldenv.training.model_card import write_card
 from worldenv.training.pretrain import Base, base_loss, disturbed_episodes, sample_base_batch
 from worldenv.training.ranges import EPISODES, measure_ranges
 from worldenv.training.train_reflector import join, read_features, reward_loss
 from worldenv.training.train_simulator import clean_plate, student_loss, teacher_loss
+from worldenv.worlds.composer.network import Simulator, SimulatorConfig
+from worldenv.worlds.composer.sampler import STUDENT_LEVELS, TEACHER_LEVELS
+from worldenv.worlds.composer.world import World
 
 EXPLORATION_START = 1_000_000  # exploration uses other training starts than the demonstrations
 RANGES_START = 3_000_000

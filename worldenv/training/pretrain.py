@@ -5,9 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv.ops.laplace_chunk import laplace_log_prob
-from worldenv.policy.network import Policy, PolicyConfig
-from worldenv.tasks.scenes import pretraining_task
-from worldenv.training.demonstrate import Disturbed, disturb
+from worldenv.policy.small import Policy, PolicyConfig
+from worldenv.suites.tabletop.demonstrate import Disturbed, disturb
+from worldenv.suites.tabletop.scenes import pretraining_task
 
 ACTION_SHARE = 0.25  # of a batch comes from the episodes whose actions may be seen
 

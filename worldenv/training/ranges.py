@@ -2,10 +2,10 @@
 
 from contextlib import ExitStack
 
-from worldenv.int8 import Ranges, measured
+from worldenv.nn.int8 import Ranges, measured
+from worldenv.records.model_files import Models
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.episodes import Starts
-from worldenv.rollout.models import Models
 
 EPISODES = 64
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from worldenv.data.clips import Clips
 from worldenv.ops.action_map import action_map
-from worldenv.simulator.causal import Causal
-from worldenv.simulator.tokenizer import PatchTokenizer
+from worldenv.worlds.causal.network import Causal
+from worldenv.worlds.causal.tokenizer import PatchTokenizer
 
 CHANGE_WEIGHT = 8.0  # how much more a token counts that differs from the one at its place in the frame before
 CHANGE_LEVEL = 0.1  # what counts as different: mean absolute difference of a token's latent

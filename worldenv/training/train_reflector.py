@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldenv.data.clips import Clips
-from worldenv.instruction import tokenize
-from worldenv.reflector.network import Reflector
-from worldenv.tasks.scenes import siblings
-from worldenv.tasks.tabletop import task_by_name
+from worldenv.nn.instruction import tokenize
+from worldenv.reflector.small import Reflector
+from worldenv.suites.tabletop.physics import task_by_name
+from worldenv.suites.tabletop.scenes import siblings
 
 DONE_WEIGHT = (
     0.2  # of a frame that shows success: stopping a little late costs nothing, a little early costs the episode

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from worldenv.data.clips import Clips
+from worldenv.nn.encoder import VisionLanguageEncoder
 from worldenv.ops.action_map import ARM_CHANNELS, action_map
 from worldenv.ops.patchify import patchify, unit
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import to_frames
-from worldenv.simulator.network import Seen, Simulator
-from worldenv.vision import VisionLanguageEncoder
+from worldenv.worlds.composer.network import Seen, Simulator
 
 # How much more a pixel counts that changes within the chunk: few do, and they are all that matters. Five in six of them
 # show the arm coming or going, which is easy: the action map says where it is.

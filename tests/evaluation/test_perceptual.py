@@ -1,0 +1,87 @@
+"""LPIPS, FID and FVD with tiny TorchScript networks that are called as the published ones are."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from worldenv.errors import UserError
+from worldenv.evaluation.perceptual import FILES, perceptual_quality
+from worldenv.evaluation.pictures import frechet_distance
+from worldenv.evaluation.truth import simulator_quality
+
+
+class Vgg(nn.Module):
+    def forward(self, img: Tensor, resize_images: bool = True, return_lpips: bool = False) -> Tensor:
+        assert return_lpips and not resize_images
+        return img.mean([2, 3]) / 255
+
+
+class Inception(nn.Module):
+    def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
+        assert return_features and img.dtype == torch.uint8
+        return img.float().mean([2, 3])
+
+
+class I3d(nn.Module):
+    def forward(
+        self, video: Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False
+    ) -> Tensor:
+        assert return_features and not rescale and not resize and video.shape[1] == 3 and video.shape[3] == 224
+        return video.mean([3, 4]).flatten(1)[:, ::5]
+
+
+@pytest.fixture
+def weights(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for metric, network in (("lpips", Vgg()), ("fid", Inception()), ("fvd", I3d())):
+            torch.jit.script(network).save(tmp_path / FILES[metric])
+    return tmp_path
+
+
+@pytest.fixture
+def videos():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (2, 6, 13, 8, 8, 3), generator=generator, dtype=torch.uint8).unbind()
+
+
+def test_all_three_by_hand(weights, videos):
+    imagined, true = videos
+    found = perceptual_quality(weights, imagined, true, chunk=4)
+    colour = [video[:, 1:].float().mean((2, 3)) for video in videos]
+    apart = ((colour[0] - colour[1]) / 255).square().sum(-1)
+    assert found["lpips"] == pytest.approx([apart[:, i : i + 4].mean().item() for i in (0, 4, 8)], rel=1e-4)
+    assert found["fid"] == pytest.approx(frechet_distance(*(c.flatten(0, 1) for c in colour)), rel=1e-3)
+    assert found["fvd"] > 0
+
+
+def test_equal_videos_have_no_distance(weights, videos):
+    found = perceptual_quality(weights, videos[0], videos[0], chunk=4)
+    assert found["lpips"] == [0, 0, 0] and found["fid"] < 1e-3 and found["fvd"] < 1e-6
+
+
+def test_only_what_is_there_is_measured(weights, videos):
+    (weights / FILES["fid"]).unlink()
+    assert set(perceptual_quality(weights, *videos, chunk=4)) == {"lpips", "fvd"}
+    few = [video[:, :9] for video in videos]  # eight frames: too few for the video network
+    assert set(perceptual_quality(weights, *few, chunk=4)) == {"lpips"}
+
+
+def test_folder_without_weights_is_refused(tmp_path, videos):
+    with pytest.raises(UserError, match="no weights to measure with; put there any of vgg16.pt, inception"):
+        perceptual_quality(tmp_path, *videos, chunk=4)
+
+
+def test_damaged_file_is_named(weights, videos):
+    (weights / FILES["lpips"]).write_bytes(b"no network")
+    with pytest.raises(UserError, match="vgg16.pt is not a TorchScript file, or is damaged"):
+        perceptual_quality(weights, *videos, chunk=4)
+
+
+def test_simulator_quality_has_them_too(weights, tiny):
+    trajectories = [tiny.trajectory(12, i) for i in range(3)]
+    found = simulator_quality(tiny.engine(), trajectories, np.array([True, True, False]), seed=1, weights=weights)
+    assert len(found["lpips"]) == len(found["psnr"]) == 3 and found["fid"] > 0 and found["fvd"] > 0

@@ -1,0 +1,200 @@
+"""Checkpoints: exact, atomic, and plain about what does not fit."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from worldenv.errors import UserError, nearest
+from worldenv.records import checkpoint
+from worldenv.records.checkpoint import (
+    CheckpointError,
+    atomic_write_text,
+    load_state,
+    load_weights,
+    save_state,
+    save_weights,
+)
+
+
+def make_network(width: int = 5) -> nn.Module:
+    return nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Linear(width, 1))
+
+
+def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+    losses = []
+    for _ in range(steps):
+        loss = network(torch.randn(8, 3)).square().mean() + 1e-3 * np.random.rand()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_weights_and_metadata_come_back(tmp_path):
+    network, other = make_network(), make_network()
+    save_weights(tmp_path / "a.safetensors", network, {"seed": 3, "success": [0.5, None]})
+    state_dict, metadata = load_weights(tmp_path / "a.safetensors", other)
+    assert metadata == {"seed": 3, "success": [0.5, None]}
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, state_dict[name]) and torch.equal(tensor, other.state_dict()[name])
+
+
+def test_tied_and_strided_weights_are_stored(tmp_path):
+    tensor = torch.arange(6.0).view(2, 3)
+    tied = {"a": tensor, "b": tensor, "row": tensor[1], "turned": tensor.T}
+    save_weights(tmp_path / "a.safetensors", tied, {})
+    found, _ = load_weights(tmp_path / "a.safetensors")
+    assert all(torch.equal(found[name], tied[name]) for name in tied)
+
+
+def test_weights_that_do_not_fit_are_named_and_the_module_is_unchanged(tmp_path):
+    path = tmp_path / "a.safetensors"
+    state_dict = make_network(4).state_dict()
+    state_dict["extra"] = state_dict.pop("2.bias")
+    save_weights(path, state_dict, {})
+    network = make_network(5)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(path, network)
+    message = str(caught.value)
+    assert str(path) in message and "Sequential" in message
+    assert "missing in the file: 2.bias" in message and "not in the module: extra" in message
+    assert "0.weight is [4, 3] in the file and [5, 3] in the module" in message and "configuration" in message
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("load", [load_weights, load_state])
+def test_truncated_checkpoint_is_named(tmp_path, load, fraction):
+    path = tmp_path / "a.safetensors"
+    save_weights(path, make_network(), {}) if load is load_weights else save_state(path, model=torch.zeros(100))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(fraction * len(content))])
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: not a complete safetensors file"):
+        load(path)
+
+
+def test_missing_foreign_and_swapped_files_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none\.safetensors: there is no such file"):
+        load_weights(tmp_path / "none.safetensors")
+    save_file({"a": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="not written by save_weights.*holds nothing"):
+        load_weights(tmp_path / "foreign.safetensors")
+    save_state(tmp_path / "state.safetensors", step=1)
+    with pytest.raises(CheckpointError, match="not written by save_weights.*worldenv_state"):
+        load_weights(tmp_path / "state.safetensors")
+    with pytest.raises(CheckpointError, match="folder .* does not exist"):
+        save_state(tmp_path / "nowhere" / "a.safetensors", step=1)
+
+
+def test_resumed_training_continues_identically(tmp_path):
+    torch.manual_seed(0)
+    np.random.seed(0)
+    network = make_network()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.05, amsgrad=True)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    train(network, optimizer, 4)
+    schedule.step()
+    save_state(
+        tmp_path / "a.safetensors",
+        network=network.state_dict(),
+        optimizer=optimizer.state_dict(),
+        schedule=schedule.state_dict(),
+        torch_rng=torch.get_rng_state(),
+        numpy_rng=np.random.get_state(),
+    )
+    expected = train(network, optimizer, 5)
+
+    state = load_state(tmp_path / "a.safetensors")
+    resumed = make_network()
+    resumed.load_state_dict(state["network"])
+    resumed_optimizer = torch.optim.AdamW(resumed.parameters(), lr=1.0)
+    resumed_optimizer.load_state_dict(state["optimizer"])
+    torch.optim.lr_scheduler.StepLR(resumed_optimizer, 3).load_state_dict(state["schedule"])
+    resumed_optimizer.param_groups[0]["lr"] = state["optimizer"]["param_groups"][0]["lr"]
+    torch.set_rng_state(state["torch_rng"])
+    np.random.set_state(state["numpy_rng"])
+    assert train(resumed, resumed_optimizer, 5) == expected
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name])
+
+
+def test_every_kind_of_value_comes_back_with_its_type(tmp_path):
+    random.seed(1)
+    generator = np.random.Generator(np.random.Philox(7))
+    value = {
+        1: [True, None, 3, 2**80, -0.1, float("inf"), "text"],
+        "1": (1, (2.5,), [], {}),
+        "python": random.getstate(),
+        "generator": generator.bit_generator.state,
+        "array": np.arange(6, dtype=np.uint16).reshape(2, 3).T,
+        "empty": np.zeros((0, 2)),
+        "bits": torch.tensor([True, False]),
+        "half": torch.ones(2, 3, dtype=torch.bfloat16),
+        "scalar": torch.tensor(4),
+        "none": torch.zeros(0, 3),
+    }
+    save_state(tmp_path / "a.safetensors", value=value)
+    found = load_state(tmp_path / "a.safetensors")["value"]
+    assert list(found) == list(value)
+    assert found[1] == value[1] and [type(x) for x in found[1]] == [type(x) for x in value[1]]
+    assert found["1"] == value["1"] and found["python"] == value["python"]
+    for name in ("array", "empty"):
+        np.testing.assert_array_equal(found[name], value[name], strict=True)
+    for name in ("bits", "half", "scalar", "none"):
+        assert torch.equal(found[name], value[name]) and found[name].dtype == value[name].dtype
+    expected = generator.random(3)
+    again = np.random.Generator(np.random.Philox(0))
+    again.bit_generator.state = found["generator"]
+    np.testing.assert_array_equal(again.random(3), expected)
+
+
+def test_what_cannot_be_stored_is_named_by_entry(tmp_path):
+    with pytest.raises(TypeError, match=r"model\.'layers'\.1 is a set"):
+        save_state(tmp_path / "a.safetensors", model={"layers": [1, {2}]})
+    with pytest.raises(TypeError, match=r"model has the key \(1, 2\)"):
+        save_state(tmp_path / "a.safetensors", model={(1, 2): 3})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("step", ["save_file", "_sync"])
+def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step):
+    path = tmp_path / "a.safetensors"
+    save_state(path, step=1)
+
+    def fail(*arguments):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, step, fail)
+    with pytest.raises(OSError, match="No space left"):
+        save_state(path, step=2)
+    assert load_state(path) == {"step": 1} and [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_text_is_replaced_whole(tmp_path, monkeypatch):
+    atomic_write_text(tmp_path / "a.json", "früher")
+    atomic_write_text(tmp_path / "a.json", "später")
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == "später"
+    monkeypatch.setattr(checkpoint.os, "replace", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write_text(tmp_path / "a.json", "nie")
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == "später" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_nearest_name_is_offered_else_the_list():
+    assert nearest("tabeltop", ["tabletop", "libero"]) == ' — did you mean "tabletop"?'
+    assert nearest("Libero", ["tabletop", "libero"]) == ' — did you mean "libero"?'
+    assert nearest("xyz", ["b", "a"]) == " — valid names: a, b"
+    assert nearest("xyz", []) == " — there are no valid names"
+    assert issubclass(CheckpointError, UserError) and issubclass(UserError, ValueError)
+
+
+def test_weights_may_be_read_by_everyone_on_the_machine(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, {"a": torch.zeros(2)}, {})
+    assert path.stat().st_mode & 0o777 == 0o644

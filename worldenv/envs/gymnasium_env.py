@@ -1,0 +1,84 @@
+"""Imagined episodes as a Gymnasium vector environment, torch tensors in and out: pip install "worldenv[gymnasium]"."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldenv.envs.world_model_env import WorldModelEnv
+from worldenv.errors import UserError
+
+try:
+    import gymnasium as gym
+    from gymnasium.vector import AutoresetMode, VectorEnv
+    from gymnasium.vector.utils import batch_space
+except ImportError as error:
+    raise ImportError(f'{error}; install it: pip install "worldenv[gymnasium]"') from error
+
+
+class WorldModelVectorEnv(VectorEnv):
+    """The face of `WorldModelEnv` for Gymnasium.
+
+    Autoreset is SAME_STEP: an episode that ends gives its slot to the next at once. The observation is then the first
+    of the new episode; the last of the old one is in info["final_obs"], and its info in info["final_info"], batched as
+    observations are, where the mask info["_final_obs"] is set.
+
+    terminated: the reflector stopped it. truncated: it came to the horizon, or something became non-finite
+    (info "broken", reward 0). Of info every key has its mask "_key", as Gymnasium's own vector environments do.
+
+    reset takes the options "starts" (rows of the starts to begin at from now on, in turn) and "reset_mask" (bool [E]).
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "torch": True, "render_modes": []}
+
+    def __init__(self, env: WorldModelEnv):
+        self.env, self.num_envs = env, env.config.envs
+        self.single_observation_space = gym.spaces.Dict(
+            {name: _box(*env.bounds(name)) for name in ("frame", "proprio", "instruction")}
+        )
+        self.single_action_space = _box(*env.bounds("action"))
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Begin all episodes, or those of options["reset_mask"]; with a seed they are numbered from 0 again."""
+        super().reset(seed=seed)
+        options = options or {}
+        if unknown := set(options) - {"starts", "reset_mask"}:
+            raise UserError(f"options has {sorted(unknown)}; it takes starts and reset_mask")
+        mask = options.get("reset_mask")
+        if seed is not None:
+            self.env.seed(seed)
+        try:
+            observation = self.env.reset(None if mask is None else torch.as_tensor(mask), options.get("starts"))
+        except UserError:
+            self.env.seed(None)  # what was refused changes nothing
+            raise
+        return observation, _masked(self.env.info())
+
+    def step(self, actions: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Any]]:
+        """A chunk of k actions for every episode, [E, k, 7]: observation, reward, terminated, truncated, info."""
+        observation, reward, terminated, truncated = self.env.step(actions)
+        done, final = terminated | truncated, {}
+        if done.any():
+            final = {"final_obs": observation, "final_info": _masked(self.env.info(), done)}
+            observation = self.env.reset(done)
+        return observation, reward, terminated, truncated, _masked(self.env.info()) | _masked(final, done)
+
+
+def _box(low: Tensor, high: Tensor) -> gym.spaces.Box:
+    try:
+        low, high = low.cpu().numpy(), high.cpu().numpy()
+    except TypeError as error:
+        raise UserError(f"NumPy, and so Gymnasium's spaces, has no {low.dtype}; take another frame_dtype") from error
+    return gym.spaces.Box(low, high, dtype=low.dtype.type)
+
+
+def _masked(info: dict[str, Any], mask: Tensor | None = None) -> dict[str, Any]:
+    """The info with a mask "_key" for every key; without one given, all have it."""
+    masks = {}
+    for key, value in info.items():
+        masks["_" + key] = torch.ones_like(value, dtype=torch.bool) if mask is None else mask.clone()
+    return info | masks

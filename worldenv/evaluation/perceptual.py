@@ -1,0 +1,79 @@
+"""Picture quality as large pretrained networks see it: LPIPS, FID and FVD, where their weights are present."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from worldenv.errors import UserError
+from worldenv.evaluation.pictures import frechet_distance
+
+# TorchScript files as StyleGAN2-ADA (the first two) and StyleGAN-V publish them; none comes with this package.
+FILES = {"lpips": "vgg16.pt", "fid": "inception-2015-12-05.pt", "fvd": "i3d_torchscript.pt"}
+FRAMES_AT_ONCE, VIDEOS_AT_ONCE = 64, 4
+VIDEO_SIZE = 224  # what the video network was trained on
+VIDEO_FRAMES = 10  # the fewest that it reads
+
+
+def present(folder: Path) -> dict[str, Path]:
+    """Metric -> file, of those that `folder` has. Raises UserError where it has none."""
+    found = {metric: folder / name for metric, name in FILES.items() if (folder / name).is_file()}
+    if not found:
+        raise UserError(f"{folder} has no weights to measure with; put there any of {', '.join(FILES.values())}")
+    return found
+
+
+@torch.no_grad()
+def perceptual_quality(
+    folder: Path,
+    imagined: Tensor,  # [N, T + 1, H, W, 3] uint8, the start frame first
+    true: Tensor,  # likewise
+    chunk: int,
+) -> dict[str, list[float] | float]:
+    """What the weights in `folder` allow to measure; lower is better.
+
+    `lpips` by chunk index (Zhang et al. 2018), `fid` over all imagined frames (Heusel et al. 2017), `fvd` over whole
+    episodes (Unterthiner et al. 2018), where they have at least 10 frames and are at least two.
+
+    Raises UserError for a file that is not TorchScript.
+    """
+    pairs, found = [video[:, 1:].movedim(-1, -3) for video in (imagined, true)], {}
+    for metric, path in present(folder).items():
+        network = _load(path)
+        if metric == "lpips":
+            apart = torch.cat([_lpips(network, *pair) for pair in zip(*map(_frames, pairs), strict=True)])
+            found[metric] = [part.mean().item() for part in apart.view(len(imagined), -1).split(chunk, dim=1)]
+        elif metric == "fid":
+            features = ([network(x, return_features=True) for x in _frames(video)] for video in pairs)
+            found[metric] = frechet_distance(*map(torch.cat, features))
+        elif pairs[0].shape[1] >= VIDEO_FRAMES and len(imagined) > 1:
+            features = ([_video_features(network, x) for x in video.split(VIDEOS_AT_ONCE)] for video in pairs)
+            found[metric] = frechet_distance(*map(torch.cat, features))
+    return found
+
+
+def _load(path: Path) -> torch.jit.ScriptModule:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch.export cannot read these files
+            return torch.jit.load(path, map_location="cpu").eval()
+    except RuntimeError as error:
+        raise UserError(f"{path} is not a TorchScript file, or is damaged: fetch it again ({error})") from None
+
+
+def _frames(video: Tensor) -> tuple[Tensor, ...]:  # [N, T, 3, H, W] -> of [n, 3, H, W]
+    return video.flatten(0, 1).split(FRAMES_AT_ONCE)
+
+
+def _lpips(network: torch.jit.ScriptModule, imagined: Tensor, true: Tensor) -> Tensor:  # [n]
+    a, b = (network(x.float(), resize_images=False, return_lpips=True) for x in (imagined, true))
+    return (a - b).square().sum(1)
+
+
+def _video_features(network: torch.jit.ScriptModule, video: Tensor) -> Tensor:  # [n, T, 3, H, W] -> [n, D]
+    n, size = len(video), (VIDEO_SIZE, VIDEO_SIZE)
+    large = F.interpolate(video.flatten(0, 1).float(), size, mode="bilinear", align_corners=False)
+    scaled = (large / 127.5 - 1).unflatten(0, (n, -1)).transpose(1, 2)
+    return network(scaled, rescale=False, resize=False, return_features=True)

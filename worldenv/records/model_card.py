@@ -1,0 +1,42 @@
+"""A model card beside every file of weights: what it is, how it was made, what it can and cannot do."""
+
+from pathlib import Path
+from typing import Any
+
+from worldenv.records.checkpoint import atomic_write_text, load_weights
+from worldenv.records.progress import human_seconds
+
+ABOUT = {
+    "base": "The vision-language-action base: a policy whose encoder also points at objects and says whether a task is "
+    "done. Pretrained on the disjoint pretraining suite of `tabletop`; only a few of its episodes carry actions.",
+    "finetuned": "The base fine-tuned by imitation (L1, and Laplace likelihood of the scale) on five expert "
+    "demonstrations of each of the ten tasks: the policy that explores.",
+    "policy": "The fine-tuned policy, taught by itself to act on imagined frames as it acted on the true frames of the "
+    "same moments (demonstrations and extra data, no expert): the baseline that post-training starts from.",
+    "teacher_base": "The world simulator after pretraining on disturbed expert episodes of the pretraining suite.",
+    "teacher": "The multi-step world simulator, trained by flow matching on demonstrations and extra data.",
+    "simulator": "The one-step world simulator (student): the teacher, trained on along its own rollouts.",
+    "reflector": "The judge: the base's encoder, frozen, and a reward head trained by per-frame cross-entropy on "
+    "demonstrations and extra data, true and as the simulator imagines them; other tasks' instructions are negatives.",
+}
+LIMITS = (
+    "Made for the embedded `tabletop` suite at 64 x 64 pixels and for nothing else: small, fast to train on a CPU, "
+    "there to show and test the method. Weights are stored in half precision and computed with in float32."
+)
+
+
+def write_card(weights: Path) -> Path:
+    """Write <name>.md beside <name>.safetensors, from the metadata in the file."""
+    tensors, metadata = load_weights(weights)
+    made: dict[str, Any] = metadata["made"]
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    lines = [f"# {weights.stem}", "", ABOUT[weights.stem], "", f"- parameters: {parameters:,}"]
+    for key, value in made.items():
+        if key == "metrics":
+            shown = ", ".join(f"{name} {figure:.4g}" for name, figure in value.items())
+            lines.append(f"- last training figures (running means): {shown}")
+        else:
+            lines.append(f"- {key.removesuffix('_s')}: {human_seconds(value) if key.endswith('_s') else value}")
+    card = weights.with_suffix(".md")
+    atomic_write_text(card, "\n".join([*lines, "", LIMITS, ""]))
+    return card

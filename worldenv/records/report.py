@@ -1,0 +1,313 @@
+"""report.html: one file without external resources that shows what a run did and how well."""
+
+import base64
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from worldenv import __version__
+from worldenv.records import figures
+from worldenv.records.checkpoint import atomic_write_text
+from worldenv.records.figures import AFTER, OTHER, Series
+from worldenv.records.intervals import difference_interval, wilson_interval
+from worldenv.records.progress import format_figure, human_seconds
+from worldenv.records.run_folder import RunFolder
+
+RULES = {"oracle": "Oracle stop", "own_stop": "Own stop", "no_stop": "No stop"}
+RULE_MEANING = (
+    "Oracle stop: the true environment ends an episode at its first success. Own stop: the policy's reflector ends it, "
+    "and only the state it ends in counts. No stop: it runs to the horizon, and a success can be undone again."
+)
+POST_TRAIN = {  # metric -> (title, axis label, whether it is a share of 1)
+    "reward": ("Imagined reward", "mean reward", True),
+    "imagined_success": ("Imagined success", "share of rollouts", True),
+    "loss": ("Policy loss", "loss", False),
+    "clip_fraction": ("Clipped fraction", "share of chunks", False),
+    "groups_without_signal": ("Groups without signal", "groups", False),
+    "skipped_steps": ("Skipped steps", "steps", False),
+}
+NOT_PLOTTED = {"stage", "step", "time_s", "non_finite"}
+STYLE = """
+:root { color-scheme: light dark; --page: #fff; --card: #f6f7f9; --ink: #1b1f24; --soft: #57606a; --grid: #d5d9de;
+        --before: #8b929c; --after: #1a66d6; --other: #c2570c; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #14161a; --card: #1d2026; --ink: #e8eaed; --soft: #a3abb5; --grid: #3a3f47;
+          --before: #8b929c; --after: #5ea6ff; --other: #ff9f43; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 66rem; background: var(--page); color: var(--ink);
+       font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
+p { max-width: 46rem; margin: .5rem 0; } .soft, figcaption, .missing { color: var(--soft); font-size: .9rem; }
+.grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); }
+.card, figure { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; margin: 0; }
+.grid > figure { max-width: 34rem; }
+.big { font-size: 1.8rem; font-weight: 600; white-space: nowrap; } .big .was { color: var(--before); }
+.big .is { color: var(--after); }
+svg { display: block; width: 100%; height: auto; } img { display: block; max-width: 100%; margin: 0 auto .5rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0; }
+th, td { text-align: right; padding: .3rem .7rem; border-bottom: 1px solid var(--grid); white-space: nowrap;
+         font-variant-numeric: tabular-nums; }
+th:first-child, td:first-child { text-align: left; }
+td.text, th.text { text-align: left; white-space: normal; min-width: 11rem; }
+pre { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
+"""
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Render result.json, metrics.jsonl, config.json and videos/*.webp into report.html, and return its path.
+
+    A part without data is replaced by a sentence that says why. Serves training (before and after) and evaluation
+    (one policy) alike.
+    """
+    result = folder.result() or {}
+    evaluations = _evaluations(result)
+    sections = {
+        "Success in the true environment": _success(evaluations),
+        "Per task": _per_task(evaluations),
+        "Learning curves": _learning_curves(folder, result),
+        "Imagined against true": _imagined(folder, result, evaluations),
+        "Stopping": _stopping(result),
+        "Simulator quality": _simulator(result.get("simulator") or {}),
+        "Time": _time(result),
+        "Videos": _videos(folder),
+        "Other stages": _other_stages(folder),
+        "Configuration": f"<pre>{escape(json.dumps(folder.config, indent=2, ensure_ascii=False))}</pre>",
+        "How to reproduce": _reproduce(result),
+    }
+    name = str(result.get("run") or folder.path.name)
+    body = "".join(f"<section><h2>{escape(title)}</h2>\n{html}</section>\n" for title, html in sections.items() if html)
+    document = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(name)} - worldenv</title><style>{STYLE}</style></head>\n<body>"
+        f'<h1>{escape(name)}</h1><p class="soft">{escape(_subtitle(result))}</p>\n{body}</body></html>\n'
+    )
+    path = folder.path / "report.html"
+    atomic_write_text(path, document)
+    return path
+
+
+def _evaluations(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The evaluations by name, oldest first: before and after, or the only one."""
+    names = {"success_before": "before", "success_after": "after", "success": "success"}
+    return {name: result[key] for key, name in names.items() if result.get(key)}
+
+
+def _success(evaluations: Mapping[str, dict[str, Any]]) -> str:
+    if not evaluations:
+        return _missing("there is no evaluation in result.json: the run has not come to its end yet")
+    first, last = list(evaluations.values())[0], list(evaluations.values())[-1]
+    rules = [rule for rule in RULES if all(one.get(rule) is not None for one in evaluations.values())]
+    if not rules:
+        return _missing("the evaluation in result.json has no success under any stopping rule")
+    cards = "".join(_success_card(rule, first if len(evaluations) > 1 else None, last) for rule in rules)
+    bars = {name: [(one[rule], *_interval(one, rule)) for rule in rules] for name, one in evaluations.items()}
+    plot = figures.success_intervals([RULES[rule] for rule in rules], bars)
+    return f'<div class="cards">{cards}</div><p class="soft">{RULE_MEANING}</p>{_grid([plot])}'
+
+
+def _success_card(rule: str, first: dict[str, Any] | None, last: dict[str, Any]) -> str:
+    now = f'<span class="is">{100 * last[rule]:.1f} %</span>'
+    low, high = _interval(last, rule)
+    note = f"95 % interval {100 * low:.1f} to {100 * high:.1f} %, {last['n']} episodes"
+    if first is not None:
+        now = f'<span class="was">{100 * first[rule]:.1f}</span> → {now}'
+        low, high = difference_interval(*_counts(last, rule), *_counts(first, rule))
+        gain = 100 * (last[rule] - first[rule])
+        was_low, was_high = _interval(first, rule)
+        note = (
+            f"difference {gain:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}<br>"
+            f"before {100 * was_low:.1f} to {100 * was_high:.1f} %, {first['n']} episodes<br>after {note[14:]}"
+        )
+    return f'<div class="card"><div>{RULES[rule]}</div><div class="big">{now}</div><div class="soft">{note}</div></div>'
+
+
+def _counts(success: Mapping[str, Any], rule: str) -> tuple[int, int]:
+    return round(success[rule] * success["n"]), success["n"]
+
+
+def _interval(success: Mapping[str, Any], rule: str) -> tuple[float, float]:
+    low, high = (success.get("intervals") or {}).get(rule) or wilson_interval(*_counts(success, rule))
+    return low, high
+
+
+def _per_task(evaluations: Mapping[str, dict[str, Any]]) -> str:
+    by_name = {name: one["per_task"] for name, one in evaluations.items() if one.get("per_task")}
+    if not by_name:
+        return _missing("result.json has no figures per task")
+    tasks = list(dict.fromkeys(task for per_task in by_name.values() for task in per_task))
+    plots, rows = [], []
+    for rule in RULES:
+        bars = {name: [one.get(task, {}).get(rule) for task in tasks] for name, one in by_name.items()}
+        if rule != "no_stop" and any(value is not None for values in bars.values() for value in values):
+            plots.append(figures.task_bars(tasks, bars, RULES[rule]))
+    for task in tasks:
+        ones = [one.get(task, {}) for one in by_name.values()]
+        cells = (" → ".join(_percent(one.get(key)) for one in ones) for key in (*RULES, "imagined"))
+        rows.append([task, ones[-1].get("instruction", ""), ones[-1].get("n", ""), *cells])
+    columns = ["Task", "Instruction", "Episodes", *(f"{title}, %" for title in (*RULES.values(), "Imagined"))]
+    return _grid(plots) + _table(columns, rows, text_columns=(1,))
+
+
+def _learning_curves(folder: RunFolder, result: Mapping[str, Any]) -> str:
+    lines = folder.metrics("post_train")
+    if not lines:
+        return _missing("metrics.jsonl has no lines of the stage post_train: nothing was post-trained in this run")
+    logged = [key for key in POST_TRAIN if any(line.get(key) is not None for line in lines)]
+    steps = [line["step"] for line in lines]
+    plots = []
+    for key in logged:
+        title, label, share = POST_TRAIN[key]
+        series = [Series(title, steps, [line.get(key) for line in lines])]
+        plots.append(figures.lines(series, title, "iteration", label, share))
+    absent = [title.lower() for key, (title, _, _) in POST_TRAIN.items() if key not in logged]
+    note = f'<p class="missing">Not logged: {escape(", ".join(absent))}.</p>' if absent else ""
+    bad = sum(len(line.get("non_finite", {})) for line in lines)
+    note += f'<p class="soft">Values that were not finite, gaps in the curves: {bad}.</p>' if bad else ""
+    return _grid(plots) + _signal_counts(result.get("counts") or {}) + note
+
+
+def _signal_counts(counts: Mapping[str, Any]) -> str:
+    if not counts:
+        return ""
+    groups, silent, skipped = (counts.get(key, "?") for key in ("groups", "groups_without_signal", "skipped_steps"))
+    text = (
+        f"{silent} of {groups} groups were without signal (all siblings got the same reward); "
+        f"{skipped} update steps were skipped as not finite."
+    )
+    return f"<p>{escape(text)}</p>"
+
+
+def _imagined(folder: RunFolder, result: Mapping[str, Any], evaluations: Mapping[str, dict[str, Any]]) -> str:
+    imagined, gap = _by_name(result.get("imagined_success")), _by_name(result.get("imagined_minus_true"))
+    columns = ["Policy", "Imagined, %", "Imagined minus true, points", "True, oracle stop, %", "True, own stop, %"]
+    rows = []
+    for name, value in imagined.items():
+        true = evaluations.get(name, {})
+        points = "" if gap.get(name) is None else f"{100 * gap[name]:+.1f}"
+        shares = [_percent(true.get(rule)) for rule in ("oracle", "own_stop")]
+        rows.append([_policy(name), _percent(value), points, *shares])
+    html = _table(columns, rows) if rows else ""
+    lines = folder.metrics("post_train")
+    checked = [line for line in lines if line.get("validation_success") is not None]
+    if checked:
+        steps, dreams = [line["step"] for line in lines], [line.get("imagined_success") for line in lines]
+        truth = [line["validation_success"] for line in checked]
+        series = [
+            Series("imagined", steps, dreams, AFTER),
+            Series("true (validation)", [line["step"] for line in checked], truth, OTHER, dots=True),
+        ]
+        plot = figures.lines(series, "Success while post-training", "iteration", "share of episodes", True)
+        html += _grid([plot])
+    return html or _missing("neither imagined success nor validation success was measured in this run")
+
+
+def _stopping(result: Mapping[str, Any]) -> str:
+    false, missed = _by_name(result.get("false_stop")), _by_name(result.get("missed_stop"))
+    if not false and not missed:
+        return _missing("result.json has no false-stop and missed-stop rates")
+    rows = [[_policy(name), _percent(false.get(name)), _percent(missed.get(name))] for name in false | missed]
+    return _table(["Policy", "False stops, %", "Missed stops, %"], rows) + (
+        '<p class="soft">A false stop ends an episode that has not succeeded; a missed stop lets a success go by.</p>'
+    )
+
+
+def _simulator(quality: Mapping[str, Any]) -> str:
+    plots = []
+    for key, label in (("psnr", "PSNR (dB)"), ("ssim", "SSIM"), ("lpips", "LPIPS")):
+        values = quality.get(key) or []
+        if any(value is not None for value in values):
+            series = [Series(label, range(1, len(values) + 1), values)]
+            plots.append(figures.lines(series, label, "chunk of the episode", label))
+    whole = [f"{name.upper()} {quality[name]:.1f}" for name in ("fid", "fvd") if quality.get(name) is not None]
+    note = f"<p>{', '.join(whole)}, imagined against true frames.</p>" if whole else ""
+    return _grid(plots) + note if plots else _missing("the world simulator was not measured in this run")
+
+
+def _time(result: Mapping[str, Any]) -> str:
+    shares = {name: share for name, share in (result.get("time_shares") or {}).items() if share is not None}
+    total = f"<p>Wall time {human_seconds(result['wall_s'])}.</p>" if result.get("wall_s") is not None else ""
+    if not shares:
+        return total + _missing("result.json has no time shares")
+    rest = 1 - math.fsum(shares.values())
+    return total + _grid([figures.time_bars(shares | {"other": rest} if rest >= 0.005 else shares)])
+
+
+def _videos(folder: RunFolder) -> str:
+    items = []
+    for path in sorted(folder.videos.glob("*.webp")):
+        note = path.with_suffix(".txt")
+        caption = note.read_text(encoding="utf-8") if note.exists() else path.stem.replace("_", " ")
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        picture = f'<img src="data:image/webp;base64,{data}" alt="{escape(caption)}">'
+        items.append(f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>")
+    return f'<div class="grid">{"".join(items)}</div>' if items else _missing("the folder videos/ has no .webp file")
+
+
+def _other_stages(folder: RunFolder) -> str:
+    html = ""
+    for stage in folder.stages():
+        if stage == "post_train":
+            continue
+        lines = folder.metrics(stage)
+        plots = []
+        for key in dict.fromkeys(key for line in lines for key in line if key not in NOT_PLOTTED):
+            points = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
+            if points:
+                series = [Series(key, *zip(*points, strict=True))]
+                plots.append(figures.lines(series, key.replace("_", " "), "step", key.replace("_", " ")))
+        html += f"<h3>{escape(stage.replace('_', ' '))}</h3>" + (_grid(plots) or _missing("it logged no numbers"))
+    return html
+
+
+def _reproduce(result: Mapping[str, Any]) -> str:
+    if not result.get("command"):
+        return _missing("result.json does not hold the command line of the run")
+    seeds = [f"{name} {result[key]}" for key, name in (("seed", "seed"), ("start_seed", "start seed")) if key in result]
+    version = f"worldenv {__version__}" + (f", {', '.join(seeds)}" if seeds else "")
+    return f'<pre>{escape(result["command"])}</pre><p class="soft">{escape(version)}</p>'
+
+
+def _subtitle(result: Mapping[str, Any]) -> str:
+    parts = [f"{name} {result[key]}" for key, name in (("seed", "seed"), ("start_seed", "start seed")) if key in result]
+    if result.get("wall_s") is not None:
+        parts.append(human_seconds(result["wall_s"]))
+    return " · ".join(parts) or "unfinished run"
+
+
+def _by_name(value: Any) -> dict[str, float]:
+    """Values by evaluation; an evaluation alone may give a bare number. The count `n` is no evaluation."""
+    if isinstance(value, Mapping):
+        return {name: rate for name, rate in value.items() if name != "n" and rate is not None}
+    return {} if value is None else {"success": value}
+
+
+def _policy(name: str) -> str:
+    return "evaluated" if name == "success" else name
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def _missing(reason: str) -> str:
+    return f'<p class="missing">Left out: {escape(reason)}.</p>'
+
+
+def _grid(plots: Iterable[str]) -> str:
+    html = "".join(f"<figure>{plot}</figure>" for plot in plots)
+    return f'<div class="grid">{html}</div>' if html else ""
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]], text_columns: Sequence[int] = ()) -> str:
+    def row(tag: str, cells: Sequence[Any]) -> str:
+        kinds = [' class="text"' if i in text_columns else "" for i in range(len(cells))]
+        texts = [escape(format_figure(cell)) for cell in cells]
+        return "".join(f"<{tag}{kind}>{text}</{tag}>" for kind, text in zip(kinds, texts, strict=True))
+
+    body = "".join(f"<tr>{row('td', cells)}</tr>" for cells in rows)
+    return f'<div class="scroll"><table><tr>{row("th", columns)}</tr>{body}</table></div>'

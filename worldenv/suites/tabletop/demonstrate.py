@@ -1,0 +1,87 @@
+"""Expert episodes in the true environment: clean ones to learn from, disturbed ones for the pretraining suite."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from worldenv.data.trajectories import Trajectory
+from worldenv.suites.record import Record
+from worldenv.suites.tabletop.expert import expert_action
+from worldenv.suites.tabletop.physics import HORIZON, Tabletop
+from worldenv.suites.tabletop.scenes import Task
+
+_AFTER_SUCCESS = 2  # steps recorded after success, so that the end of a task can be seen
+
+
+def demonstrate(tasks: Sequence[Task], starts: Sequence[int], split: str, image_size: int = 64) -> list[Trajectory]:
+    """One expert episode for each (task, start), cut shortly after success; episodes that fail are left out."""
+    env = Tabletop(image_size)
+    env.reset(tasks, starts, split)
+    record = Record(env)
+    for _ in range(HORIZON):
+        record.step(expert_action(env))
+    out = []
+    for i, (frames, proprio, actions, success) in enumerate(zip(*record.stacked(), strict=True)):
+        if success.any():
+            n = min(int(success.argmax()) + 1 + _AFTER_SUCCESS, HORIZON)
+            parts = (frames[: n + 1], proprio[: n + 1], actions[:n], success[:n])
+            out.append(Trajectory(*parts, env.instructions[i], tasks[i].name, int(starts[i]), split, "expert"))
+    return out
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """Episodes of a disturbed expert, with what it would have done and where the things that matter are."""
+
+    frames: np.ndarray  # [N, T + 1, H, W, 3] uint8
+    proprio: np.ndarray  # [N, T + 1, 7] float32
+    plans: np.ndarray  # [N, T, K, 7] float32, what the undisturbed expert would do next in the state that was reached
+    success: np.ndarray  # [N, T + 1] bool
+    place: np.ndarray  # [N, T + 1, 6] float32, metres: xyz of the object, xyz of the goal
+    instructions: tuple[str, ...]
+
+
+def disturb(tasks: Sequence[Task], seed: int, chunk: int = 4, steps: int = 32, image_size: int = 64) -> Disturbed:
+    """Episodes of an expert that is shaken, biased, led astray and made to fumble: successes, failures, recoveries."""
+    random = np.random.default_rng(seed)
+    env = Tabletop(image_size)
+    env.reset(tasks, [0] * len(tasks), "train")
+    record, plans, place, n = Record(env), [], [_places(env)], len(tasks)
+    before = env.success()
+    shake = random.uniform(0.02, 0.3, (n, 1)) * np.array([1, 1, 1, 0.5, 0.5, 0.5, 0])
+    bias = random.normal(size=(n, 7)) * 0.12 * (random.random((n, 1)) < 0.4) * np.array([1, 1, 1, 0, 0, 0, 0])
+    for step in range(steps):
+        if step % 4 == 0:
+            fumble, astray = random.random(n) < 0.03, random.random((n, 1)) < 0.06
+            elsewhere = random.uniform(-1, 1, (n, 7))
+        plan = _plan(env, chunk)
+        wanted = plan[:, 0]
+        action = wanted + random.laplace(size=wanted.shape) * shake + bias
+        action[:, 6] *= np.where(fumble, -1, 1)
+        action = np.clip(np.where(astray, elsewhere, action), -1, 1).astype(np.float32)
+        plans.append(plan)
+        record.step(action)
+        place.append(_places(env))
+    frames, proprio, _, success = record.stacked()
+    success = np.concatenate([before[:, None], success], axis=1)
+    return Disturbed(frames, proprio, np.stack(plans, 1), success, np.stack(place, 1), tuple(env.instructions))
+
+
+def _plan(env: Tabletop, chunk: int) -> np.ndarray:  # [N, K, 7] float32
+    before = env.state()
+    plan = []
+    for _ in range(chunk):
+        plan.append(expert_action(env))
+        env.step(plan[-1])
+    env.restore(before)
+    return np.stack(plan, axis=1)
+
+
+def _places(env: Tabletop) -> np.ndarray:  # [N, 6] float32
+    state = env.state()
+    entities = state[:, 15:].reshape(len(state), -1, 8)
+    which = state[:, 13:15].astype(int)
+    return np.concatenate([entities[np.arange(len(state)), which[:, k], 2:5] for k in (0, 1)], axis=1).astype(
+        np.float32
+    )

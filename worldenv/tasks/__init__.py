@@ -1,1 +1,0 @@
-"""True environments: for demonstrations, exploration and evaluation, never inside reinforcement learning."""

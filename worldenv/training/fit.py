@@ -1,0 +1,126 @@
+"""The supervised training loop that every stage shares: resumable, logged, stopped by numbers that are not finite."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from worldenv.errors import UserError
+from worldenv.records.checkpoint import load_state, save_state
+from worldenv.records.progress import Progress
+from worldenv.records.run_folder import RunFolder
+
+MAX_SKIPPED_SHARE = 0.05  # of the steps; more non-finite ones than this end the run
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast one stage learns: a linear warm-up, then a cosine to zero."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup: float = 0.05  # share of the steps
+    weight_decay: float = 1e-4
+    save_every_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or not self.learning_rate > 0:
+            raise UserError(f"steps, batch and learning_rate must be positive: {self}")
+
+    def rate(self, step: int) -> float:
+        warm = max(1, round(self.warmup * self.steps))
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        return (
+            self.learning_rate
+            * 0.5
+            * (1 + torch.cos(torch.tensor(torch.pi * (step - warm) / max(1, self.steps - warm))).item())
+        )
+
+
+def fit(
+    module: nn.Module,
+    loss: Callable[[torch.Generator], tuple[Tensor, dict[str, float]]],
+    schedule: Schedule,
+    stage: str,
+    folder: RunFolder,
+    seed: int,
+) -> float:
+    """Minimise `loss`, which draws its own batch from the generator it is given and returns figures to log.
+
+    Returns the seconds that the steps took, those before an interruption included.
+
+    Each step's generator is seeded by (seed, step), so a resumed run sees the batches it would have seen. The state
+    lies in checkpoints/<stage>.state.safetensors. A non-finite loss or gradient skips the step; more than
+    MAX_SKIPPED_SHARE of such steps raise UserError.
+    """
+    state_path = folder.checkpoints / f"{stage}.state.safetensors"
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, schedule.learning_rate, weight_decay=schedule.weight_decay)
+    first, skipped, mean, before_s = _resume(state_path, module, optimizer)
+    folder.truncate(stage, first + 1)  # a line counts the steps that are done
+    began = saved_at = time.monotonic()
+    with Progress(schedule.steps, stage.replace("_", " "), done=first) as progress:
+        for step in range(first, schedule.steps):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.rate(step)
+            ok, figures = _step(loss, generator, optimizer, parameters)
+            skipped += not ok
+            if skipped > max(10, MAX_SKIPPED_SHARE * schedule.steps):
+                raise UserError(
+                    f"{stage}: {skipped} of {step + 1} steps had a non-finite loss or gradient; lower the learning rate"
+                )
+            if ok:
+                mean = {k: 0.98 * mean.get(k, v) + 0.02 * v for k, v in figures.items()}
+            progress.advance(**mean)
+            if (step + 1) % 50 == 0 or step + 1 == schedule.steps:
+                folder.log(stage, step + 1, **mean, skipped_steps=skipped, learning_rate=schedule.rate(step))
+            if time.monotonic() - saved_at > schedule.save_every_s or step + 1 == schedule.steps:
+                saved_at = time.monotonic()
+                _save(state_path, module, optimizer, step + 1, skipped, mean, before_s + saved_at - began)
+    return before_s + time.monotonic() - began
+
+
+def _step(
+    loss: Callable[[torch.Generator], tuple[Tensor, dict[str, float]]],
+    generator: torch.Generator,
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+) -> tuple[bool, dict[str, float]]:
+    value, figures = loss(generator)
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+    if not (torch.isfinite(value) and torch.isfinite(norm)):
+        return False, figures
+    optimizer.step()
+    return True, {"loss": value.item(), **figures}
+
+
+def _resume(
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, int, dict[str, float], float]:  # steps done, steps skipped, running means, seconds spent
+    if not path.exists():
+        return 0, 0, {}, 0.0
+    state = load_state(path)
+    module.load_state_dict(state["module"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["skipped"], state["mean"], state["seconds"]
+
+
+def _save(
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    skipped: int,
+    mean: dict[str, float],
+    seconds: float,
+) -> None:
+    figures = {"step": step, "skipped": skipped, "mean": mean, "seconds": seconds}
+    save_state(path, module=module.state_dict(), optimizer=optimizer.state_dict(), **figures)

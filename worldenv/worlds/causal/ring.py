@@ -1,0 +1,52 @@
+"""Keys and values of the frames that an episode has behind it: a ring of tokens for every slot and layer."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from worldenv.interfaces.slots import Slots
+
+
+def ring_dtype(cache: Literal["float", "int8"], own: torch.dtype) -> torch.dtype:
+    return torch.int8 if cache == "int8" else own
+
+
+class Layer(NamedTuple):
+    """One layer of some slots' rings, as the ops take it."""
+
+    keys: Tensor  # [B, G, C, D]
+    values: Tensor  # [B, G, C, D]
+    key_scale: Tensor | None  # [B, G, C] float32, with int8
+    value_scale: Tensor | None
+
+
+@dataclass
+class Ring(Slots):
+    """Written by `rope_cache_write`, read by `windowed_attention`; a slot's ring is one block of memory."""
+
+    keys: Tensor  # [E, layers, G, C, D] float or int8
+    values: Tensor  # likewise
+    key_scale: Tensor  # [E, layers, G, C] float32 with int8, otherwise [E, layers, G, 0]
+    value_scale: Tensor
+
+    @classmethod
+    def new(
+        cls,
+        episodes: int,
+        layers: int,
+        key_heads: int,
+        places: int,
+        head: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> "Ring":
+        rows = (episodes, layers, key_heads)
+        tokens = [torch.empty(*rows, places, head, dtype=dtype, device=device) for _ in range(2)]
+        scaled = places if dtype == torch.int8 else 0
+        return cls(*tokens, *(torch.empty(*rows, scaled, device=device) for _ in range(2)))
+
+    def layer(self, number: int) -> Layer:
+        keys, values, *scales = (tensor[:, number] for tensor in self.tensors())
+        return Layer(keys, values, *(scale if scale.shape[-1] else None for scale in scales))
