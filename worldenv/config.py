@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 
 from worldenv.errors import UserError
-from worldenv.evaluation.truth import EvalConfig
+from worldenv.evaluation.config import EvalConfig
 from worldenv.nn.int8 import check_precision
-from worldenv.rl.loop import PostTrainConfig
+from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import EngineConfig
 from worldenv.training.fit import Schedule
-from worldenv.training.pipeline import ScratchConfig
+from worldenv.training.config import ScratchConfig
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,14 @@ class TrainConfig:
     from_scratch: bool = (
         False  # first make all models again: pretraining, demonstrations, exploration, simulator, reflector
     )
-    models: Path | None = None  # folder with policy, simulator and reflector; default: the weights in the package
-    zero_shot_judge: bool = False  # reward and stop by the pretrained yes/no answer, without the trained head
+    models: Path | None = None  # folder with the models' files; default: the weights in the package
+    suite: str = "tabletop"  # the true environment; here and below: a name, or module:function of your own (docs/)
+    policy: str = "small"
+    world: str = "composer"  # the world model: composer or causal
+    reflector: str = "small"  # small, or zero-shot: reward and stop by the pretrained answer, without the trained head
     precision: Literal["auto", "float32", "int8"] = "auto"  # of imagining; auto: int8 where the CPU is made for it
     device: Literal["cpu", "cuda"] = "cpu"  # where the networks imagine, practise and act (made: always on the CPU)
-    post: PostTrainConfig = field(default_factory=PostTrainConfig)
+    rl: PostTrainConfig = field(default_factory=PostTrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
@@ -50,10 +53,13 @@ class EvaluateConfig:
     """Measure a policy in the true environment and in imagination."""
 
     models: Path | None = None  # a run folder, or a folder with the models; default: the weights in the package
+    suite: str | None = None  # this and the next three: as in worldenv-train; default: what the run used, or tabletop
+    policy: str | None = None
+    world: str | None = None
+    reflector: str | None = None
     seed: int = 0
     start_seed: int = 0  # any integer: fresh held-out start states
     run: Path | None = None  # folder for the results; default: runs/eval-<date>-<time>
-    zero_shot_judge: bool = False
     precision: Literal["auto", "float32", "int8"] = "auto"
     device: Literal["cpu", "cuda"] = "cpu"
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -102,7 +108,7 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
         "tabletop-quick": (
             "15 seconds: two iterations and small evaluations, to see that everything works",
             TrainConfig(
-                post=PostTrainConfig(iterations=2, starts=4, siblings=4), eval=quick_eval, scratch=tiny_scratch
+                rl=PostTrainConfig(iterations=2, starts=4, siblings=4), eval=quick_eval, scratch=tiny_scratch
             ),
         ),
     }

@@ -4,135 +4,29 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from worldenv.assemble import Parts, load, make_engine
 from worldenv.config import EvaluateConfig, TrainConfig
-from worldenv.data.trajectories import Trajectory
-from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
 from worldenv.errors import UserError
-from worldenv.evaluation.truth import (
-    EvalConfig,
-    Outcome,
-    act_in_true,
-    judge_outcome,
-    judge_trajectories,
-    simulator_quality,
-    starts_of,
-)
-from worldenv.nn.instruction import tokenize
-from worldenv.records.model_files import Models, load_model, save_model, shipped
-from worldenv.records.progress import Progress, human_seconds, table
+from worldenv.evaluation.config import EvalConfig
+from worldenv.evaluation.measure import Measurement, measure, practice_starts
+from worldenv.evaluation.truth import starts_of
+from worldenv.records.checkpoint import load_weights, save_weights
+from worldenv.records.model_files import shipped
+from worldenv.records.progress import human_seconds, table
 from worldenv.records.run_folder import RunFolder, default_run_path
 from worldenv.records.video import side_by_side, write_video
 from worldenv.rl.loop import STAGE, post_train
-from worldenv.robot.camera import tabletop_camera
-from worldenv.robot.kinematics import Kinematics
-from worldenv.rollout.engine import Engine, EngineConfig
-from worldenv.rollout.episodes import Rollouts, Starts
-from worldenv.suites.tabletop.physics import HORIZON
-from worldenv.suites.tabletop.scenes import TASKS, Task
-from worldenv.training.pipeline import Pipeline
-from worldenv.worlds.composer.world import World
+from worldenv.rollout.engine import Engine
 
-PRACTICE_STARTS = 960  # start states of the training split to practise from
-PRACTICE_FIRST = 2_000_000  # numbers that neither demonstrations nor exploration used
 FPS = 6
-
-
-@dataclass
-class Measurement:
-    """One policy, measured in the true environment and in imagination from the same held-out starts."""
-
-    true: Outcome
-    trajectories: list[Trajectory]
-    imagined: Rollouts
-    quality: dict
-
-    @property
-    def imagined_success(self) -> float:
-        return self.imagined.stopped.float().mean().item()
-
-    @property
-    def imagined_minus_true(self) -> float:
-        """Both over the same starts and as many steps: done at some time, by the reflector in imagination and by an
-        oracle in truth."""
-        count, steps = len(self.imagined.stopped), min(self.imagined.reward[0].numel(), HORIZON)
-        imagined = self.imagined.stopped & (self.imagined.stop <= steps)
-        true = np.array([t.success[:steps].any() for t in self.trajectories[:count]])
-        return imagined.float().mean().item() - float(true.mean())
-
-    def document(self) -> dict:
-        """True success by rule, and per task also what the reflector says of the imagined episodes."""
-        out = self.true.document({task.name: task.instructions[0] for task in TASKS})
-        stopped = self.imagined.stopped.numpy()
-        for name, part in out["per_task"].items():
-            rows = np.array(self.true.tasks[: len(stopped)]) == name
-            part["imagined"] = float(stopped[rows].mean()) if rows.any() else None
-        return out
-
-
-def held_out(config: EvalConfig, start_seed: int, count: int) -> tuple[list[Task], list[int]]:
-    """`count` (task, start) pairs of the test split, the tasks in turn; every start_seed gives other starts."""
-    numbers = range(count)
-    return [TASKS[i % len(TASKS)] for i in numbers], [start_seed * 100_003 + i // len(TASKS) for i in numbers]
-
-
-def measure(models: Models, engine: Engine, config: EvalConfig, start_seed: int, seed: int, title: str) -> Measurement:
-    """The mean action in the true environment up to the horizon, and in imagination until the reflector stops it."""
-    models.policy.eval()
-    tasks, starts = held_out(config, start_seed, config.episodes)
-    with Progress(4, title) as progress:
-        trajectories = act_in_true(models.policy, tasks, starts, "test")
-        progress.advance()
-        reward = judge_trajectories(models.reflector, trajectories)
-        outcome = judge_outcome(trajectories, reward, models.reflector.config.threshold)
-        progress.advance(success=f"{100 * outcome.success['oracle'].mean():.1f} %")
-        few = trajectories[: config.quality]
-        quality = simulator_quality(engine, few, outcome.success["oracle"][: len(few)], seed, config.weights)
-        progress.advance()
-        n = min(config.imagined, config.episodes)
-        first = starts_of(tasks[:n], starts[:n], "test").to(engine.world.device)
-        imagined = engine.run(first, 1, seed, explore=False).to("cpu")
-        progress.advance()
-    return Measurement(outcome, trajectories, imagined, quality)
-
-
-def make_engine(
-    models: Models,
-    config: EngineConfig,
-    policy: nn.Module | None = None,  # acts instead of the models' own, see `Engine`
-    chunk: int | None = None,
-    precision: str = "auto",  # float32, int8, or auto: int8 where the CPU is made for it
-) -> Engine:
-    """The engine of the embedded suite."""
-    imagining = models.to_imagine(precision)
-    if policy is None:
-        policy, own = imagining.policy, (models.policy.config.chunk, models.simulator.config.chunk)
-        if own[0] != own[1]:  # a horizon in chunks would not be that of the true environment
-            raise UserError(f"policy acts in chunks of {own[0]}, the simulator in chunks of {own[1]}")
-    return Engine(policy, _world(imagining), imagining.reflector, Kinematics(), config, chunk)
-
-
-def make_env(models: Models, starts: Starts, config: EnvConfig, precision: str = "auto") -> WorldModelEnv:
-    """The embedded suite, imagined, for somebody else's training loop; `precision` as in `make_engine`."""
-    imagining = models.to_imagine(precision)
-    return WorldModelEnv(_world(imagining), imagining.reflector, starts, config)
-
-
-def _world(models: Models) -> World:
-    return World(models.simulator, tabletop_camera(models.simulator.config.image_size), models.levels)
-
-
-def practice_starts(seed: int) -> Starts:
-    """First frames of the training split, the tasks in turn."""
-    numbers = range(PRACTICE_STARTS)
-    tasks = [TASKS[i % len(TASKS)] for i in numbers]
-    return starts_of(tasks, [PRACTICE_FIRST + seed * PRACTICE_STARTS + i for i in numbers], "train")
+PARTS = ("suite", "policy", "world", "reflector")
 
 
 def write_videos(
@@ -142,11 +36,7 @@ def write_videos(
     if not config.videos:
         return
     shown = measurement.trajectories[: config.videos]
-    starts = Starts(
-        torch.from_numpy(np.stack([t.frames[0] for t in shown])),
-        torch.from_numpy(np.stack([t.proprio[0] for t in shown])),
-        tokenize([t.instruction for t in shown]),
-    )
+    starts = starts_of(shown)
     imagined = engine.run(starts.to(engine.world.device), 1, seed, explore=False, stop=False, video=True).to("cpu")
     for i, trajectory in enumerate(shown):
         stops = [
@@ -157,31 +47,33 @@ def write_videos(
             np.concatenate([[0.0], curve])
             for curve in (imagined.reward[i].flatten().numpy(), measurement.true.reward[i])
         ]
-        frames = side_by_side([imagined.video[i].numpy(), trajectory.frames], ["imagined", "true"], curves, stops)
+        frames = side_by_side([_wide(imagined.video[i].numpy()), _wide(trajectory.frames)], ["imagined", "true"], curves, stops)
         ending = "success" if measurement.true.success["own_stop"][i] else "failure"
         caption = f"{name}: {trajectory.instruction} (true: {ending})"
         write_video(folder.videos / f"{name}-{i}-{trajectory.task}.webp", frames, FPS, caption=caption)
+
+
+def _wide(video: np.ndarray) -> np.ndarray:  # [T, V, H, W, 3] -> [T, H, V W, 3]
+    """The views next to each other."""
+    return np.concatenate(list(np.moveaxis(video, 1, 0)), axis=2)
 
 
 def train(config: TrainConfig, command: str) -> dict:
     """The main job; returns the document that is also the last line of stdout and result.json."""
     began = time.monotonic()
     folder = _open(config) if config.from_scratch else None
-    found = Pipeline(folder, config.scratch, config.seed).run() if folder else config.models or shipped()
-    models = Models.load(found, config.zero_shot_judge).to(config.device)
-    engine = make_engine(models, config.engine, precision=config.precision)
+    found = _made_from_scratch(config, folder) if folder else config.models or shipped()
+    parts = load(found, **{name: getattr(config, name) for name in PARTS}, device=config.device)
+    engine = make_engine(parts, config.engine, config.precision)
     folder = folder or _open(config)  # after them: a wrong path or precision leaves no folder behind
     loaded = time.monotonic() - began  # from scratch: made
-    before = measure(models, engine, config.eval, config.start_seed, config.seed, "before")
-    write_videos(folder, engine, before, config.eval, config.seed, "before")
+    before = _measured(parts, engine, config, folder, "before")
     measured = time.monotonic() - began
-    starts = practice_starts(config.seed).to(engine.world.device)
-    counts = post_train(engine, starts, config.post, folder, config.seed)
-    made = {"command": command, "seed": config.seed}
-    save_model(folder.checkpoints / "policy.safetensors", models.policy, made, torch.float32)
+    starts = practice_starts(parts.suite, config.seed).to(engine.world.device)
+    counts = post_train(engine, starts, config.rl, folder, config.seed)
+    _save_policy(folder, parts.policy, config, command)
     practised = time.monotonic() - began
-    after = measure(models, engine, config.eval, config.start_seed, config.seed, "after")
-    write_videos(folder, engine, after, config.eval, config.seed, "after")
+    after = _measured(parts, engine, config, folder, "after")
     result = {
         "success_before": before.document(),
         "success_after": after.document(),
@@ -204,11 +96,10 @@ def train(config: TrainConfig, command: str) -> dict:
 def evaluate(config: EvaluateConfig, command: str) -> dict:
     """Measure the models of a folder; returns the document that is also the last line of stdout and result.json."""
     began = time.monotonic()
-    models = _models_of(config).to(config.device)
-    engine = make_engine(models, config.engine, precision=config.precision)
+    parts = _parts_of(config)
+    engine = make_engine(parts, config.engine, config.precision)
     folder = RunFolder.create(config.run or default_run_path("eval"), {"command": command})
-    measured = measure(models, engine, config.eval, config.start_seed, config.seed, "evaluation")
-    write_videos(folder, engine, measured, config.eval, config.seed, "evaluation")
+    measured = _measured(parts, engine, config, folder, "evaluation")
     result = {
         "success": measured.document(),
         "imagined_success": measured.imagined_success,
@@ -225,21 +116,46 @@ def evaluate(config: EvaluateConfig, command: str) -> dict:
     return _finish(folder, result)
 
 
-def _models_of(config: EvaluateConfig) -> Models:
-    """A run folder gives its post-trained policy, and the simulator and reflector that it practised with."""
+def _measured(
+    parts: Parts, engine: Engine, config: TrainConfig | EvaluateConfig, folder: RunFolder, title: str
+) -> Measurement:
+    given = parts.suite, parts.policy, parts.reflector, engine, config.eval
+    measured = measure(*given, config.start_seed, config.seed, title)
+    write_videos(folder, engine, measured, config.eval, config.seed, title)
+    return measured
+
+
+def _made_from_scratch(config: TrainConfig, folder: RunFolder) -> Path:
+    from worldenv.training.pipeline import Pipeline  # loads h5py, which nothing else here needs
+
+    return Pipeline(folder, config.scratch, config.seed).run()
+
+
+def _save_policy(folder: RunFolder, policy: nn.Module, config: TrainConfig, command: str) -> None:
+    about = {"kind": "policy", "made": {"command": command, "seed": config.seed}}
+    if hasattr(policy, "config"):
+        about["config"] = asdict(policy.config)
+    save_weights(folder.checkpoints / "policy.safetensors", policy, about)
+
+
+def _parts_of(config: EvaluateConfig) -> Parts:
+    """The parts of a folder of models; of a run folder those that the run used, with its post-trained policy."""
     given = config.models or shipped()
+    chosen = {name: getattr(config, name) for name in PARTS if getattr(config, name) is not None}
     if not (given / "checkpoints").is_dir():
-        return Models.load(given, config.zero_shot_judge)
+        return load(given, **chosen, device=config.device)
+    used = RunFolder(given).config
     made = given / "models"
-    if not (made / "reflector.safetensors").exists():
-        made = Path(RunFolder(given).config.get("models") or shipped())
-    policy, _ = load_model(given / "checkpoints" / "policy.safetensors", "policy")
-    return replace(Models.load(made, config.zero_shot_judge), policy=policy)
+    if not made.is_dir():
+        made = Path(used.get("models") or shipped())
+    parts = load(made, **{name: used[name] for name in PARTS if name in used} | chosen, device=config.device)
+    load_weights(given / "checkpoints" / "policy.safetensors", parts.policy)
+    return parts
 
 
 def _open(config: TrainConfig) -> RunFolder:
     saved = _saved(config)
-    path = config.run or default_run_path("tabletop")
+    path = config.run or default_run_path(config.suite.rpartition(":")[2])
     return RunFolder.resume(path, saved) if config.resume else RunFolder.create(path, saved)
 
 

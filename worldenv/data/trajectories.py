@@ -47,14 +47,16 @@ class Trajectory:
     start: int  # start-state number within the task and split
     split: str
     source: str  # "expert" or "policy"
+    camera: np.ndarray | None = None
+    views: tuple[str, ...] = ("agentview",)
 
     def __post_init__(self) -> None:
         steps = len(self.actions) if np.ndim(self.actions) else 0
         if steps < 1:
             raise ValueError(f"actions is {_described(self.actions)}: a trajectory has at least one action")
-        size = self.frames.shape[1:3] if np.ndim(self.frames) == 4 else ("H", "W")
+        size = self.frames.shape[2:4]
         _check_array("actions", self.actions, np.float32, (steps, 7))
-        _check_array("frames", self.frames, np.uint8, (steps + 1, *size, 3))
+        _check_array("frames", self.frames, np.uint8, (steps + 1, len(self.views), *size, 3))
         _check_array("proprio", self.proprio, np.float32, (steps + 1, 7))
         _check_array("success", self.success, np.bool_, (steps,))
         if 0 in size:

@@ -34,7 +34,7 @@ class WorldModelVectorEnv(VectorEnv):
     def __init__(self, env: WorldModelEnv):
         self.env, self.num_envs = env, env.config.envs
         self.single_observation_space = gym.spaces.Dict(
-            {name: _box(*env.bounds(name)) for name in ("frame", "proprio", "instruction")}
+            {name: _box(*env.bounds(name)) for name in ("frames", "proprio", "text")}
         )
         self.single_action_space = _box(*env.bounds("action"))
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -59,7 +59,7 @@ class WorldModelVectorEnv(VectorEnv):
         return observation, _masked(self.env.info())
 
     def step(self, actions: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Any]]:
-        """A chunk of k actions for every episode, [E, k, 7]: observation, reward, terminated, truncated, info."""
+        """A chunk of k actions for every episode, [E, k, A]: observation, reward, terminated, truncated, info."""
         observation, reward, terminated, truncated = self.env.step(actions)
         done, final = terminated | truncated, {}
         if done.any():

@@ -17,7 +17,7 @@ except ImportError as error:
 class TorchRLWorldModelEnv(EnvBase):
     """The face of `WorldModelEnv` for TorchRL, batch size [E].
 
-    Keys: action [E, k, 7]; frame, proprio, instruction; reward, done, terminated, truncated and broken, all [E, 1].
+    Keys: action [E, k, A]; frames, proprio, text; reward, done, terminated, truncated and broken, all [E, 1].
     terminated: the reflector stopped it. truncated: it came to the horizon, or something became non-finite (`broken`,
     reward 0). Episodes are begun anew where "_reset" says so, as TorchRL's rollouts and collectors do; from
     reset(starts=rows) on they begin at those rows of the starts, in turn.
@@ -27,7 +27,7 @@ class TorchRLWorldModelEnv(EnvBase):
         super().__init__(device=env.device, batch_size=torch.Size([env.config.envs]))
         self.env = env
         flag = Binary(1, shape=(env.config.envs, 1), dtype=torch.bool, device=env.device)
-        seen = {name: self._bounded(name) for name in ("frame", "proprio", "instruction")}
+        seen = {name: self._bounded(name) for name in ("frames", "proprio", "text")}
         self.observation_spec = Composite(**seen, broken=flag, shape=self.batch_size, device=env.device)
         self.action_spec = self._bounded("action")
         self.reward_spec = Unbounded((env.config.envs, 1), dtype=torch.float32, device=env.device)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from worldenv.errors import UserError
+from worldenv.interfaces.observation import Key, Starts
+from worldenv.interfaces.policy import Decision
+from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.slots import Slots
-from worldenv.reflector.small import Reflector
-from worldenv.robot.kinematics import Kinematics
-from worldenv.rollout.episodes import Episodes, Starts
-from worldenv.rollout.parallel import in_parts
-from worldenv.rollout.runner import advance, begin, check_seed, check_starts
-from worldenv.worlds.composer.world import World
+from worldenv.interfaces.world import WorldModel
+from worldenv.rollout.episodes import Episodes, Step
+from worldenv.rollout.runner import Runner, check_seed
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class EnvConfig:
     # over an episode is the same R, one scalar in [0, 1] (World-Env, arXiv 2509.24948, reward).
     reward: Literal["final", "progress"] = "final"
     frame_dtype: torch.dtype = torch.uint8  # of the frames handed out: uint8 in [0, 255], or a float dtype in [-1, 1]
-    batch: int | None = None  # episodes per network pass; None: what a CPU's cache holds, on a GPU all
+    batch: int | None = None  # episodes per network pass; None: what a CPU's cache holds, what a GPU has room for
+    graphs: bool = True  # on a GPU: replay what was recorded instead of launching every kernel
 
     def __post_init__(self) -> None:
         if min(n for n in (self.envs, self.horizon, self.batch, self.chunk) if n is not None) < 1:
@@ -72,21 +73,14 @@ class WorldModelEnv:
     """
 
     @torch.inference_mode(False)  # as `reset`
-    def __init__(
-        self,
-        world: World,
-        reflector: Reflector,
-        starts: Starts,
-        config: EnvConfig,
-        kinematics: Kinematics | None = None,
-    ):
-        check_starts(starts, world)
-        self.world, self.reflector, self.starts, self.config = world, reflector, starts, config
-        self.kinematics, self.device = kinematics or Kinematics(), starts.frame.device
+    def __init__(self, world: WorldModel, reflector: Reflector, starts: Starts, config: EnvConfig):
+        self.world, self.starts, self.config, self.device = world, starts, config, starts.device
         self.chunk = config.chunk or world.chunk
-        self.judged = reflector.read(starts.tokens)  # [N, C]
+        self.runner = Runner(
+            world, reflector, _given, self.chunk, config.batch, graphs=config.graphs, takes_actions=True
+        )
+        self.runner.open(starts)
         self.standing = Standing.new(config.envs, self.device)
-        self.episodes: Episodes | None = None  # until the first reset
         self._order: Tensor | None = None  # [M] int64, rows of `starts`; None until there is a seed
         self._next_seed: int | None = None  # from the next reset on
 
@@ -99,7 +93,7 @@ class WorldModelEnv:
 
     def _take_seed(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self._order = torch.randperm(len(self.starts), generator=generator, device="cpu").to(self.device)
+        self._order = torch.randperm(len(self.starts), generator=generator, device="cpu")
         self._seed, self._next_seed, self._begun, self._place = seed, None, 0, 0
 
     @torch.inference_mode(False)  # slots that were made in that mode could not be written to outside of it
@@ -117,7 +111,7 @@ class WorldModelEnv:
         if mask.shape != (e,) or mask.dtype != torch.bool:
             raise UserError(f"mask is {mask.dtype} {list(mask.shape)}; it should be torch.bool [{e}]")
         slots, rows = mask.nonzero()[:, 0], None if starts is None else self._rows(starts)
-        if (self.episodes is None or self._next_seed is not None) and len(slots) < e:
+        if (self.runner.episodes is None or self._next_seed is not None) and len(slots) < e:
             raise UserError(
                 f"the first reset, or the first with a new seed, is of {len(slots)} of {e} episodes; begin "
                 "them all: reset()"
@@ -133,60 +127,48 @@ class WorldModelEnv:
         return self.observe()
 
     def _rows(self, starts: Tensor) -> Tensor:
-        rows = torch.as_tensor(starts, device=self.device)
+        rows = torch.as_tensor(starts, device="cpu")
         if rows.ndim != 1 or rows.dtype != torch.int64 or not len(rows):
             raise UserError(f"starts is {rows.dtype} {list(rows.shape)}; it should be torch.int64 [M], M >= 1")
         if int(rows.min()) < 0 or int(rows.max()) >= len(self.starts):
             raise UserError(f"starts has rows {int(rows.min())} to {int(rows.max())}; there are {len(self.starts)}")
         return rows
 
-    @torch.no_grad()
     def _begin(self, slots: Tensor) -> None:
-        number = torch.arange(len(slots), device=self.device)
-        row, id = self._order[(self._place + number) % len(self._order)], self._begun + number
+        number = torch.arange(len(slots), device="cpu")
+        rows, ids = self._order[(self._place + number) % len(self._order)], self._begun + number
         self._place, self._begun = self._place + len(slots), self._begun + len(slots)
-
-        def work(part: slice) -> Episodes:
-            new = self.starts.pick(row[part])
-            judged = self.judged.index_select(0, row[part])
-            return begin(new, row[part], id[part], new.tokens, judged, self.chunk, self.world, self.reflector)
-
-        parts = in_parts(work, len(slots), self.config.batch, self.device)
-        if self.episodes is None:
-            self.episodes = parts[0].empty(self.config.envs)
-        for some, part in zip(slots.split(list(map(len, parts))), parts, strict=True):
-            self.episodes.put(some, part)
+        if self.runner.episodes is None:
+            self.runner.make_slots(self.config.envs, rows, ids, self._seed, False)
+        self.runner.fill(slots.cpu(), rows, ids)
         self.standing.put(slots, Standing.new(len(slots), self.device))
 
     def bounds(self, name: str) -> tuple[Tensor, Tensor]:
-        """The least and the greatest value of every number of one episode's frame, proprio, instruction or action.
+        """The least and the greatest value of every number of one episode's frames, proprio, text or action.
 
-        Of proprio and instruction: of the starts, and where the gripper may go.
+        Of proprio: of the starts, and of what the robot reports.
         """
-        if name == "frame":
+        seen, robot = self.starts.seen, self.world.robot
+        if name == "frames":
             low, high = (0, 255) if self.config.frame_dtype == torch.uint8 else (-1, 1)
-            one = self.starts.frame[0].to(self.config.frame_dtype)
+            one = seen.frames[0].to(self.config.frame_dtype)
             return torch.full_like(one, low), torch.full_like(one, high)
         if name == "action":
-            one = self.starts.proprio.new_ones(self.chunk, 7)
+            one = seen.proprio.new_ones(self.chunk, robot.action_size)
             return -one, one
-        values = {"proprio": self.starts.proprio, "instruction": self.starts.tokens}[name]
-        low, high = values.amin(0), values.amax(0)
-        if name == "instruction":
-            return torch.full_like(low, low.min()), torch.full_like(high, high.max())
-        return (
-            torch.minimum(low, low.new_tensor([*self.kinematics.low, 0.0])),
-            torch.maximum(high, high.new_tensor([*self.kinematics.high, 1.0])),
-        )
+        if name == "text":
+            return torch.zeros_like(seen.text[0]), torch.full_like(seen.text[0], len(self.starts.texts) - 1)
+        low, high = seen.proprio.amin(0), seen.proprio.amax(0)
+        return torch.minimum(low, low.new_tensor(robot.low)), torch.maximum(high, high.new_tensor(robot.high))
 
     def observe(self) -> dict[str, Tensor]:
         """What the episodes show, in tensors of the caller's own.
 
-        frame [E, H, W, 3] `frame_dtype` · proprio [E, 7] float32 · instruction [E, L] int64, tokens
+        frames [E, V, H, W, 3] `frame_dtype` · proprio [E, P] float32 · text [E] int64, row of `starts.texts`
         """
-        live, dtype = self._live(), self.config.frame_dtype
-        frame = live.frame.clone() if dtype == torch.uint8 else (live.frame.float() / 127.5 - 1).to(dtype)
-        return {"frame": frame, "proprio": live.proprio.clone(), "instruction": live.instruction.clone()}
+        seen, dtype = self._live().seen, self.config.frame_dtype
+        frames = seen.frames.clone() if dtype == torch.uint8 else (seen.frames.float() / 127.5 - 1).to(dtype)
+        return {"frames": frames, "proprio": seen.proprio.clone(), "text": seen.text.clone()}
 
     def info(self) -> dict[str, Tensor]:
         """About each episode: its number `id`, the row `start` of its start, and steps, score, broken of `Standing`."""
@@ -197,32 +179,30 @@ class WorldModelEnv:
     @torch.inference_mode(False)
     def step(
         self,
-        action: Tensor,  # [E, k, 7], clipped to [-1, 1]
+        action: Tensor,  # [E, k, A], limited to [-1, 1]
     ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:  # observation; [E] float32, [E] bool, [E] bool
         """Carry out a chunk of actions: observation, reward, terminated, truncated. Nothing is begun anew.
 
         Raises UserError before the first reset, and on an action of another shape.
         """
-        self._live()
-        wanted = (self.config.envs, self.chunk, 7)
+        live, wanted = self._live(), (self.config.envs, self.chunk, self.world.robot.action_size)
         action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
         if action.shape != wanted:
             raise UserError(f"action is {list(action.shape)}; it should be {list(wanted)}: a chunk for every episode")
-        parts = in_parts(lambda part: self._step(part, action[part]), len(action), self.config.batch, self.device)
-        reward = torch.cat(parts)
+        live.action.copy_(action)
+        reward = torch.cat(self.runner.advance(len(live), self._seed, False, self._stand))
         return self.observe(), reward, self.standing.terminated.clone(), self.standing.truncated.clone()
 
     def _live(self) -> Episodes:
-        if self.episodes is None:
+        if self.runner.episodes is None:
             raise UserError("there are no episodes yet; begin them: reset()")
-        return self.episodes
+        return self.runner.episodes
 
-    @torch.no_grad()
-    def _step(self, part: slice, action: Tensor) -> Tensor:  # [B] float32
-        live, before = self.episodes[part], self.standing[part]
-        new = advance(live, action, self.world, self.reflector, self.kinematics, self._seed)
+    def _stand(self, slots: slice, live: Episodes, new: Step) -> Tensor:  # [B] float32, the reward
+        """Show each episode where it stands after a chunk: at its stop, at the horizon, or at the chunk's end."""
+        before = self.standing[slots]
         left = (self.config.horizon - before.steps).clamp(1, self.chunk)  # frames of the chunk that count
-        over = new.over & (torch.arange(self.chunk, device=self.device) < left[:, None])
+        over = new.stop & (torch.arange(self.chunk, device=self.device) < left[:, None])
         stopped = over.any(1)
         last = torch.where(stopped, over.int().argmax(1), left - 1)
         row = torch.arange(len(last), device=self.device)
@@ -237,8 +217,12 @@ class WorldModelEnv:
         gain = now.score - before.score if self.config.reward == "progress" else torch.where(now.done, now.score, 0.0)
         reward = torch.where(frozen | now.broken, 0.0, gain)
         kept = (frozen | now.broken)[:, None]
-        frame = torch.where(kept[..., None, None], live.frame, new.frames[row, last])
-        live.move_on(frame, torch.where(kept, live.proprio, new.proprio[row, last]))
+        frames = torch.where(kept[..., None, None, None], live.seen.frames, new.frames[row, last])
+        live.move_on(frames, torch.where(kept, live.seen.proprio, new.proprio[row, last]))
         for mine, value in zip(before.tensors(), now.tensors(), strict=True):
             mine.copy_(torch.where(frozen, mine, value))
         return reward
+
+
+def _given(live: Episodes, read: object, key: Key, explore: bool) -> Decision:
+    return Decision(live.action, torch.zeros_like(live.action[:, 0, 0]), None)

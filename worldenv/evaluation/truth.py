@@ -2,112 +2,134 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from worldenv.data.trajectories import Trajectory
-from worldenv.errors import UserError
-from worldenv.evaluation.perceptual import perceptual_quality, present
-from worldenv.evaluation.pictures import psnr, ssim
-from worldenv.nn.instruction import tokenize
-from worldenv.policy.small import Policy, laplace_sample
+from worldenv.interfaces.observation import Key, Observation, Starts, table_of
+from worldenv.interfaces.policy import Policy
+from worldenv.interfaces.reflector import Reflector
+from worldenv.interfaces.suite import Suite, Task
 from worldenv.records.intervals import wilson_interval
-from worldenv.reflector.small import Reflector
-from worldenv.rollout.engine import Engine
-from worldenv.rollout.episodes import Starts
-from worldenv.suites.record import Record
-from worldenv.suites.tabletop.physics import HORIZON, Tabletop
-from worldenv.suites.tabletop.scenes import Task
 
 RULES = ("oracle", "own_stop", "no_stop")
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """Evaluation in the true environment on held-out start states."""
-
-    episodes: int = 500  # true episodes, spread evenly over the tasks
-    imagined: int = 200  # imagined episodes of the same policy from the same starts
-    quality: int = 64  # true episodes replayed in imagination for PSNR and SSIM
-    videos: int = 4
-    weights: Path | None = None  # folder with any of the files in perceptual.py: LPIPS, FID, FVD too
-
-    def __post_init__(self) -> None:
-        if self.weights is not None:
-            present(self.weights)
-        if self.episodes < 10 or self.imagined < 1 or self.quality < 1 or self.videos < 0:
-            raise UserError(
-                "--eval.episodes must be at least 10, --eval.imagined and --eval.quality at least 1, "
-                "--eval.videos not negative"
-            )
+POLICY_BATCH, REFLECTOR_BATCH, FRAMES_AT_ONCE = 128, 64, 8
 
 
 @torch.no_grad()
 def act_in_true(
     policy: Policy,
+    suite: Suite,
     tasks: Sequence[Task],
     starts: Sequence[int],
     split: str,
-    perturb: float | torch.Tensor = 0.0,
+    perturb: float | Tensor = 0.0,
     seed: int = 0,
-    image_size: int = 64,
 ) -> list[Trajectory]:
-    """One true episode per (task, start) up to the horizon.
+    """One true episode per (task, start state) up to the horizon, in chunks.
 
-    `perturb` scales the Laplace noise, of all episodes or of each ([E]); 0 = the mean action.
+    `perturb` scales how far a chunk lies from the mean one, of all episodes or of each ([E]); 0: the mean itself.
     """
-    perturb = torch.as_tensor(perturb).view(-1, 1, 1)
-    env = Tabletop(image_size)
-    env.reset(tasks, starts, split)
-    tokens = tokenize(env.instructions)
-    generator = torch.Generator().manual_seed(seed)
-    record = Record(env)
-    for step in range(HORIZON):
-        k = step % policy.config.chunk
+    scale = torch.as_tensor(perturb).view(-1, 1, 1)
+    begun = suite.reset(tasks, starts, split)
+    read, device = policy.read(begun.texts), device_of(policy)
+    seen, record = begun.seen, _Record(begun.seen)
+    for step in range(suite.horizon):
+        k = step % policy.chunk
         if k == 0:
-            mu, beta = _in_batches(policy, record.frames[-1], record.proprio[-1], tokens)
-            noise = laplace_sample(torch.zeros_like(mu), beta, torch.rand(mu.shape, generator=generator))
-            mu = mu + perturb * noise
-            chunk = mu.clamp(-1, 1).numpy()
-        record.step(chunk[:, k])
-    stack = record.stacked()
+            chunk = _act(policy, seen, read, step // policy.chunk, seed, scale, device).clamp(-1, 1).numpy()
+        action = chunk[:, k]
+        seen, success = suite.step(action)
+        record.step(action, seen, success)
+    texts, camera = begun.instructions, begun.seen.camera
     return [
-        Trajectory(*(part[i] for part in stack), env.instructions[i], task.name, int(start), split, "policy")
+        Trajectory(
+            *(part[i] for part in record.stacked()),
+            texts[i],
+            task.name,
+            int(start),
+            split,
+            "policy",
+            camera=None if camera is None else camera[i].numpy().copy(),
+            views=suite.views,
+        )
         for i, (task, start) in enumerate(zip(tasks, starts, strict=True))
     ]
 
 
-def _in_batches(
-    policy: Policy, frames: np.ndarray, proprio: np.ndarray, tokens: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    given, device = (torch.from_numpy(frames), torch.from_numpy(proprio), tokens), _device(policy)
-    parts = [policy(*(part[i : i + 128].to(device) for part in given)) for i in range(0, len(frames), 128)]
-    return tuple(torch.cat(part).cpu() for part in zip(*parts, strict=True))
+class _Record:
+    """What is seen and done from the present state of all episodes on."""
+
+    def __init__(self, seen: Observation):
+        self.frames, self.proprio = [seen.frames.numpy()], [seen.proprio.numpy()]
+        self.actions: list[np.ndarray] = []
+        self.success: list[np.ndarray] = []
+
+    def step(self, action: np.ndarray, seen: Observation, success: np.ndarray) -> None:
+        self.actions.append(action)
+        self.success.append(success)
+        self.frames.append(seen.frames.numpy())
+        self.proprio.append(seen.proprio.numpy())
+
+    def stacked(self) -> tuple[np.ndarray, ...]:
+        """frames [E, T + 1, ...], proprio [E, T + 1, P], actions [E, T, A] float32, success [E, T] bool."""
+        return tuple(np.stack(part, axis=1) for part in (self.frames, self.proprio, self.actions, self.success))
 
 
-def _device(network: nn.Module) -> torch.device:
-    return next(network.parameters()).device
+def _act(
+    policy: Policy, seen: Observation, read: object, number: int, seed: int, scale: Tensor, device: torch.device
+) -> Tensor:  # [E, K, A] float32, on the CPU
+    ids, out = torch.arange(len(seen)), []
+    for first in range(0, len(seen), POLICY_BATCH):
+        part = slice(first, first + POLICY_BATCH)
+        here, row = seen[part].each(lambda tensor: tensor.to(device)), ids[part].to(device)
+        key = Key(seed, row, torch.full_like(row, number))
+        mean = policy.act(here, read, key, explore=False).action
+        if scale.any():
+            drawn = policy.act(here, read, key, explore=True).action
+            mean = mean + (scale if len(scale) == 1 else scale[part]).to(device) * (drawn - mean)
+        out.append(mean.float().cpu())
+    return torch.cat(out)
 
 
-def judge_trajectories(reflector: Reflector, trajectories: Sequence[Trajectory], batch: int = 64) -> np.ndarray:
-    """The reward after every step, float32 [N, T]; the trajectories must have one length."""
-    out = []
-    for i in range(0, len(trajectories), batch):
-        part = trajectories[i : i + batch]
-        frames = torch.from_numpy(np.stack([t.frames for t in part]))
-        out.append(_judge(reflector, frames, tokenize([t.instruction for t in part])).numpy())
-    return np.concatenate(out)
+def device_of(part: object) -> torch.device:
+    """Where a policy or a reflector is; the CPU where it has no parameters."""
+    parameters = part.parameters() if isinstance(part, nn.Module) else ()
+    return next((parameter.device for parameter in parameters), torch.device("cpu"))
+
+
+def starts_of(trajectories: Sequence[Trajectory]) -> Starts:
+    """The first observations of recorded episodes of the same views."""
+    texts, row = table_of([t.instruction for t in trajectories])
+    cameras = [t.camera for t in trajectories]
+    seen = Observation(
+        torch.from_numpy(np.stack([t.frames[0] for t in trajectories])),
+        torch.from_numpy(np.stack([t.proprio[0] for t in trajectories])),
+        None if any(camera is None for camera in cameras) else torch.from_numpy(np.stack(cameras)),
+        row,
+    )
+    return Starts(seen, texts)
+
+
+def judge_trajectories(reflector: Reflector, trajectories: Sequence[Trajectory]) -> tuple[np.ndarray, np.ndarray]:
+    """Reward float32 and stop bool after every step, [N, T]; the trajectories must have one length."""
+    parts = []
+    for first in range(0, len(trajectories), REFLECTOR_BATCH):
+        some = trajectories[first : first + REFLECTOR_BATCH]
+        frames = torch.from_numpy(np.stack([t.frames for t in some]))
+        parts.append([tensor.numpy() for tensor in judge_frames(reflector, starts_of(some), frames)])
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
 @torch.no_grad()
-def _judge(reflector: Reflector, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """The reward [N, T] after every frame [N, T + 1, H, W, 3] but the first, on the CPU."""
-    frames, tokens = frames.to(_device(reflector)), tokens.to(_device(reflector))
-    pooled = reflector.begin(frames[:, 0], tokens)
-    return torch.cat([reflector.judge(part, pooled) for part in frames[:, 1:].split(8, 1)], dim=1).cpu()
+def judge_frames(reflector: Reflector, starts: Starts, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Reward and stop [N, T] after every frame [N, T + 1, V, H, W, 3] but the first, on the CPU."""
+    device = device_of(reflector)
+    state = reflector.begin(starts.to(device).seen, reflector.read(starts.texts))
+    judged = [reflector.judge(part.to(device), state) for part in frames[:, 1:].split(FRAMES_AT_ONCE, 1)]
+    return tuple(torch.cat(part, dim=1).cpu() for part in zip(*judged, strict=True))
 
 
 @dataclass(frozen=True)
@@ -115,7 +137,7 @@ class Outcome:
     """How each true episode ended under each stopping rule."""
 
     success: dict[str, np.ndarray]  # rule -> [N] bool
-    stop: np.ndarray  # [N] int, steps until the reflector's stop, HORIZON if none
+    stop: np.ndarray  # [N] int, steps until the reflector's stop, the horizon if none
     stopped: np.ndarray  # [N] bool
     reward: np.ndarray  # [N, T] float32
     tasks: tuple[str, ...]  # [N]
@@ -152,48 +174,14 @@ class Outcome:
         return out
 
 
-def judge_outcome(trajectories: Sequence[Trajectory], reward: np.ndarray, threshold: float) -> Outcome:
+def judge_outcome(trajectories: Sequence[Trajectory], reward: np.ndarray, stop: np.ndarray) -> Outcome:
     """Apply the three stopping rules to episodes that were recorded to the horizon.
 
-    oracle: success at any step ends the episode. own_stop: the state at the first R > threshold counts (at the horizon
+    oracle: success at any step ends the episode. own_stop: the state at the reflector's first stop counts (at the horizon
     if there is none). no_stop: the state at the horizon counts.
     """
     success = np.stack([t.success for t in trajectories])
-    over = reward > threshold
-    stopped = over.any(1)
-    step = np.where(stopped, over.argmax(1), success.shape[1] - 1)
+    stopped = stop.any(1)
+    step = np.where(stopped, stop.argmax(1), success.shape[1] - 1)
     rules = {"oracle": success.any(1), "own_stop": success[np.arange(len(success)), step], "no_stop": success[:, -1]}
     return Outcome(rules, step + 1, stopped, reward, tuple(t.task for t in trajectories))
-
-
-def starts_of(tasks: Sequence[Task], starts: Sequence[int], split: str, image_size: int = 64) -> Starts:
-    """What the camera sees before anything has moved: all that imagination needs of the true environment."""
-    env = Tabletop(image_size)
-    env.reset(tasks, starts, split)
-    return Starts(torch.from_numpy(env.frames()), torch.from_numpy(env.proprio()), tokenize(env.instructions))
-
-
-def simulator_quality(
-    engine: Engine, trajectories: Sequence[Trajectory], success: np.ndarray, seed: int, weights: Path | None = None
-) -> dict:
-    """Whole true episodes replayed in imagination along the true poses, without a look at the true frames on the way.
-
-    Returns PSNR (dB) and SSIM by chunk index (mean over episodes and the chunk's frames), and `agreement`: the share of
-    episodes whose imagined frames make the reflector say the same as was true, done at some time or never. With
-    `weights`, also what `perceptual_quality` finds there.
-    """
-    frames = torch.from_numpy(np.stack([t.frames for t in trajectories]))
-    poses = torch.from_numpy(np.stack([t.proprio for t in trajectories]))
-    tokens = tokenize([t.instruction for t in trajectories])
-    device = engine.world.device
-    imagined = engine.world.replay(frames[:, 0].to(device), poses.to(device), seed).cpu()
-    k, out = engine.world.chunk, {"psnr": [], "ssim": []}
-    for first in range(1, imagined.shape[1] - k + 1, k):
-        pair = (imagined[:, first : first + k].flatten(0, 1), frames[:, first : first + k].flatten(0, 1))
-        out["psnr"].append(psnr(*pair).mean().item())
-        out["ssim"].append(ssim(*pair).mean().item())
-    reward = _judge(engine.reflector, imagined, tokens)
-    said = (reward > engine.reflector.config.threshold).any(1).numpy()
-    out["agreement"] = float((said == success).mean())
-    out["episodes"] = len(trajectories)
-    return out | (perceptual_quality(weights, imagined, frames, k) if weights else {})

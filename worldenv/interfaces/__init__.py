@@ -1,0 +1,1 @@
+"""The five interfaces that everything else talks to: Observation, Policy, WorldModel, Reflector, Suite (and Robot)."""

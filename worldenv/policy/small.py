@@ -1,5 +1,6 @@
 """The embedded vision-language-action policy: image, instruction and proprioception in, K Laplace actions out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -8,12 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv.nn.encoder import VisionLanguageEncoder
+from worldenv.nn.instruction import tokenize
 from worldenv.nn.int8 import by_rows
+from worldenv.interfaces.observation import Observation
 from worldenv.ops.constants import constant
+from worldenv.policy.laplace import LaplacePolicy
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
+class SmallPolicyConfig:
+    """Sizes of the embedded policy."""
+
     chunk: int = 4  # K, actions per decision
     width: int = 256  # D
     channels: int = 64
@@ -32,15 +38,20 @@ class PolicyConfig:
             )
 
 
-class Policy(nn.Module):
+class SmallPolicy(LaplacePolicy):
     """Laplace(mu, exp(beta)) over chunks of K actions (World-Env, arXiv 2509.24948, action and scale heads).
 
-    `mu` comes from the action head (trained by L1), `beta` from the scale head (Laplace negative log-likelihood).
+    `mu` comes from the action head (trained by L1), `beta` from the scale head (Laplace negative log-likelihood). It
+    looks at one view. Reinforcement learning leaves the encoder as it is, so what the encoder made of a picture while
+    imagining still holds: with few rollouts an update of everything is mostly noise (benchmarks/LOG.md, "Practise with
+    a frozen encoder").
     """
 
-    def __init__(self, config: PolicyConfig):
+    views = ("agentview",)
+
+    def __init__(self, config: SmallPolicyConfig):
         super().__init__()
-        self.config = config
+        self.config, self.chunk = config, config.chunk
         d = config.width
         self.encoder = VisionLanguageEncoder(d, config.channels, config.blocks)
         self.proprio = nn.Linear(7, 64)
@@ -55,20 +66,21 @@ class Policy(nn.Module):
         tokens: Tensor,  # [B, L] int64, or what `read` made of them
     ) -> tuple[Tensor, Tensor]:  # mu, beta: [B, K, 7] float32
         """The mean of each action and the logarithm of its scale, bounded softly to the configured range."""
-        return self.heads(self.see(frames, tokens), proprio)
+        return self.heads(self.encoder(frames, tokens), proprio)
 
-    @property
-    def features(self) -> int:
-        """D, what `see` makes of a frame."""
-        return self.config.width
+    @torch.no_grad()
+    def read(self, texts: Sequence[str]) -> Tensor:  # [M, C] float32
+        """The instructions as the encoder reads them. Raises ValueError for one without a known word."""
+        device = next(self.parameters()).device
+        return self.encoder.text(tokenize(texts).to(device))
 
-    def see(self, frames: Tensor, tokens: Tensor) -> Tensor:  # as `forward` -> [B, D] float32
-        """What an update of the heads needs of a frame, so that it need not see it again."""
-        return self.encoder(frames, tokens)
+    def see(self, seen: Observation, read: Tensor) -> Tensor:  # [B, D] float32
+        """What an update of the heads needs of a picture."""
+        return self.encoder(seen.frames[:, 0], read[seen.text])
 
-    def read(self, tokens: Tensor) -> Tensor:  # [B, L] int64 -> [B, C] float32
-        """What `forward` needs of an instruction, so that an episode's is read but once."""
-        return self.encoder.text(tokens)
+    def trainable(self) -> list[nn.Parameter]:
+        """Trunk and heads."""
+        return [parameter for name, parameter in self.named_parameters() if not name.startswith("encoder.")]
 
     def heads(self, feature: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
         """mu and beta from what `see` made of the frames [B, D]."""
@@ -80,8 +92,3 @@ class Policy(nn.Module):
         beta = low + (high - low) * by_rows(torch.sigmoid, self.scale_head(f)).view_as(mu)
         return mu, beta
 
-
-def laplace_sample(mu: Tensor, beta: Tensor, uniform: Tensor) -> Tensor:
-    """A Laplace draw by inversion from `uniform` in [0, 1), shaped as mu; it is not clipped to [-1, 1]."""
-    u = uniform - 0.5
-    return mu - torch.exp(beta) * u.sign() * torch.log1p(-2 * u.abs().clamp(max=0.5 - 1e-7))

@@ -1,18 +1,23 @@
 """The embedded reflector: a frozen vision-language encoder, pooled over the frames so far, and a small trained head."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from worldenv.interfaces.observation import Observation
 from worldenv.interfaces.slots import Slots
 from worldenv.nn.encoder import VisionLanguageEncoder
+from worldenv.nn.instruction import tokenize
 from worldenv.nn.int8 import by_rows
 from worldenv.ops.reward_head import reward_head
 
 
 @dataclass(frozen=True)
-class ReflectorConfig:
+class SmallReflectorConfig:
+    """Sizes of the embedded reflector."""
+
     width: int = 256  # D of the encoder
     channels: int = 64
     blocks: int = 2
@@ -33,14 +38,14 @@ class Pooled(Slots):
     count: Tensor  # [E, 1] float32, frames
 
 
-class Reflector(nn.Module):
+class SmallReflector(nn.Module):
     """R_t = sigmoid(head(pool(encoder(o_1..o_t, g)))) in [0, 1] (World-Env, arXiv 2509.24948, reflector).
 
     The pooled state is (present feature, its change since the first frame, the mean so far). With `zero_shot` the
     judge is the encoder's own answer to "is it done?" from pretraining, read off the last frame; nothing is trained.
     """
 
-    def __init__(self, config: ReflectorConfig, zero_shot: bool = False):
+    def __init__(self, config: SmallReflectorConfig, zero_shot: bool = False):
         super().__init__()
         d = config.width
         self.config, self.zero_shot = config, zero_shot
@@ -51,15 +56,15 @@ class Reflector(nn.Module):
         )
 
     @torch.no_grad()
-    def read(self, tokens: Tensor) -> Tensor:  # [B, L] int64 -> [B, C] float32
-        """What judging needs of an instruction, so that it is read but once."""
-        return self.encoder.text(tokens)
+    def read(self, texts: Sequence[str]) -> Tensor:  # [M, C] float32
+        """The instructions as the encoder reads them. Raises ValueError for one without a known word."""
+        return self.encoder.text(tokenize(texts).to(self.done[1].weight.device))
 
     @torch.no_grad()
-    def begin(self, frames: Tensor, tokens: Tensor) -> Pooled:
-        """Read the first frames [B, H, W, 3] uint8 of new episodes; tokens [B, L] int64, or as they were read."""
-        instruction = self.read(tokens)
-        feature = self.encode(frames, instruction)
+    def begin(self, seen: Observation, read: Tensor) -> Pooled:
+        """Read the first pictures of new episodes."""
+        instruction = read[seen.text]
+        feature = self.encode(seen.frames[:, 0], instruction)
         return Pooled(instruction, feature, feature.clone(), feature.new_ones(len(feature), 1))
 
     @torch.no_grad()
@@ -69,18 +74,18 @@ class Reflector(nn.Module):
     @torch.no_grad()
     def judge(
         self,
-        frames: Tensor,  # [B, K, H, W, 3] uint8, the new frames
-        pooled: Pooled,  # moved on in place
-    ) -> Tensor:  # [B, K] float32 in [0, 1]
-        """The reward after each new frame; only the new frames are read."""
+        frames: Tensor,  # [B, K, 1, H, W, 3] uint8, the new frames
+        state: Pooled,  # moved on in place
+    ) -> tuple[Tensor, Tensor]:  # [B, K] float32 in [0, 1]; [B, K] bool
+        """Reward and stop after each new frame; only the new frames are read."""
         b, k = frames.shape[:2]
-        feature = self.encode(frames.flatten(0, 1), pooled.instruction.repeat_interleave(k, 0)).view(b, k, -1)
+        feature = self.encode(frames.flatten(0, 2), state.instruction.repeat_interleave(k, 0)).view(b, k, -1)
         if self.zero_shot:
-            return by_rows(torch.sigmoid, self.done(feature))[..., 0]
+            reward = by_rows(torch.sigmoid, self.done(feature))[..., 0]
+            return reward, reward > self.config.threshold
         norm, layers = self.head[0], self.head[1::2]
         weights = (part for layer in (norm, *layers) for part in (layer.weight, layer.bias))
-        reward, _ = reward_head(feature, pooled.first, pooled.total, pooled.count, *weights, self.config.threshold)
-        return reward
+        return reward_head(feature, state.first, state.total, state.count, *weights, self.config.threshold)
 
     @torch.no_grad()
     def judge_again(
@@ -96,7 +101,7 @@ class Reflector(nn.Module):
         """
         b, t = frames.shape[:2]
         chosen = torch.linspace(0, t - 1, min(t, samples), device=frames.device).round().long()
-        instruction = self.read(tokens).repeat_interleave(len(chosen), 0)
+        instruction = self.encoder.text(tokens).repeat_interleave(len(chosen), 0)
         feature = self.encode(frames[:, chosen].flatten(0, 1), instruction).view(b, len(chosen), -1)
         return torch.sigmoid(self.logit(feature[:, -1], feature[:, 0], feature.mean(1)))
 

@@ -1,143 +1,115 @@
 """The resident tensors of imagined episodes, each once, with shape, dtype and who writes it."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from worldenv.interfaces.observation import Observation, Starts
 from worldenv.interfaces.slots import Slots, words
-from worldenv.reflector.small import Pooled
-
-
-@dataclass
-class Starts:
-    """Where imagined episodes begin: real first frames, no simulator of the world needed."""
-
-    frame: Tensor  # [N, H, W, 3] uint8
-    proprio: Tensor  # [N, 7] float32
-    tokens: Tensor  # [N, L] int64
-
-    def __len__(self) -> int:
-        return len(self.frame)
-
-    def pick(self, index: Tensor) -> "Starts":
-        return Starts(*(getattr(self, field.name).index_select(0, index) for field in fields(self)))
-
-    def to(self, device: torch.device | str) -> "Starts":
-        return Starts(*(getattr(self, field.name).to(device) for field in fields(self)))
-
-
-@dataclass
-class Pass(Slots):
-    """The simulator's present pass of K frames, where episodes act in chunks that end within one: how it began."""
-
-    frame: Tensor  # [E, H, W, 3] uint8, the last of the pass before
-    poses: Tensor  # [E, K, 7] float32, the gripper's from then on, as far as it has come
 
 
 @dataclass
 class Episodes(Slots):
-    """The episodes that are resident, a slot each; `memory` and `pooled` are written by the two models."""
+    """The episodes that are resident, a slot each; `memory` and `judged` are written by the two models."""
 
-    row: Tensor  # [E] int64, where its records are in the rollouts
+    row: Tensor  # [E] int64, where its start and its records are
     id: Tensor  # [E] int64, what its random numbers depend on
     chunk: Tensor  # [E] int64, chunks acted
-    frame: Tensor  # [E, H, W, 3] uint8, the present one
-    proprio: Tensor  # [E, 7] float32, likewise
-    instruction: Tensor  # [E, ...], as the policy reads it
-    memory: Slots
-    pooled: Pooled
-    begun: Pass | None  # None where every chunk is made of whole passes
+    seen: Observation  # the present one
+    memory: Slots  # of the world model
+    judged: Slots  # of the reflector
+    action: Tensor | None = None  # [E, K, A] float32, the next chunk where somebody else acts; None: a policy does
 
-    def move_on(self, frame: Tensor, proprio: Tensor) -> None:
-        """One chunk further: what the episodes show now, [E, H, W, 3] uint8 and [E, 7] float32."""
-        self.frame.copy_(frame)
-        self.proprio.copy_(proprio)
+    def move_on(self, frames: Tensor, proprio: Tensor) -> None:
+        """One chunk further: what the episodes show now, [E, V, H, W, 3] uint8 and [E, P] float32."""
+        self.seen.frames.copy_(frames)
+        self.seen.proprio.copy_(proprio)
         self.chunk.add_(1)
 
 
 @dataclass
-class Rollouts:
+class Step(Slots):
+    """One chunk of B episodes: what was decided, where it led, and how that was judged."""
+
+    action: Tensor  # [B, K, A] float32
+    log_prob: Tensor  # [B] float32
+    record: Slots | None  # tensors [B, ...], what the policy's `log_prob` needs
+    frames: Tensor  # [B, K, V, H, W, 3] uint8
+    proprio: Tensor  # [B, K, P] float32
+    reward: Tensor  # [B, K] float32 in [0, 1], the reflector's judgement after each frame
+    stop: Tensor  # [B, K] bool, where the reflector would stop; nowhere in an episode that is not finite
+    finite: Tensor  # [B] bool
+
+
+@dataclass
+class Rollouts(Slots):
     """What an iteration leaves behind: E = N * G episodes of at most T chunks, written by the engine."""
 
-    frame: Tensor  # [E, T, H, W, 3] uint8, what the policy saw before each chunk
-    proprio: Tensor  # [E, T, 7] float32, likewise
-    action: Tensor  # [E, T, K, 7] float32, unclipped Laplace draws
+    action: Tensor  # [E, T, K, A] float32, as the policy gave it, not limited
     log_prob: Tensor  # [E, T] float32, under the policy that acted
     reward: Tensor  # [E, T, K] float32 in [0, 1], the reflector's judgement after each frame
-    tokens: Tensor  # [E, L] int64
+    text: Tensor  # [E] int64, row of the table of instructions
     chunks: Tensor  # [E] int64, chunks acted, >= 1
     stop: Tensor  # [E] int64, steps until the reflector stopped it; T * K if it never did
     stopped: Tensor  # [E] bool
-    broken: Tensor  # [E] bool: something became non-finite; the episode carries no weight
-    video: Tensor | None = None  # [E, T * K + 1, H, W, 3] uint8, only where it was asked for
-    feature: Tensor | None = None  # [E, T, D] float32, what the policy made of `frame`; None if it has no `see`
+    broken: Tensor  # [E] bool: something became infinite or not a number; the episode carries no weight
+    record: Slots | None = None  # tensors [E, T, ...], what the policy's `log_prob` needs of each chunk
+    video: Tensor | None = None  # [E, T * K + 1, V, H, W, 3] uint8, only where it was asked for
 
     @classmethod
     def empty(
-        cls, starts: Starts, horizon: int, chunk: int, video: bool, features: int = 0, siblings: int = 1
+        cls,
+        starts: Starts,
+        horizon: int,
+        chunk: int,
+        actions: int,
+        record: Slots | None,  # tensors [1, ...], as a decision has them
+        siblings: int = 1,
+        video: bool = False,
     ) -> "Rollouts":
-        e, height, width = len(starts) * siblings, *starts.frame.shape[1:3]
-        zeros = partial(torch.zeros, device=starts.frame.device)
+        e, seen = len(starts) * siblings, starts.seen
+        zeros = partial(torch.zeros, device=starts.device)
         return cls(
-            frame=zeros(e, horizon, height, width, 3, dtype=torch.uint8),
-            proprio=zeros(e, horizon, 7),
-            action=zeros(e, horizon, chunk, 7),
+            action=zeros(e, horizon, chunk, actions),
             log_prob=zeros(e, horizon),
             reward=zeros(e, horizon, chunk),
-            tokens=starts.tokens.repeat_interleave(siblings, 0),
+            text=seen.text.repeat_interleave(siblings, 0),
             chunks=zeros(e, dtype=torch.long),
-            stop=torch.full((e,), horizon * chunk, device=starts.frame.device),
+            stop=torch.full((e,), horizon * chunk, device=starts.device),
             stopped=zeros(e, dtype=torch.bool),
             broken=zeros(e, dtype=torch.bool),
-            video=zeros(e, horizon * chunk + 1, height, width, 3, dtype=torch.uint8) if video else None,
-            feature=zeros(e, horizon, features) if features else None,
+            record=record and record.each(lambda one: one.new_zeros(e, horizon, *one.shape[1:])),
+            video=zeros(e, horizon * chunk + 1, *seen.frames.shape[1:], dtype=torch.uint8) if video else None,
         )
 
-    def record(
-        self,
-        live: Episodes,  # B of them, as they were before this chunk
-        action: Tensor,  # [B, K, 7] float32
-        log_prob: Tensor,  # [B] float32
-        feature: Tensor | None,  # [B, D] float32
-        frames: Tensor,  # [B, K, H, W, 3] uint8
-        reward: Tensor,  # [B, K] float32
-        over: Tensor,  # [B, K] bool, where the reflector would stop
-        finite: Tensor,  # [B] bool
-    ) -> None:
-        """Note one chunk of some episodes; the first stop counts."""
-        row, k = live.row, action.shape[1]
+    def note(self, live: Episodes, step: Step) -> None:
+        """Note one chunk of some episodes, which are as they were before it; the first stop counts."""
+        row, k = live.row, step.action.shape[1]
         place = (row, live.chunk)
-        words(self.frame, 2)[place] = words(live.frame)
-        self.proprio[place], self.action[place] = live.proprio, action
-        self.log_prob[place], self.reward[place] = log_prob, reward
-        if feature is not None:
-            self.feature[place] = feature
+        self.action[place], self.log_prob[place], self.reward[place] = step.action, step.log_prob, step.reward
+        if self.record is not None:
+            for mine, new in zip(self.record.tensors(), step.record.tensors(), strict=True):
+                words(mine, 2)[place] = words(new.contiguous())
         if self.video is not None:
             steps = live.chunk[:, None] * k + 1 + torch.arange(k, device=row.device)
-            self.video[row[:, None], steps] = frames
-        newly = over.any(1) & ~self.stopped[row]
-        self.stop[row] = torch.where(newly, live.chunk * k + 1 + over.int().argmax(1), self.stop[row])
+            self.video[row[:, None], steps] = step.frames
+        newly = step.stop.any(1) & ~self.stopped[row]
+        self.stop[row] = torch.where(newly, live.chunk * k + 1 + step.stop.int().argmax(1), self.stop[row])
         self.stopped[row] |= newly
-        self.broken[row] = ~finite
+        self.broken[row] = ~step.finite
         self.chunks[row] = live.chunk + 1
 
     def forget(self, rows: Tensor) -> None:
         """Make some episodes anew, as if they had never begun."""
-        for field in fields(self):
-            if field.name != "tokens" and (tensor := getattr(self, field.name)) is not None:
+        for tensor in self.tensors():
+            if tensor is not self.text:
                 tensor[rows] = 0
         self.stop[rows] = self.reward[0].numel()
 
     def to(self, device: torch.device | str) -> "Rollouts":
-        values = (getattr(self, field.name) for field in fields(self))
-        return Rollouts(*(None if value is None else value.to(device) for value in values))
-
-    def bytes_each(self) -> int:
-        """Bytes of the records of one episode."""
-        tensors = [getattr(self, field.name) for field in fields(self)]
-        return sum(tensor[:1].nbytes for tensor in tensors if tensor is not None)
+        return self.each(lambda tensor: tensor.to(device))
 
     def final_reward(self) -> Tensor:  # [E] float32
         """One scalar per episode: R at its stop, or at its last step (World-Env, arXiv 2509.24948, reward)."""

@@ -1,149 +1,183 @@
-"""How resident episodes begin and go on, whoever acts: kinematics, world simulator, reflector, one chunk at a time."""
+"""Slots of imagined episodes, whoever acts in them: begun, moved on by a chunk, recycled, replayed as CUDA graphs.
 
-from dataclasses import dataclass
-from math import gcd
+`Engine` and the environments of `worldenv.envs` are faces of this one runner.
+"""
+
+from collections.abc import Callable
 from numbers import Integral
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from worldenv.errors import UserError
-from worldenv.interfaces.slots import Slots
-from worldenv.reflector.small import Reflector
-from worldenv.robot.kinematics import Kinematics, chunk_kinematics
-from worldenv.rollout.episodes import Episodes, Pass, Starts
-from worldenv.worlds.composer.world import World
+from worldenv.interfaces.observation import Key, Starts
+from worldenv.interfaces.policy import Decision
+from worldenv.interfaces.reflector import Reflector
+from worldenv.interfaces.world import WorldModel
+from worldenv.rollout.episodes import Episodes, Step
+from worldenv.rollout.graphs import Graphs
+from worldenv.rollout.memory import fitting
+from worldenv.rollout.parallel import in_parts, sent
+
+PROBED = 8  # episodes that tell what a network pass takes of a GPU's memory
+BEGUN_AT_ONCE = 256  # on a GPU: their memory is made beside the slots and then put there
+Result = TypeVar("Result")
+Decide = Callable[[Episodes, Any, Key, bool], Decision]  # episodes, what was read of the texts, key, explore
 
 
-@dataclass
-class Imagined(Slots):
-    """Where a chunk of k actions leads B episodes."""
+class Runner:
+    """E episodes, each in a slot. Randomness is counter-based, so an episode depends on neither slot nor neighbours."""
 
-    frames: Tensor  # [B, k, H, W, 3] uint8
-    proprio: Tensor  # [B, k, 7] float32
-    reward: Tensor  # [B, k] float32 in [0, 1], the reflector's judgement after each frame
-    over: Tensor  # [B, k] bool, where the reflector would stop; nowhere in a broken episode
-    finite: Tensor  # [B] bool; False: the episode is broken
+    def __init__(
+        self,
+        world: WorldModel,
+        reflector: Reflector,
+        decide: Decide,
+        chunk: int,  # K, actions per step
+        batch: int | None = None,  # episodes per network pass; None: what a CPU's cache holds, what a GPU has room for
+        graphs: bool = True,  # on a GPU: replay what was recorded instead of launching every kernel
+        takes_actions: bool = False,  # somebody else acts: every slot has room for its next chunk of actions
+    ):
+        if chunk < 1:
+            raise UserError(f"chunk is {chunk}; an episode acts at least once in a chunk")
+        self.world, self.reflector, self.decide, self.chunk = world, reflector, decide, chunk
+        self.wanted_batch, self.replays, self.takes_actions = batch, graphs, takes_actions
+        self.starts: Starts | None = None
+        self.read: tuple[Any, Any] = (None, None)  # what the one who acts and the reflector read of the texts
+        self.give_up_slots()
+
+    def give_up_slots(self) -> None:
+        """Free the slots, and what belongs to their memory."""
+        self.episodes: Episodes | None = None
+        self.graphs = Graphs()
+        self.batch = self.wanted_batch
+
+    @torch.no_grad()
+    def open(self, starts: Starts, read: Callable[[tuple[str, ...]], Any] = lambda texts: None) -> None:
+        """Take the starts at which episodes begin from now on; `read` is the reading of the one who acts."""
+        check_starts(starts, self.world)
+        self.starts = starts
+        new = read(starts.texts), self.reflector.read(starts.texts)
+        if not _written_over(self.read, new):  # graphs read where the old tensors are
+            self.read = new
+            self.graphs = Graphs()
+
+    @torch.no_grad()
+    def begin(self, starts: Tensor, ids: Tensor, rows: Tensor | None = None) -> Episodes:
+        """Episodes that have not acted yet, at some rows of the starts; they are in no slot.
+
+        `rows` is what they are to have in `row`; None: `starts`. All are [M] int64 on the device of the starts.
+        """
+        seen = self.starts.seen.each(lambda tensor: tensor.index_select(0, starts))
+        memory, judged = self.world.begin(seen, self.chunk), self.reflector.begin(seen, self.read[1])
+        action = None
+        if self.takes_actions:
+            action = seen.proprio.new_zeros(len(starts), self.chunk, self.world.robot.action_size)
+        rows = starts if rows is None else rows
+        return Episodes(rows, ids, torch.zeros_like(rows), seen, memory, judged, action)
+
+    def make_slots(self, count: int, starts: Tensor, ids: Tensor, seed: int, explore: bool) -> None:
+        """Allocate `count` slots for episodes like those of some starts, of which the first few are tried."""
+        self.give_up_slots()
+        device = self.starts.device
+        few = self.begin(sent(starts[:PROBED], device), sent(ids[:PROBED], device))
+        self.episodes = few.empty(count)
+        self.batch = self.batch or fitting(lambda: self.think(few, seed, explore), len(few), device)
+
+    def fill(self, slots: Tensor, starts: Tensor, ids: Tensor, rows: Tensor | None = None) -> None:
+        """Begin episodes in some slots, as `begin` does; all are [M] int64 on the host."""
+        device = self.starts.device
+        given = (starts, ids) if rows is None else (starts, ids, rows)
+
+        def work(part: slice) -> None:
+            new = self.begin(*(sent(values[part], device) for values in given))
+            self.episodes.put(sent(slots[part], device), new)
+
+        in_parts(work, len(slots), self.batch and min(self.batch, BEGUN_AT_ONCE), device)
+
+    def advance(
+        self, count: int, seed: int, explore: bool, consume: Callable[[slice, Episodes, Step], Result]
+    ) -> list[Result]:
+        """Move the first `count` slots on by a chunk; what `consume` made of each part.
+
+        `consume` is given the slots, the episodes as they were before the chunk, and the step; it calls `move_on`.
+        """
+
+        @torch.no_grad()
+        def work(slots: slice) -> Result:
+            live = self.episodes[slots]
+            if self.replays and live.row.is_cuda:
+                part = self.episodes[slots.start : slots.start + (self.batch or len(self.episodes))]
+                step = self.graphs(self.think, part, len(live), seed, explore)
+            else:
+                step = self.think(live, seed, explore)
+            return consume(slots, live, step)
+
+        return in_parts(work, count, self.batch, self.starts.device)
+
+    @torch.no_grad()
+    def think(self, live: Episodes, seed: int, explore: bool) -> Step:
+        """Decide on a chunk, imagine what follows and judge it; only `memory` and `judged` of the episodes move on."""
+        key = Key(seed, live.id, live.chunk)
+        decision = self.decide(live, self.read[0], key, explore)
+        action = decision.action
+        imagined = self.world.imagine(live.memory, live.seen, action, key)
+        reward, stop = self.reflector.judge(imagined.frames, live.judged)
+        finite = torch.isfinite((0 * action).sum((1, 2)) + reward.sum(1))  # a sum is, where all of it is
+        finite = finite & imagined.finite & torch.isfinite(decision.log_prob)
+        stop = stop & finite[:, None]  # an episode that is not finite is no success
+        return Step(
+            action, decision.log_prob, decision.record, imagined.frames, imagined.proprio, reward, stop, finite
+        )
 
 
-def check_starts(starts: Starts, world: World) -> None:
-    """Raise UserError if there is no start, or one that the simulator cannot go on from."""
-    shapes = {
-        "frame": (torch.uint8, 4, "[N, H, W, 3]"),
-        "proprio": (torch.float32, 2, "[N, 7]"),
-        "tokens": (torch.int64, 2, "[N, L]"),
+def _written_over(old: Any, new: Any) -> bool:
+    """Copy what was read into the tensors of the last reading, if it has their structure and shapes; whether it has."""
+    (mine, shape), (others, other_shape) = tree_flatten(old), tree_flatten(new)
+    if shape != other_shape or not all(isinstance(value, Tensor) for value in (*mine, *others)):
+        return False
+    if any(a.shape != b.shape or a.dtype != b.dtype or a.device != b.device for a, b in zip(mine, others, strict=True)):
+        return False
+    for a, b in zip(mine, others, strict=True):
+        a.copy_(b)
+    return True
+
+
+def check_starts(starts: Starts, world: WorldModel) -> None:
+    """Raise UserError if there is no start, or one that the world model cannot go on from."""
+    n, v, (height, width), p = len(starts), len(world.views), world.size, world.robot.proprio_size
+    wanted = {
+        "frames": (torch.uint8, [n, v, height, width, 3]),
+        "proprio": (torch.float32, [n, p]),
+        "camera": (torch.float32, [n, v, 3, 4]),
+        "text": (torch.int64, [n]),
     }
-    for name, (dtype, dimensions, wanted) in shapes.items():
-        tensor = getattr(starts, name)
-        if tensor.dtype != dtype or tensor.ndim != dimensions or len(tensor) != len(starts.frame):
-            raise UserError(
-                f"{name} of the starts is {tensor.dtype} {list(tensor.shape)}; it should be {dtype} "
-                f"{wanted}, N = {len(starts.frame)}"
-            )
-    if starts.frame.shape[1:] != (world.size, world.size, 3):
-        raise UserError(
-            f"the starts have frames of {list(starts.frame.shape[1:])}; the simulator imagines "
-            f"[{world.size}, {world.size}, 3]"
-        )
-    if not len(starts):
+    if not n:
         raise UserError("there are no starts; at least one is needed")
-    if starts.frame.device != world.device:
-        raise UserError(
-            f"the starts are on {starts.frame.device}, the simulator is on {world.device}; move them: starts.to(device)"
-        )
-    if starts.proprio.shape[1] != 7 or not starts.proprio.isfinite().all():
-        raise UserError(f"proprio of the starts is {list(starts.proprio.shape)}; it should be 7 finite numbers each")
+    for name, (dtype, shape) in wanted.items():
+        tensor = getattr(starts.seen, name)
+        if tensor is None and name == "camera":
+            continue
+        if tensor.dtype != dtype or list(tensor.shape) != shape:
+            raise UserError(
+                f"{name} of the starts is {tensor.dtype} {list(tensor.shape)}; the world model takes {dtype} {shape}: "
+                f"{n} starts, {v} views ({', '.join(world.views)}) of {height} x {width} pixels, {p} numbers of "
+                "proprioception"
+            )
+        if tensor.device != world.device:
+            raise UserError(
+                f"{name} of the starts is on {tensor.device}, the world model is on {world.device}; move the starts: "
+                "starts.to(device)"
+            )
+    if not starts.seen.proprio.isfinite().all():
+        raise UserError("proprio of the starts has numbers that are infinite or not a number")
+    if not 0 <= int(starts.seen.text.min()) <= int(starts.seen.text.max()) < len(starts.texts):
+        raise UserError(f"text of the starts counts rows beyond the table, which has {len(starts.texts)} instructions")
 
 
 def check_seed(seed: int) -> None:
     """Raise UserError for a seed that is no integer of 64 bits."""
     if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
         raise UserError(f"seed is {seed}; it should be an integer of 64 bits")
-
-
-def begin(
-    new: Starts,
-    row: Tensor,  # [B] int64
-    id: Tensor,  # [B] int64
-    instruction: Tensor,  # [B, ...], as the policy reads it
-    judged: Tensor,  # [B, C], as the reflector has read it
-    chunk: int,  # k
-    world: World,
-    reflector: Reflector,
-) -> Episodes:
-    """Episodes that have not acted yet; `new` and `instruction` must belong to nobody else."""
-    begun = None
-    if chunk % world.chunk:
-        if not world.resumes:
-            raise UserError(
-                f"this simulator imagines {world.chunk} frames a pass; a chunk should be a multiple of "
-                f"that, not {chunk}"
-            )
-        begun = Pass(new.frame.clone(), new.proprio[:, None].repeat(1, world.chunk, 1))
-    memory, pooled = world.begin(new.frame.clone(), new.proprio), reflector.begin(new.frame, judged)
-    return Episodes(row, id, torch.zeros_like(row), new.frame, new.proprio, instruction, memory, pooled, begun)
-
-
-def advance(
-    live: Episodes,  # B of them; `memory`, `pooled` and `begun` move on, the rest by `live.move_on`
-    action: Tensor,  # [B, k, 7] float32
-    world: World,
-    reflector: Reflector,
-    kinematics: Kinematics,
-    seed: int,
-) -> Imagined:
-    """Imagine one chunk.
-
-    The simulator makes K frames a pass, and so it was trained. Chunks of other lengths do not change that: a pass
-    always begins K frames after the one before. Where a chunk ends within a pass, the gripper is imagined to hold still
-    from there on, and the next chunk begins the same pass again with what is known by then. So the frames after every
-    K-th action do not depend on k. (A pass begun anew at every chunk ruins the episode: benchmarks/LOG.md.)
-    """
-    proprio = chunk_kinematics(live.proprio, action, kinematics)
-    frames, drawn = (_whole_passes if live.begun is None else _parts_of_passes)(live, proprio, world, seed)
-    reward = reflector.judge(frames, live.pooled)
-    finite = torch.isfinite((0 * action).sum((1, 2)) + reward.sum(1)) & drawn  # a sum is, where all of it is
-    over = (reward > reflector.config.threshold) & finite[:, None]  # a broken episode is no success
-    return Imagined(frames, proprio, reward, over, finite)
-
-
-def _whole_passes(live: Episodes, proprio: Tensor, world: World, seed: int) -> tuple[Tensor, Tensor]:
-    poses, passes = torch.cat([live.proprio[:, None], proprio], dim=1), proprio.shape[1] // world.chunk
-    frame, out = live.frame, []
-    for i in range(passes):
-        part = poses[:, i * world.chunk : (i + 1) * world.chunk + 1]
-        out.append(world.imagine(live.memory, frame, part, seed, live.id, live.chunk * passes + i))
-        frame = out[-1][0][:, -1]
-    if passes == 1:
-        return out[0]
-    frames, drawn = zip(*out, strict=True)
-    return torch.cat(frames, dim=1), torch.stack(drawn).all(0)
-
-
-def _parts_of_passes(live: Episodes, proprio: Tensor, world: World, seed: int) -> tuple[Tensor, Tensor]:
-    begun, memory, k, size = live.begun, live.memory, proprio.shape[1], world.chunk
-    first, shown = live.chunk * k // size, live.chunk * k % size  # [B]: the present pass; how much of it has been seen
-    passes = -(-(size - gcd(k, size) + k) // size)  # that the episode with the most behind it needs: all take as many
-    at = torch.arange(passes * size + 1, device=proprio.device)
-    index = torch.where(at <= shown[:, None], at, size + (at - shown[:, None] - 1).clamp(max=k - 1))
-    poses = _pick(torch.cat([begun.poses, proprio], dim=1), index)  # [B, passes K + 1, 7], held at the end
-    frames, drawn = [], []
-    for i in range(passes):
-        complete, previous = shown + k >= (i + 1) * size, memory.previous.clone()
-        part = poses[:, i * size : (i + 1) * size + 1]
-        new, sound = world.imagine(memory, begun.frame, part, seed, live.id, first + i)
-        kept = complete[:, None, None, None]
-        memory.previous.copy_(torch.where(kept, memory.previous, previous))
-        begun.frame.copy_(torch.where(kept, new[:, -1], begun.frame))
-        frames.append(new)
-        drawn.append(sound)
-    to = (shown + k) // size * size  # where the pass begins that is the present one now
-    ahead = torch.arange(size, device=proprio.device)
-    begun.poses.copy_(_pick(poses, (to[:, None] + ahead).clamp(max=passes * size)))
-    seen = shown[:, None] + torch.arange(k, device=proprio.device)
-    row = torch.arange(len(seen), device=proprio.device)
-    return torch.cat(frames, dim=1)[row[:, None], seen], torch.stack(drawn).all(0)
-
-
-def _pick(poses: Tensor, index: Tensor) -> Tensor:  # [B, N, 7], [B, M] -> [B, M, 7]
-    return poses.gather(1, index[..., None].expand(-1, -1, poses.shape[2]))

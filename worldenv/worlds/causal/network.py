@@ -99,7 +99,7 @@ class CausalLayer(nn.Module):
         return x, self.contract(F.gelu(self.expand(h), approximate="tanh")), gate2
 
 
-class Causal(nn.Module):
+class CausalNetwork(nn.Module):
     """Predicts the velocity (noise - clean) of a chunk's latents from the past, the action map and the poses."""
 
     def __init__(self, config: CausalConfig):

@@ -1,67 +1,95 @@
-"""The causal simulator as rollouts use it: poses in, frames out, the past in each slot's ring."""
+"""The causal world model as rollouts use it: an observation and actions in, frames out, the past in each slot's ring."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from worldenv.errors import UserError
+from worldenv.interfaces.observation import Key, Observation
+from worldenv.interfaces.world import Imagined
 from worldenv.ops.action_map import action_map
+from worldenv.ops.constants import constant
 from worldenv.ops.denoise_step import denoise_step
 from worldenv.ops.philox import Use, philox
-from worldenv.robot.camera import Camera
-from worldenv.worlds.causal.network import Causal
+from worldenv.robot.kinematics import chunk_kinematics
+from worldenv.robot.robot import Robot
+from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.ring import Ring
-from worldenv.worlds.composer.world import World, check_world
+from worldenv.worlds.levels import check_levels
 
 LEVELS = (1.0, 0.5)  # noise levels t of the passes over a chunk
 
 
-class CausalWorld(World):
-    """Network, camera and noise levels together; a new chunk computes nothing of the old frames again."""
+class CausalWorld:
+    """A world model of one view whose network reads the past from a ring: no old frame is computed again."""
 
-    resumes = False  # what is imagined ahead takes the ring's oldest places
+    def __init__(self, network: CausalNetwork, robot: Robot, levels: Sequence[float] = LEVELS, view: str = "agentview"):
+        if robot.kinematics is None or robot.gripper is None:
+            raise UserError("the causal world model needs a robot with kinematics and a gripper; choose another one")
+        config = network.config
+        self.network, self.robot, self.levels = network, robot, check_levels(levels)
+        self.views, self.size, self.chunk = (view,), (config.image_size, config.image_size), config.chunk
 
-    def __init__(self, simulator: Causal, camera: Camera, levels: Sequence[float] = LEVELS):
-        config = simulator.config
-        self.simulator, self.levels = simulator, check_world(camera, config.image_size, levels)
-        self.size, self.chunk = config.image_size, config.chunk
-        shrink = torch.tensor([[1 / config.map_shrink], [1 / config.map_shrink], [1.0]])  # of the two pixel axes
-        self.projection = (torch.from_numpy(camera.projection) * shrink).to(simulator.time_angle.device)
+    @property
+    def device(self) -> torch.device:
+        return self.network.time_angle.device
 
     @torch.no_grad()
-    def begin(self, frame: Tensor, proprio: Tensor) -> Ring:  # [B, H, W, 3] uint8, [B, 7] float32
-        """The rings of episodes that begin with these frames, the gripper at these poses."""
-        ring, latents = self.simulator.new_ring(len(frame)), self.simulator.tokenizer.encode(frame)
-        zero = torch.zeros(len(frame), dtype=torch.int32, device=frame.device)
-        self.simulator.remember(latents, self._condition(proprio[:, None]), ring, zero, zero, zero + latents.shape[1])
+    def begin(self, seen: Observation, chunk: int) -> Ring:
+        """The rings of episodes that begin with this observation.
+
+        Raises UserError for chunks that are no whole passes: what is imagined ahead takes the ring's oldest places.
+        """
+        if chunk % self.chunk:
+            raise UserError(
+                f"this world model imagines {self.chunk} frames a pass; a chunk should be a multiple of that, not "
+                f"{chunk}"
+            )
+        if seen.camera is None:
+            raise UserError("the causal world model draws the gripper; the observation has no camera matrix")
+        frames, network = seen.frames[:, 0], self.network
+        ring, latents = network.new_ring(len(frames)), network.tokenizer.encode(frames)
+        zero = torch.zeros(len(frames), dtype=torch.int32, device=frames.device)
+        condition = self.condition(seen.proprio[:, None], seen.camera)
+        network.remember(latents, condition, ring, zero, zero, zero + latents.shape[1])
         return ring
 
     @torch.no_grad()
-    def imagine(
-        self,
-        memory: Ring,  # of B episodes, moved on in place
-        frame: Tensor,  # [B, H, W, 3] uint8, the present one; the ring has it already
-        poses: Tensor,  # [B, K + 1, 7] float32, the present one first
-        seed: int,
-        episode: Tensor,  # [B] int64, ids
-        chunk: Tensor,  # [B] int64, chunks imagined before
-    ) -> tuple[Tensor, Tensor]:  # [B, K, H, W, 3] uint8; [B] bool, whether every latent came out finite
-        """The frames that follow when the gripper goes through `poses`."""
-        config, network = self.simulator.config, self.simulator
+    def imagine(self, memory: Ring, seen: Observation, action: Tensor, key: Key) -> Imagined:
+        """Imagine one chunk of one or more passes."""
+        proprio = chunk_kinematics(seen.proprio, action, self.robot.kinematics)
+        passes = action.shape[1] // self.chunk
+        out = []
+        for i, poses in enumerate(proprio.split(self.chunk, dim=1)):
+            condition = self.condition(poses, seen.camera)
+            out.append(self._pass(memory, condition, key._replace(chunk=key.chunk * passes + i)))
+        frames, finite = zip(*out, strict=True)
+        return Imagined(torch.cat(frames, dim=1)[:, :, None], proprio, torch.stack(finite).all(0))
+
+    def _pass(self, ring: Ring, condition: Tensor, key: Key) -> tuple[Tensor, Tensor]:
+        """[B, K, H, W, 3] uint8 frames; [B] bool, whether every latent came out finite."""
+        config, network = self.network.config, self.network
         tokens, rooms = config.tokens * config.chunk, config.window // config.chunk + 1
-        place = (config.tokens + chunk % rooms * tokens).int()
-        length = (config.tokens + (chunk + 1).clamp(max=rooms) * tokens).int()
-        here = memory, place, (1 + chunk * config.chunk).int(), length
-        condition = self._condition(poses[:, 1:])
-        x = philox(seed, episode, chunk, Use.FRAME, (tokens, config.channels), normal=True).to(condition.dtype)
+        place = (config.tokens + key.chunk % rooms * tokens).int()
+        length = (config.tokens + (key.chunk + 1).clamp(max=rooms) * tokens).int()
+        here = ring, place, (1 + key.chunk * config.chunk).int(), length
+        x = philox(*key, Use.FRAME, (tokens, config.channels), normal=True).to(condition.dtype)
         for step, (t, t_next) in enumerate(zip(self.levels, (*self.levels[1:], 0.0), strict=True)):
             velocity = network.velocity(x, x.new_full((len(x),), t), condition, *here)
-            x = denoise_step(x, velocity, t, t_next, seed, episode, chunk, Use.AGAIN + step)
+            x = denoise_step(x, velocity, t, t_next, *key, Use.AGAIN + step)
         network.remember(x, condition, *here)
-        frames = network.tokenizer.decode(x.view(-1, config.tokens, config.channels), self.size)
+        frames = network.tokenizer.decode(x.view(-1, config.tokens, config.channels), self.size[1])
         return frames.unflatten(0, (len(x), -1)), x.isfinite().flatten(1).all(1)
 
-    def _condition(self, poses: Tensor) -> Tensor:  # [B, N, 7] -> [B, N L, D]
-        (b, n, _), size = poses.shape, self.size // self.simulator.config.map_shrink
-        maps = action_map(poses.flatten(0, 1), self.projection, size, size)
-        return self.simulator.condition(maps.unflatten(0, (b, n)), poses)
+    def condition(self, poses: Tensor, camera: Tensor) -> Tensor:  # [B, N, P], [B, 1, 3, 4] -> [B, N L, D]
+        """What every token of N frames is told of the gripper."""
+        return self.network.condition(draw_maps(poses, camera, self.robot, self.network.config), poses)
+
+
+def draw_maps(poses: Tensor, camera: Tensor, robot: Robot, config: CausalConfig) -> Tensor:
+    """The action maps [B, N, 4, h, w] of poses [B, N, P] as cameras [B, 1, 3, 4] see them, shrunk for the network."""
+    (b, n, _), size = poses.shape, config.image_size // config.map_shrink
+    shrunk = camera * constant(((1 / config.map_shrink,), (1 / config.map_shrink,), (1.0,)), camera)  # pixel axes
+    maps = action_map(poses.flatten(0, 1), shrunk.repeat_interleave(n, 0), robot.gripper, size, size)
+    return maps[:, 0].unflatten(0, (b, n))

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from worldenv.nn.attention import attention
 from worldenv.nn.int8 import Conv, Int8, Linear, in_8_bits
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
+from worldenv.ops.action_map import Gripper
 from worldenv.ops.adagn import adagn
 from worldenv.ops.adaln import adaln
 from worldenv.ops.compose import compose
@@ -27,7 +28,7 @@ SMALLEST_SHARE, SMALLEST_CORRECTION = 0.05, 0.02  # of a pixel; of the range [-1
 
 
 @dataclass(frozen=True)
-class SimulatorConfig:
+class ComposerConfig:
     chunk: int = 4  # K, frames per pass
     widths: tuple[int, int, int] = (40, 80, 160)  # channels at 1/2, 1/4 and 1/8 of the image
     layers: int = 4  # transformer layers at 1/8
@@ -113,7 +114,7 @@ class Seen:
     pictures: Tensor  # [B, H / 2, W / 2, MEMORY_FRAMES + moves(K), 12], patches, uint8 or float32
 
 
-class Simulator(nn.Module):
+class ComposerNetwork(nn.Module):
     """Predicts the clean frames of a chunk from noisy ones, memory frames, the poses and the action map drawn of them.
 
     Frames go in and out as patches of 2 x 2 pixels (`patchify`).
@@ -124,7 +125,7 @@ class Simulator(nn.Module):
     frame.
     """
 
-    def __init__(self, config: SimulatorConfig):
+    def __init__(self, config: ComposerConfig):
         super().__init__()
         self.config = config
         k, (a, b, c) = config.chunk, config.widths
@@ -156,11 +157,12 @@ class Simulator(nn.Module):
         self,
         pictures: Tensor,  # [B, H / 2, W / 2, MEMORY_FRAMES + moves(K), 12] uint8 or float32, from `transport`
         poses: Tensor,  # [B, K + 1, 7] float32, the present one first
-        projection: Tensor,  # [3, 4] float32, of the camera that sees them
+        camera: Tensor,  # [B, 1, 3, 4] float32, which sees them
+        gripper: Gripper,
     ) -> Seen:
         """What does not depend on the noise, computed once per chunk."""
         size = self.config.image_size
-        features = map_features(poses, projection, self.see_map.weight, size, size)
+        features = map_features(poses, camera, self.see_map.weight, gripper, size, size)[:, 0]
         features = self.see_pictures(pictures.flatten(3), onto=features)
         scale = constant((5, 5, 5, 1, 1, 1, 1), poses)
         return Seen(features, self.poses((poses * scale).flatten(1)), pictures)

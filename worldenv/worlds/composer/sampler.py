@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from worldenv.worlds.composer.network import Seen, Simulator
+from worldenv.worlds.composer.network import Seen, ComposerNetwork
 
 TEACHER_LEVELS = (1.0, 0.75, 0.5, 0.25)  # noise levels t of the multi-step teacher
 STUDENT_LEVELS = (1.0,)  # the distilled student: one pass
 
 
 def sample(
-    simulator: Simulator,
+    simulator: ComposerNetwork,
     seen: Seen,
     noise: Tensor,  # [B, ...] float32, standard normal
     levels: Sequence[float],  # falling, in (0, 1], the first is 1

@@ -1,100 +1,95 @@
-"""The world simulator as rollouts and training use it: frames and poses in, frames out, whatever the network inside."""
+"""The composer as rollouts use it: an observation and actions in, frames out, by a network that composes pictures."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from worldenv.errors import UserError
+from worldenv.interfaces.observation import Key, Observation
 from worldenv.interfaces.slots import Slots
+from worldenv.interfaces.world import Imagined
+from worldenv.nn.int8 import Ranges, in_int8
 from worldenv.ops.patchify import PATCH
 from worldenv.ops.philox import Use, philox
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import unpatchify
-from worldenv.robot.camera import Camera
-from worldenv.rollout.parallel import in_parts
-from worldenv.worlds.composer.network import Simulator
+from worldenv.robot.kinematics import chunk_kinematics
+from worldenv.robot.robot import Robot
+from worldenv.worlds.composer.network import ComposerNetwork
+from worldenv.worlds.composer.passes import Pass, parts_of_passes, whole_passes
 from worldenv.worlds.composer.sampler import sample
+from worldenv.worlds.levels import check_levels
 
 
 @dataclass
 class Memory(Slots):
-    """What the simulator remembers of each episode besides its last frame."""
+    """What the composer remembers of each episode besides its last frame."""
 
     first: Tensor  # [E, H, W, 3] uint8, of the episode
-    previous: Tensor  # [E, H, W, 3] uint8, the last one a chunk ago
+    previous: Tensor  # [E, H, W, 3] uint8, the last one a pass ago
+    begun: Pass | None  # None where every chunk is made of whole passes
 
 
-def check_world(camera: Camera, size: int, levels: Sequence[float]) -> tuple[float, ...]:
-    """The noise levels. Raises ValueError for a camera of another size, and for levels that do not fall from 1 to
-    above 0: an episode begins as pure noise."""
-    if camera.height != size or camera.width != size:
-        raise ValueError(
-            f"the camera has {camera.height} x {camera.width} pixels; the simulator imagines {size} x {size}"
-        )
-    levels = tuple(levels)
-    if not levels or levels[0] != 1 or not levels[-1] > 0 or any(not a > b for a, b in pairwise(levels)):
-        raise ValueError(f"levels is {levels}; they should begin with 1.0 and fall, all above 0")
-    return levels
+class ComposerWorld:
+    """A world model of one view whose network composes each frame from known pictures; a gripper moves by a formula."""
 
-
-class World:
-    """Network, camera and noise levels together. `CausalWorld` does the same another way."""
-
-    resumes = True  # a pass can be imagined anew when more of its poses are known
-
-    def __init__(self, simulator: Simulator, camera: Camera, levels: Sequence[float]):
-        self.simulator, self.levels = simulator, check_world(camera, simulator.config.image_size, levels)
-        self.projection, self.size = torch.from_numpy(camera.projection).to(simulator.plate.device), camera.height
-        self.chunk = simulator.config.chunk
-
-    def begin(self, frame: Tensor, proprio: Tensor) -> Memory:  # [B, H, W, 3] uint8, [B, 7] float32
-        """The memory of episodes that begin with these frames, the gripper at these poses."""
-        return Memory(frame, frame.clone())
+    def __init__(self, network: ComposerNetwork, robot: Robot, levels: Sequence[float], view: str = "agentview"):
+        if robot.kinematics is None or robot.gripper is None:
+            raise UserError("the composer needs a robot with kinematics and a gripper; choose another world model")
+        self.network, self.robot, self.levels = network, robot, check_levels(levels)
+        size = network.config.image_size
+        self.views, self.size, self.chunk = (view,), (size, size), network.config.chunk
 
     @property
     def device(self) -> torch.device:
-        return self.projection.device
+        return self.network.plate.device
+
+    def in_int8(self, ranges: Ranges) -> "ComposerWorld":
+        """The same world model with its network in 8 bits; parameters are shared."""
+        new = copy(self)
+        new.network = in_int8(self.network, ranges)
+        return new
+
+    def begin(self, seen: Observation, chunk: int) -> Memory:
+        """The memory of episodes that begin with this observation. Raises UserError where the camera is not known."""
+        if seen.camera is None:
+            raise UserError("the composer draws the gripper through the camera; the observation has no camera matrix")
+        frame, begun = seen.frames[:, 0], None
+        if chunk % self.chunk:
+            begun = Pass(frame.clone(), seen.proprio[:, None].repeat(1, self.chunk, 1))
+        return Memory(frame.clone(), frame.clone(), begun)
 
     @torch.no_grad()
-    def imagine(
+    def imagine(self, memory: Memory, seen: Observation, action: Tensor, key: Key) -> Imagined:
+        """Imagine one chunk, in as many passes of the network as it takes."""
+        proprio = chunk_kinematics(seen.proprio, action, self.robot.kinematics)
+
+        def imagine_pass(frame: Tensor, poses: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+            return self._pass(memory, frame, poses, seen.camera, key._replace(chunk=number))
+
+        frame, poses = seen.frames[:, 0], torch.cat([seen.proprio[:, None], proprio], dim=1)
+        if memory.begun is None:
+            frames, finite = whole_passes(imagine_pass, frame, poses, key.chunk, self.chunk)
+        else:
+            frames, finite = parts_of_passes(imagine_pass, memory, poses, key.chunk, self.chunk)
+        return Imagined(frames[:, :, None], proprio, finite)
+
+    def _pass(
         self,
-        memory: Memory,  # of B episodes, moved on in place
+        memory: Memory,  # moved on in place
         frame: Tensor,  # [B, H, W, 3] uint8, the present one
-        poses: Tensor,  # [B, K + 1, 7] float32, the present one first
-        seed: int,
-        episode: Tensor,  # [B] int64, ids
-        chunk: Tensor,  # [B] int64, chunks imagined before
+        poses: Tensor,  # [B, K + 1, P] float32, the present one first
+        camera: Tensor,  # [B, 1, 3, 4] float32
+        key: Key,  # of the pass
     ) -> tuple[Tensor, Tensor]:  # [B, K, H, W, 3] uint8; [B] bool, whether every pixel came out finite
-        """The frames that follow when the gripper goes through `poses`."""
-        pictures = transport(torch.stack([memory.first, memory.previous, frame], dim=1), poses, self.projection)
-        seen = self.simulator.see(pictures, poses, self.projection)
-        shape = self.size // 2, self.size // 2, poses.shape[1] - 1, PATCH
-        noise = philox(seed, episode, chunk, Use.FRAME, shape, normal=True)
+        """The frames that follow when the gripper goes through `poses`: one pass of the network."""
+        known = torch.stack([memory.first, memory.previous, frame], dim=1)
+        pictures = transport(known[:, :, None], poses, camera)[:, 0]
+        seen = self.network.see(pictures, poses, camera, self.robot.gripper)
+        shape = self.size[0] // 2, self.size[1] // 2, poses.shape[1] - 1, PATCH
+        noise = philox(*key, Use.FRAME, shape, normal=True)
         memory.previous.copy_(frame)
-        return unpatchify(sample(self.simulator, seen, noise, self.levels))
-
-    @torch.inference_mode(False)  # its threads are not in it
-    @torch.no_grad()
-    def replay(
-        self,
-        frame: Tensor,  # [N, H, W, 3] uint8, where the episodes begin
-        poses: Tensor,  # [N, T * K + 1, 7] float32, the present pose first
-        seed: int,
-    ) -> Tensor:  # [N, T * K + 1, H, W, 3] uint8, the start frame first
-        """What the camera would see if the gripper went through these poses; no policy, no stop."""
-        k = self.chunk
-        out = frame.new_empty(len(frame), (poses.shape[1] - 1) // k * k + 1, *frame.shape[1:])
-        out[:, 0] = frame
-
-        def work(rows: slice) -> None:
-            ids = torch.arange(rows.start, rows.stop, device=frame.device)
-            memory = self.begin(frame[rows], poses[rows, 0])
-            for first in range(0, out.shape[1] - 1, k):
-                here = poses[rows, first : first + k + 1]
-                frames, _ = self.imagine(memory, out[rows, first], here, seed, ids, torch.full_like(ids, first // k))
-                out[rows, first + 1 : first + k + 1] = frames
-
-        in_parts(work, len(frame), device=frame.device)
-        return out
+        return unpatchify(sample(self.network, seen, noise, self.levels))

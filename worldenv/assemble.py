@@ -1,0 +1,181 @@
+"""Suite, policy, world model and reflector by name: the only file that knows which classes there are."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
+from worldenv.errors import UserError, nearest
+from worldenv.interfaces.observation import Starts
+from worldenv.interfaces.policy import Policy
+from worldenv.interfaces.reflector import Reflector
+from worldenv.interfaces.suite import Suite
+from worldenv.interfaces.world import WorldModel
+from worldenv.nn.int8 import Int8, Ranges, check_precision, in_int8, is_fast
+from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
+from worldenv.records.model_files import load_model, shipped
+from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
+from worldenv.rollout.engine import Engine, EngineConfig
+from worldenv.suites.tabletop.suite import TabletopSuite
+from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
+from worldenv.worlds.causal.world import CausalWorld
+from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
+from worldenv.worlds.composer.world import ComposerWorld
+
+RANGES = "ranges.json"  # beside the models: least and greatest input of their layers, for 8 bits
+
+
+def load_policy(path: Path) -> SmallPolicy:
+    return load_model(path, "policy", SmallPolicy, SmallPolicyConfig)[0]
+
+
+def load_reflector(path: Path, zero_shot: bool = False) -> SmallReflector:
+    return load_model(path, "reflector", SmallReflector, SmallReflectorConfig, zero_shot=zero_shot)[0]
+
+
+def load_composer(path: Path, suite: Suite) -> ComposerWorld:
+    network, about = load_model(path, "composer", ComposerNetwork, ComposerConfig)
+    return ComposerWorld(network, suite.robot, about["levels"], suite.views[0])
+
+
+def load_causal(path: Path, suite: Suite) -> CausalWorld:
+    network, about = load_model(path, "causal", CausalNetwork, CausalConfig)
+    return CausalWorld(network, suite.robot, about["levels"], suite.views[0])
+
+
+# Name -> what builds the part: a suite from nothing, the others from the folder of the models and the suite.
+SUITES: dict[str, Callable[[], Suite]] = {"tabletop": TabletopSuite}
+POLICIES: dict[str, Callable[[Path, Suite], Policy]] = {
+    "small": lambda models, suite: load_policy(models / "policy.safetensors")
+}
+WORLDS: dict[str, Callable[[Path, Suite], WorldModel]] = {
+    "composer": lambda models, suite: load_composer(models / "composer.safetensors", suite),
+    "causal": lambda models, suite: load_causal(models / "causal.safetensors", suite),
+}
+REFLECTORS: dict[str, Callable[[Path, Suite], Reflector]] = {
+    "small": lambda models, suite: load_reflector(models / "reflector.safetensors"),
+    "zero-shot": lambda models, suite: load_reflector(models / "reflector.safetensors", zero_shot=True),
+}
+
+
+@dataclass
+class Parts:
+    """What a run consists of."""
+
+    suite: Suite
+    policy: Policy
+    world: WorldModel
+    reflector: Reflector
+    ranges: dict[str, Ranges] | None = None  # of the inputs of the networks' layers, for 8 bits
+
+    def to_imagine(self, precision: str) -> "Parts":
+        """These parts as a rollout runs them: with precision int8 twins that share all parameters, else themselves.
+
+        auto is int8 where the ranges are known and the models are on a CPU that is made for it. Raises UserError if
+        int8 is asked for and cannot be had, or the ranges are of other models.
+        """
+        check_precision(precision)
+        possible = self.ranges is not None and is_fast() and self.world.device.type == "cpu"
+        if precision == "float32" or (precision == "auto" and not possible):
+            return self
+        if self.ranges is None:
+            raise UserError(f"the models have no {RANGES}, so --precision int8 cannot be had; take auto")
+        if not possible:
+            raise UserError(f"the models are on {self.world.device}; --precision int8 is for the CPU")
+        return replace(self, **{name: self._in_int8(name) for name in ("policy", "world", "reflector")})
+
+    def _in_int8(self, name: str) -> Any:
+        part, ranges = getattr(self, name), self.ranges.get(name, {"": None})
+        small = part.in_int8(ranges) if hasattr(part, "in_int8") else in_int8(part, ranges)
+        found = {path for path, module in _network(small).named_modules() if isinstance(module, Int8)}
+        if found != set(ranges):
+            raise UserError(
+                f"{RANGES} has the ranges of another {name}: it names {len(ranges)} layers, of which there are "
+                f"{len(found)}; make it anew (worldenv-train --from-scratch does) or take --precision float32"
+            )
+        return small
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks, by the names that the ranges have."""
+        return {name: _network(getattr(self, name)) for name in ("policy", "world", "reflector")}
+
+
+def _network(part: Any) -> nn.Module:
+    return part if isinstance(part, nn.Module) else part.network
+
+
+def load(
+    models: Path | str | None = None,  # the folder of the models; None: the weights in the package
+    suite: str = "tabletop",
+    policy: str = "small",
+    world: str = "composer",
+    reflector: str = "small",
+    device: torch.device | str = "cpu",
+) -> Parts:
+    """Build the parts of a run. Every name is one of this package's, or `module:function` of your own.
+
+    A function of a suite takes nothing; the others take the folder of the models (a Path) and the suite.
+    Raises UserError for an unknown name, CheckpointError for a file that is missing or damaged.
+    """
+    folder = Path(models).expanduser() if models is not None else shipped()
+    made = named("suite", suite, SUITES)()
+    parts = Parts(
+        made,
+        named("policy", policy, POLICIES)(folder, made),
+        named("world", world, WORLDS)(folder, made),
+        named("reflector", reflector, REFLECTORS)(folder, made),
+        _ranges(folder) if (policy, world) == ("small", "composer") and ":" not in reflector else None,
+    )
+    for part in (parts.policy, parts.world, parts.reflector):
+        _move(part, device)
+    return parts
+
+
+def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
+    """The function that builds a part: of this package, or `module:function` of the user's own.
+
+    Raises UserError if there is no such name, module or function. Modules of the working directory are found, too.
+    """
+    if ":" not in name:
+        if name not in known:
+            raise UserError(f"unknown {role} {name!r}{nearest(name, known)}; for your own: module:function")
+        return known[name]
+    module, _, function = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{role} {name!r} cannot be found: {error}. It should be module:function, importable") from error
+
+
+def _ranges(folder: Path) -> dict[str, Ranges] | None:
+    path = folder / RANGES
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _move(part: Any, device: torch.device | str) -> None:
+    if isinstance(part, nn.Module) or isinstance(getattr(part, "network", None), nn.Module):
+        _network(part).to(device)
+
+
+def make_engine(parts: Parts, config: EngineConfig = EngineConfig(), precision: str = "auto") -> Engine:
+    """The engine that imagines with these parts; precision: float32, int8, or auto (int8 where the CPU is fast)."""
+    imagining = parts.to_imagine(precision)
+    horizon = config.horizon or parts.suite.horizon
+    return Engine(imagining.policy, imagining.world, imagining.reflector, replace(config, horizon=horizon))
+
+
+def make_env(
+    parts: Parts, starts: Starts, config: EnvConfig = EnvConfig(), precision: str = "auto"
+) -> WorldModelEnv:
+    """The imagined suite for somebody else's training loop; `precision` as in `make_engine`."""
+    imagining = parts.to_imagine(precision)
+    return WorldModelEnv(imagining.world, imagining.reflector, starts, config)

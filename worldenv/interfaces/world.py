@@ -1,0 +1,43 @@
+"""The interface of a world model: the learned environment in which a policy practises."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from worldenv.interfaces.observation import Key, Observation
+from worldenv.interfaces.slots import Slots
+from worldenv.robot.robot import Robot
+
+
+@dataclass
+class Imagined(Slots):
+    """Where a chunk of K actions leads B episodes."""
+
+    frames: Tensor  # [B, K, V, H, W, 3] uint8, after each action
+    proprio: Tensor  # [B, K, P] float32, likewise
+    finite: Tensor  # [B] bool; False: something became infinite or not a number, and the episode counts for nothing
+
+
+@runtime_checkable
+class WorldModel(Protocol):
+    """Imagines what the cameras see next. It owns the robot's kinematics, the noise levels and its passes."""
+
+    chunk: int  # frames of one pass of the network: actions in chunks of this length, or a multiple, cost least
+    views: tuple[str, ...]  # V
+    size: tuple[int, int]  # H, W
+    robot: Robot
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and so where episodes are."""
+
+    def begin(self, seen: Observation, chunk: int) -> Slots:
+        """The memory of episodes that begin with this observation and then act in chunks of `chunk` actions.
+
+        Raises UserError for a length of chunk that the model cannot imagine. May keep no view of `seen`.
+        """
+
+    def imagine(self, memory: Slots, seen: Observation, action: Tensor, key: Key) -> Imagined:
+        """What follows from the present observation and a chunk of actions [B, K, A]; moves `memory` on in place."""

@@ -1,0 +1,38 @@
+"""How a policy practises: the fields of `worldenv-train --rl.*`."""
+
+import math
+from dataclasses import dataclass
+
+from worldenv.errors import UserError
+
+
+@dataclass(frozen=True)
+class PostTrainConfig:
+    iterations: int = 36
+    starts: int = 24  # N, start states per iteration
+    siblings: int = 8  # G, rollouts of one start (paper: N = 8)
+    clip: float = 0.2  # eps (paper: 0.1)
+    learning_rate: float = 4e-4  # the highest: it falls to a tenth, for an iteration's rollouts are few and noisy
+    warmup: int = 4  # iterations over which the learning rate rises: the first steps of Adam are the most random
+    epochs: int = 2  # passes over an iteration's chunks
+    minibatch: int = 256  # chunks per step of the optimizer
+    accumulate: int | None = None  # chunks per backward pass, whose gradients add up to a minibatch's; None: all
+    signal: float = 0.25  # a group whose advantages are all smaller carries none: judged failures differ by chance
+    max_skipped: int = 20  # updates with a non-finite loss or gradient before the run ends
+
+    def __post_init__(self) -> None:
+        counts = (self.iterations, self.starts, self.epochs, self.minibatch, self.accumulate)
+        if min(count for count in counts if count is not None) < 1:
+            raise UserError(f"iterations, starts, epochs, minibatch and accumulate must be positive: {self}")
+        if self.siblings < 2:
+            raise UserError(f"siblings is {self.siblings}; leave-one-out needs at least 2 rollouts of a start")
+        if not 0 < self.clip < 1 or not 0 < self.learning_rate < math.inf:
+            raise UserError(f"clip must lie in (0, 1) and learning_rate be positive and finite: {self}")
+        if not 0 <= self.signal <= 1 or self.max_skipped < 0:
+            raise UserError(f"signal must lie in [0, 1] and max_skipped not be negative: {self}")
+        if self.warmup < 1:
+            raise UserError(f"warmup is {self.warmup}; 1 is the least: the full learning rate from the start")
+
+    def rate(self, iteration: int) -> float:
+        """The learning rate of an iteration, counted from 0: up over `warmup`, and down to a tenth over all."""
+        return self.learning_rate * min(1.0, (iteration + 1) / self.warmup) * (1 - 0.9 * iteration / self.iterations)

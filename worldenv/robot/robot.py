@@ -1,0 +1,53 @@
+"""What the numbers of a robot mean: sizes of action and proprioception, bounds, kinematics, gripper."""
+
+from dataclasses import dataclass
+
+from worldenv.errors import UserError
+from worldenv.ops.action_map import Gripper
+from worldenv.robot.kinematics import Kinematics
+
+
+@dataclass(frozen=True)
+class Robot:
+    """A robot as policies and world models see it. Actions lie in [-1, 1].
+
+    Raises UserError if bounds and names differ in number, or a bound is upside down.
+    """
+
+    proprio: tuple[str, ...]  # P names, with the unit
+    action: tuple[str, ...]  # A names
+    low: tuple[float, ...]  # [P], the least that proprioception reports
+    high: tuple[float, ...]  # [P], the greatest
+    kinematics: Kinematics | None = None  # None: no formula says where an action leads; the world model imagines that
+    gripper: Gripper | None = None  # its shape, for the action map; None: no action map is drawn
+
+    def __post_init__(self) -> None:
+        if not len(self.proprio) == len(self.low) == len(self.high) or not self.action:
+            raise UserError(
+                f"a robot has {len(self.proprio)} names of proprioception, {len(self.low)} lower and {len(self.high)} "
+                f"upper bounds and {len(self.action)} actions; the first three should be equal, and all positive"
+            )
+        if any(not low <= high for low, high in zip(self.low, self.high, strict=True)):
+            raise UserError(f"a lower bound of proprioception is above the upper one: {self.low} and {self.high}")
+
+    @property
+    def proprio_size(self) -> int:
+        """P."""
+        return len(self.proprio)
+
+    @property
+    def action_size(self) -> int:
+        """A."""
+        return len(self.action)
+
+
+def moved_gripper(kinematics: Kinematics) -> Robot:
+    """A gripper that is moved by 7-D deltas, as in LIBERO: the robot of the embedded suite."""
+    return Robot(
+        ("x m", "y m", "z m", "rx rad", "ry rad", "rz rad", "opening"),
+        ("dx", "dy", "dz", "drx", "dry", "drz", "close"),
+        (*kinematics.low, 0.0),
+        (*kinematics.high, 1.0),
+        kinematics,
+        Gripper(),
+    )
