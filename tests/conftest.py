@@ -11,12 +11,18 @@ from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
 from worldenv.nn.instruction import tokenize
 from worldenv.policy.small import Policy, PolicyConfig
 from worldenv.reflector.small import Reflector, ReflectorConfig
+from worldenv.assemble import Parts
+from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
+from worldenv.interfaces.observation import Observation, Starts, table_of
+from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
+from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
 from worldenv.robot.camera import tabletop_camera
 from worldenv.robot.kinematics import Kinematics
+from worldenv.robot.robot import moved_gripper
 from worldenv.rollout.engine import Engine, EngineConfig
-from worldenv.rollout.episodes import Starts
-from worldenv.worlds.composer.network import Simulator, SimulatorConfig
-from worldenv.worlds.composer.world import World
+from worldenv.suites.tabletop.suite import TabletopSuite
+from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
+from worldenv.worlds.composer.world import ComposerWorld
 
 if TYPE_CHECKING:
     from worldenv.data.trajectories import Trajectory
@@ -27,29 +33,29 @@ INSTRUCTIONS = ("put the red block on the green pad", "slide the orange puck to 
 class Tiny:
     """Makes the smallest models, starts and trajectories that still behave like the real ones."""
 
-    policy_config = PolicyConfig(width=64, channels=16, blocks=1)
-    reflector_config = ReflectorConfig(width=64, channels=16, blocks=1)
+    policy_config = SmallPolicyConfig(width=64, channels=16, blocks=1)
+    reflector_config = SmallReflectorConfig(width=64, channels=16, blocks=1)
 
-    def simulator_config(self, size: int = 16, chunk: int = 4) -> SimulatorConfig:
-        return SimulatorConfig(chunk=chunk, widths=(8, 16, 32), layers=1, heads=2, image_size=size)
+    def simulator_config(self, size: int = 16, chunk: int = 4) -> ComposerConfig:
+        return ComposerConfig(chunk=chunk, widths=(8, 16, 32), layers=1, heads=2, image_size=size)
 
-    def policy(self, seed: int = 0, chunk: int = 4) -> Policy:
+    def policy(self, seed: int = 0, chunk: int = 4) -> SmallPolicy:
         torch.manual_seed(seed)
-        return Policy(PolicyConfig(chunk=chunk, width=64, channels=16, blocks=1)).eval()
+        return SmallPolicy(SmallPolicyConfig(chunk=chunk, width=64, channels=16, blocks=1)).eval()
 
-    def simulator(self, seed: int = 0, size: int = 16, chunk: int = 4) -> Simulator:
+    def simulator(self, seed: int = 0, size: int = 16, chunk: int = 4) -> ComposerNetwork:
         """One that already moves pixels: what starts at zero is drawn instead."""
         torch.manual_seed(seed)
-        simulator = Simulator(self.simulator_config(size, chunk)).eval()
+        simulator = ComposerNetwork(self.simulator_config(size, chunk)).eval()
         for parameter in simulator.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.1)
         return simulator
 
-    def reflector(self, seed: int = 0, zero_shot: bool = False) -> Reflector:
+    def reflector(self, seed: int = 0, zero_shot: bool = False) -> SmallReflector:
         """One that differs from frame to frame, and stops some episodes early, some late and some never."""
         torch.manual_seed(seed)
-        reflector = Reflector(self.reflector_config, zero_shot).eval()
+        reflector = SmallReflector(self.reflector_config, zero_shot).eval()
         with torch.no_grad():
             norm, d = reflector.head[0], self.reflector_config.width
             norm.weight.fill_(0.3)
@@ -60,29 +66,37 @@ class Tiny:
 
     def starts(self, n: int, size: int = 16, seed: int = 0) -> Starts:
         generator = torch.Generator().manual_seed(seed)
-        frame = torch.randint(256, (n, size, size, 3), generator=generator, dtype=torch.uint8)
+        frames = torch.randint(256, (n, 1, size, size, 3), generator=generator, dtype=torch.uint8)
         spread = torch.tensor([0.1, 0.1, 0.05, 0.2, 0.2, 0.2, 0.4])
         proprio = torch.tensor([0, 0, 0.1, 0, 0, 0, 0.5]) + spread * (2 * torch.rand(n, 7, generator=generator) - 1)
-        return Starts(frame, proprio, tokenize([INSTRUCTIONS[i % len(INSTRUCTIONS)] for i in range(n)]))
+        texts, text = table_of([INSTRUCTIONS[i % len(INSTRUCTIONS)] for i in range(n)])
+        return Starts(Observation(frames, proprio, self.camera(n, size), text), texts)
+
+    def camera(self, n: int, size: int = 16) -> torch.Tensor:  # [n, 1, 3, 4]
+        return torch.from_numpy(tabletop_camera(size).projection).expand(n, 1, 3, 4)
+
+    def world(self, seed: int = 0, size: int = 16, chunk: int = 4, levels: tuple[float, ...] = (1.0, 0.5)):
+        return ComposerWorld(self.simulator(seed, size, chunk), moved_gripper(Kinematics()), levels)
+
+    def parts(self, seed: int = 0, size: int = 16) -> Parts:
+        """All parts of a run, small."""
+        return Parts(TabletopSuite(size), self.policy(seed), self.world(seed, size), self.reflector(seed))
 
     def engine(
         self,
-        horizon: int = 4,
+        horizon: int = 16,  # actions
         batch: int = 64,
         capacity: int | None = None,
         seed: int = 0,
         size: int = 16,
-        chunk: int | None = None,
         **replace,
     ) -> Engine:
-        world = World(self.simulator(seed, size), tabletop_camera(size), (1.0, 0.5))
-        models = {"policy": self.policy(seed), "world": world, "reflector": self.reflector(seed)}
-        return Engine(*(models | replace).values(), Kinematics(), EngineConfig(horizon, capacity, batch), chunk)
+        parts = {"policy": self.policy(seed), "world": self.world(seed, size), "reflector": self.reflector(seed)}
+        return Engine(*(parts | replace).values(), EngineConfig(horizon, capacity, batch))
 
     def env(self, starts: Starts | int = 6, seed: int = 0, **config) -> WorldModelEnv:
-        engine = self.engine(seed=seed)
         starts = self.starts(starts) if isinstance(starts, int) else starts
-        return WorldModelEnv(engine.world, engine.reflector, starts, EnvConfig(**config))
+        return WorldModelEnv(self.world(seed), self.reflector(seed), starts, EnvConfig(**config))
 
     def trajectory(
         self, steps: int, number: int = 0, size: int = 16, task: str = "red-block-on-green-pad"
@@ -91,11 +105,13 @@ class Tiny:
         from worldenv.data.trajectories import Trajectory  # needs h5py, which a machine for `make gpu` may lack
 
         value = 40 * number + np.arange(steps + 1)
-        frames = np.broadcast_to(value[:, None, None, None], (steps + 1, size, size, 3)).astype(np.uint8)
+        frames = np.broadcast_to(value[:, None, None, None, None], (steps + 1, 1, size, size, 3)).astype(np.uint8)
         proprio = np.repeat(value[:, None] / 1000, 7, axis=1).astype(np.float32)
         actions = np.repeat(value[:-1, None] / 1000, 7, axis=1).astype(np.float32)
         success = np.arange(steps) >= steps - 2
-        return Trajectory(frames, proprio, actions, success, INSTRUCTIONS[0], task, number, "train", "policy")
+        camera = tabletop_camera(size).projection[None]
+        labels = (INSTRUCTIONS[0], task, number, "train", "policy")
+        return Trajectory(frames, proprio, actions, success, *labels, camera=camera, views=("agentview",))
 
 
 @pytest.fixture(scope="session", autouse=True)

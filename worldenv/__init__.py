@@ -1,3 +1,66 @@
-"""Improve a vision-language-action policy by reinforcement learning inside a learned video world model."""
+"""Improve a vision-language-action policy by reinforcement learning inside a learned video world model.
+
+The whole public interface: a program needs `import worldenv` and nothing else of this package.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+# Name -> its module. Imported when first used, so that `import worldenv` is quick and needs no extra.
+_PUBLIC = {
+    "load": "assemble",
+    "make_engine": "assemble",
+    "make_env": "assemble",
+    "Parts": "assemble",
+    "TrainConfig": "config",
+    "EvaluateConfig": "config",
+    "train": "job",
+    "evaluate": "job",
+    "Engine": "rollout.engine",
+    "EngineConfig": "rollout.engine",
+    "Rollouts": "rollout.episodes",
+    "WorldModelEnv": "envs.world_model_env",
+    "EnvConfig": "envs.world_model_env",
+    "WorldModelVectorEnv": "envs.gymnasium_env",
+    "TorchRLWorldModelEnv": "envs.torchrl_env",
+    "PostTrainConfig": "rl.config",
+    "Learner": "rl.learner",
+    "group_advantage": "rl.advantage",
+    "leave_one_out": "rl.advantage",
+    "EvalConfig": "evaluation.config",
+    "practice_starts": "evaluation.measure",
+    "act_in_true": "evaluation.truth",
+    "replay": "rollout.replay",
+    "Observation": "interfaces.observation",
+    "Starts": "interfaces.observation",
+    "Key": "interfaces.observation",
+    "table_of": "interfaces.observation",
+    "Slots": "interfaces.slots",
+    "Decision": "interfaces.policy",
+    "Policy": "interfaces.policy",
+    "Imagined": "interfaces.world",
+    "WorldModel": "interfaces.world",
+    "Reflector": "interfaces.reflector",
+    "Suite": "interfaces.suite",
+    "Task": "interfaces.suite",
+    "Robot": "robot.robot",
+    "Kinematics": "robot.kinematics",
+    "Camera": "robot.camera",
+    "LaplacePolicy": "policy.laplace",
+    "Trajectory": "data.trajectories",
+    "UserError": "errors",
+    "philox": "ops.philox",
+    "Use": "ops.philox",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'worldenv' has no attribute {name!r}")
+    return getattr(import_module(f"worldenv.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(["__version__", *_PUBLIC])

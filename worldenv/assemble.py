@@ -153,7 +153,9 @@ def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
     try:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{role} {name!r} cannot be found: {error}. It should be module:function, importable") from error
+        raise UserError(
+            f"{role} {name!r} cannot be found: {error}. It should be module:function, importable"
+        ) from error
 
 
 def _ranges(folder: Path) -> dict[str, Ranges] | None:
@@ -173,9 +175,7 @@ def make_engine(parts: Parts, config: EngineConfig = EngineConfig(), precision: 
     return Engine(imagining.policy, imagining.world, imagining.reflector, replace(config, horizon=horizon))
 
 
-def make_env(
-    parts: Parts, starts: Starts, config: EnvConfig = EnvConfig(), precision: str = "auto"
-) -> WorldModelEnv:
+def make_env(parts: Parts, starts: Starts, config: EnvConfig = EnvConfig(), precision: str = "auto") -> WorldModelEnv:
     """The imagined suite for somebody else's training loop; `precision` as in `make_engine`."""
     imagining = parts.to_imagine(precision)
     return WorldModelEnv(imagining.world, imagining.reflector, starts, config)

@@ -107,8 +107,6 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
         "tabletop": ("the default: ten tasks, the shipped weights", TrainConfig()),
         "tabletop-quick": (
             "15 seconds: two iterations and small evaluations, to see that everything works",
-            TrainConfig(
-                rl=PostTrainConfig(iterations=2, starts=4, siblings=4), eval=quick_eval, scratch=tiny_scratch
-            ),
+            TrainConfig(rl=PostTrainConfig(iterations=2, starts=4, siblings=4), eval=quick_eval, scratch=tiny_scratch),
         ),
     }

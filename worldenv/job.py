@@ -8,12 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from worldenv.assemble import Parts, load, make_engine
 from worldenv.config import EvaluateConfig, TrainConfig
-from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.measure import Measurement, measure, practice_starts
 from worldenv.evaluation.truth import starts_of
@@ -47,7 +45,9 @@ def write_videos(
             np.concatenate([[0.0], curve])
             for curve in (imagined.reward[i].flatten().numpy(), measurement.true.reward[i])
         ]
-        frames = side_by_side([_wide(imagined.video[i].numpy()), _wide(trajectory.frames)], ["imagined", "true"], curves, stops)
+        frames = side_by_side(
+            [_wide(imagined.video[i].numpy()), _wide(trajectory.frames)], ["imagined", "true"], curves, stops
+        )
         ending = "success" if measurement.true.success["own_stop"][i] else "failure"
         caption = f"{name}: {trajectory.instruction} (true: {ending})"
         write_video(folder.videos / f"{name}-{i}-{trajectory.task}.webp", frames, FPS, caption=caption)
@@ -58,7 +58,7 @@ def _wide(video: np.ndarray) -> np.ndarray:  # [T, V, H, W, 3] -> [T, H, V W, 3]
     return np.concatenate(list(np.moveaxis(video, 1, 0)), axis=2)
 
 
-def train(config: TrainConfig, command: str) -> dict:
+def train(config: TrainConfig, command: str = "") -> dict:
     """The main job; returns the document that is also the last line of stdout and result.json."""
     began = time.monotonic()
     folder = _open(config) if config.from_scratch else None
@@ -93,7 +93,7 @@ def train(config: TrainConfig, command: str) -> dict:
     return _finish(folder, result)
 
 
-def evaluate(config: EvaluateConfig, command: str) -> dict:
+def evaluate(config: EvaluateConfig, command: str = "") -> dict:
     """Measure the models of a folder; returns the document that is also the last line of stdout and result.json."""
     began = time.monotonic()
     parts = _parts_of(config)

@@ -6,13 +6,8 @@ import torch
 
 import worldenv.ops.action_map as module
 from worldenv import ops
-<<<<<<< HEAD
-from worldenv.ops.action_map import action_map, action_map_reference
-from worldenv.robot.camera import Camera
-=======
-from worldenv.robot.camera import Camera
 from worldenv.ops.action_map import Gripper, action_map, action_map_reference
->>>>>>> 1485c71 (action_map, map_features and transport take the robot and a camera of every episode and view)
+from worldenv.robot.camera import Camera
 
 # By dtype. The error is that of the projected pixel, some 1e-6 of the image's side, times the slope of a stroke.
 TOLERANCE = {torch.float32: 2e-4}

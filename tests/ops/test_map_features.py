@@ -6,12 +6,7 @@ from torch.nn import functional as F
 
 import worldenv.ops.map_features as module
 from worldenv import ops
-<<<<<<< HEAD
-from worldenv.ops.action_map import action_map
-=======
-from worldenv.robot.camera import tabletop_camera
 from worldenv.ops.action_map import Gripper, action_map
->>>>>>> 1485c71 (action_map, map_features and transport take the robot and a camera of every episode and view)
 from worldenv.ops.map_features import map_features, map_features_reference
 from worldenv.robot.camera import tabletop_camera
 

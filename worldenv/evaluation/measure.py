@@ -128,4 +128,3 @@ def world_quality(
     out["episodes"] = len(trajectories)
     views = [video.movedim(2, 1).flatten(0, 1) for video in (imagined, frames)]  # each view is a video of its own
     return out | (perceptual_quality(weights, *views, k) if weights else {})
-

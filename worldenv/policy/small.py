@@ -91,4 +91,3 @@ class SmallPolicy(LaplacePolicy):
         low, high = constant(tuple(self.config.scale_low), proprio).log(), log(self.config.scale_high)
         beta = low + (high - low) * by_rows(torch.sigmoid, self.scale_head(f)).view_as(mu)
         return mu, beta
-

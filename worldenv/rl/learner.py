@@ -79,5 +79,7 @@ class Learner:
             return loss.item(), share.item()
         self.skipped += 1
         if self.skipped > self.config.max_skipped:
-            raise UserError(f"{self.skipped} policy updates had a non-finite loss or gradient; lower --rl.learning-rate")
+            raise UserError(
+                f"{self.skipped} policy updates had a non-finite loss or gradient; lower --rl.learning-rate"
+            )
         return 0.0, 0.0

@@ -128,9 +128,7 @@ class Runner:
         finite = torch.isfinite((0 * action).sum((1, 2)) + reward.sum(1))  # a sum is, where all of it is
         finite = finite & imagined.finite & torch.isfinite(decision.log_prob)
         stop = stop & finite[:, None]  # an episode that is not finite is no success
-        return Step(
-            action, decision.log_prob, decision.record, imagined.frames, imagined.proprio, reward, stop, finite
-        )
+        return Step(action, decision.log_prob, decision.record, imagined.frames, imagined.proprio, reward, stop, finite)
 
 
 def _written_over(old: Any, new: Any) -> bool:
