@@ -7,10 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
-from worldenv.nn.instruction import tokenize
-from worldenv.policy.small import Policy, PolicyConfig
-from worldenv.reflector.small import Reflector, ReflectorConfig
 from worldenv.assemble import Parts
 from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
 from worldenv.interfaces.observation import Observation, Starts, table_of

@@ -29,6 +29,7 @@ from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
 from worldenv.worlds.composer.world import ComposerWorld
 
+DEFAULT_ENGINE, DEFAULT_ENV = EngineConfig(), EnvConfig()
 RANGES = "ranges.json"  # beside the models: least and greatest input of their layers, for 8 bits
 
 
@@ -168,14 +169,14 @@ def _move(part: Any, device: torch.device | str) -> None:
         _network(part).to(device)
 
 
-def make_engine(parts: Parts, config: EngineConfig = EngineConfig(), precision: str = "auto") -> Engine:
+def make_engine(parts: Parts, config: EngineConfig = DEFAULT_ENGINE, precision: str = "auto") -> Engine:
     """The engine that imagines with these parts; precision: float32, int8, or auto (int8 where the CPU is fast)."""
     imagining = parts.to_imagine(precision)
     horizon = config.horizon or parts.suite.horizon
     return Engine(imagining.policy, imagining.world, imagining.reflector, replace(config, horizon=horizon))
 
 
-def make_env(parts: Parts, starts: Starts, config: EnvConfig = EnvConfig(), precision: str = "auto") -> WorldModelEnv:
+def make_env(parts: Parts, starts: Starts, config: EnvConfig = DEFAULT_ENV, precision: str = "auto") -> WorldModelEnv:
     """The imagined suite for somebody else's training loop; `precision` as in `make_engine`."""
     imagining = parts.to_imagine(precision)
     return WorldModelEnv(imagining.world, imagining.reflector, starts, config)

@@ -11,8 +11,8 @@ from worldenv.evaluation.config import EvalConfig
 from worldenv.nn.int8 import check_precision
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import EngineConfig
-from worldenv.training.fit import Schedule
 from worldenv.training.config import ScratchConfig
+from worldenv.training.fit import Schedule
 
 
 @dataclass(frozen=True)

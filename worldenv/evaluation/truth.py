@@ -177,8 +177,8 @@ class Outcome:
 def judge_outcome(trajectories: Sequence[Trajectory], reward: np.ndarray, stop: np.ndarray) -> Outcome:
     """Apply the three stopping rules to episodes that were recorded to the horizon.
 
-    oracle: success at any step ends the episode. own_stop: the state at the reflector's first stop counts (at the horizon
-    if there is none). no_stop: the state at the horizon counts.
+    oracle: success at any step ends the episode. own_stop: the state at the reflector's first stop counts (at the
+    horizon if there is none). no_stop: the state at the horizon counts.
     """
     success = np.stack([t.success for t in trajectories])
     stopped = stop.any(1)

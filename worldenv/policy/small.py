@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldenv.interfaces.observation import Observation
 from worldenv.nn.encoder import VisionLanguageEncoder
 from worldenv.nn.instruction import tokenize
 from worldenv.nn.int8 import by_rows
-from worldenv.interfaces.observation import Observation
 from worldenv.ops.constants import constant
 from worldenv.policy.laplace import LaplacePolicy
 

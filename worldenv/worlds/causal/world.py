@@ -1,4 +1,4 @@
-"""The causal world model as rollouts use it: an observation and actions in, frames out, the past in each slot's ring."""
+"""The causal world model as rollouts use it: observation and actions in, frames out, the past in each slot's ring."""
 
 from collections.abc import Sequence
 

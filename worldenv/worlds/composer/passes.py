@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worldenv.interfaces.slots import Slots
 
-# Present frame, poses [B, K + 1, P] and number of the pass [B]: frames [B, K, H, W, 3], and whether they are finite [B].
+# Present frame, poses [B, K + 1, P], number of the pass [B] -> frames [B, K, H, W, 3], whether they are finite [B].
 ImaginePass = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from worldenv.worlds.composer.network import Seen, ComposerNetwork
+from worldenv.worlds.composer.network import ComposerNetwork, Seen
 
 TEACHER_LEVELS = (1.0, 0.75, 0.5, 0.25)  # noise levels t of the multi-step teacher
 STUDENT_LEVELS = (1.0,)  # the distilled student: one pass
