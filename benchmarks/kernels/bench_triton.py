@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from worldenv import kernels
-from worldenv.ops.action_map import action_map_reference
+from worldenv.ops.action_map import Gripper, action_map_reference
 from worldenv.ops.adaln import adaln_backward_reference, adaln_reference
 from worldenv.ops.denoise_step import denoise_step_reference
 from worldenv.ops.laplace_chunk import laplace_chunk_reference, laplace_log_prob
@@ -108,7 +108,7 @@ def learned():
 
 def posed():
     projection = torch.tensor([[0.0, 300.0, 0.0, 128.0], [-300.0, 0.0, -300.0, 300.0], [-0.9, 0.0, -0.4, 0.9]])
-    return normal(B, 7) / 5, projection.to("cuda"), 256, 256
+    return normal(B, 7) / 5, projection.to("cuda").expand(B, 1, 3, 4), Gripper(), 256, 256
 
 
 CASES = {  # op, arguments, reference

@@ -2,14 +2,15 @@ import pytest
 import torch
 
 from worldenv.camera import tabletop_camera
-from worldenv.ops.action_map import action_map, action_map_reference
+from worldenv.ops.action_map import Gripper, action_map, action_map_reference
 
 
 @pytest.mark.parametrize(("batch", "size"), [(24, 64), (768, 64), (16, 256)])
 def bench_action_map(versus, write_gb_s, batch, size):
     draw = torch.Generator().manual_seed(0)
-    proprio = (torch.rand(batch, 7, generator=draw) - 0.5) * torch.tensor([0.4, 0.4, 0.2, 2.0, 2.0, 2.0, 1.0])
-    arguments = (proprio, torch.from_numpy(tabletop_camera(size).projection), size, size)
+    poses = (torch.rand(batch, 7, generator=draw) - 0.5) * torch.tensor([0.4, 0.4, 0.2, 2.0, 2.0, 2.0, 1.0])
+    camera = torch.from_numpy(tabletop_camera(size).projection).expand(batch, 1, 3, 4)
+    arguments = (poses, camera, Gripper(), size, size)
     compiled = torch.compile(action_map_reference)
     maps = action_map(*arguments)
     # A pixel at the cut of a blob may differ by exp(-8).

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from worldenv.camera import tabletop_camera
-from worldenv.ops.action_map import action_map
+from worldenv.ops.action_map import Gripper, action_map
 from worldenv.ops.map_features import map_features, map_features_reference
 
 
@@ -11,14 +11,16 @@ def bench_map_features(versus, write_gb_s, batch, size):
     draw = torch.Generator().manual_seed(0)
     poses = (torch.rand(batch, 5, 7, generator=draw) - 0.5) * torch.tensor([0.4, 0.4, 0.2, 2.0, 2.0, 2.0, 1.0])
     weight = (torch.rand(40, 20, 2, 2, generator=draw) - 0.5) * 0.2
-    arguments = (poses, torch.from_numpy(tabletop_camera(size).projection), weight, size, size)
+    projection = torch.from_numpy(tabletop_camera(size).projection)
+    camera, of_every_pose = (projection.expand(count, 1, 3, 4) for count in (batch, 5 * batch))
+    arguments = (poses, camera, weight, Gripper(), size, size)
     convolution = torch.nn.Conv2d(20, 40, 2, stride=2, bias=False)
     convolution.weight.data = weight
     compiled = torch.compile(map_features_reference)
 
     def drawn_first():  # by `action_map`, then torch's convolution
-        maps = action_map(poses.flatten(0, 1), arguments[1], size, size).view(batch, 20, size, size)
-        return convolution(maps).permute(0, 2, 3, 1)
+        maps = action_map(poses.flatten(0, 1), of_every_pose, *arguments[3:]).view(batch, 20, size, size)
+        return convolution(maps).permute(0, 2, 3, 1)[:, None]
 
     with torch.no_grad():
         features = map_features(*arguments)

@@ -5,18 +5,18 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "action_map.h"
 
 namespace worldenv::cpu {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kGrainBytes = 1 << 18;  // a thread is not worth waking for less
 
-// The maps of one pose, zeroed before.
+// The maps of one pose in one view, zeroed before.
 template <int Width>
 WORLDENV_INLINE void draw_all(const Stroke* strokes, float* maps /* [kChannels, H, W] */, const View& view) {
   for (int64_t c = 0; c < kChannels; ++c, maps += view.height * view.width)
@@ -46,31 +46,28 @@ Function function() {
 }  // namespace
 
 Tensor action_map(
-    const Tensor& proprio,     // [B, 7] float32
-    const Tensor& projection,  // [3, 4] float32
+    const Tensor& poses_any,   // [B, P] float32
+    const Tensor& camera_any,  // [B, V, 3, 4] float32
+    const std::vector<double>& gripper_lengths,
     int64_t height,
     int64_t width
-) {                            // [B, 4, H, W] float32
-  STD_TORCH_CHECK(proprio.dim() == 2 && proprio.size(1) == 7, "proprio should be [B, 7]");
-  STD_TORCH_CHECK(projection.dim() == 2 && projection.size(0) == 3 && projection.size(1) == 4,
-                  "projection should be [3, 4]");
-  STD_TORCH_CHECK(proprio.scalar_type() == ScalarType::Float && projection.scalar_type() == ScalarType::Float,
-                  "proprio and projection should be float32");
-  STD_TORCH_CHECK(height >= kSizeMin && width >= kSizeMin, "height and width should be at least 8");
+) {                            // [B, V, 4, H, W] float32
+  STD_TORCH_CHECK(poses_any.dim() == 2, "poses should be [B, P]");
+  const Gripper gripper = checked(poses_any, camera_any, gripper_lengths, height, width);
 
-  const Tensor poses = torch::stable::contiguous(proprio), matrix = torch::stable::contiguous(projection);
-  const int64_t batch = proprio.size(0), plane = height * width;
-  Tensor maps = torch::stable::new_empty(proprio, {batch, kChannels, height, width});
-  const float* pose = poses.const_data_ptr<float>();
+  const Tensor poses = torch::stable::contiguous(poses_any), camera = torch::stable::contiguous(camera_any);
+  const int64_t batch = poses.size(0), row = poses.size(1), views = camera.size(1), size = kChannels * height * width;
+  Tensor maps = torch::stable::new_empty(poses, {batch, views, kChannels, height, width});
+  const float *pose = poses.const_data_ptr<float>(), *cameras = camera.const_data_ptr<float>();
   float* map = maps.mutable_data_ptr<float>();
-  const View view{matrix.const_data_ptr<float>(), height, width};
   const Function draw_one = function();
-  const int64_t grain = std::max<int64_t>(1, kGrainBytes / (kChannels * plane * int64_t(sizeof(float))));
-  torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      float* one = map + b * kChannels * plane;
-      std::fill_n(one, kChannels * plane, 0.0f);
-      draw_one(strokes_of(pose + b * 7, view).data(), one, view);
+  const int64_t grain = std::max<int64_t>(1, kGrainBytes / (size * int64_t(sizeof(float))));
+  torch::stable::parallel_for(0, batch * views, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t bv = begin; bv < end; ++bv) {
+      const View view{cameras + bv * kCamera, height, width};
+      float* one = map + bv * size;
+      std::fill_n(one, size, 0.0f);
+      draw_one(strokes_of(pose + bv / views * row, gripper, view).data(), one, view);
     }
   });
   return maps;
@@ -79,7 +76,7 @@ Tensor action_map(
 }  // namespace worldenv::cpu
 
 STABLE_TORCH_LIBRARY_FRAGMENT(worldenv, m) {
-  m.def("action_map(Tensor proprio, Tensor projection, int height, int width) -> Tensor");
+  m.def("action_map(Tensor poses, Tensor camera, float[] gripper, int height, int width) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(worldenv, CPU, m) { m.impl("action_map", TORCH_BOX(&worldenv::cpu::action_map)); }

@@ -3,10 +3,13 @@
 // rows and columns of its 4-sigma window, in vector registers.
 #pragma once
 
+#include <torch/csrc/stable/tensor.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <vector>
 
 #include "vector.h"
 
@@ -18,14 +21,15 @@ constexpr int64_t kFirstStroke[kChannels + 1] = {0, 1, 3, 4, kStrokes};  // of e
 constexpr float kSigma = 1.5f;  // px at H = 64
 constexpr float kSigmaFinger = 1.0f;
 constexpr float kStrokeFloor = 3.3546262790251185e-4f;  // exp(-8): a stroke ends at 4 sigma
-constexpr float kTipClosed = 0.012f;                    // m
-constexpr float kTipOpening = 0.033f;                   // m
-constexpr float kFinger = 0.05f;                        // m
-constexpr float kHandHalf = 0.05f;                      // m
-constexpr float kTool = 0.4f;                           // m
 constexpr float kFadeHeight = 0.25f;                    // m
 constexpr float kNear = 0.05f;                          // m
 constexpr int64_t kSizeMin = 8;                         // px
+constexpr int64_t kPose = 7;                            // numbers that are read of a pose
+constexpr int64_t kCamera = 12;                         // numbers of a camera
+
+struct Gripper {
+  float tip_closed, tip_opening, finger, hand_half, tool;  // m
+};
 
 struct Point {
   float x, y, z;  // m, world
@@ -71,11 +75,11 @@ struct Stroke {
 
 // A camera's picture.
 struct View {
-  const float* projection;  // [3, 4]
+  const float* camera;  // [3, 4]
   int64_t height, width;
 
   Point seen(const Point& p) const {  // homogeneous pixel
-    const float* m = projection;
+    const float* m = camera;
     return {m[0] * p.x + m[1] * p.y + m[2] * p.z + m[3], m[4] * p.x + m[5] * p.y + m[6] * p.z + m[7],
             m[8] * p.x + m[9] * p.y + m[10] * p.z + m[11]};
   }
@@ -97,18 +101,38 @@ struct View {
 };
 
 // Channel by channel, see kFirstStroke. A pose that is not finite has only empty ones.
-inline std::array<Stroke, kStrokes> strokes_of(const float* pose /* [7] */, const View& view) {
-  if (!std::all_of(pose, pose + 7, [](float value) { return std::isfinite(value); })) return {};
+inline std::array<Stroke, kStrokes> strokes_of(const float* pose /* [7] */, const Gripper& gripper, const View& view) {
+  if (!std::all_of(pose, pose + kPose, [](float value) { return std::isfinite(value); })) return {};
   const Point position{pose[0], pose[1], pose[2]}, foot{pose[0], pose[1], 0.0f};
   const Axes axes = rotated_axes(pose + 3);
-  const Point finger = kFinger * axes.z, hand = position + finger;
-  const float reach = kTipClosed + kTipOpening * pose[6];
+  const Point finger = gripper.finger * axes.z, hand = position + finger;
+  const float reach = gripper.tip_closed + gripper.tip_opening * pose[6];
   const Point left = position + reach * axes.x, right = position + -reach * axes.x;
   const float nearness = 1.0f - std::clamp(position.z / kFadeHeight, 0.0f, 1.0f);
-  return {view.stroke(hand, position + kTool * axes.z, kSigma), view.stroke(left, left + finger, kSigmaFinger),
+  return {view.stroke(hand, position + gripper.tool * axes.z, kSigma), view.stroke(left, left + finger, kSigmaFinger),
           view.stroke(right, right + finger, kSigmaFinger),
-          view.stroke(hand + -kHandHalf * axes.x, hand + kHandHalf * axes.x, kSigma),
+          view.stroke(hand + -gripper.hand_half * axes.x, hand + gripper.hand_half * axes.x, kSigma),
           view.stroke(foot, foot, kSigma, 0.25f + 0.75f * nearness)};
+}
+
+// The gripper, once it, the cameras and the size of the picture are what a face can read.
+inline Gripper checked(
+    const torch::stable::Tensor& poses,   // [B, .., P]
+    const torch::stable::Tensor& camera,  // [B, V, 3, 4]
+    const std::vector<double>& gripper,
+    int64_t height,
+    int64_t width
+) {
+  using torch::headeronly::ScalarType;
+  STD_TORCH_CHECK(poses.size(poses.dim() - 1) >= kPose, "poses should be of at least 7 numbers each");
+  STD_TORCH_CHECK(camera.dim() == 4 && camera.size(0) == poses.size(0) && camera.size(1) > 0 && camera.size(2) == 3 &&
+                      camera.size(3) == 4,
+                  "camera should be [B, V, 3, 4], with as many episodes as poses");
+  STD_TORCH_CHECK(poses.scalar_type() == ScalarType::Float && camera.scalar_type() == ScalarType::Float,
+                  "poses and camera should be float32");
+  STD_TORCH_CHECK(gripper.size() == 5, "gripper should be five lengths");
+  STD_TORCH_CHECK(height >= kSizeMin && width >= kSizeMin, "height and width should be at least 8");
+  return {float(gripper[0]), float(gripper[1]), float(gripper[2]), float(gripper[3]), float(gripper[4])};
 }
 
 // Keep, at each pixel, the maximum of what is there and of the stroke. NaN anywhere on the way draws nothing.

@@ -64,7 +64,7 @@ WORLDENV_INLINE void add_window(
     }
 }
 
-// The features of one episode, zeroed before.
+// The features of one view of an episode, zeroed before.
 template <int Width>
 WORLDENV_INLINE void add_all(
     const Stroke* strokes,  // [N, kStrokes]
@@ -126,45 +126,43 @@ std::vector<float> side_by_side(const float* weight /* [D, N * kChannels, 4] */,
 }  // namespace
 
 Tensor map_features(
-    const Tensor& poses_any,   // [B, N, 7] float32
-    const Tensor& projection,  // [3, 4] float32
+    const Tensor& poses_any,   // [B, N, P] float32
+    const Tensor& camera_any,  // [B, V, 3, 4] float32
     const Tensor& weight_any,  // [D, N * 4, 2, 2] float32
+    const std::vector<double>& gripper_lengths,
     int64_t height,
     int64_t width
-) {                            // [B, H / 2, W / 2, D] float32
-  STD_TORCH_CHECK(poses_any.dim() == 3 && poses_any.size(2) == 7, "poses should be [B, N, 7]");
-  STD_TORCH_CHECK(projection.dim() == 2 && projection.size(0) == 3 && projection.size(1) == 4,
-                  "projection should be [3, 4]");
+) {                            // [B, V, H / 2, W / 2, D] float32
+  STD_TORCH_CHECK(poses_any.dim() == 3, "poses should be [B, N, P]");
+  const Gripper gripper = checked(poses_any, camera_any, gripper_lengths, height, width);
   STD_TORCH_CHECK(weight_any.dim() == 4 && weight_any.size(1) == poses_any.size(1) * kChannels &&
                       weight_any.size(2) == 2 && weight_any.size(3) == 2,
                   "weight should be [D, N * 4, 2, 2]");
-  for (const Tensor* tensor : {&poses_any, &projection, &weight_any})
-    STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Float, "poses, projection and weight should be float32");
-  STD_TORCH_CHECK(height >= kSizeMin && width >= kSizeMin && height % 2 == 0 && width % 2 == 0,
-                  "height and width should be even and at least 8");
+  STD_TORCH_CHECK(weight_any.scalar_type() == ScalarType::Float, "weight should be float32");
+  STD_TORCH_CHECK(height % 2 == 0 && width % 2 == 0, "height and width should be even");
 
-  const Tensor poses = torch::stable::contiguous(poses_any), matrix = torch::stable::contiguous(projection);
+  const Tensor poses = torch::stable::contiguous(poses_any), camera = torch::stable::contiguous(camera_any);
   const Tensor weight = torch::stable::contiguous(weight_any);
-  const int64_t batch = poses.size(0), depth = weight.size(0);
+  const int64_t batch = poses.size(0), row = poses.size(2), views = camera.size(1), depth = weight.size(0);
   const Sizes sizes{poses.size(1), depth, (depth + kWidest - 1) / kWidest * kWidest};
-  const View view{matrix.const_data_ptr<float>(), height, width};
   const std::vector<float> weights = side_by_side(weight.const_data_ptr<float>(), sizes);
-  Tensor features = torch::stable::new_empty(poses, {batch, height / 2, width / 2, depth});
-  const float* pose = poses.const_data_ptr<float>();
+  Tensor features = torch::stable::new_empty(poses, {batch, views, height / 2, width / 2, depth});
+  const float *pose = poses.const_data_ptr<float>(), *cameras = camera.const_data_ptr<float>();
   float* out = features.mutable_data_ptr<float>();
   const Function add_one = function();
   const int64_t size = height / 2 * (width / 2) * depth;
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, size * int64_t(sizeof(float))));
-  torch::stable::parallel_for(0, size ? batch : 0, grain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, size ? batch * views : 0, grain, [&](int64_t begin, int64_t end) {
     std::vector<float> canvas(height * width);
     std::vector<Stroke> strokes(sizes.poses * kStrokes);
-    for (int64_t b = begin; b < end; ++b) {
+    for (int64_t bv = begin; bv < end; ++bv) {
+      const View view{cameras + bv * kCamera, height, width};
       for (int64_t n = 0; n < sizes.poses; ++n) {
-        const auto own = strokes_of(pose + (b * sizes.poses + n) * 7, view);
+        const auto own = strokes_of(pose + (bv / views * sizes.poses + n) * row, gripper, view);
         std::copy(own.begin(), own.end(), strokes.begin() + n * kStrokes);
       }
-      std::fill_n(out + b * size, size, 0.0f);
-      add_one(strokes.data(), weights.data(), canvas.data(), out + b * size, view, sizes);
+      std::fill_n(out + bv * size, size, 0.0f);
+      add_one(strokes.data(), weights.data(), canvas.data(), out + bv * size, view, sizes);
     }
   });
   return features;
@@ -173,7 +171,8 @@ Tensor map_features(
 }  // namespace worldenv::cpu
 
 STABLE_TORCH_LIBRARY_FRAGMENT(worldenv, m) {
-  m.def("map_features(Tensor poses, Tensor projection, Tensor weight, int height, int width) -> Tensor");
+  m.def(
+      "map_features(Tensor poses, Tensor camera, Tensor weight, float[] gripper, int height, int width) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(worldenv, CPU, m) { m.impl("map_features", TORCH_BOX(&worldenv::cpu::map_features)); }

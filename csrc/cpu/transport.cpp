@@ -20,6 +20,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Pixel = Native<4>::Floats;
 
+constexpr int64_t kCamera = 12;  // numbers of a camera
+
 struct Taps {
   int64_t at[4];
   float weight[4];
@@ -30,13 +32,13 @@ struct Point {
 };
 
 struct Sizes {
-  int64_t height, width, pictures;
+  int64_t height, width, pictures, views, row;  // row: numbers of a pose
 };
 
-Point project(const float* pose, const float* projection) {  // [7], [3, 4]
+Point project(const float* pose, const float* camera) {  // [3 or more], [3, 4]
   float h[3];
   for (int i = 0; i < 3; ++i) {
-    const float* row = projection + 4 * i;
+    const float* row = camera + 4 * i;
     h[i] = pose[0] * row[0] + pose[1] * row[1] + pose[2] * row[2] + row[3];
   }
   const float depth = h[2] < 1e-3f ? 1e-3f : h[2];
@@ -180,23 +182,23 @@ Function<Number> function() {
   return move_plain<Number>;
 }
 
-// One episode.
+// One view of an episode.
 template <typename Number>
 void fill(
-    const Number* frames,     // [M, H, W, 3]
-    const float* poses,       // [K + 1, 7]
-    const float* projection,  // [3, 4]
+    const Number* frames,  // [M, V, H, W, 3], at this view
+    const float* poses,    // [K + 1, row]
+    const float* camera,   // [3, 4]
     int64_t memory,
     int64_t poses_count,
     const Sizes& sizes,
-    Number* to                // [H / 2, W / 2, pictures, 12]
+    Number* to             // [H / 2, W / 2, pictures, 12]
 ) {
-  const int64_t pixels = sizes.height * sizes.width;
+  const int64_t pixels = sizes.height * sizes.width, frame = sizes.views * pixels * 3;
   for (int64_t m = 0; m < memory; ++m)
-    to_patches(frames + m * pixels * 3, sizes.height, sizes.width, sizes.pictures, to + m * kPatch);
+    to_patches(frames + m * frame, sizes.height, sizes.width, sizes.pictures, to + m * kPatch);
   const int64_t together = rows_together(), groups = (sizes.height + together - 1) / together;
   std::vector<Pixel> last(groups * together * sizes.width), room(pixels + 2 * sizes.width);
-  const Number* from = frames + (memory - 1) * pixels * 3;
+  const Number* from = frames + (memory - 1) * frame;
   for (int64_t y = 0; y < sizes.height; ++y)
     for (int64_t x = 0; x < sizes.width; ++x, from += 3)
       last[(y / together * sizes.width + x) * together + y % together] =
@@ -206,7 +208,7 @@ void fill(
   to += memory * kPatch;
   for (int64_t i = 0; i < poses_count; ++i)
     for (int64_t j = i + 1; j < poses_count; ++j, to += kPatch) {
-      const Point a = project(poses + 7 * i, projection), b = project(poses + 7 * j, projection);
+      const Point a = project(poses + sizes.row * i, camera), b = project(poses + sizes.row * j, camera);
       const float scale = b.depth / a.depth;
       resampling(a.x - b.x * scale, scale, across);
       resampling(a.y - b.y * scale, scale, down);
@@ -215,50 +217,54 @@ void fill(
 }
 
 template <typename Number>
-void fill_all(const Tensor& frames, const Tensor& poses, const Tensor& projection, const Sizes& sizes, Tensor& out) {
+void fill_all(const Tensor& frames, const Tensor& poses, const Tensor& camera, const Sizes& sizes, Tensor& out) {
   const int64_t memory = frames.size(1), count = poses.size(1), size = sizes.height * sizes.width * 3;
+  const int64_t views = sizes.views;
   const Number* from = frames.const_data_ptr<Number>();
-  const float *pose = poses.const_data_ptr<float>(), *matrix = projection.const_data_ptr<float>();
+  const float *pose = poses.const_data_ptr<float>(), *cameras = camera.const_data_ptr<float>();
   Number* to = out.mutable_data_ptr<Number>();
-  torch::stable::parallel_for(0, size ? frames.size(0) : 0, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b)
-      fill(from + b * memory * size, pose + b * count * 7, matrix, memory, count, sizes,
-           to + b * sizes.pictures * size);
+  torch::stable::parallel_for(0, size ? frames.size(0) * views : 0, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t bv = begin; bv < end; ++bv) {
+      const int64_t b = bv / views, v = bv % views;
+      fill(from + (b * memory * views + v) * size, pose + b * count * sizes.row, cameras + bv * kCamera, memory, count,
+           sizes, to + bv * sizes.pictures * size);
+    }
   });
 }
 
 }  // namespace
 
 Tensor transport(
-    const Tensor& frames_any,     // [B, M, H, W, 3] uint8 or float32
-    const Tensor& poses_any,      // [B, K + 1, 7] float32
-    const Tensor& projection_any  // [3, 4] float32
-) {                               // [B, H / 2, W / 2, M + K (K + 1) / 2, 12] as frames
+    const Tensor& frames_any,  // [B, M, V, H, W, 3] uint8 or float32
+    const Tensor& poses_any,   // [B, K + 1, P] float32
+    const Tensor& camera_any   // [B, V, 3, 4] float32
+) {                            // [B, V, H / 2, W / 2, M + K (K + 1) / 2, 12] as frames
   const Tensor frames = torch::stable::contiguous(frames_any), poses = torch::stable::contiguous(poses_any);
-  const Tensor projection = torch::stable::contiguous(projection_any);
+  const Tensor camera = torch::stable::contiguous(camera_any);
   const bool bytes = frames.scalar_type() == ScalarType::Byte;
   STD_TORCH_CHECK(bytes || frames.scalar_type() == ScalarType::Float, "frames should be uint8 or float32");
-  STD_TORCH_CHECK(frames.dim() == 5 && frames.size(1) > 0 && frames.size(4) == 3 && frames.size(2) % 2 == 0 &&
-                      frames.size(3) % 2 == 0,
-                  "frames should be [B, M, H, W, 3] with H and W even");
+  STD_TORCH_CHECK(frames.dim() == 6 && frames.size(1) > 0 && frames.size(2) > 0 && frames.size(5) == 3 &&
+                      frames.size(3) % 2 == 0 && frames.size(4) % 2 == 0,
+                  "frames should be [B, M, V, H, W, 3] with H and W even");
   STD_TORCH_CHECK(poses.scalar_type() == ScalarType::Float && poses.dim() == 3 && poses.size(0) == frames.size(0) &&
-                      poses.size(1) > 0 && poses.size(2) == 7,
-                  "poses should be float32 [B, K + 1, 7]");
-  STD_TORCH_CHECK(projection.scalar_type() == ScalarType::Float && projection.dim() == 2 && projection.size(0) == 3 &&
-                      projection.size(1) == 4,
-                  "projection should be float32 [3, 4]");
+                      poses.size(1) > 0 && poses.size(2) >= 3,
+                  "poses should be float32 [B, K + 1, P] with P at least 3");
+  STD_TORCH_CHECK(camera.scalar_type() == ScalarType::Float && camera.dim() == 4 && camera.size(0) == frames.size(0) &&
+                      camera.size(1) == frames.size(2) && camera.size(2) == 3 && camera.size(3) == 4,
+                  "camera should be float32 [B, V, 3, 4]");
   const int64_t batch = frames.size(0), memory = frames.size(1), count = poses.size(1);
-  const Sizes sizes{frames.size(2), frames.size(3), memory + count * (count - 1) / 2};
-  Tensor out = torch::stable::new_empty(frames, {batch, sizes.height / 2, sizes.width / 2, sizes.pictures, kPatch});
-  if (bytes) fill_all<uint8_t>(frames, poses, projection, sizes, out);
-  else fill_all<float>(frames, poses, projection, sizes, out);
+  const Sizes sizes{frames.size(3), frames.size(4), memory + count * (count - 1) / 2, frames.size(2), poses.size(2)};
+  Tensor out = torch::stable::new_empty(
+      frames, {batch, sizes.views, sizes.height / 2, sizes.width / 2, sizes.pictures, kPatch});
+  if (bytes) fill_all<uint8_t>(frames, poses, camera, sizes, out);
+  else fill_all<float>(frames, poses, camera, sizes, out);
   return out;
 }
 
 }  // namespace worldenv::cpu
 
 STABLE_TORCH_LIBRARY_FRAGMENT(worldenv, m) {
-  m.def("transport(Tensor frames, Tensor poses, Tensor projection) -> Tensor");
+  m.def("transport(Tensor frames, Tensor poses, Tensor camera) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(worldenv, CPU, m) { m.impl("transport", TORCH_BOX(&worldenv::cpu::transport)); }

@@ -33,6 +33,7 @@ from worldenv.kernels import (
 B, M, L, H, G, D, C, LAYERS, WIDTH = 64, 256, 64, 12, 2, 128, 832, 16, 1536
 F32, BF16, INT8 = torch.float32, torch.bfloat16, torch.int8
 SEED = 1 << 40
+GRIPPER = [0.012, 0.033, 0.05, 0.05, 0.4]
 
 
 def meta(*shape, dtype=F32):
@@ -129,10 +130,11 @@ CASES = {
     "reward_head": judge,
     "laplace_chunk": act,
     "ppo_loss": learn,
-    "action_map": lambda: action_map.action_map(meta(B, 7), meta(3, 4), 256, 256),
+    "action_map": lambda: action_map.action_map(meta(B, 7), meta(B, 2, 3, 4), GRIPPER, 192, 256),
     "philox": lambda: philox.philox(SEED, longs(), longs(), 0, 1000, True),
 }
 ONES = {  # Triton compiles a number that is 1 as a constant, which has other types and methods than a number
+    "action_map": lambda: action_map.action_map(meta(1, 7), meta(1, 1, 3, 4), GRIPPER, 8, 8),
     "windowed_attention": lambda: attend(BF16, INT8, m=1, h=1, g=1, c=1, d=16),
     "rope_cache_write": lambda: write(BF16, INT8, m=1, tokens=1, h=1, g=1, c=1, d=2),
     "adaln": lambda: normalise(BF16, b=1, n=1, d=1),

@@ -10,7 +10,7 @@ from worldenv.ops.unpatchify import to_frames
 
 SIZE = 64
 CAMERA = tabletop_camera(SIZE)
-PROJECTION = torch.from_numpy(CAMERA.projection)
+PROJECTION = torch.from_numpy(CAMERA.projection).expand(1, 1, 3, 4)
 TOLERANCE = {torch.float32: 2e-4}  # of values in [-1, 1]: places in the frame are known to some 1e-5 px
 
 
@@ -18,13 +18,15 @@ def pose(x, y, z):
     return torch.tensor([x, y, z, 0.0, 0.0, 0.0, 1.0])
 
 
-def inputs(b=2, m=3, height=16, width=24, k=4, dtype=torch.uint8, seed=0):
+def inputs(b=2, m=3, height=16, width=24, k=4, dtype=torch.uint8, v=1, seed=0):
     draw = torch.Generator().manual_seed(seed)
-    frames = torch.randint(256, (b, m, height, width, 3), generator=draw, dtype=torch.uint8)
+    frames = torch.randint(256, (b, m, v, height, width, 3), generator=draw, dtype=torch.uint8)
     spread = torch.tensor([0.1, 0.1, 0.05, 0.2, 0.2, 0.2, 0.4])
     poses = torch.tensor([0, 0, 0.1, 0, 0, 0, 0.5]) + spread * (2 * torch.rand(b, k + 1, 7, generator=draw) - 1)
+    shift = torch.randn(b, v, 3, 1, generator=draw) * torch.tensor([[height / 10], [height / 10], [0.2]])
     projection = torch.from_numpy(tabletop_camera(height).projection)
-    return frames if dtype == torch.uint8 else frames.float() / 127.5 - 1, poses, projection
+    camera = projection + shift * projection[2]  # every episode and view has its own
+    return frames if dtype == torch.uint8 else frames.float() / 127.5 - 1, poses, camera
 
 
 def assert_same(actual, expected):
@@ -36,8 +38,8 @@ def assert_same(actual, expected):
 
 
 def moved_by(face, frame, poses):  # [3, H, W] -> the pictures that it becomes, [P, 3, H, W]
-    patches = face(frame.permute(1, 2, 0)[None, None].contiguous(), poses, PROJECTION)
-    return to_frames(patches)[0, 1:].permute(0, 3, 1, 2)
+    patches = face(frame.permute(1, 2, 0)[None, None, None].contiguous(), poses, PROJECTION)
+    return to_frames(patches[:, 0])[0, 1:].permute(0, 3, 1, 2)
 
 
 FACES = pytest.mark.parametrize("face", [transport, transport_reference])
@@ -45,57 +47,82 @@ FACES = pytest.mark.parametrize("face", [transport, transport_reference])
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize(
-    ("b", "m", "height", "width", "k"), [(0, 3, 8, 8, 4), (1, 1, 2, 2, 1), (3, 2, 16, 24, 3), (2, 3, 64, 64, 4)]
+    ("b", "m", "v", "height", "width", "k"),
+    [(0, 3, 2, 8, 8, 4), (1, 1, 1, 2, 2, 1), (3, 2, 3, 16, 24, 3), (2, 3, 1, 64, 64, 4), (2, 3, 2, 30, 18, 4)],
 )
-def test_compiled_face_equals_the_reference(b, m, height, width, k, dtype):
-    arguments = inputs(b, m, height, width, k, dtype)
+def test_compiled_face_equals_the_reference(b, m, v, height, width, k, dtype):
+    arguments = inputs(b, m, height, width, k, dtype, v)
     actual, expected = transport(*arguments), transport_reference(*arguments)
-    assert actual.shape == expected.shape == (b, height // 2, width // 2, m + moves(k), 12) and actual.dtype == dtype
+    assert actual.shape == expected.shape == (b, v, height // 2, width // 2, m + moves(k), 12)
+    assert actual.dtype == dtype
     assert_same(actual, expected)
 
 
 @pytest.mark.parametrize("level", ["plain", "avx2"])
 def test_lower_instruction_sets_give_the_same(level, at_level):
-    arguments = inputs()
+    arguments = inputs(v=2)
     assert_same(at_level(level, "transport", *arguments), transport_reference(*arguments))
 
 
 @FACES
 def test_the_frames_themselves_come_first(face):
-    frames, *others = inputs()
-    assert torch.equal(face(frames, *others)[:, :, :, :3], patchify(frames))
+    frames, *others = inputs(v=2)
+    patches = face(frames, *others)
+    for v in range(2):
+        assert torch.equal(patches[:, v, :, :, :3], patchify(frames[:, :, v].contiguous()))
+
+
+@FACES
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_every_view_of_an_episode_moves_as_its_own_camera_sees_the_poses(face, dtype):
+    frames, poses, camera = inputs(b=3, v=2, dtype=dtype)
+    together = face(frames, poses, camera)
+    for b, v in ((0, 0), (0, 1), (2, 1)):
+        own = frames[b : b + 1, :, v : v + 1], poses[b : b + 1]
+        alone = face(*own, camera[b : b + 1, v : v + 1])
+        assert_same(alone[0, 0], together[b, v])
+        other = face(*own, camera[b : b + 1, 1 - v : 2 - v])
+        assert (other.float() - alone.float()).abs().max() > 0.5
+
+
+@FACES
+def test_numbers_after_the_third_are_not_read(face):
+    frames, poses, camera = inputs()
+    expected = face(frames, poses, camera)
+    longer = torch.cat([poses, torch.full((2, 5, 2), float("nan"))], dim=2)
+    for given in (longer, poses[..., :3]):
+        assert torch.equal(face(frames, given, camera), expected)
 
 
 @FACES
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_a_pose_that_is_not_finite_spoils_its_pairs_and_no_other_episode(face, dtype):
-    frames, poses, projection = inputs(k=2, dtype=dtype)
-    clean = face(frames, poses, projection)
+    frames, poses, camera = inputs(k=2, dtype=dtype, v=2)
+    clean = face(frames, poses, camera)
     poses[1, 2, 0] = float("nan")
-    patches = face(frames, poses, projection)
+    patches = face(frames, poses, camera)
     sound = [0, 1, 2, 3]  # the frames, and the pair (0, 1)
-    assert torch.equal(patches[0], clean[0]) and torch.equal(patches[1, :, :, sound], clean[1, :, :, sound])
-    spoilt = patches[1, :, :, 4:]
+    assert torch.equal(patches[0], clean[0]) and torch.equal(patches[1, ..., sound, :], clean[1, ..., sound, :])
+    spoilt = patches[1, ..., 4:, :]
     assert (spoilt == 128).all() if dtype == torch.uint8 else spoilt.isnan().all()
 
 
 def test_an_episode_gives_the_same_alone_and_in_a_batch():
-    frames, poses, projection = inputs(b=5)
-    together = transport(frames, poses, projection)
-    assert torch.equal(transport(frames[3:4], poses[3:4], projection)[0], together[3])
+    arguments = inputs(b=5, v=2)
+    assert torch.equal(transport(*(tensor[3:4] for tensor in arguments))[0], transport(*arguments)[3])
 
 
 def test_gradient_passes_by_the_reference():
-    frames, poses, projection = inputs(b=1, m=1, height=4, width=4, k=1, dtype=torch.float32)
+    frames, poses, camera = inputs(b=1, m=1, height=4, width=4, k=1, dtype=torch.float32, v=2)
     double = frames.double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda f: transport_reference(f, poses.double(), projection.double()), double)
-    patches = transport(frames.requires_grad_(), poses, projection)
+    assert torch.autograd.gradcheck(lambda f: transport_reference(f, poses.double(), camera.double()), double)
+    patches = transport(frames.requires_grad_(), poses, camera)
     patches.square().sum().backward()
     assert frames.grad.abs().sum() > 0
 
 
 def test_operator_passes_opcheck():
-    torch.library.opcheck(torch.ops.worldenv.transport.default, inputs(b=1, height=4, width=4))
+    torch.library.opcheck(torch.ops.worldenv.transport.default, inputs(height=4, width=4, v=2))
 
 
 def test_operator_is_traced_without_a_graph_break():
@@ -117,12 +144,16 @@ def test_backend_variable_forces_the_reference(monkeypatch):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (0, torch.zeros(2, 16, 24, 3), r"frames is \[2, 16, 24, 3\]; it should be \[B, N, H, W, 3\] with H and W even"),
-        (0, torch.zeros(2, 3, 15, 24, 3), r"frames is \[2, 3, 15, 24, 3\]"),
-        (0, torch.zeros(2, 3, 16, 24, 3).half(), r"frames is torch.float16; it should be torch.uint8 or torch.float32"),
-        (1, torch.zeros(3, 5, 7), r"poses is torch.float32 \[3, 5, 7\]; it should be float32 \[2, K \+ 1, 7\]"),
-        (2, torch.zeros(3, 3), r"projection is torch.float32 \[3, 3\]; it should be float32 \[3, 4\]"),
-        (2, torch.zeros(3, 4, device="meta"), r"frames is on cpu, poses on cpu, projection on meta"),
+        (0, torch.zeros(2, 3, 16, 24, 3), r"frames is \[2, 3, 16, 24, 3\]; it should be \[B, M, V, H, W, 3\] with H"),
+        (0, torch.zeros(2, 3, 1, 15, 24, 3), r"frames is \[2, 3, 1, 15, 24, 3\]"),
+        (0, torch.zeros(2, 3, 0, 16, 24, 3), r"frames is \[2, 3, 0, 16, 24, 3\]; .* M and V not 0"),
+        (0, torch.zeros(2, 3, 1, 16, 24, 3).half(), r"frames is torch.float16; it should be torch.uint8 or"),
+        (1, torch.zeros(3, 5, 7), r"poses is torch.float32 \[3, 5, 7\]; it should be float32 \[2, K \+ 1, P\]"),
+        (1, torch.zeros(2, 5, 2), r"poses is torch.float32 \[2, 5, 2\]; .* with P at least 3"),
+        (2, torch.zeros(3, 4), r"camera is torch.float32 \[3, 4\]; it should be float32 \[2, 1, 3, 4\]"),
+        (2, torch.zeros(2, 2, 3, 4), r"camera is torch.float32 \[2, 2, 3, 4\]; it should be float32 \[2, 1, 3, 4\]"),
+        (2, torch.zeros(2, 1, 3, 4).half(), r"camera is torch.float16 \[2, 1, 3, 4\]; it should be float32"),
+        (2, torch.zeros(2, 1, 3, 4, device="meta"), r"frames is on cpu, poses on cpu, camera on meta"),
     ],
 )
 def test_wrong_input_is_refused_by_name(place, value, message):
@@ -130,6 +161,25 @@ def test_wrong_input_is_refused_by_name(place, value, message):
     arguments[place] = value
     with pytest.raises(ValueError, match=message):
         transport(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (0, torch.zeros(2, 3, 16, 24, 3)),
+        (0, torch.zeros(2, 3, 0, 16, 24, 3)),
+        (0, torch.zeros(2, 3, 1, 16, 24, 3).half()),
+        (1, torch.zeros(2, 5, 2)),
+        (2, torch.zeros(3, 4)),
+        (2, torch.zeros(2, 2, 3, 4)),
+        (2, torch.zeros(2, 1, 3, 4).double()),
+    ],
+)
+def test_compiled_face_called_directly_refuses_what_it_cannot_read(place, value):
+    arguments = list(inputs())
+    arguments[place] = value
+    with pytest.raises(RuntimeError, match="should be"):
+        torch.ops.worldenv.transport(*arguments)
 
 
 def spot(point):  # a frame with one bright Gaussian spot where the camera sees the point
