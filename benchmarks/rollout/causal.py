@@ -21,7 +21,7 @@ from torch import Tensor
 from worldenv import ops
 from worldenv.camera import tabletop_camera
 from worldenv.memory import keep_freed_memory
-from worldenv.ops.action_map import action_map
+from worldenv.ops.action_map import Gripper, action_map
 from worldenv.ops.denoise_step import denoise_step
 from worldenv.ops.philox import Use, philox
 from worldenv.progress import table
@@ -40,7 +40,8 @@ def again(world: CausalWorld, frame: Tensor, poses: Tensor, seed: int, velocity:
         numbers = [0, *range(1 + max(0, chunk - rooms) * k, 1 + (chunk + 1) * k)]
         number = torch.tensor(numbers, device=frame.device)
         size = world.size // config.map_shrink
-        maps = action_map(poses[:, numbers].flatten(0, 1), world.projection, size, size)
+        flat = poses[:, numbers].flatten(0, 1)
+        maps = action_map(flat, world.projection.expand(len(flat), 1, 3, 4), Gripper(), size, size)[:, 0]
         condition = network.condition(maps.unflatten(0, (len(frame), -1)), poses[:, numbers])
         x = philox(seed, ids, torch.full_like(ids, chunk), Use.FRAME, (k * config.tokens, config.channels), normal=True)
         x = x.to(clean[0].dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from worldenv.camera import Camera
-from worldenv.ops.action_map import action_map
+from worldenv.ops.action_map import Gripper, action_map
 from worldenv.ops.denoise_step import denoise_step
 from worldenv.ops.philox import Use, philox
 from worldenv.simulator.causal import Causal
@@ -63,5 +63,5 @@ class CausalWorld(World):
 
     def _condition(self, poses: Tensor) -> Tensor:  # [B, N, 7] -> [B, N L, D]
         (b, n, _), size = poses.shape, self.size // self.simulator.config.map_shrink
-        maps = action_map(poses.flatten(0, 1), self.projection, size, size)
-        return self.simulator.condition(maps.unflatten(0, (b, n)), poses)
+        maps = action_map(poses.flatten(0, 1), self.projection.expand(b * n, 1, 3, 4), Gripper(), size, size)
+        return self.simulator.condition(maps[:, 0].unflatten(0, (b, n)), poses)

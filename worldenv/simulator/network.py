@@ -10,6 +10,7 @@ from worldenv.attention import attention
 from worldenv.constants import constant
 from worldenv.int8 import Conv, Int8, Linear, in_8_bits
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
+from worldenv.ops.action_map import Gripper
 from worldenv.ops.adagn import adagn
 from worldenv.ops.adaln import adaln
 from worldenv.ops.compose import compose
@@ -160,7 +161,8 @@ class Simulator(nn.Module):
     ) -> Seen:
         """What does not depend on the noise, computed once per chunk."""
         size = self.config.image_size
-        features = map_features(poses, projection, self.see_map.weight, size, size)
+        camera = projection.expand(len(poses), 1, 3, 4)
+        features = map_features(poses, camera, self.see_map.weight, Gripper(), size, size)[:, 0]
         features = self.see_pictures(pictures.flatten(3), onto=features)
         scale = constant((5, 5, 5, 1, 1, 1, 1), poses)
         return Seen(features, self.poses((poses * scale).flatten(1)), pictures)

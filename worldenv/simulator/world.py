@@ -68,7 +68,8 @@ class World:
         chunk: Tensor,  # [B] int64, chunks imagined before
     ) -> tuple[Tensor, Tensor]:  # [B, K, H, W, 3] uint8; [B] bool, whether every pixel came out finite
         """The frames that follow when the gripper goes through `poses`."""
-        pictures = transport(torch.stack([memory.first, memory.previous, frame], dim=1), poses, self.projection)
+        frames = torch.stack([memory.first, memory.previous, frame], dim=1)
+        pictures = transport(frames[:, :, None], poses, self.projection.expand(len(frame), 1, 3, 4))[:, 0]
         seen = self.simulator.see(pictures, poses, self.projection)
         shape = self.size // 2, self.size // 2, poses.shape[1] - 1, PATCH
         noise = philox(seed, episode, chunk, Use.FRAME, shape, normal=True)
