@@ -1,12 +1,12 @@
 """Tiny seeded models that many tests share; every size is explicit, so that tuning the defaults moves no test."""
 
 import copy
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 
+from worldenv.data.trajectory import Trajectory
 from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
 from worldenv.nn.instruction import tokenize
 from worldenv.policy.small import Policy, PolicyConfig
@@ -17,9 +17,6 @@ from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.rollout.episodes import Starts
 from worldenv.worlds.composer.network import Simulator, SimulatorConfig
 from worldenv.worlds.composer.world import World
-
-if TYPE_CHECKING:
-    from worldenv.data.trajectories import Trajectory
 
 INSTRUCTIONS = ("put the red block on the green pad", "slide the orange puck to the red pad", "drop it in the tray")
 
@@ -86,16 +83,16 @@ class Tiny:
 
     def trajectory(
         self, steps: int, number: int = 0, size: int = 16, task: str = "red-block-on-green-pad"
-    ) -> "Trajectory":
+    ) -> Trajectory:
         """Pixels, poses and actions that tell (episode, step): value 40 * number + step."""
-        from worldenv.data.trajectories import Trajectory  # needs h5py, which a machine for `make gpu` may lack
-
         value = 40 * number + np.arange(steps + 1)
-        frames = np.broadcast_to(value[:, None, None, None], (steps + 1, size, size, 3)).astype(np.uint8)
+        frames = np.broadcast_to(value.reshape(-1, 1, 1, 1, 1), (steps + 1, 1, size, size, 3)).astype(np.uint8)
         proprio = np.repeat(value[:, None] / 1000, 7, axis=1).astype(np.float32)
         actions = np.repeat(value[:-1, None] / 1000, 7, axis=1).astype(np.float32)
         success = np.arange(steps) >= steps - 2
-        return Trajectory(frames, proprio, actions, success, INSTRUCTIONS[0], task, number, "train", "policy")
+        camera = tabletop_camera(size).projection[None]
+        labels = (INSTRUCTIONS[0], task, number, "train", "policy")
+        return Trajectory(frames, proprio, actions, success, camera, ("agentview",), *labels)
 
 
 @pytest.fixture(scope="session", autouse=True)
