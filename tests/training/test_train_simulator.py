@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from worldenv.data.clips import Clips
+from worldenv.nn.instruction import tokenize
 from worldenv.ops.action_map import action_map
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import to_frames
@@ -133,10 +134,10 @@ def test_arm_is_where_it_is_drawn_in_the_frame_or_was_before_the_chunk(clips):
 
 
 def test_plate_shows_what_stands_still():
-    frames = torch.full((5, 9, 4, 4, 3), 200, dtype=torch.uint8)
+    frames = torch.full((9, 4, 4, 3), 200, dtype=torch.uint8)
     frames[..., 1] = 100
-    frames[:, 2:5, 1, 1] = 0  # something passes by
-    plate = clean_plate(frames, seed=0, count=200)
+    frames[2:5, 1, 1] = 0  # something passes by
+    plate = clean_plate(frames)
     expected = torch.tensor([200, 100, 200]) / 127.5 - 1
     torch.testing.assert_close(plate, expected.repeat_interleave(4).expand(2, 2, 12))
 
@@ -167,10 +168,10 @@ def test_student_learns(tiny, clips):
 
 def test_frames_that_the_encoder_reads_alike_are_alike(tiny, clips):
     encoder = tiny.policy().encoder
-    part = ChunkBatch(clips, PROJECTION, 4, torch.tensor([0, 1]), torch.tensor([2, 5]))
-    assert unlike(encoder, part.clean, part).item() < 1e-6
+    part, tokens = ChunkBatch(clips, PROJECTION, 4, torch.tensor([0, 1]), torch.tensor([2, 5])), tokenize(["put"] * 2)
+    assert unlike(encoder, part.clean, part, tokens).item() < 1e-6
     predicted = (part.clean + 0.3).requires_grad_()
-    unlike(encoder, predicted, part).backward()
+    unlike(encoder, predicted, part, tokens).backward()
     assert predicted.grad[:, -1].any() and not predicted.grad[:, :-1].any()
 
 

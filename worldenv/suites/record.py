@@ -2,7 +2,11 @@
 
 import numpy as np
 
+from worldenv.data.trajectory import Trajectory
+from worldenv.robot.camera import tabletop_camera
 from worldenv.suites.tabletop.physics import Tabletop
+
+VIEW = "agentview"  # the name of the suite's one view
 
 
 class Record:
@@ -24,3 +28,15 @@ class Record:
     def stacked(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """frames [E, T + 1, H, W, 3] uint8, proprio [E, T + 1, 7], actions [E, T, 7] float32, success [E, T] bool."""
         return tuple(np.stack(part, axis=1) for part in (self.frames, self.proprio, self.actions, self.success))
+
+
+def tabletop_trajectory(
+    frames: np.ndarray,  # [T + 1, H, W, 3] uint8, H = W
+    proprio: np.ndarray,  # [T + 1, 7] float32
+    actions: np.ndarray,  # [T, 7] float32
+    success: np.ndarray,  # [T] bool
+    *labels: str | int,  # instruction, task, start, split, source
+) -> Trajectory:
+    """What the suite's one camera saw."""
+    camera = tabletop_camera(frames.shape[1]).projection[None]
+    return Trajectory(frames[:, None], proprio, actions, success, camera, (VIEW,), *labels)

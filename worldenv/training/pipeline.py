@@ -4,6 +4,7 @@ Every stage writes its result once and is skipped when the result is there, so a
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.data.clips import Clips
-from worldenv.data.trajectories import Trajectory, TrajectoryReader, TrajectoryWriter
+from worldenv.data.frames import MemoryFrames
+from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
+from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError
 from worldenv.evaluation.truth import act_in_true, starts_of
 from worldenv.nn.instruction import tokenize
@@ -27,6 +30,7 @@ from worldenv.reflector.small import Reflector, ReflectorConfig
 from worldenv.robot.camera import tabletop_camera
 from worldenv.robot.kinematics import Kinematics
 from worldenv.rollout.engine import Engine, EngineConfig
+from worldenv.suites.record import VIEW
 from worldenv.suites.tabletop.demonstrate import Disturbed, demonstrate
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training.act_again import act_again
@@ -37,15 +41,15 @@ from worldenv.training.imagined import as_imagined
 from worldenv.training.pretrain import Base, base_loss, disturbed_episodes, sample_base_batch
 from worldenv.training.ranges import EPISODES, measure_ranges
 from worldenv.training.train_reflector import join, read_features, reward_loss
-from worldenv.training.train_simulator import clean_plate, student_loss, teacher_loss
+from worldenv.training.train_simulator import PLATE_FRAMES, clean_plate, student_loss, teacher_loss
 from worldenv.worlds.composer.network import Simulator, SimulatorConfig
 from worldenv.worlds.composer.sampler import STUDENT_LEVELS, TEACHER_LEVELS
 from worldenv.worlds.composer.world import World
 
 EXPLORATION_START = 1_000_000  # exploration uses other training starts than the demonstrations
 RANGES_START = 3_000_000
-EXTRA_DATA = ("exploration.h5", "again.h5")
-WRITE_EVERY = 100  # episodes between two appends
+EXTRA_DATA = ("exploration", "again")
+WRITE_EVERY = 100  # episodes that are made at a time; a part of the data set
 
 
 @dataclass(frozen=True)
@@ -105,10 +109,10 @@ class Pipeline:
         self.data.mkdir(exist_ok=True)
         stages: list[tuple[Path, Callable[[Path], None]]] = [
             (self.models / "base.safetensors", self.make_base),
-            (self.data / "demonstrations.h5", self.record_demonstrations),
+            (self.data / "demonstrations", self.record_demonstrations),
             (self.models / "finetuned.safetensors", self.make_finetuned),
-            (self.data / "exploration.h5", self.record_exploration),
-            (self.data / "again.h5", self.record_again),
+            (self.data / "exploration", self.record_exploration),
+            (self.data / "again", self.record_again),
             (self.models / "teacher_base.safetensors", self.make_teacher_base),
             (self.models / "teacher.safetensors", self.make_teacher),
             (self.models / "simulator.safetensors", self.make_student),
@@ -134,9 +138,9 @@ class Pipeline:
         return self._disturbed
 
     def clips(self) -> Clips:
-        """Demonstrations and, with extra data, exploration and what was acted again."""
-        names = ("demonstrations.h5", *(EXTRA_DATA if self.config.extra_data else ()))
-        return Clips.of([t for name in names for t in TrajectoryReader(self.data / name)])
+        """Demonstrations and, with extra data, exploration and what was acted again; the frames stay on disk."""
+        names = ("demonstrations", *(EXTRA_DATA if self.config.extra_data else ()))
+        return Clips.open(self.data / name for name in names)
 
     def train(
         self,
@@ -174,8 +178,8 @@ class Pipeline:
         save_weights(path, weights, {"kind": "base", "made": made})
 
     def record_demonstrations(self, path: Path) -> None:
-        partial = path.with_suffix(".partial.h5")
-        partial.unlink(missing_ok=True)
+        partial = path.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
         with TrajectoryWriter(partial) as writer:
             for task in TASKS:
                 for trajectory in demonstrate(
@@ -197,7 +201,7 @@ class Pipeline:
         save_model(path, policy, self.train(policy, loss, schedule, "adapt"))
 
     def demonstrations(self) -> Clips:
-        return Clips.of(list(TrajectoryReader(self.data / "demonstrations.h5")))
+        return Clips.open(self.data / "demonstrations").in_memory()
 
     def record_exploration(self, path: Path) -> None:
         policy, _ = load_model(self.models / "finetuned.safetensors", "policy")
@@ -213,13 +217,13 @@ class Pipeline:
 
     def record_again(self, path: Path) -> None:
         """Explored successes in turn (all explored episodes, where none succeeded)."""
-        reader = TrajectoryReader(self.data / "exploration.h5")
-        explored = [t for t in reader if t.success.any()] or list(reader)
+        clips, reader = (read(self.data / "exploration") for read in (Clips.open, TrajectoryReader))
+        explored = clips.success.any(1).nonzero()[:, 0].tolist() or range(len(clips))
 
         def again(numbers: range) -> list[Trajectory]:
             seed = self.seed + numbers.start
             scale = self.config.again_noise * np.random.default_rng(seed).random(len(numbers))
-            return act_again([explored[i % len(explored)] for i in numbers], scale, seed)
+            return act_again([reader[explored[i % len(explored)]] for i in numbers], scale, seed)
 
         _record(path, self.config.again * len(TASKS), again)
 
@@ -227,16 +231,18 @@ class Pipeline:
         data, schedule = self.disturbed(), self.config.teacher_pretraining
         steps = data.frames.shape[1] - 1
         clips = Clips(
-            torch.from_numpy(data.frames),
+            MemoryFrames.padded(torch.from_numpy(data.frames)[:, :, None]),
             torch.from_numpy(data.proprio),
             torch.zeros(len(data.frames), steps, 7),
             torch.from_numpy(data.success),
             torch.full((len(data.frames),), steps),
-            tokenize(data.instructions),
+            data.instructions,
             ("pretraining",) * len(data.frames),
+            (VIEW,),
         )
         teacher = self._new(Simulator, SimulatorConfig())
-        teacher.plate.data = clean_plate(clips.frames, self.seed)
+        draw = torch.Generator().manual_seed(self.seed)
+        teacher.plate.data = clean_plate(clips.sample_frames(draw, PLATE_FRAMES)[:, 0])
         loss = teacher_loss(teacher, clips, self.projection, schedule.batch)
         save_model(path, teacher, self.train(teacher, loss, schedule, "teacher_pretraining"), levels=TEACHER_LEVELS)
 
@@ -281,7 +287,7 @@ class Pipeline:
             world = World(simulator, self.camera, about["levels"])
             clips = self.clips()
             order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(self.seed))
-            some = clips.pick(order[: max(1, round(self.config.imagined_share * len(clips)))])
+            some = clips.pick(order[: max(1, round(self.config.imagined_share * len(clips)))]).in_memory()
             self._replays = some, as_imagined(world, some, self.seed)
         return self._replays
 
@@ -297,9 +303,9 @@ class Pipeline:
 
 def _record(path: Path, total: int, make: Callable[[range], list[Trajectory]]) -> None:
     """Write the episodes that `make` returns for the numbers 0 .. total - 1, some at a time; a killed one goes on."""
-    partial = path.with_suffix(".partial.h5")
+    partial = path.with_suffix(".partial")
     with (
-        TrajectoryWriter(partial, append=partial.exists()) as writer,
+        TrajectoryWriter(partial, WRITE_EVERY, append=partial.exists()) as writer,
         Progress(total, path.stem, done=len(writer)) as progress,
     ):
         while (done := len(writer)) < total:

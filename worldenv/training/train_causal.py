@@ -10,6 +10,7 @@ from worldenv.ops.action_map import action_map
 from worldenv.worlds.causal.network import Causal
 from worldenv.worlds.causal.tokenizer import PatchTokenizer
 
+TOKENIZER_FRAMES = 512
 CHANGE_WEIGHT = 8.0  # how much more a token counts that differs from the one at its place in the frame before
 CHANGE_LEVEL = 0.1  # what counts as different: mean absolute difference of a token's latent
 CLEAN_SHARE = 0.5  # of the chunks are given as the past is when imagining: clean, but for MEMORY_NOISE
@@ -17,14 +18,13 @@ MEMORY_NOISE = 0.1  # highest noise level of such a chunk: blunts drift
 
 
 @torch.no_grad()
-def fit_tokenizer(tokenizer: PatchTokenizer, frames: Tensor, seed: int, count: int = 512) -> float:
-    """Make a linear tokenizer the best there is for these frames [N, T, H, W, 3]: their patches' principal components,
+def fit_tokenizer(tokenizer: PatchTokenizer, frames: Tensor) -> float:
+    """Make a linear tokenizer the best there is for these frames [N, H, W, 3]: their patches' principal components,
     scaled so that latents have variance 1 on average. Returns its mean squared error (pixels in [-1, 1]).
+    `Clips.sample_frames` gives some of a large data set; TOKENIZER_FRAMES are plenty.
 
     Raises ValueError if the frames have fewer patches than the tokenizer has channels.
     """
-    frames, generator = frames.flatten(0, 1), torch.Generator().manual_seed(seed)
-    frames = frames[torch.randint(len(frames), (count,), generator=generator)]
     whole = PatchTokenizer(tokenizer.patch, 3 * tokenizer.patch**2)
     whole.encoder.weight.data = torch.eye(whole.channels)
     patches = whole.encode(frames).flatten(0, 1)
@@ -66,7 +66,7 @@ def causal_loss(
         poses = clips.proprio[episode[:, None], index]
         maps = action_map(poses.flatten(0, 1), projection, size, size).unflatten(0, poses.shape[:2])
         with torch.no_grad():
-            clean = network.tokenizer.encode(clips.frames[episode[:, None], index].flatten(0, 1))
+            clean = network.tokenizer.encode(clips.frames_at(episode, index)[:, :, 0].flatten(0, 1))
         clean = clean.unflatten(0, poses.shape[:2])  # [B, N, L, C]
         level = torch.rand(batch, chunks, generator=generator)
         past = torch.rand(batch, chunks, generator=generator) < CLEAN_SHARE

@@ -46,12 +46,14 @@ def join(parts: Sequence[Features]) -> Features:
 
 def read_features(reflector: Reflector, clips: Clips, seed: int, report: Callable[[int], None]) -> Features:
     """Encode everything once: the encoder is frozen. `report(n)` is called as clips are read."""
-    others = other_instructions(clips, seed)
+    owns, others = tokenize(clips.instructions), other_instructions(clips, seed)
+    every = torch.arange(clips.proprio.shape[1])
     own, other = [], []
     for i in range(0, len(clips), 8):
-        frames = clips.frames[i : i + 8]
+        episodes = torch.arange(i, min(i + 8, len(clips)))
+        frames = clips.frames_at(episodes, every.expand(len(episodes), -1))[:, :, 0]
         n, steps = frames.shape[:2]
-        for tokens, store in ((clips.tokens, own), (others, other)):
+        for tokens, store in ((owns, own), (others, other)):
             store.append(
                 reflector.encode(frames.flatten(0, 1), tokens[i : i + 8].repeat_interleave(steps, 0)).view(n, steps, -1)
             )

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldenv.data.trajectories import Trajectory
-from worldenv.suites.record import Record
+from worldenv.data.trajectory import Trajectory
+from worldenv.suites.record import Record, tabletop_trajectory
 from worldenv.suites.tabletop.expert import expert_action
 from worldenv.suites.tabletop.physics import HORIZON, Tabletop
 from worldenv.suites.tabletop.scenes import Task
@@ -26,7 +26,8 @@ def demonstrate(tasks: Sequence[Task], starts: Sequence[int], split: str, image_
         if success.any():
             n = min(int(success.argmax()) + 1 + _AFTER_SUCCESS, HORIZON)
             parts = (frames[: n + 1], proprio[: n + 1], actions[:n], success[:n])
-            out.append(Trajectory(*parts, env.instructions[i], tasks[i].name, int(starts[i]), split, "expert"))
+            labels = (env.instructions[i], tasks[i].name, int(starts[i]), split, "expert")
+            out.append(tabletop_trajectory(*parts, *labels))
     return out
 
 
