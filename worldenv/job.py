@@ -143,7 +143,7 @@ def write_videos(
         return
     shown = measurement.trajectories[: config.videos]
     starts = Starts(
-        torch.from_numpy(np.stack([t.frames[0] for t in shown])),
+        torch.from_numpy(np.stack([t.frames[0, 0] for t in shown])),
         torch.from_numpy(np.stack([t.proprio[0] for t in shown])),
         tokenize([t.instruction for t in shown]),
     )
@@ -157,7 +157,7 @@ def write_videos(
             np.concatenate([[0.0], curve])
             for curve in (imagined.reward[i].flatten().numpy(), measurement.true.reward[i])
         ]
-        frames = side_by_side([imagined.video[i].numpy(), trajectory.frames], ["imagined", "true"], curves, stops)
+        frames = side_by_side([imagined.video[i].numpy(), trajectory.frames[:, 0]], ["imagined", "true"], curves, stops)
         ending = "success" if measurement.true.success["own_stop"][i] else "failure"
         caption = f"{name}: {trajectory.instruction} (true: {ending})"
         write_video(folder.videos / f"{name}-{i}-{trajectory.task}.webp", frames, FPS, caption=caption)

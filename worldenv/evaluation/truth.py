@@ -18,7 +18,7 @@ from worldenv.records.intervals import wilson_interval
 from worldenv.reflector.small import Reflector
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.episodes import Starts
-from worldenv.suites.record import Record
+from worldenv.suites.record import Record, tabletop_trajectory
 from worldenv.suites.tabletop.physics import HORIZON, Tabletop
 from worldenv.suites.tabletop.scenes import Task
 
@@ -75,7 +75,7 @@ def act_in_true(
         record.step(chunk[:, k])
     stack = record.stacked()
     return [
-        Trajectory(*(part[i] for part in stack), env.instructions[i], task.name, int(start), split, "policy")
+        tabletop_trajectory(*(part[i] for part in stack), env.instructions[i], task.name, int(start), split, "policy")
         for i, (task, start) in enumerate(zip(tasks, starts, strict=True))
     ]
 
@@ -97,7 +97,7 @@ def judge_trajectories(reflector: Reflector, trajectories: Sequence[Trajectory],
     out = []
     for i in range(0, len(trajectories), batch):
         part = trajectories[i : i + batch]
-        frames = torch.from_numpy(np.stack([t.frames for t in part]))
+        frames = torch.from_numpy(np.stack([t.frames[:, 0] for t in part]))
         out.append(_judge(reflector, frames, tokenize([t.instruction for t in part])).numpy())
     return np.concatenate(out)
 
@@ -182,7 +182,7 @@ def simulator_quality(
     episodes whose imagined frames make the reflector say the same as was true, done at some time or never. With
     `weights`, also what `perceptual_quality` finds there.
     """
-    frames = torch.from_numpy(np.stack([t.frames for t in trajectories]))
+    frames = torch.from_numpy(np.stack([t.frames[:, 0] for t in trajectories]))
     poses = torch.from_numpy(np.stack([t.proprio for t in trajectories]))
     tokens = tokenize([t.instruction for t in trajectories])
     device = engine.world.device
