@@ -20,7 +20,8 @@ ABOUT = {
     "demonstrations and extra data.",
     "causal": "The causal world model of one or two steps (student), distilled from its teacher.",
     "reflector": "The reflector: the base's encoder, frozen, and a reward head trained by per-frame cross-entropy on "
-    "demonstrations and extra data, true and as the world model imagines them; instructions of other tasks are negative "
+    "demonstrations and extra data, true and as the world model imagines them. Other tasks' instructions are negative "
+    "examples.",
     "examples.",
 }
 LIMITS = (

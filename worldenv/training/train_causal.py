@@ -120,10 +120,10 @@ def distillation_loss(
 ) -> Loss:
     """Each of the student's few passes is to land where TEACHER_STEPS Euler steps of the teacher lead.
 
-    The last of `chunks` chunks is made from noise, the past is true, with a little noise on it. The student goes through
-    `levels` as the sampler of `CausalWorld` does, with fresh noise between two passes, and its clean prediction of every
-    pass is pulled to the teacher's result from the same first noise (Luhman & Luhman 2021, "knowledge distillation").
-    Squared error; tokens that change count more.
+    The last of `chunks` chunks is made from noise; the past is true, with a little noise on it. The student goes
+    through `levels` as the sampler of `CausalWorld` does, with fresh noise between two passes. Its clean prediction of
+    every pass is pulled to the teacher's result from the same first noise (Luhman & Luhman 2021, "knowledge
+    distillation"). Squared error; tokens that change count more.
     """
     sampler, k = Sampler(student, robot, clips, batch, chunks), student.config.chunk
     teacher = teacher.requires_grad_(False)
