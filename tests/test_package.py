@@ -31,6 +31,7 @@ LAYERS = (
     {"data"},
     {"nn"},
     {"records"},
+    {"interfaces"},
     {"robot"},
     {"ops"},
     {"kernels", "_C", "_cuda", "_tabletop"},

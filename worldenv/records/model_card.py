@@ -22,7 +22,6 @@ ABOUT = {
     "reflector": "The reflector: the base's encoder, frozen, and a reward head trained by per-frame cross-entropy on "
     "demonstrations and extra data, true and as the world model imagines them. Other tasks' instructions are negative "
     "examples.",
-    "examples.",
 }
 LIMITS = (
     "Made for the embedded `tabletop` suite at 64 x 64 pixels and for nothing else: small, fast to train on a CPU, "
