@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,7 +66,8 @@ class Engine:
             )
         self.policy, self.world, self.reflector, self.config = policy, world, reflector, config
         self.chunk, self.capacity = policy.chunk, config.capacity  # K
-        self.runner = Runner(world, reflector, self._decide, self.chunk, config.batch, config.graphs)
+        decide = partial(_decide, policy, world.robot.action_size)  # no method: a cycle would keep the slots
+        self.runner = Runner(world, reflector, decide, self.chunk, config.batch, config.graphs)
         self.horizon = -(-config.horizon // self.chunk)  # T, in chunks
         self.rows = torch.zeros(0, dtype=torch.long, device=CPU)  # [E], what episodes.row says, on the host
 
@@ -118,7 +120,7 @@ class Engine:
         """Room for what is recorded of every episode; what the policy records, one decision tells."""
         row = torch.zeros(1, dtype=torch.long, device=starts.device)
         one = self.runner.begin(row, row)
-        record: Slots | None = self._decide(one, self.runner.read[0], Key(0, row, row), True).record
+        record: Slots | None = self.runner.decide(one, self.runner.read[0], Key(0, row, row), True).record
         actions = self.world.robot.action_size
         return Rollouts.empty(starts, self.horizon, self.chunk, actions, record, siblings, video)
 
@@ -180,18 +182,19 @@ class Engine:
             self.rows[target] = self.rows[source]
         return live
 
-    def _decide(self, live: Episodes, read: object, key: Key, explore: bool) -> Decision:
-        decision, b = self.policy.act(live.seen, read, key, explore), len(live)
-        if not isinstance(decision, Decision):
-            raise UserError(f"the policy's `act` returned a {type(decision).__name__}; it should return a Decision")
-        wanted = [b, self.chunk, self.world.robot.action_size]
-        action, log_prob = (_described(part) for part in (decision.action, decision.log_prob))
-        if action != wanted or log_prob != [b]:
-            raise UserError(
-                f"the policy decided on actions {action} of log-probability {log_prob}; they should be {wanted} "
-                f"(episodes, actions of a chunk, numbers of an action) and {[b]}"
-            )
-        return replace(decision, action=decision.action.float(), log_prob=decision.log_prob.float())
+
+def _decide(policy: Policy, actions: int, live: Episodes, read: object, key: Key, explore: bool) -> Decision:
+    decision, b = policy.act(live.seen, read, key, explore), len(live)
+    if not isinstance(decision, Decision):
+        raise UserError(f"the policy's `act` returned a {type(decision).__name__}; it should return a Decision")
+    wanted = [b, policy.chunk, actions]
+    action, log_prob = (_described(part) for part in (decision.action, decision.log_prob))
+    if action != wanted or log_prob != [b]:
+        raise UserError(
+            f"the policy decided on actions {action} of log-probability {log_prob}; they should be {wanted} "
+            f"(episodes, actions of a chunk, numbers of an action) and {[b]}"
+        )
+    return replace(decision, action=decision.action.float(), log_prob=decision.log_prob.float())
 
 
 def _described(value: object) -> list[int] | str:
