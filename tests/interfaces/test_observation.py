@@ -47,3 +47,8 @@ def test_slice_of_an_observation_is_a_view(tiny):
     part = seen[1:]
     part.frames.fill_(7)
     assert isinstance(part, Observation) and len(part) == 2 and (seen.frames[1:] == 7).all()
+
+
+def test_rows_of_the_table_are_on_the_cpu_whatever_the_default_device_is():
+    with torch.device("meta"):
+        assert table_of(["a", "b"])[1].tolist() == [0, 1]
