@@ -15,7 +15,7 @@ ABOUT = {
     "same moments (demonstrations and extra data, no expert): the baseline that post-training starts from.",
     "teacher_base": "The world simulator after pretraining on disturbed expert episodes of the pretraining suite.",
     "teacher": "The multi-step world simulator, trained by flow matching on demonstrations and extra data.",
-    "simulator": "The one-step world simulator (student): the teacher, trained on along its own rollouts.",
+    "composer": "The one-step world model (student): the teacher, trained on along its own rollouts.",
     "reflector": "The judge: the base's encoder, frozen, and a reward head trained by per-frame cross-entropy on "
     "demonstrations and extra data, true and as the simulator imagines them; other tasks' instructions are negatives.",
 }
