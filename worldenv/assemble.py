@@ -132,7 +132,7 @@ def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
         sys.path.insert(0, "")
     try:
         return getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: an empty name, a relative one
         raise UserError(
             f"{role} {name!r} cannot be found: {error}. It should be module:function, importable"
         ) from error
