@@ -18,12 +18,12 @@ from torch import Tensor
 
 from worldenv.data.clips import Clips
 from worldenv.data.frames import MemoryFrames
+from worldenv.data.record import VIEW
 from worldenv.records.model_files import save_model
 from worldenv.records.progress import table
 from worldenv.records.run_folder import RunFolder
 from worldenv.robot.camera import tabletop_camera
 from worldenv.rollout.memory import keep_freed_memory
-from worldenv.suites.record import VIEW
 from worldenv.training.fit import Schedule, fit
 from worldenv.training.pretrain import disturbed_episodes
 from worldenv.training.train_causal import TOKENIZER_FRAMES, causal_loss, fit_tokenizer

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from worldenv.data.record import Record
 from worldenv.data.trajectory import Trajectory
-from worldenv.suites.record import Record
 from worldenv.suites.tabletop.expert import expert_action
 from worldenv.suites.tabletop.physics import Tabletop
 from worldenv.suites.tabletop.scenes import Task
