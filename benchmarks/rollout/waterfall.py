@@ -116,10 +116,8 @@ def main() -> None:
         parser.error(f"--episodes must lie between 16 and {PRACTICE_STARTS}, and --rounds be positive")
     keep_freed_memory()
     shipped = load()
-    starts, batch = (
-        practice_starts(shipped.suite, 0).pick(torch.arange(given.episodes)),
-        EngineConfig(batch=given.episodes),
-    )
+    starts = practice_starts(shipped.suite, 0).pick(torch.arange(given.episodes))
+    batch = EngineConfig(batch=given.episodes)
     parts = make_engine(shipped, precision="float32")
     small = make_engine(shipped, precision="int8")
     wholes = {
