@@ -5,6 +5,8 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import tyro
 
@@ -12,12 +14,20 @@ from worldenv import job
 from worldenv.config import EvaluateConfig, TrainConfig, presets
 from worldenv.errors import UserError, nearest
 from worldenv.rollout.memory import keep_freed_memory
+from worldenv.training.config import ScratchConfig
 
 TRAIN_HELP = """Improve a vision-language-action policy by reinforcement learning inside a learned world model.
 
 Start with:  worldenv-train tabletop            (3 to 5 minutes on two CPU cores)
              worldenv-train tabletop-quick      (15 seconds, to see that everything works)
 """
+
+
+@dataclass(frozen=True)
+class _Short(TrainConfig):
+    """Without the many options of the stages that make the models."""
+
+    scratch: Annotated[ScratchConfig, tyro.conf.Suppress] = field(default_factory=ScratchConfig)
 
 
 def train(arguments: Sequence[str] | None = None) -> None:
@@ -28,7 +38,10 @@ def train(arguments: Sequence[str] | None = None) -> None:
         chosen = presets()
         if words and not words[0].startswith("-") and words[0] not in chosen:
             raise UserError(f"unknown preset {words[0]!r}{nearest(words[0], chosen)}")
-        return tyro.extras.overridable_config_cli(chosen, args=words, prog="worldenv-train", description=TRAIN_HELP)
+        if not any(word.startswith(("--from-scratch", "--scratch")) for word in words):
+            chosen = {name: (about, _Short(**vars(config))) for name, (about, config) in chosen.items()}
+        config = tyro.extras.overridable_config_cli(chosen, args=words, prog="worldenv-train", description=TRAIN_HELP)
+        return TrainConfig(**vars(config))
 
     _main(parse, "worldenv-train", words)
 

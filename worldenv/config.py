@@ -11,28 +11,25 @@ from worldenv.evaluation.config import EvalConfig
 from worldenv.nn.int8 import check_precision
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import EngineConfig
-from worldenv.training.config import ScratchConfig
-from worldenv.training.fit import Schedule
+from worldenv.training.config import ScratchConfig, tiny_scratch
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Improve a policy inside its world model, and measure it in the true environment before and after."""
 
-    seed: int = 0
+    seed: int = 0  # of all randomness
     start_seed: int = 0  # any integer: other held-out start states for the evaluations
-    run: Path | None = None  # run folder; default: runs/tabletop-<date>-<time>
+    run: Path | None = None  # run folder; default: runs/<suite>-<date>-<time>
     resume: bool = False  # continue the run in --run where it was interrupted
-    from_scratch: bool = (
-        False  # first make all models again: pretraining, demonstrations, exploration, simulator, reflector
-    )
+    from_scratch: bool = False  # first make all models of the embedded suite; with --help: the options of its stages
     models: Path | None = None  # folder with the models' files; default: the weights in the package
-    suite: str = "tabletop"  # the true environment; here and below: a name, or module:function of your own (docs/)
-    policy: str = "small"
-    world: str = "composer"  # the world model: composer or causal
-    reflector: str = "small"  # small, or zero-shot: reward and stop by the pretrained answer, without the trained head
+    suite: str = "tabletop"  # true environment; as the next three: a name, or module:function of your own (docs/)
+    policy: str = "small"  # what acts and is improved
+    world: str = "composer"  # world model: composer (CPU), causal (CPU and GPU)
+    reflector: str = "small"  # reward and stop: small, or zero-shot (pretrained answer, without the trained head)
     precision: Literal["auto", "float32", "int8"] = "auto"  # of imagining; auto: int8 where the CPU is made for it
-    device: Literal["cpu", "cuda"] = "cpu"  # where the networks imagine, practise and act (made: always on the CPU)
+    device: Literal["cpu", "cuda"] = "cpu"  # where the networks imagine, practise and act
     rl: PostTrainConfig = field(default_factory=PostTrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -87,26 +84,20 @@ def _check_device(device: str, precision: str) -> None:
 
 def presets() -> dict[str, tuple[str, TrainConfig]]:
     """Name -> (description, configuration) of `worldenv-train`."""
-    quick_eval = EvalConfig(episodes=60, imagined=20, quality=10, videos=1)
-    tiny = Schedule(steps=4, batch=8, learning_rate=1e-3)
-    tiny_scratch = ScratchConfig(
-        pretraining_episodes=8,
-        action_episodes=8,
-        base=tiny,
-        demonstrations=1,
-        finetune=tiny,
-        adapt=tiny,
-        exploration=2,
-        again=1,
-        teacher_pretraining=tiny,
-        teacher=tiny,
-        student=tiny,
-        head=tiny,
-    )
+    quick = {"rl": PostTrainConfig(iterations=2, starts=4, siblings=4), "scratch": tiny_scratch()}
+    quick["eval"] = EvalConfig(episodes=60, imagined=20, quality=10, videos=1)
     return {
         "tabletop": ("the default: ten tasks, the shipped weights", TrainConfig()),
         "tabletop-quick": (
             "15 seconds: two iterations and small evaluations, to see that everything works",
-            TrainConfig(rl=PostTrainConfig(iterations=2, starts=4, siblings=4), eval=quick_eval, scratch=tiny_scratch),
+            TrainConfig(**quick),
+        ),
+        "tabletop-causal": (
+            "all models from scratch, with the causal world model: hours; made for a GPU (--device cuda)",
+            TrainConfig(from_scratch=True, world="causal"),
+        ),
+        "tabletop-causal-tiny": (
+            "the same with tiny networks and few steps, a minute or two: to see that everything works",
+            TrainConfig(from_scratch=True, world="causal", **quick),
         ),
     }

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worldenv.data.clips import Clips
-from worldenv.ops.action_map import action_map
+from worldenv.ops.action_map import Gripper, action_map
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import to_frames
 from worldenv.robot.camera import tabletop_camera
@@ -125,7 +125,7 @@ def test_arm_is_where_it_is_drawn_in_the_frame_or_was_before_the_chunk(clips):
     poses[:, :, :6] = torch.tensor([0.0, 0.1, 0.05, 0.0, 0.0, 0.0])
     poses[:, 1:, 0] = 0.15  # to the right at once
     batch = ChunkBatch(replace(clips, proprio=poses), PROJECTION, 4, torch.tensor([0]), torch.tensor([0]))
-    maps = action_map(poses[0, :2], PROJECTION, 16, 16)
+    maps = action_map(poses[0, :2], PROJECTION.expand(2, 1, 3, 4), Gripper(), 16, 16)[:, 0]
     before, after = (maps[i, 0] > ARM_LEVEL for i in (0, 1))
     assert before.any() and after.any() and not (before & after).any()
     hand = [maps[i, 2] > ARM_LEVEL for i in (0, 1)]
@@ -184,7 +184,7 @@ def test_student_loss_leaves_the_encoder_as_it_is(tiny, clips):
 def test_student_goes_on_from_its_own_frames(tiny, clips, monkeypatch):
     student, memories, made, denoise = tiny.simulator(1), [], [], Simulator.denoise
     monkeypatch.setattr(
-        train_simulator, "transport", lambda memory, *rest: memories.append(memory) or transport(memory, *rest)
+        train_simulator, "transport", lambda memory, *rest: memories.append(memory[:, :, 0]) or transport(memory, *rest)
     )
     monkeypatch.setattr(student, "denoise", lambda *rest: made.append(denoise(student, *rest)) or made[-1])
     student_loss(student, tiny.policy().encoder, clips, PROJECTION, 4, 3)(torch.Generator().manual_seed(0))

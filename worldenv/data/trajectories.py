@@ -55,9 +55,9 @@ class Trajectory:
         if steps < 1:
             raise ValueError(f"actions is {_described(self.actions)}: a trajectory has at least one action")
         size = self.frames.shape[2:4]
-        _check_array("actions", self.actions, np.float32, (steps, 7))
+        _check_array("actions", self.actions, np.float32, (steps, *np.shape(self.actions)[1:]))
         _check_array("frames", self.frames, np.uint8, (steps + 1, len(self.views), *size, 3))
-        _check_array("proprio", self.proprio, np.float32, (steps + 1, 7))
+        _check_array("proprio", self.proprio, np.float32, (steps + 1, *np.shape(self.proprio)[1:]))
         _check_array("success", self.success, np.bool_, (steps,))
         if 0 in size:
             raise ValueError(f"frames is {_described(self.frames)}: images should have at least one pixel")

@@ -8,6 +8,8 @@ from worldenv.errors import UserError
 
 @dataclass(frozen=True)
 class PostTrainConfig:
+    """How the policy practises in imagination."""
+
     iterations: int = 36
     starts: int = 24  # N, start states per iteration
     siblings: int = 8  # G, rollouts of one start (paper: N = 8)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from worldenv.errors import UserError
 from worldenv.records.checkpoint import load_state, save_state
@@ -31,15 +32,12 @@ class Schedule:
         if self.steps < 1 or self.batch < 1 or not self.learning_rate > 0:
             raise UserError(f"steps, batch and learning_rate must be positive: {self}")
 
-    def rate(self, step: int) -> float:
+    def of(self, optimizer: torch.optim.Optimizer) -> SequentialLR:
+        """The scheduler of an optimizer that has not stepped yet."""
         warm = max(1, round(self.warmup * self.steps))
-        if step < warm:
-            return self.learning_rate * (step + 1) / warm
-        return (
-            self.learning_rate
-            * 0.5
-            * (1 + torch.cos(torch.tensor(torch.pi * (step - warm) / max(1, self.steps - warm))).item())
-        )
+        rise = LinearLR(optimizer, 1 / warm, 1.0, total_iters=warm - 1)
+        fall = CosineAnnealingLR(optimizer, max(1, self.steps - warm))
+        return SequentialLR(optimizer, [rise, fall], [warm])
 
 
 def fit(
@@ -61,16 +59,17 @@ def fit(
     state_path = folder.checkpoints / f"{stage}.state.safetensors"
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, schedule.learning_rate, weight_decay=schedule.weight_decay)
-    first, skipped, mean, before_s = _resume(state_path, module, optimizer)
+    rate = schedule.of(optimizer)
+    first, skipped, mean, before_s = _resume(state_path, module, optimizer, rate)
     folder.truncate(stage, first + 1)  # a line counts the steps that are done
     began = saved_at = time.monotonic()
     with Progress(schedule.steps, stage.replace("_", " "), done=first) as progress:
         for step in range(first, schedule.steps):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.rate(step)
+            used = rate.get_last_lr()[0]
             ok, figures = _step(loss, generator, optimizer, parameters)
             skipped += not ok
+            rate.step()
             if skipped > max(10, MAX_SKIPPED_SHARE * schedule.steps):
                 raise UserError(
                     f"{stage}: {skipped} of {step + 1} steps had a non-finite loss or gradient; lower the learning rate"
@@ -79,10 +78,10 @@ def fit(
                 mean = {k: 0.98 * mean.get(k, v) + 0.02 * v for k, v in figures.items()}
             progress.advance(**mean)
             if (step + 1) % 50 == 0 or step + 1 == schedule.steps:
-                folder.log(stage, step + 1, **mean, skipped_steps=skipped, learning_rate=schedule.rate(step))
+                folder.log(stage, step + 1, **mean, skipped_steps=skipped, learning_rate=used)
             if time.monotonic() - saved_at > schedule.save_every_s or step + 1 == schedule.steps:
                 saved_at = time.monotonic()
-                _save(state_path, module, optimizer, step + 1, skipped, mean, before_s + saved_at - began)
+                _save(state_path, module, optimizer, rate, step + 1, skipped, mean, before_s + saved_at - began)
     return before_s + time.monotonic() - began
 
 
@@ -103,13 +102,14 @@ def _step(
 
 
 def _resume(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, rate: SequentialLR
 ) -> tuple[int, int, dict[str, float], float]:  # steps done, steps skipped, running means, seconds spent
     if not path.exists():
         return 0, 0, {}, 0.0
     state = load_state(path)
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
+    rate.load_state_dict(state["rate"])
     return state["step"], state["skipped"], state["mean"], state["seconds"]
 
 
@@ -117,10 +117,11 @@ def _save(
     path: Path,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
+    rate: SequentialLR,
     step: int,
     skipped: int,
     mean: dict[str, float],
     seconds: float,
 ) -> None:
     figures = {"step": step, "skipped": skipped, "mean": mean, "seconds": seconds}
-    save_state(path, module=module.state_dict(), optimizer=optimizer.state_dict(), **figures)
+    save_state(path, module=module.state_dict(), optimizer=optimizer.state_dict(), rate=rate.state_dict(), **figures)

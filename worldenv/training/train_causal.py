@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from worldenv.data.clips import Clips
-from worldenv.ops.action_map import action_map
+from worldenv.ops.action_map import Gripper, action_map
 from worldenv.worlds.causal.network import Causal
 from worldenv.worlds.causal.tokenizer import PatchTokenizer
 
@@ -64,7 +64,8 @@ def causal_loss(
         begin = (torch.rand(batch, generator=generator) * (first[episode] + 1)).long()
         index = begin[:, None] + torch.arange(steps + 1)
         poses = clips.proprio[episode[:, None], index]
-        maps = action_map(poses.flatten(0, 1), projection, size, size).unflatten(0, poses.shape[:2])
+        camera = projection.expand(poses[..., 0].numel(), 1, 3, 4)
+        maps = action_map(poses.flatten(0, 1), camera, Gripper(), size, size)[:, 0].unflatten(0, poses.shape[:2])
         with torch.no_grad():
             clean = network.tokenizer.encode(clips.frames[episode[:, None], index].flatten(0, 1))
         clean = clean.unflatten(0, poses.shape[:2])  # [B, N, L, C]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from worldenv.data.clips import Clips
 from worldenv.nn.encoder import VisionLanguageEncoder
-from worldenv.ops.action_map import ARM_CHANNELS, action_map
+from worldenv.ops.action_map import ARM_CHANNELS, Gripper, action_map
 from worldenv.ops.patchify import patchify, unit
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import to_frames
@@ -35,7 +35,9 @@ class ChunkBatch:
         size = clips.frames.shape[2]
         self.projection, self.tokens = projection, clips.tokens[episode]
         self.poses = clips.proprio[episode[:, None], index]
-        maps = action_map(self.poses.flatten(0, 1), projection, size, size).unflatten(0, (len(episode), chunk + 1))
+        camera = projection.expand(self.poses[..., 0].numel(), 1, 3, 4)
+        maps = action_map(self.poses.flatten(0, 1), camera, Gripper(), size, size)[:, 0]
+        maps = maps.unflatten(0, (len(episode), chunk + 1))
         arm = maps[:, :, ARM_CHANNELS].amax(2, keepdim=True) > ARM_LEVEL
         self.arm = (arm[:, 1:] | arm[:, :1]).movedim(2, 4)  # [B, K, H, W, 1], in the frame or in the one before
         self.clean = unit(clips.frames[episode[:, None], index[:, 1:]])
@@ -44,7 +46,8 @@ class ChunkBatch:
 
     def seen_by(self, simulator: Simulator, memory: Tensor) -> Seen:
         """What the simulator knows before the noise, from these memory frames."""
-        return simulator.see(transport(memory, self.poses, self.projection), self.poses, self.projection)
+        camera = self.projection.expand(len(memory), 1, 3, 4)
+        return simulator.see(transport(memory[:, :, None], self.poses, camera)[:, 0], self.poses, self.projection)
 
 
 def draw_steps(clips: Clips, batch: int, chunks: int, chunk: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

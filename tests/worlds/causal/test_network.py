@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from worldenv.ops.action_map import action_map
+from worldenv.ops.action_map import Gripper, action_map
 from worldenv.robot.camera import tabletop_camera
 from worldenv.worlds.causal.network import LIBERO_BASE, Causal, CausalConfig
 from worldenv.worlds.causal.tokenizer import PatchTokenizer
@@ -42,7 +42,8 @@ def walk(world, frames, proprio, chunks, ids=None, seed=0):
 
 def conditions(world, poses):  # [E, N, 7]
     size = world.size // CONFIG.map_shrink
-    maps = action_map(poses.flatten(0, 1), world.projection, size, size).unflatten(0, poses.shape[:2])
+    camera = world.projection.expand(poses[..., 0].numel(), 1, 3, 4)
+    maps = action_map(poses.flatten(0, 1), camera, Gripper(), size, size)[:, 0].unflatten(0, poses.shape[:2])
     return world.simulator.condition(maps, poses)
 
 

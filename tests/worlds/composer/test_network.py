@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from worldenv.ops.action_map import action_map
+from worldenv.ops.action_map import Gripper, action_map
 from worldenv.ops.patchify import PATCH
 from worldenv.ops.transport import moves
 from worldenv.robot.camera import tabletop_camera
@@ -78,7 +78,7 @@ def test_every_input_moves_the_prediction(tiny):
 
 def test_map_is_seen_alike_with_a_gradient_and_without(tiny):
     simulator, (pictures, poses, projection) = tiny.simulator(), condition(2, 4, 16)
-    maps = action_map(poses.flatten(0, 1), projection, 16, 16).view(2, -1, 16, 16)
+    maps = action_map(poses.flatten(0, 1), projection.expand(10, 1, 3, 4), Gripper(), 16, 16).view(2, -1, 16, 16)
     expected = simulator.see_map(maps).permute(0, 2, 3, 1)
     expected = simulator.see_pictures(pictures.flatten(3), onto=expected)
     with_gradient = simulator.see(pictures, poses, projection).features
