@@ -22,19 +22,17 @@ from worldenv.interfaces.observation import Observation, Starts, table_of
 from worldenv.records.model_files import save_model
 from worldenv.records.progress import table
 from worldenv.records.run_folder import RunFolder
-from worldenv.robot.camera import tabletop_camera
-from worldenv.robot.kinematics import Kinematics
-from worldenv.robot.robot import moved_gripper
 from worldenv.rollout.memory import keep_freed_memory
 from worldenv.rollout.replay import replay
-from worldenv.suites.record import VIEW
 from worldenv.suites.tabletop.demonstrate import Disturbed
+from worldenv.suites.tabletop.suite import TabletopSuite
 from worldenv.training.fit import Schedule, fit
 from worldenv.training.pretrain import disturbed_episodes
 from worldenv.training.train_causal import TOKENIZER_FRAMES, causal_loss, fit_tokenizer
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
-from worldenv.worlds.causal.world import CausalWorld
+from worldenv.worlds.causal.world import LEVELS, CausalWorld
 
+SUITE = TabletopSuite()
 TEST_SEED = 1_000_003  # of the episodes that are imagined: tasks of their own
 CHUNKS = 3  # in a row, when training
 
@@ -47,16 +45,20 @@ def clips_of(data: Disturbed) -> Clips:
         torch.full((count,), steps),
         data.instructions,
         data.instructions,
-        (VIEW,),
+        SUITE.views,
+        cameras(count),
     )
 
 
-def starts_of(data: Disturbed, size: int) -> Starts:
+def cameras(count: int) -> Tensor:  # [N, 1, 3, 4]
+    return torch.from_numpy(SUITE.physics.camera.projection).expand(count, 1, 3, 4)
+
+
+def starts_of(data: Disturbed) -> Starts:
     """The first observations."""
     texts, row = table_of(data.instructions)
     frames, proprio = (torch.from_numpy(part[:, 0]) for part in (data.frames, data.proprio))
-    camera = torch.from_numpy(tabletop_camera(size).projection).expand(len(row), 1, 3, 4)
-    return Starts(Observation(frames[:, None], proprio, camera, row), texts)
+    return Starts(Observation(frames[:, None], proprio, cameras(len(row)), row), texts)
 
 
 def trained(folder: RunFolder, schedule: Schedule, count: int, seed: int) -> tuple[CausalNetwork, dict]:
@@ -67,11 +69,10 @@ def trained(folder: RunFolder, schedule: Schedule, count: int, seed: int) -> tup
     frames = clips.sample_frames(torch.Generator().manual_seed(seed), TOKENIZER_FRAMES)
     fit_tokenizer(network.tokenizer, frames[:, 0])
     network.tokenizer.requires_grad_(False)
-    projection = torch.from_numpy(tabletop_camera(network.config.image_size).projection)
-    loss = causal_loss(network, clips, projection, schedule.batch, CHUNKS)
+    loss = causal_loss(network, SUITE.robot, clips, schedule.batch, CHUNKS)
     seconds = fit(network, loss, schedule, "causal", folder, seed)
     made = {"steps": schedule.steps, "batch": schedule.batch, "seed": seed, "training_s": seconds}
-    save_model(folder.path / "causal.safetensors", network, made)
+    save_model(folder.path / "causal.safetensors", network, "causal", made, levels=LEVELS)
     return network.eval().requires_grad_(False), folder.metrics("causal")[-1]
 
 
@@ -102,11 +103,11 @@ def main() -> None:
 @torch.no_grad()
 def measure(network: CausalNetwork, tests: int) -> dict:
     """Decibels of every chunk: each way's frames against the truth, and against those of the cache in floats."""
-    data, robot = disturbed_episodes(tests, TEST_SEED), moved_gripper(Kinematics())
+    data = disturbed_episodes(tests, TEST_SEED)
     small = CausalNetwork(replace(network.config, cache="int8")).eval().requires_grad_(False)
     small.load_state_dict(network.state_dict())
-    floats, eight = CausalWorld(network, robot), CausalWorld(small, robot)
-    given = starts_of(data, network.config.image_size), torch.from_numpy(data.actions)
+    floats, eight = CausalWorld(network, SUITE.robot), CausalWorld(small, SUITE.robot)
+    given = starts_of(data), torch.from_numpy(data.actions)
     frames = {
         "cache in floats": replay(floats, *given, 0),
         "cache in 8 bits": replay(eight, *given, 0),

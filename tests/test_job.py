@@ -77,7 +77,7 @@ def test_imagined_and_true_episodes_begin_with_the_same_frames(folder):
     models = Models.load(folder)
     config = replace(SMALL, imagined=10)
     measured = job.measure(models, job.make_engine(models, EngineConfig(horizon=1)), config, 3, 0, "small")
-    first = np.stack([t.frames[0] for t in measured.trajectories])
+    first = np.stack([t.frames[0, 0] for t in measured.trajectories])
     assert np.array_equal(measured.imagined.frame[:, 0].numpy(), first)
 
 

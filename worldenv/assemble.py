@@ -20,7 +20,7 @@ from worldenv.interfaces.suite import Suite
 from worldenv.interfaces.world import WorldModel
 from worldenv.nn.int8 import Int8, Ranges, check_precision, in_int8, is_fast
 from worldenv.policy.small import SmallPolicy
-from worldenv.records.model_files import shipped
+from worldenv.records.model_files import RANGES, shipped
 from worldenv.reflector.small import SmallReflector
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.suites.tabletop.suite import TabletopSuite
@@ -28,7 +28,6 @@ from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.world import ComposerWorld
 
 DEFAULT_ENGINE, DEFAULT_ENV = EngineConfig(), EnvConfig()
-RANGES = "ranges.json"  # beside the models: least and greatest input of their layers, for 8 bits
 
 
 # Name -> what builds the part: a suite from nothing, the others from the folder of the models and the suite.

@@ -24,9 +24,10 @@ from worldenv.suites.tabletop.scenes import TASKS
 
 def recorded(success, task="stack"):
     n = len(success)
-    frames, proprio = np.zeros((n + 1, 8, 8, 3), np.uint8), np.zeros((n + 1, 7), np.float32)
+    frames, proprio = np.zeros((n + 1, 1, 8, 8, 3), np.uint8), np.zeros((n + 1, 7), np.float32)
     actions = np.zeros((n, 7), np.float32)
-    return Trajectory(frames, proprio, actions, np.array(success, bool), "put it", task, 0, "test", "policy")
+    labels = ("put it", task, 0, "test", "policy")
+    return Trajectory(frames, proprio, actions, np.array(success, bool), None, ("agentview",), *labels)
 
 
 #   success by step     reward by step             oracle  own    none   stop stopped
@@ -83,11 +84,11 @@ def test_true_episodes_run_to_the_horizon_and_repeat(tiny):
         assert len(a.actions) == HORIZON and (a.task, a.start, a.split) == (task.name, start, "test")
         assert np.array_equal(a.frames, b.frames) and np.array_equal(a.actions, b.actions)
         begun = starts_of([task], [start], "test", image_size=16)
-        assert np.array_equal(begun.frame[0].numpy(), a.frames[0]) and np.array_equal(
+        assert np.array_equal(begun.frame[0].numpy(), a.frames[0, 0]) and np.array_equal(
             begun.proprio[0].numpy(), a.proprio[0]
         )
         with torch.no_grad():
-            seen = [torch.from_numpy(x[[0, 8]]) for x in (a.frames, a.proprio)]
+            seen = [torch.from_numpy(x[[0, 8]]) for x in (a.frames[:, 0], a.proprio)]
             mu, _ = policy(*seen, begun.tokens.expand(2, -1))
         torch.testing.assert_close(torch.from_numpy(a.actions[:4]), mu[0].clamp(-1, 1), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(torch.from_numpy(a.actions[8:12]), mu[1].clamp(-1, 1), rtol=1e-4, atol=1e-4)
@@ -125,9 +126,10 @@ def test_simulator_quality_compares_whole_replays_chunk_by_chunk(tiny):
     found = simulator_quality(engine, trajectories, np.array([True, True, False]), seed=1)
     assert len(found["psnr"]) == len(found["ssim"]) == 3 and found["episodes"] == 3
     frames, poses = (torch.from_numpy(np.stack([getattr(t, k) for t in trajectories])) for k in ("frames", "proprio"))
+    frames = frames[:, :, 0]
     imagined = engine.world.replay(frames[:, 0], poses, 1)
     assert found["psnr"][1] == pytest.approx(psnr(imagined[:, 5:9], frames[:, 5:9]).mean().item(), rel=1e-4)
-    shown = [replace(t, frames=video.numpy()) for t, video in zip(trajectories, imagined, strict=True)]
+    shown = [replace(t, frames=video.numpy()[:, None]) for t, video in zip(trajectories, imagined, strict=True)]
     said = (judge_trajectories(engine.reflector, shown) > 0.5).any(1)
     assert found["agreement"] == pytest.approx((said == [True, True, False]).mean())
 
