@@ -1,4 +1,4 @@
-"""A model card beside every file of weights: what it is, how it was made, what it can and cannot do."""
+"""A model card beside every file of weights: what the model is, how it was made, what it can and cannot do."""
 
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,15 @@ from worldenv.records.progress import human_seconds
 ABOUT = {
     "base": "The vision-language-action base: a policy whose encoder also points at objects and says whether a task is "
     "done. Pretrained on the disjoint pretraining suite of `tabletop`; only a few of its episodes carry actions.",
-    "finetuned": "The base fine-tuned by imitation (L1, and Laplace likelihood of the scale) on five expert "
+    "finetuned": "The base, fine-tuned by imitation (L1, and Laplace likelihood of the scale) on five expert "
     "demonstrations of each of the ten tasks: the policy that explores.",
     "policy": "The fine-tuned policy, taught by itself to act on imagined frames as it acted on the true frames of the "
     "same moments (demonstrations and extra data, no expert): the baseline that post-training starts from.",
-    "teacher_base": "The world simulator after pretraining on disturbed expert episodes of the pretraining suite.",
-    "teacher": "The multi-step world simulator, trained by flow matching on demonstrations and extra data.",
-    "simulator": "The one-step world simulator (student): the teacher, trained on along its own rollouts.",
-    "reflector": "The judge: the base's encoder, frozen, and a reward head trained by per-frame cross-entropy on "
-    "demonstrations and extra data, true and as the simulator imagines them; other tasks' instructions are negatives.",
+    "teacher_base": "The world model after pretraining on disturbed expert episodes of the pretraining suite.",
+    "teacher": "The multi-step world model, trained by flow matching on demonstrations and extra data.",
+    "simulator": "The one-step world model (student): the teacher, trained further on its own rollouts.",
+    "reflector": "The reflector: the base's encoder, frozen, and a reward head trained by per-frame cross-entropy on "
+    "demonstrations and extra data, true and imagined frames; other tasks' instructions are negatives.",
 }
 LIMITS = (
     "Made for the embedded `tabletop` suite at 64 x 64 pixels and for nothing else: small, fast to train on a CPU, "

@@ -20,7 +20,7 @@ class Kinematics:
     high: tuple[float, ...] = (0.19, 0.21, 0.20, 0.3, 0.3, 0.7)
 
     def as_array(self) -> np.ndarray:  # [15] float64
-        """The figures in the order in which the compiled simulator reads them."""
+        """The numbers in the order in which the compiled physics reads them."""
         steps, (low, high) = astuple(self)[:3], astuple(self)[3:]
         return np.array([*steps, *low, *high], dtype=np.float64)
 

@@ -1,4 +1,4 @@
-"""Episodes of the true environment, noted step by step."""
+"""Episodes of the embedded suite, recorded step by step."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from worldenv.suites.tabletop.physics import Tabletop
 
 
 class Record:
-    """What is seen and done from the present state of all worlds on."""
+    """Frames, proprioception, actions and success of all episodes, from their present state on."""
 
     def __init__(self, env: Tabletop):
         self.env = env
@@ -15,7 +15,7 @@ class Record:
         self.success: list[np.ndarray] = []
 
     def step(self, actions: np.ndarray) -> None:
-        """Act [E, 7] in every world and note it."""
+        """Carry out actions [E, 7] and record what follows."""
         self.actions.append(actions)
         self.success.append(self.env.step(actions))
         self.frames.append(self.env.frames())
