@@ -235,7 +235,7 @@ def test_iterations_practise_from_other_starts_with_other_draws(tiny, tmp_path, 
         ({"starts": 0}, "must be positive"),
         ({"epochs": 0}, "must be positive"),
         ({"minibatch": 0}, "must be positive"),
-        ({"warmup": 0}, "warmup is 0; 1 is the least"),
+        ({"warmup": 0}, "warmup is 0; it should be at least 1"),
         ({"clip": 0.0}, r"clip must lie in \(0, 1\)"),
         ({"clip": 1.0}, r"clip must lie in \(0, 1\)"),
         ({"learning_rate": 0.0}, "learning_rate be positive"),
@@ -259,5 +259,5 @@ def test_an_iteration_of_broken_episodes_alone_ends_the_run(tiny, tmp_path, monk
     engine, folder = tiny.engine(horizon=2), RunFolder.create(tmp_path / "run", {})
     judge = engine.reflector.judge
     monkeypatch.setattr(engine.reflector, "judge", lambda *given: judge(*given) / 0)
-    with pytest.raises(UserError, match="in iteration 1 every imagined episode became non-finite"):
+    with pytest.raises(UserError, match="in iteration 1 no imagined episode was finite"):
         post_train(engine, tiny.starts(3), CONFIG, folder, 0)

@@ -237,7 +237,7 @@ def test_memory_that_runs_out_halves_the_capacity_and_changes_no_episode(tiny, s
         return judge(frames, pooled)
 
     engine.reflector.judge = greedy
-    with pytest.warns(UserWarning, match=r"out of memory with 20 slots of 0.00 MiB; going on with 10"):
+    with pytest.warns(UserWarning, match=r"out of memory with 20 slots of 0.00 MiB; continuing with 10"):
         other = engine.run(starts, 3, SEED, video=True)
     assert failed == [20, 10] and len(engine.episodes) == 5
     for i in range(21):

@@ -60,10 +60,10 @@ def test_8_bits_that_cannot_be_had_are_refused_with_the_reason(models, monkeypat
     ranges = models.ranges
     for wrong in ({"stem": [0.0, 1.0]}, None):
         models.ranges = {name: part for name, part in (ranges | {"simulator": wrong}).items() if part is not None}
-        with pytest.raises(UserError, match="ranges.json has the ranges of another simulator: it names 1 layers"):
+        with pytest.raises(UserError, match="ranges.json belongs to another world: it names 1 layers"):
             models.to_imagine("int8")
     models.ranges = None
-    with pytest.raises(UserError, match="the models have no ranges.json, so --precision int8 cannot be had"):
+    with pytest.raises(UserError, match="the models have no ranges.json, which --precision int8 needs"):
         models.to_imagine("int8")
     assert models.to_imagine("auto") is models
 
