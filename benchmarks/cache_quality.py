@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 from worldenv.data.clips import Clips
-from worldenv.nn.instruction import tokenize
+from worldenv.data.frames import MemoryFrames
 from worldenv.records.model_files import save_model
 from worldenv.records.progress import table
 from worldenv.records.run_folder import RunFolder
 from worldenv.robot.camera import tabletop_camera
 from worldenv.rollout.memory import keep_freed_memory
+from worldenv.suites.record import VIEW
 from worldenv.training.fit import Schedule, fit
 from worldenv.training.pretrain import disturbed_episodes
-from worldenv.training.train_causal import causal_loss, fit_tokenizer
+from worldenv.training.train_causal import TOKENIZER_FRAMES, causal_loss, fit_tokenizer
 from worldenv.worlds.causal.network import Causal, CausalConfig
 from worldenv.worlds.causal.world import CausalWorld
 
@@ -37,13 +38,14 @@ def episodes(count: int, seed: int) -> Clips:
     data = disturbed_episodes(count, seed)
     steps = data.frames.shape[1] - 1
     return Clips(
-        torch.from_numpy(data.frames),
+        MemoryFrames.padded(torch.from_numpy(data.frames)[:, :, None]),
         torch.from_numpy(data.proprio),
         torch.zeros(count, steps, 7),
         torch.from_numpy(data.success),
         torch.full((count,), steps),
-        tokenize(data.instructions),
         data.instructions,
+        data.instructions,
+        (VIEW,),
     )
 
 
@@ -52,7 +54,8 @@ def trained(folder: RunFolder, schedule: Schedule, count: int, seed: int) -> tup
     clips = episodes(count, seed)
     torch.manual_seed(seed)
     network = Causal(CausalConfig())
-    fit_tokenizer(network.tokenizer, clips.frames, seed)
+    frames = clips.sample_frames(torch.Generator().manual_seed(seed), TOKENIZER_FRAMES)
+    fit_tokenizer(network.tokenizer, frames[:, 0])
     network.tokenizer.requires_grad_(False)
     projection = CausalWorld(network, tabletop_camera(network.config.image_size)).projection
     loss = causal_loss(network, clips, projection, schedule.batch, CHUNKS)
@@ -93,13 +96,15 @@ def measure(network: Causal, tests: int) -> dict:
     small = Causal(replace(network.config, cache="int8")).eval().requires_grad_(False)
     small.load_state_dict(network.state_dict())
     floats, eight = CausalWorld(network, camera), CausalWorld(small, camera)
+    every = torch.arange(clips.proprio.shape[1]).expand(tests, -1)
+    truth = clips.frames_at(torch.arange(tests), every)[:, :, 0]
     frames = {
-        "cache in floats": floats.replay(clips.frames[:, 0], clips.proprio, 0),
-        "cache in 8 bits": eight.replay(clips.frames[:, 0], clips.proprio, 0),
-        "floats, other noise": floats.replay(clips.frames[:, 0], clips.proprio, 1),
+        "cache in floats": floats.replay(truth[:, 0], clips.proprio, 0),
+        "cache in 8 bits": eight.replay(truth[:, 0], clips.proprio, 0),
+        "floats, other noise": floats.replay(truth[:, 0], clips.proprio, 1),
     }
     first, k = frames["cache in floats"], floats.chunk
-    true = {name: by_chunk(found, clips.frames, k) for name, found in frames.items()}
+    true = {name: by_chunk(found, truth, k) for name, found in frames.items()}
     apart = {name: by_chunk(found, first, k) for name, found in frames.items() if found is not first}
     rows = [[f"{name}, against the truth", *(f"{x:.2f}" for x in line)] for name, line in true.items()]
     rows += [[f"{name}, against floats", *(f"{x:.2f}" for x in line)] for name, line in apart.items()]

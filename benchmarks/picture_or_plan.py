@@ -95,7 +95,7 @@ def beside(trajectories: list[Trajectory], k: int, seed: int) -> Grasps:
     lifted = np.linalg.norm(places(good)[:, :3] - places(before)[:, :3], axis=1) > LIFTED_M
     fair = (good[:, HELD] == target) & lifted & (took | (after[:, HELD] < 0))
     env.restore(_other(after, before, good, target, took))
-    first = np.stack([t.frames[0] for t in chosen])
+    first = np.stack([t.frames[0, 0] for t in chosen])
     memory = [part[fair] for part in (first, previous, last)]
     return Grasps(memory, np.stack(poses, 1)[fair], took[fair], ending[fair], env.frames()[fair])
 

@@ -21,7 +21,7 @@ from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
 from worldenv.worlds.composer.world import ComposerWorld
 
 if TYPE_CHECKING:
-    from worldenv.data.trajectories import Trajectory
+    from worldenv.data.trajectory import Trajectory
 
 INSTRUCTIONS = ("put the red block on the green pad", "slide the orange puck to the red pad", "drop it in the tray")
 
@@ -98,7 +98,7 @@ class Tiny:
         self, steps: int, number: int = 0, size: int = 16, task: str = "red-block-on-green-pad"
     ) -> "Trajectory":
         """Pixels, poses and actions that tell (episode, step): value 40 * number + step."""
-        from worldenv.data.trajectories import Trajectory  # needs h5py, which a machine for `make gpu` may lack
+        from worldenv.data.trajectory import Trajectory  # needs h5py, which a machine for `make gpu` may lack
 
         value = 40 * number + np.arange(steps + 1)
         frames = np.broadcast_to(value[:, None, None, None, None], (steps + 1, 1, size, size, 3)).astype(np.uint8)
@@ -107,7 +107,7 @@ class Tiny:
         success = np.arange(steps) >= steps - 2
         camera = tabletop_camera(size).projection[None]
         labels = (INSTRUCTIONS[0], task, number, "train", "policy")
-        return Trajectory(frames, proprio, actions, success, *labels, camera=camera, views=("agentview",))
+        return Trajectory(frames, proprio, actions, success, camera, ("agentview",), *labels)
 
 
 @pytest.fixture(scope="session", autouse=True)

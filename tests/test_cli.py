@@ -10,24 +10,24 @@ from worldenv.records.model_files import save_model
 from worldenv.records.run_folder import RunFolder
 
 SMALL = ["--eval.episodes", "10", "--eval.imagined", "4", "--eval.quality", "2", "--eval.videos", "1"]
-SMALL += ["--engine.horizon", "2"]
-PRACTICE = ["--post.iterations", "2", "--post.starts", "2", "--post.siblings", "2", "--post.signal", "1e-9"]
+SMALL += ["--engine.horizon", "8"]
+PRACTICE = ["--rl.iterations", "2", "--rl.starts", "2", "--rl.siblings", "2", "--rl.signal", "1e-9"]
 
 
 @pytest.fixture(scope="module")
 def models(tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("models")
-    save_model(path / "policy.safetensors", tiny.policy(), {})
-    save_model(path / "simulator.safetensors", tiny.simulator(size=64), {}, levels=(1.0,))
-    save_model(path / "reflector.safetensors", tiny.reflector(), {})
+    save_model(path / "policy.safetensors", tiny.policy(), "policy", {})
+    save_model(path / "composer.safetensors", tiny.simulator(size=64), "composer", {}, levels=(1.0,))
+    save_model(path / "reflector.safetensors", tiny.reflector(), "reflector", {})
     return str(path)
 
 
 @pytest.fixture(autouse=True)
 def few_starts(monkeypatch):
-    from worldenv import job
+    from worldenv.evaluation import measure
 
-    monkeypatch.setattr(job, "PRACTICE_STARTS", 30)
+    monkeypatch.setattr(measure, "PRACTICE_STARTS", 30)
 
 
 def refused(capsys, command, words):
@@ -59,7 +59,7 @@ def test_training_ends_in_one_json_line_and_its_run_can_be_evaluated(capsys, mod
     folder = RunFolder(run)
     assert folder.result() == result and len(folder.metrics("post_train")) == 2
     assert (run / "report.html").exists() and len([*(run / "videos").glob("*.webp")]) == 2
-    assert folder.config["seed"] == 3 and folder.config["post"]["siblings"] == 2
+    assert folder.config["seed"] == 3 and folder.config["rl"]["siblings"] == 2
 
     err = refused(capsys, cli.train, words)
     assert err.count("\n") == 1 and f"run folder {run} is not empty: use --resume" in err
@@ -72,8 +72,8 @@ def test_training_ends_in_one_json_line_and_its_run_can_be_evaluated(capsys, mod
 
 
 def _check_resume(capsys, words, result, run):
-    err = refused(capsys, cli.train, [*words, "--resume", "--post.clip", "0.15"])
-    assert "post.clip was 0.2, now 0.15" in err
+    err = refused(capsys, cli.train, [*words, "--resume", "--rl.clip", "0.15"])
+    assert "rl.clip was 0.2, now 0.15" in err
     cli.train([*words, "--resume"])
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     for name in ("success_before", "imagined_success", "counts"):
@@ -98,14 +98,17 @@ def test_evaluation_ends_in_one_json_line(capsys, models, tmp_path):
         (["tabeltop"], "unknown preset 'tabeltop' — did you mean \"tabletop\"?"),
         (["tabletop", "--resume"], "--resume needs --run"),
         (["tabletop", "--from-scratch", "--models", "x"], "leave out --models, or leave out --from-scratch"),
-        (["tabletop", "--post.siblings", "1"], "siblings is 1; leave-one-out needs at least 2"),
-        (["tabletop", "--post.iterations", "0"], "iterations, starts, epochs, minibatch and accumulate must be"),
-        (["tabletop", "--post.clip", "1.5"], "clip must lie in (0, 1)"),
+        (["tabletop", "--rl.siblings", "1"], "siblings is 1; leave-one-out needs at least 2"),
+        (["tabletop", "--rl.iterations", "0"], "iterations, starts, epochs, minibatch and accumulate must be"),
+        (["tabletop", "--rl.clip", "1.5"], "clip must lie in (0, 1)"),
         (["tabletop", "--engine.horizon", "0"], "horizon, capacity and batch must be positive"),
         (["tabletop", "--eval.episodes", "3"], "--eval.episodes must be at least 10"),
         (["tabletop", "--scratch.base.steps", "0"], "steps, batch and learning_rate must be positive"),
         (["tabletop", "--scratch.action-episodes", "0"], "action_episodes is 0"),
         (["tabletop", "--seed", "-1"], "--seed is -1"),
+        (["tabletop", "--world", "compser"], "unknown world 'compser' — did you mean \"composer\"?; for your own: mod"),
+        (["tabletop", "--policy", "nowhere_7:make"], "policy 'nowhere_7:make' cannot be found: No module named 'now"),
+        (["tabletop", "--suite", "json:make"], "suite 'json:make' cannot be found: module 'json' has no attribute"),
         (["tabletop", "--models", "nowhere", "--run", "RUN"], "nowhere/policy.safetensors: there is no such file"),
     ],
 )
@@ -130,7 +133,7 @@ def test_mistake_of_an_evaluation_is_one_line_too(capsys, words, message):
 @pytest.mark.parametrize(
     ("command", "words", "near"),
     [
-        (cli.train, ["tabletop", "--post.sibling", "4"], "--post.siblings"),
+        (cli.train, ["tabletop", "--rl.sibling", "4"], "--rl.siblings"),
         (cli.train, ["tabletop-quick", "--from-scrach"], "--from-scratch"),
         (cli.evaluate, ["--start-sed", "4"], "--start-seed"),
     ],
@@ -139,14 +142,28 @@ def test_unknown_option_names_the_nearest(capsys, command, words, near):
     assert near in refused(capsys, command, words)
 
 
-def test_models_that_do_not_fit_together_are_refused(capsys, models, tiny, tmp_path):
+def test_policy_may_act_in_chunks_of_its_own_length(capsys, models, tiny, tmp_path):
     folder = tmp_path / "models"
     folder.mkdir()
-    for name in ("simulator", "reflector"):
+    for name in ("composer", "reflector"):
         (folder / f"{name}.safetensors").symlink_to(f"{models}/{name}.safetensors")
-    save_model(folder / "policy.safetensors", tiny.policy(chunk=2), {})
-    err = refused(capsys, cli.train, ["tabletop", "--models", str(folder), "--run", str(tmp_path / "run"), *SMALL])
-    assert "policy acts in chunks of 2, the simulator in chunks of 4" in err and err.count("\n") == 1
+    save_model(folder / "policy.safetensors", tiny.policy(chunk=2), "policy", {})
+    cli.evaluate(["--models", str(folder), "--run", str(tmp_path / "run"), *SMALL])
+    check_success(json.loads(capsys.readouterr().out.splitlines()[-1])["success"], 10)
+
+
+def test_starts_and_models_that_do_not_fit_together_are_refused(capsys, models, tiny, tmp_path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name in ("policy", "reflector"):
+        (folder / f"{name}.safetensors").symlink_to(f"{models}/{name}.safetensors")
+    save_model(folder / "composer.safetensors", tiny.simulator(size=32), "composer", {}, levels=(1.0,))
+    err = refused(capsys, cli.evaluate, ["--models", str(folder), "--run", str(tmp_path / "run"), *SMALL])
+    lines = err.strip().splitlines()
+    assert lines[-1].startswith(
+        "worldenv-eval: frames of the starts is torch.uint8 [2, 1, 64, 64, 3]; the world model "
+    )
+    assert "Traceback" not in err
 
 
 def test_interruption_says_how_to_go_on(capsys, models, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 
 from worldenv.config import EvaluateConfig, TrainConfig, presets
 from worldenv.errors import UserError
-from worldenv.training.pipeline import ScratchConfig
+from worldenv.training.config import ScratchConfig
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,6 @@ def test_presets_have_descriptions_and_the_quick_one_is_smaller_everywhere():
     assert all(description for description, _ in chosen.values())
     usual, quick = chosen["tabletop"][1], chosen["tabletop-quick"][1]
     assert usual == TrainConfig()
-    assert quick.post.iterations < usual.post.iterations and quick.eval.episodes < usual.eval.episodes
+    assert quick.rl.iterations < usual.rl.iterations and quick.eval.episodes < usual.eval.episodes
     assert quick.scratch.base.steps < usual.scratch.base.steps and quick.scratch.exploration < usual.scratch.exploration
-    assert replace(quick, post=usual.post, eval=usual.eval, scratch=usual.scratch) == usual
+    assert replace(quick, rl=usual.rl, eval=usual.eval, scratch=usual.scratch) == usual

@@ -100,6 +100,26 @@ def test_triton_cannot_be_forced_without_a_cuda_device():
     assert "WORLDENV_BACKEND is 'triton', but torch finds no CUDA device" in result.stderr
 
 
+def test_no_face_is_missing_on_the_cpu():
+    assert ops.missing_faces(info.op_names(), torch.device("cpu")) == []
+
+
+def test_ops_that_would_run_their_reference_on_a_cuda_device_are_named_in_order():
+    names = ["transport", "action_map", "unpatchify", "philox"]
+    without = ["transport", "unpatchify"] if torch.cuda.is_available() else names  # elsewhere none is registered
+    assert ops.missing_faces(names, torch.device("cuda")) == without
+    assert ops.missing_faces([], torch.device("cuda")) == []
+
+
+def test_every_face_is_missing_where_the_reference_is_asked_for():
+    code = "import torch; from worldenv import ops; print(ops.missing_faces(['philox', 'adaln'], torch.device('cpu')))"
+    command, environment = [sys.executable, "-P", "-c", code], os.environ | {"WORLDENV_BACKEND": "reference"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert result.stdout == "['philox', 'adaln']\n"
+
+
 def test_unknown_op_is_an_error():
+    with pytest.raises(ModuleNotFoundError, match="worldenv.ops.levitate"):
+        ops.missing_faces(["philox", "levitate"], torch.device("cpu"))
     with pytest.raises(ModuleNotFoundError, match="worldenv.ops.levitate"):
         info.face("levitate")

@@ -31,6 +31,7 @@ LAYERS = (
     {"data"},
     {"nn"},
     {"records"},
+    {"interfaces"},
     {"robot"},
     {"ops"},
     {"kernels", "_C", "_cuda", "_tabletop"},
@@ -38,6 +39,8 @@ LAYERS = (
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 LEAF_LEVEL = len(LAYERS)
 SIBLING_LEVEL = 9  # these meet in rollout and training, and never import each other
+PARTS = {"policy", "worlds", "reflector", "suites"}
+KNOW_PARTS = PARTS | {"assemble", "training"}  # all others know the interfaces, and no class behind them
 DOORS = {"_C": {"ops"}, "_cuda": {"ops"}, "kernels": {"ops", "info"}, "_tabletop": {"suites"}}
 
 
@@ -143,16 +146,27 @@ def import_is_allowed(importer, imported):
     return upper < lower or (upper == lower and upper != SIBLING_LEVEL)
 
 
-def upward_imports(root):
-    found = []
+def imports(root):
+    """File, its folder or module below worldenv, and what it imports of worldenv."""
     for path in sorted((root / "worldenv").rglob("*.py")) + sorted((root / "kernels").rglob("*.py")):
         relative = path.relative_to(root)
         importer = "kernels" if relative.parts[0] == "kernels" else relative.with_suffix("").parts[1]
         for module in imported_modules(path, root):
             imported = module.split(".")[0]
-            if imported and is_module(imported, root) and not import_is_allowed(importer, imported):
-                found.append(f"{relative} imports {imported}")
-    return found
+            if imported and is_module(imported, root):
+                yield relative, importer, imported
+
+
+def upward_imports(root):
+    return [f"{file} imports {new}" for file, importer, new in imports(root) if not import_is_allowed(importer, new)]
+
+
+def imports_past_the_interfaces(root):
+    return [
+        f"{file} imports {imported}"
+        for file, importer, imported in imports(root)
+        if imported in PARTS and importer not in KNOW_PARTS
+    ]
 
 
 def incomplete_packages(root):
@@ -187,6 +201,7 @@ RULES = [
     wide_cxx_lines,
     forbidden_names,
     upward_imports,
+    imports_past_the_interfaces,
     incomplete_packages,
     incomplete_ops,
 ]
@@ -262,6 +277,10 @@ BODY = "void f() {\n" + "  g();\n" * (LINES_PER_FUNCTION - 1) + "}\n"
         (upward_imports, "worldenv/policy/vla.py", "from ..training.fit import fit", "imports training"),
         (upward_imports, "worldenv/policy/__init__.py", "from .. import suites", "imports suites"),
         (upward_imports, "worldenv/policy/vla.py", "def f():\n    from worldenv import ops, cli", "imports cli"),
+        (upward_imports, "worldenv/interfaces/world.py", "import worldenv.worlds.levels", "imports worlds"),
+        (imports_past_the_interfaces, "worldenv/rollout/engine.py", "from worldenv import policy", "imports policy"),
+        (imports_past_the_interfaces, "worldenv/rl/loop.py", "import worldenv.worlds.levels", "imports worlds"),
+        (imports_past_the_interfaces, "worldenv/job.py", "from .suites import record", "imports suites"),
         (upward_imports, "worldenv/errors.py", "from worldenv.ops import action_map", "imports ops"),
         (upward_imports, "worldenv/worlds/network.py", "from worldenv import _C", "imports _C"),
         (upward_imports, "kernels/triton_ops/rope.py", "from worldenv.ops import rope", "imports ops"),
@@ -286,7 +305,8 @@ def test_seeded_violation_is_found(tmp_path, rule, file, text, message):
     ("file", "text"),
     [
         ("worldenv/policy/vla.py", "from worldenv.policy import heads\nfrom worldenv.robot.camera import Camera"),
-        ("worldenv/rollout/engine.py", "from worldenv import policy, worlds\nfrom worldenv.ops.rope import rope"),
+        ("worldenv/rollout/engine.py", "from worldenv import interfaces\nfrom worldenv.ops.rope import rope"),
+        ("worldenv/assemble.py", "from worldenv import envs, policy, worlds\nfrom worldenv.suites import record"),
         ("worldenv/training/post.py", "from worldenv.evaluation.truth import act_in_true\nimport worldenv.rollout"),
         ("worldenv/suites/tabletop.py", "from worldenv import _tabletop, __version__"),
         ("worldenv/ops/__init__.py", "from worldenv import _C"),
@@ -297,4 +317,4 @@ def test_import_that_points_down_is_no_violation(tmp_path, file, text):
     path = tmp_path / file
     path.parent.mkdir(parents=True)
     path.write_text(text)
-    assert upward_imports(tmp_path) == []
+    assert upward_imports(tmp_path) == [] == imports_past_the_interfaces(tmp_path)

@@ -49,7 +49,7 @@ _PUBLIC = {
     "Kinematics": "robot.kinematics",
     "Camera": "robot.camera",
     "LaplacePolicy": "policy.laplace",
-    "Trajectory": "data.trajectories",
+    "Trajectory": "data.trajectory",
     "UserError": "errors",
     "philox": "ops.philox",
     "Use": "ops.philox",

@@ -19,50 +19,29 @@ from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.suite import Suite
 from worldenv.interfaces.world import WorldModel
 from worldenv.nn.int8 import Int8, Ranges, check_precision, in_int8, is_fast
-from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
-from worldenv.records.model_files import load_model, shipped
-from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
+from worldenv.policy.small import SmallPolicy
+from worldenv.records.model_files import RANGES, shipped
+from worldenv.reflector.small import SmallReflector
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.suites.tabletop.suite import TabletopSuite
-from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import CausalWorld
-from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
 from worldenv.worlds.composer.world import ComposerWorld
 
 DEFAULT_ENGINE, DEFAULT_ENV = EngineConfig(), EnvConfig()
-RANGES = "ranges.json"  # beside the models: least and greatest input of each layer, from calibration for 8 bits
-
-
-def load_policy(path: Path) -> SmallPolicy:
-    return load_model(path, "policy", SmallPolicy, SmallPolicyConfig)[0]
-
-
-def load_reflector(path: Path, zero_shot: bool = False) -> SmallReflector:
-    return load_model(path, "reflector", SmallReflector, SmallReflectorConfig, zero_shot=zero_shot)[0]
-
-
-def load_composer(path: Path, suite: Suite) -> ComposerWorld:
-    network, about = load_model(path, "composer", ComposerNetwork, ComposerConfig)
-    return ComposerWorld(network, suite.robot, about["levels"], suite.views[0])
-
-
-def load_causal(path: Path, suite: Suite) -> CausalWorld:
-    network, about = load_model(path, "causal", CausalNetwork, CausalConfig)
-    return CausalWorld(network, suite.robot, about["levels"], suite.views[0])
 
 
 # Name -> what builds the part: a suite from nothing, the others from the folder of the models and the suite.
 SUITES: dict[str, Callable[[], Suite]] = {"tabletop": TabletopSuite}
 POLICIES: dict[str, Callable[[Path, Suite], Policy]] = {
-    "small": lambda models, suite: load_policy(models / "policy.safetensors")
+    "small": lambda models, suite: SmallPolicy.load(models / "policy.safetensors")
 }
 WORLDS: dict[str, Callable[[Path, Suite], WorldModel]] = {
-    "composer": lambda models, suite: load_composer(models / "composer.safetensors", suite),
-    "causal": lambda models, suite: load_causal(models / "causal.safetensors", suite),
+    "composer": lambda models, suite: ComposerWorld.load(models / "composer.safetensors", suite.robot, suite.views[0]),
+    "causal": lambda models, suite: CausalWorld.load(models / "causal.safetensors", suite.robot, suite.views[0]),
 }
 REFLECTORS: dict[str, Callable[[Path, Suite], Reflector]] = {
-    "small": lambda models, suite: load_reflector(models / "reflector.safetensors"),
-    "zero-shot": lambda models, suite: load_reflector(models / "reflector.safetensors", zero_shot=True),
+    "small": lambda models, suite: SmallReflector.load(models / "reflector.safetensors"),
+    "zero-shot": lambda models, suite: SmallReflector.load(models / "reflector.safetensors", zero_shot=True),
 }
 
 
@@ -153,7 +132,7 @@ def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
         sys.path.insert(0, "")
     try:
         return getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: an empty name, a relative one
         raise UserError(
             f"{role} {name!r} cannot be found: {error}. It should be module:function, importable"
         ) from error

@@ -40,6 +40,11 @@ class TrainConfig:
             raise UserError("--resume needs --run: the folder of the run to continue")
         if self.from_scratch and self.models is not None:
             raise UserError("--from-scratch makes its own models: leave out --models, or leave out --from-scratch")
+        if self.from_scratch and (self.suite != "tabletop" or self.world not in ("composer", "causal")):
+            raise UserError(
+                "--from-scratch makes the models of the suite tabletop, with --world composer or causal; train your "
+                "own models yourself and name them with --policy, --world and --reflector"
+            )
         _check_seed(self.seed)
         _check_device(self.device, self.precision)
         check_precision(self.precision)

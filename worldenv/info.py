@@ -4,7 +4,7 @@ import argparse
 import json
 import pkgutil
 import platform
-from importlib import import_module, metadata
+from importlib import metadata
 
 import torch
 
@@ -31,12 +31,12 @@ def face(name: str) -> dict[str, str | None]:
 
     Raises ModuleNotFoundError if there is no such op.
     """
-    import_module(f"worldenv.ops.{name}")
     cuda_reason = why_no_cuda()
     device = "cpu" if cuda_reason else "cuda"
+    has_face = ops.has_face(name, torch.device(device))
     if ops.BACKEND == "reference":
         return {"op": name, "device": device, "face": "reference", "why_not_better": "WORLDENV_BACKEND=reference"}
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"worldenv::{name}", device.upper()):
+    if not has_face:
         reason = f"the op has no {device} face"
         if device == "cuda" and kernels.TRITON_ERROR:
             reason += f" that loads; triton: {kernels.TRITON_ERROR}"

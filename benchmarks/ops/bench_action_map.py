@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from worldenv.robot.camera import tabletop_camera
 from worldenv.ops.action_map import Gripper, action_map, action_map_reference
+from worldenv.robot.camera import tabletop_camera
 
 
 @pytest.mark.parametrize(("batch", "size"), [(24, 64), (768, 64), (16, 256)])

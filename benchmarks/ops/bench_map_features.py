@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from worldenv.robot.camera import tabletop_camera
 from worldenv.ops.action_map import Gripper, action_map
 from worldenv.ops.map_features import map_features, map_features_reference
+from worldenv.robot.camera import tabletop_camera
 
 
 @pytest.mark.parametrize(("batch", "size"), [(32, 64), (256, 64), (8, 256)])

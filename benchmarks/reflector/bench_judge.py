@@ -36,7 +36,7 @@ def judged(precision: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stacked(episodes):
-    return torch.from_numpy(np.stack([t.frames for t in episodes])), tokenize([t.instruction for t in episodes])
+    return torch.from_numpy(np.stack([t.frames[:, 0] for t in episodes])), tokenize([t.instruction for t in episodes])
 
 
 @pytest.mark.parametrize("threads", [1, 2])

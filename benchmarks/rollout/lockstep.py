@@ -79,7 +79,8 @@ class Lockstep:
         log_prob = laplace_log_prob(action, mu, beta)
         poses = torch.cat([proprio[:, None], chunk_kinematics(proprio, action, self.engine.kinematics)], dim=1)
         b, n = poses.shape[:2]
-        seen = world.simulator.see(transport(memory, poses, world.projection), poses, world.projection)
+        pictures = transport(memory[:, :, None], poses, world.projection.expand(b, 1, 3, 4))[:, 0]
+        seen = world.simulator.see(pictures, poses, world.projection)
         frames, _ = unpatchify(sample(world.simulator, seen, noise, world.levels))
         feature = reflector.encode(frames.flatten(0, 1), tokens.repeat_interleave(n - 1, 0)).unflatten(0, (b, n - 1))
         total = total[:, None] + feature.cumsum(1)

@@ -12,45 +12,77 @@ LOG2_E = 1.4426950408889634  # exp(x) = exp2(x log2 e), and the hardware has exp
 
 
 @triton.jit
-def _add_tile(
-    b_query, b_out, b_max, b_sum, p_keys, p_values, p_key_scale, p_value_scale, n0, length, scale_log2,
-    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr, INT8: tl.constexpr,
+def _add_tiles(
+    b_query,
+    state,
+    ring,
+    scale_log2,
+    begin,
+    end,
+    length,
+    D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr,
+    INT8: tl.constexpr,
     PRECISION: tl.constexpr,
-):  # fmt: skip
-    o_n, o_d = n0 + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    o_tile = o_n[:, None] * D + o_d[None, :]
-    m_n = o_n < length
-    if MASKED:
-        m_tile = m_n[:, None] & (o_d < D)[None, :]
-        b_key = tl.load(p_keys + o_tile, mask=m_tile, other=0)
-        b_value = tl.load(p_values + o_tile, mask=m_tile, other=0)
-    else:
-        b_key = tl.load(p_keys + o_tile)
-        b_value = tl.load(p_values + o_tile)
-    b_score = tl.dot(b_query, tl.trans(b_key.to(b_query.dtype)), input_precision=PRECISION)
-    if INT8:
-        b_score *= tl.load(p_key_scale + o_n, mask=m_n, other=0.0)[None, :]
-    if MASKED:
-        b_score = tl.where(m_n[None, :], b_score, float("-inf"))
-    b_new_max = tl.maximum(b_max, tl.max(b_score, 1) * scale_log2)
-    b_weight = tl.exp2(b_score * scale_log2 - b_new_max[:, None])
-    b_shrink = tl.exp2(b_max - b_new_max)
-    b_sum = b_sum * b_shrink + tl.sum(b_weight, 1)
-    if INT8:
-        b_weight *= tl.load(p_value_scale + o_n, mask=m_n, other=0.0)[None, :]
-    b_out = tl.dot(
-        b_weight.to(b_query.dtype), b_value.to(b_query.dtype), b_out * b_shrink[:, None], input_precision=PRECISION
-    )
-    return b_out, b_new_max, b_sum
+):
+    p_keys, p_values, p_key_scale, p_value_scale = ring
+    b_out, b_max, b_sum = state
+    o_d = tl.arange(0, BLOCK_D)
+    for n0 in tl.range(begin, end, BLOCK_N):
+        o_n = n0 + tl.arange(0, BLOCK_N)
+        o_tile = o_n[:, None] * D + o_d[None, :]
+        m_n = o_n < length
+        if MASKED:
+            m_tile = m_n[:, None] & (o_d < D)[None, :]
+            b_key = tl.load(p_keys + o_tile, mask=m_tile, other=0)
+            b_value = tl.load(p_values + o_tile, mask=m_tile, other=0)
+        else:
+            b_key = tl.load(p_keys + o_tile)
+            b_value = tl.load(p_values + o_tile)
+        b_score = tl.dot(b_query, tl.trans(b_key.to(b_query.dtype)), input_precision=PRECISION)
+        if INT8:
+            b_score *= tl.load(p_key_scale + o_n, mask=m_n, other=0.0)[None, :]
+        if MASKED:
+            b_score = tl.where(m_n[None, :], b_score, float("-inf"))
+        b_new_max = tl.maximum(b_max, tl.max(b_score, 1) * scale_log2)
+        b_weight = tl.exp2(b_score * scale_log2 - b_new_max[:, None])
+        b_shrink = tl.exp2(b_max - b_new_max)
+        b_sum = b_sum * b_shrink + tl.sum(b_weight, 1)
+        if INT8:
+            b_weight *= tl.load(p_value_scale + o_n, mask=m_n, other=0.0)[None, :]
+        b_out *= b_shrink[:, None]
+        b_out = tl.dot(b_weight.to(b_query.dtype), b_value.to(b_query.dtype), b_out, input_precision=PRECISION)
+        b_max = b_new_max
+    return b_out, b_max, b_sum
 
 
 @triton.jit
 def _windowed_attention(
-    p_query, p_keys, p_values, p_length, p_key_scale, p_value_scale, p_out,
-    M, C, key_stride, value_stride, key_scale_stride, value_scale_stride, scale_log2,
-    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, INT8: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    p_query,
+    p_keys,
+    p_values,
+    p_length,
+    p_key_scale,
+    p_value_scale,
+    p_out,
+    M,
+    C,
+    key_stride,
+    value_stride,
+    key_scale_stride,
+    value_scale_stride,
+    scale_log2,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    INT8: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     # Blocks of queries are the fastest index: programs that read the same ring run together and share it in L2.
     R: tl.constexpr = H // G
     blocks = tl.cdiv(M * R, BLOCK_M)
@@ -62,6 +94,7 @@ def _windowed_attention(
     if INT8:
         p_key_scale += i_b * key_scale_stride + i_g * C
         p_value_scale += i_b * value_scale_stride + i_g * C
+    ring = p_keys, p_values, p_key_scale, p_value_scale
 
     # Row r of the block is head r % R of token r // R.
     o_r, o_d = i_m * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
@@ -69,22 +102,17 @@ def _windowed_attention(
     m_query = (o_r < M * R)[:, None] & (o_d < D)[None, :]
     b_query = tl.load(p_query + i_b * M * H * D + o_query, mask=m_query, other=0)
 
-    b_out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    b_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    b_sum = tl.zeros([BLOCK_M], tl.float32)
+    b_out, b_sum = tl.zeros([BLOCK_M, BLOCK_D], tl.float32), tl.zeros([BLOCK_M], tl.float32)
+    state = b_out, tl.full([BLOCK_M], float("-inf"), tl.float32), b_sum
     whole = 0  # tokens in tiles that need no mask
     if D == BLOCK_D:
         whole = tl.maximum(length, 0) // BLOCK_N * BLOCK_N
-        for n0 in tl.range(0, whole, BLOCK_N):
-            b_out, b_max, b_sum = _add_tile(
-                b_query, b_out, b_max, b_sum, p_keys, p_values, p_key_scale, p_value_scale, n0, length, scale_log2,
-                D, BLOCK_N, BLOCK_D, False, INT8, PRECISION,
-            )  # fmt: skip
-    for n0 in tl.range(whole, length, BLOCK_N):
-        b_out, b_max, b_sum = _add_tile(
-            b_query, b_out, b_max, b_sum, p_keys, p_values, p_key_scale, p_value_scale, n0, length, scale_log2,
-            D, BLOCK_N, BLOCK_D, True, INT8, PRECISION,
-        )  # fmt: skip
+        state = _add_tiles(
+            b_query, state, ring, scale_log2, 0, whole, length, D, BLOCK_N, BLOCK_D, False, INT8, PRECISION
+        )
+    b_out, _, b_sum = _add_tiles(
+        b_query, state, ring, scale_log2, whole, length, length, D, BLOCK_N, BLOCK_D, True, INT8, PRECISION
+    )
     b_out *= (1.0 / tl.where(length > 0, b_sum, 1.0))[:, None]
     tl.store(p_out + i_b * M * H * D + o_query, b_out.to(p_out.dtype.element_ty), mask=m_query)
 
@@ -126,7 +154,22 @@ def windowed_attention(
     tiles = _tiles(m * h // g, d, query.dtype, int8)
     strides = [0 if t is None else t.stride(0) for t in (keys, values, key_scale, value_scale)]
     _windowed_attention[(triton.cdiv(m * h // g, tiles["BLOCK_M"]) * g * b,)](
-        query, keys, values, length.contiguous(), key_scale, value_scale, out, m, c, *strides, LOG2_E * d**-0.5,
-        H=h, G=g, D=d, INT8=int8, PRECISION="tf32x3", **tiles,
-    )  # fmt: skip
+        query,
+        keys,
+        values,
+        length.contiguous(),
+        key_scale,
+        value_scale,
+        out,
+        m,
+        c,
+        *strides,
+        LOG2_E * d**-0.5,
+        H=h,
+        G=g,
+        D=d,
+        INT8=int8,
+        PRECISION="tf32x3",
+        **tiles,
+    )
     return out

@@ -1,290 +1,162 @@
-"""Trajectory files: what is written is read, and what is wrong with a file is named."""
+"""Data sets on disk: what is written is read, and nothing that is whole gets lost."""
 
 import errno
-import json
+import fcntl
 import os
 import signal
-import subprocess
-import sys
-from dataclasses import replace
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
-import worldenv
-from worldenv.data import journal
-from worldenv.data.trajectories import Trajectory, TrajectoryFormatError, TrajectoryReader, TrajectoryWriter
-
-ARRAYS = ("frames", "proprio", "actions", "success")
-LABELS = ("instruction", "task", "start", "split", "source")
+from worldenv.data import trajectories
+from worldenv.data.trajectories import TrajectoryFormatError, TrajectoryReader, TrajectoryWriter
+from worldenv.errors import UserError
 
 
-def make_trajectory(seed: int = 0, steps: int = 5, size: tuple[int, int] = (7, 9)) -> Trajectory:
-    rng = np.random.default_rng(seed)
-    return Trajectory(
-        frames=rng.integers(0, 256, (steps + 1, *size, 3), dtype=np.uint8),
-        proprio=rng.normal(size=(steps + 1, 7)).astype(np.float32),
-        actions=rng.uniform(-1, 1, (steps, 7)).astype(np.float32),
-        success=rng.random(steps) > 0.5,
-        instruction=f"put block {seed} into the bowl",
-        task=f"task {seed % 2}",
-        start=seed,
-        split="train",
-        source="policy" if seed % 2 else "expert",
-    )
+@pytest.fixture
+def write(make):
+    def write(folder, count=3, per_file=2, **kind):
+        made = [make(seed, steps=3 + seed, **kind) for seed in range(count)]
+        with TrajectoryWriter(folder, per_file) as writer:
+            for trajectory in made:
+                writer.write(trajectory)
+        return made
+
+    return write
 
 
-def write_file(path: Path, count: int = 3) -> list[Trajectory]:
-    trajectories = [make_trajectory(seed, steps=3 + seed) for seed in range(count)]
-    with TrajectoryWriter(path) as writer:
-        for trajectory in trajectories:
-            writer.write(trajectory)
-    return trajectories
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name != ".writer.lock")
 
 
-def write_libero_file(path: Path, steps: int = 6) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    array = {
-        "actions": rng.uniform(-1, 1, (steps, 7)),
-        "rewards": np.eye(steps, dtype=np.uint8)[-1],
-        "dones": np.eye(steps, dtype=np.uint8)[-1],
-        "obs/agentview_rgb": rng.integers(0, 256, (steps, 8, 8, 3), dtype=np.uint8),
-        "obs/ee_states": rng.normal(size=(steps, 6)),
-        "obs/gripper_states": np.array([[0.04, -0.04], [0.02, -0.02], [0, 0], [0.05, -0.05], [0.01, -0.03], [0, 0]]),
-    }
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        data.attrs["num_demos"] = 1
-        data.attrs["problem_info"] = json.dumps({"language_instruction": ["open ", "the drawer"]})
-        for name, value in array.items():
-            data[f"demo_0/{name}"] = value
-    return array
-
-
-def run_python(code: str, path: Path) -> subprocess.CompletedProcess:
-    root = Path(worldenv.__file__).parents[1]
-    setup = f"import sys; sys.path[:0] = [{str(root)!r}, {str(Path(__file__).parent)!r}]\nimport os, h5py\n"
-    setup += "from test_trajectories import make_trajectory\nfrom worldenv.data import journal, trajectories\n"
-    return subprocess.run(
-        [sys.executable, "-c", setup + code, str(path)], capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-def assert_same(found: Trajectory, expected: Trajectory) -> None:
-    for name in ARRAYS:
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), strict=True)
-    assert [getattr(found, name) for name in LABELS] == [getattr(expected, name) for name in LABELS]
-
-
-@pytest.mark.parametrize(("steps", "size"), [(1, (1, 1)), (16, (5, 7)), (17, (64, 64)), (63, (33, 3))])
-def test_what_is_read_is_what_was_written(tmp_path, steps, size):
-    trajectory = make_trajectory(1, steps, size)
-    with TrajectoryWriter(tmp_path / "a.hdf5") as writer:
+@pytest.mark.parametrize(
+    ("steps", "kind"),
+    [
+        (1, {"size": (1, 1)}),
+        (16, {"size": (5, 7), "views": ("agentview", "eye_in_hand"), "camera": False}),
+        (17, {"size": (64, 64), "proprio": 1, "actions": 1}),
+        (150, {"size": (3, 33), "views": ("a", "b", "..."), "proprio": 43, "actions": 23}),
+    ],
+)
+def test_what_is_read_is_what_was_written(make, same, tmp_path, steps, kind):
+    trajectory = make(1, steps, **kind)
+    with TrajectoryWriter(tmp_path / "a") as writer:
         writer.write(trajectory)
-    with TrajectoryReader(tmp_path / "a.hdf5") as reader:
-        assert_same(reader[0], trajectory)
+    with TrajectoryReader(tmp_path / "a") as reader:
+        same(reader[0], trajectory)
+    with TrajectoryReader(tmp_path / "a" / "part-00000.h5") as reader:
+        same(reader[0], trajectory)
 
 
-def test_eleven_trajectories_keep_their_order_and_tasks(tmp_path):
-    trajectories = write_file(tmp_path / "a.hdf5", 11)
-    with TrajectoryReader(tmp_path / "a.hdf5") as reader:
+def test_eleven_trajectories_keep_their_order_and_tasks_over_the_parts(write, same, tmp_path):
+    made = write(tmp_path / "a", 11, per_file=4)
+    assert names(tmp_path / "a") == ["part-00000.h5", "part-00001.h5", "part-00002.h5"]
+    with TrajectoryReader(tmp_path / "a") as reader:
         assert len(reader) == 11 and reader.tasks == ["task 0", "task 1"]
-        for found, expected in zip(reader, trajectories, strict=True):
-            assert_same(found, expected)
-        assert_same(reader[-1], trajectories[-1])
+        same(reader, made)
+        same(reader[-1], made[-1])
         with pytest.raises(IndexError):
             reader[11]
+        reader.close()
+        same(reader[0], made[0])  # opened again
 
 
-def test_file_has_the_layout_of_libero(tmp_path):
-    trajectories = write_file(tmp_path / "a.hdf5", 2)
-    with h5py.File(tmp_path / "a.hdf5") as file:
-        data, demo = file["data"], file["data/demo_1"]
-        assert data.attrs["num_demos"] == 2 and data.attrs["total"] == 7
-        assert json.loads(data.attrs["problem_info"])["language_instruction"] == trajectories[0].instruction
-        assert isinstance(json.loads(data.attrs["env_args"]), dict)
-        assert demo.attrs["num_samples"] == 4
-        np.testing.assert_array_equal(demo["dones"][()], np.array([0, 0, 0, 1], np.uint8), strict=True)
-        np.testing.assert_array_equal(demo["rewards"][()], trajectories[1].success.astype(np.uint8), strict=True)
-        np.testing.assert_array_equal(demo["obs/agentview_rgb"][()], trajectories[1].frames[:-1])
-        np.testing.assert_array_equal(demo["final_obs/ee_states"][()], trajectories[1].proprio[-1:, :6])
-        assert demo["obs/gripper_states"].shape == (4, 1)
+def test_part_appears_when_it_is_full_and_counts_before(make, tmp_path):
+    with TrajectoryWriter(tmp_path / "a", per_file=2) as writer:
+        for count, visible in ((1, 0), (2, 1), (3, 1)):
+            writer.write(make())
+            assert len(writer) == count and len(list((tmp_path / "a").glob("part-*"))) == visible
+    assert len(names(tmp_path / "a")) == 2
 
 
-def test_file_of_libero_itself_opens(tmp_path):
-    path = tmp_path / "open_the_drawer_demo.hdf5"
-    array = write_libero_file(path)
-    with TrajectoryReader(path) as reader:
-        found = reader[0]
-    np.testing.assert_array_equal(found.frames, array["obs/agentview_rgb"])
-    np.testing.assert_array_equal(found.actions, array["actions"][:-1].astype(np.float32))
-    np.testing.assert_allclose(found.proprio[:, 6], [1, 0.5, 0, 1, 0.5, 0], atol=1e-6)
-    np.testing.assert_array_equal(found.success, [False, False, False, False, True])
-    assert found.instruction == "open the drawer" and found.task == "open_the_drawer" and found.source == "expert"
+def test_parts_can_be_read_by_old_versions_of_hdf5(write, tmp_path):
+    write(tmp_path / "a", 1)
+    assert (tmp_path / "a/part-00000.h5").read_bytes()[8] == 0  # version of the superblock
+    with h5py.File(tmp_path / "a/part-00000.h5") as file:
+        assert file["data/demo_0/obs/agentview_rgb"].chunks[0] == 3 and len(file) == 1
 
 
-def test_existing_file_is_neither_overwritten_nor_appended_to_unasked(tmp_path):
-    path = tmp_path / "a.hdf5"
-    write_file(path, 1)
-    before = path.read_bytes()
+@pytest.mark.parametrize("leave", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_block_that_is_left_by_an_error_keeps_every_whole_trajectory(make, same, tmp_path, leave):
+    with pytest.raises(leave), TrajectoryWriter(tmp_path / "a") as writer:
+        writer.write(make(1))
+        raise leave
+    with TrajectoryReader(tmp_path / "a") as reader:
+        same(reader, [make(1)])
+    with pytest.raises(leave), TrajectoryWriter(tmp_path / "b") as writer:
+        raise leave
+    assert names(tmp_path / "b") == []
+
+
+def test_folder_that_is_not_empty_is_not_added_to_unasked(write, make, same, tmp_path):
+    made = write(tmp_path / "a", 3)
     with pytest.raises(FileExistsError, match="append=True"):
-        TrajectoryWriter(path)
-    assert path.read_bytes() == before
+        TrajectoryWriter(tmp_path / "a")
+    with TrajectoryWriter(tmp_path / "a", append=True) as writer:
+        assert len(writer) == 3
+        writer.write(make(9))
+    with TrajectoryReader(tmp_path / "a") as reader:
+        same(reader, [*made, make(9)])
 
 
-def test_appended_trajectories_follow_the_old_ones(tmp_path):
-    trajectories = write_file(tmp_path / "a.hdf5", 2)
-    with TrajectoryWriter(tmp_path / "a.hdf5", append=True) as writer:
-        assert len(writer) == 2
-        writer.write(make_trajectory(9))
-    with TrajectoryReader(tmp_path / "a.hdf5") as reader:
-        for found, expected in zip(reader, [*trajectories, make_trajectory(9)], strict=True):
-            assert_same(found, expected)
+def test_wrong_places_are_named(write, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist; make it first"):
+        TrajectoryWriter(tmp_path / "nowhere" / "a")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        TrajectoryWriter(tmp_path / "file", append=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TrajectoryFormatError, match=r"no part-<number>\.h5 \(found nothing\)"):
+        TrajectoryReader(tmp_path / "empty")
+    with pytest.raises(ValueError, match="per_file is 0"):
+        TrajectoryWriter(tmp_path / "a", per_file=0)
 
 
-def test_append_refuses_foreign_files_untouched(tmp_path):
-    write_libero_file(tmp_path / "a.hdf5")
-    before = (tmp_path / "a.hdf5").read_bytes()
-    with pytest.raises(TrajectoryFormatError, match="worldenv_format"):
-        TrajectoryWriter(tmp_path / "a.hdf5", append=True)
-    assert (tmp_path / "a.hdf5").read_bytes() == before
+def test_damaged_and_foreign_parts_are_not_added_to_and_stay(write, tmp_path):
+    write(tmp_path / "a", 2)
+    part = tmp_path / "a/part-00000.h5"
+    with h5py.File(part, "r+") as file:
+        del file["data"].attrs["worldenv_format"], file["data/demo_1/actions"]
+    before = part.read_bytes()
+    with pytest.raises(TrajectoryFormatError, match=r"part-00000\.h5"):
+        TrajectoryWriter(tmp_path / "a", append=True)
+    assert part.read_bytes() == before
+    os.truncate(part, 3000)
+    with pytest.raises(TrajectoryFormatError, match=r"part-00000\.h5: truncated"):
+        TrajectoryWriter(tmp_path / "a", append=True)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.01, 0.3, 0.7, 0.999])
-def test_truncated_file_is_named_with_what_is_wrong(tmp_path, fraction):
-    path = tmp_path / "cut.hdf5"
-    write_file(path)
-    os.truncate(path, int(fraction * path.stat().st_size))
-    for use in (TrajectoryReader, lambda p: TrajectoryWriter(p, append=True)):
-        with pytest.raises(TrajectoryFormatError, match=r"cut\.hdf5: (truncated|not an HDF5 file, or cut off)"):
-            use(path)
-
-
-def test_text_file_missing_file_and_foreign_hdf5_are_named(tmp_path):
-    (tmp_path / "a.txt").write_text("frames, actions\n")
-    with pytest.raises(TrajectoryFormatError, match=r"a\.txt: not an HDF5 file"):
-        TrajectoryReader(tmp_path / "a.txt")
-    with pytest.raises(TrajectoryFormatError, match=r"b\.hdf5: there is no such file"):
-        TrajectoryReader(tmp_path / "b.hdf5")
-    with h5py.File(tmp_path / "c.hdf5", "w") as file:
-        file["weather"] = np.zeros(3)
-    with pytest.raises(TrajectoryFormatError, match=r"c\.hdf5: /data is missing \(found weather\)"):
-        TrajectoryReader(tmp_path / "c.hdf5")
-    TrajectoryWriter(tmp_path / "d.hdf5").close()
-    with pytest.raises(TrajectoryFormatError, match=r"d\.hdf5: /data has no trajectories"):
-        TrajectoryReader(tmp_path / "d.hdf5")
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("actions", None, "the dataset actions is missing"),
-        ("final_obs/agentview_rgb", None, "the dataset final_obs/agentview_rgb is missing"),
-        ("obs/ee_states", np.zeros((4, 5), np.float32), r"obs/ee_states is float32 \[4, 5\], it should be float"),
-        ("obs/agentview_rgb", np.zeros((4, 7, 9, 3), np.float32), "obs/agentview_rgb is float32"),
-        ("rewards", np.zeros(3, np.uint8), "lengths differ: rewards has 3 rows, it should have 4"),
-        ("obs/gripper_states", np.full((4, 1), np.nan, np.float32), "obs/gripper_states has values that are not fin"),
-        ("actions", np.zeros((0, 7), np.float32), "lengths differ|is empty"),
-        ("final_obs/agentview_rgb", np.zeros((1, 8, 9, 3), np.uint8), "another image size"),
-    ],
-)
-def test_damaged_trajectory_is_refused_on_opening_by_group_and_reason(tmp_path, key, value, message):
-    write_file(tmp_path / "a.hdf5")
-    with h5py.File(tmp_path / "a.hdf5", "r+") as file:
-        del file[f"data/demo_1/{key}"]
-        if value is not None:
-            file[f"data/demo_1/{key}"] = value
-    with pytest.raises(TrajectoryFormatError, match=rf"a\.hdf5: /data/demo_1: .*({message})"):
-        TrajectoryReader(tmp_path / "a.hdf5")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"frames": np.zeros((5, 7, 9, 3), np.uint8)}, r"frames is uint8 \[5, 7, 9, 3\]"),
-        ({"frames": np.zeros((6, 7, 9, 3), np.float32)}, "frames is float32"),
-        ({"proprio": np.zeros((6, 7))}, "proprio is float64"),
-        ({"actions": np.full((5, 7), 1.5, np.float32)}, r"actions reach 1.5.*\[-1, 1\]"),
-        ({"actions": np.full((5, 7), np.inf, np.float32)}, "actions has values that are not finite"),
-        ({"actions": np.zeros((0, 7), np.float32)}, "at least one action"),
-        ({"success": np.zeros(5, np.uint8)}, "success is uint8"),
-        ({"source": "human"}, "source is 'human': it should be one of expert, policy"),
-        ({"instruction": ""}, "instruction is ''"),
-        ({"start": 1.5}, "start is 1.5"),
-    ],
-)
-def test_wrong_trajectory_is_refused_where_it_is_made(change, message):
-    with pytest.raises(ValueError, match=message):
-        replace(make_trajectory(), **change)
-
-
-@pytest.mark.parametrize("last", ["rewards", "final_obs", "flush", "commit", "_apply"])
-def test_process_killed_in_a_write_loses_only_that_trajectory(tmp_path, last):
-    path = tmp_path / "a.hdf5"
-    trajectories = write_file(path, 3)
-    before = path.read_bytes()
-    result = run_python(
+@pytest.mark.parametrize("last", ["rewards", "final_obs", "flush", "rename"])
+def test_kill_loses_the_open_part_only_and_the_next_writer_clears_it_away(write, make, same, python, tmp_path, last):
+    made = write(tmp_path / "a", 2)
+    result = python(
         f"""
 last = {last!r}
 def die(*arguments): os._exit(9)
-writer = trajectories.TrajectoryWriter(sys.argv[1], append=True)
+writer = trajectories.TrajectoryWriter(path, 2, append=True)
+writer.write(make_trajectory(6))
 set_item, create_group = h5py.Group.__setitem__, h5py.Group.create_group
 if last == "flush": h5py.File.flush = die
-elif last == "commit": journal.JournaledFile.commit = die
-elif last == "_apply": journal._apply = die
+elif last == "rename": trajectories.Path.rename = die
 h5py.Group.__setitem__ = lambda group, name, value: die() if name == last else set_item(group, name, value)
 h5py.Group.create_group = lambda group, name: die() if name == last else create_group(group, name)
 writer.write(make_trajectory(7, 40))
 """,
-        path,
+        tmp_path / "a",
     )
     assert result.returncode == 9, result.stderr
-    assert path.read_bytes()[: len(before)] == before
-    # Killed after its journal was complete, the trajectory counts: opening finishes the commit.
-    expected = trajectories + ([make_trajectory(7, 40)] if last == "_apply" else [])
-    with TrajectoryReader(path) as reader:
-        for found, trajectory in zip(reader, expected, strict=True):
-            assert_same(found, trajectory)
-    with TrajectoryWriter(path, append=True) as writer:
-        writer.write(make_trajectory(8))
-    with TrajectoryReader(path) as reader:
-        assert_same(reader[len(expected)], make_trajectory(8))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.hdf5"]
-
-
-@pytest.mark.parametrize("last", ["_apply", "unlink"])
-def test_an_error_within_a_commit_loses_no_file(tmp_path, monkeypatch, last):
-    path, after = tmp_path / "a.hdf5", {"_apply": False, "unlink": True}[last]
-    trajectories, apply = write_file(path, 2), journal._apply
-
-    def fail(*arguments):
-        if after:
-            apply(*arguments)
-        raise RuntimeError("of another kind")
-
-    with pytest.raises(RuntimeError, match="of another kind"), monkeypatch.context() as patch:
-        with TrajectoryWriter(path, append=True) as writer:
-            patch.setattr(journal, "_apply", fail)
-            writer.write(make_trajectory(7, 40))
-    with TrajectoryReader(path) as reader:  # its journal was whole: opening finishes the commit
-        for found, expected in zip(reader, [*trajectories, make_trajectory(7, 40)], strict=True):
-            assert_same(found, expected)
-
-
-def test_new_file_takes_nothing_over_from_a_deleted_one_of_its_name(tmp_path, monkeypatch):
-    path = tmp_path / "a.hdf5"
-    write_file(path, 1)
-    with pytest.raises(RuntimeError), monkeypatch.context() as patch:
-        with TrajectoryWriter(path, append=True) as writer:
-            patch.setattr(journal, "_apply", lambda *_: (_ for _ in ()).throw(RuntimeError))
-            writer.write(make_trajectory(3))
-    path.unlink()
-    trajectories = write_file(path, 2)
-    with TrajectoryReader(path) as reader:
-        for found, expected in zip(reader, trajectories, strict=True):
-            assert_same(found, expected)
+    left = names(tmp_path / "a")
+    assert len(left) == 2 and left[0].startswith(".part-00001.")
+    with TrajectoryReader(tmp_path / "a") as reader:
+        same(reader, made)
+    with TrajectoryWriter(tmp_path / "a", append=True) as writer:
+        assert len(writer) == 2
+        writer.write(make(8))
+    assert names(tmp_path / "a") == ["part-00000.h5", "part-00001.h5"]
+    with TrajectoryReader(tmp_path / "a") as reader:
+        same(reader, [*made, make(8)])
 
 
 @pytest.fixture
@@ -295,69 +167,132 @@ def ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("method", ["readinto", "write", "commit"])
-def test_ctrl_c_waits_until_the_trajectory_is_written(tmp_path, monkeypatch, ctrl_c, method):
-    path, usual = tmp_path / "a.hdf5", getattr(journal.JournaledFile, method)
+@pytest.mark.parametrize("name", ["write_demo", "_sync"])
+def test_ctrl_c_waits_until_the_trajectory_is_written(make, same, tmp_path, monkeypatch, ctrl_c, name):
+    usual = getattr(trajectories, name)
 
     def pressed(*arguments):
         signal.raise_signal(signal.SIGINT)
         return usual(*arguments)
 
-    with pytest.raises(KeyboardInterrupt):
-        with TrajectoryWriter(path) as writer:
-            monkeypatch.setattr(journal.JournaledFile, method, pressed)
-            writer.write(make_trajectory(1))
-    monkeypatch.undo()
-    with TrajectoryReader(path) as reader:
-        assert_same(reader[0], make_trajectory(1))
+    monkeypatch.setattr(trajectories, name, pressed)
+    with pytest.raises(KeyboardInterrupt), TrajectoryWriter(tmp_path / "a", per_file=1) as writer:
+        writer.write(make(1))
+    with TrajectoryReader(tmp_path / "a") as reader:
+        same(reader, [make(1)])
 
 
-def test_half_written_journal_is_forgotten(tmp_path):
-    trajectories = write_file(tmp_path / "a.hdf5", 2)
-    (tmp_path / ".a.hdf5.journal").write_bytes(b"\x01\x02\x03\x04" + bytes(12) + b"torn")
-    with TrajectoryReader(tmp_path / "a.hdf5") as reader:
-        assert_same(reader[1], trajectories[1])
+def test_second_writer_is_refused_in_one_line(make, python, tmp_path):
+    with TrajectoryWriter(tmp_path / "a") as writer:
+        writer.write(make())
+        with pytest.raises(UserError, match="another writer is at work there"):
+            TrajectoryWriter(tmp_path / "a", append=True)
+        result = python("trajectories.TrajectoryWriter(path, append=True)", tmp_path / "a")
+        assert "UserError" in result.stderr and "another writer is at work there" in result.stderr
+    assert names(tmp_path / "a") == ["part-00000.h5"]
+    TrajectoryWriter(tmp_path / "a", append=True).close()
 
 
-def test_trajectory_beyond_the_count_is_ignored_on_read_and_dropped_on_append(tmp_path):
-    path = tmp_path / "a.hdf5"
-    trajectories = write_file(path, 2)
-    with h5py.File(path, "r+") as file:
-        file["data/demo_2/actions"] = np.zeros((4, 7), np.float32)
-    with pytest.warns(UserWarning, match="demo_2 was not written to its end: ignored"):
-        reader = TrajectoryReader(path)
-    with reader:
-        assert len(reader) == 2
-    with pytest.warns(UserWarning, match="demo_2 was not written to its end: dropped"):
-        writer = TrajectoryWriter(path, append=True)
-    with writer:
-        writer.write(make_trajectory(5))
-    with TrajectoryReader(path) as reader:
-        for found, expected in zip(reader, [*trajectories, make_trajectory(5)], strict=True):
-            assert_same(found, expected)
+def test_reserved_name_is_never_written_through_a_link(make, tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr(trajectories.secrets, "token_hex", lambda n: "00")
+    with TrajectoryWriter(tmp_path / "a") as writer:
+        (tmp_path / "a" / ".part-00000.00.h5").symlink_to(tmp_path / "victim")
+        with pytest.raises(OSError, match="File exists"):
+            writer.write(make())
+    assert not (tmp_path / "victim").exists()
 
 
-def test_full_disk_is_named_and_keeps_what_was_written(tmp_path, monkeypatch):
-    path = tmp_path / "a.hdf5"
-    with TrajectoryWriter(path) as writer:
-        writer.write(make_trajectory(0))
+def test_full_disk_is_named_and_keeps_what_was_written(make, same, python, tmp_path):
+    result = python(
+        """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
+with trajectories.TrajectoryWriter(path, 10) as writer:
+    for seed in range(100):
+        try:
+            writer.write(make_trajectory(seed, 20, (90, 90)))
+        except OSError as error:
+            print(seed, len(writer), error)
+            break
+""",
+        tmp_path / "a",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "no room on the disk" in result.stdout and "free some, then append" in result.stdout
+    assert str(tmp_path / "a") in result.stdout
+    written = int(result.stdout.split()[0])
+    assert written >= 2
+    with TrajectoryReader(tmp_path / "a") as reader:
+        same(reader, [make(seed, 20, (90, 90)) for seed in range(written)])
 
-        def refuse(*arguments):
-            raise OSError(errno.ENOSPC, "No space left on device")
 
-        with monkeypatch.context() as patch:
-            patch.setattr(journal.os, "posix_fallocate", refuse)
-            with pytest.raises(OSError, match=r"the disk is full.*a\.hdf5") as caught:
-                writer.write(make_trajectory(1))
-        assert caught.value.errno == errno.ENOSPC
-        writer.write(make_trajectory(2))
-    with TrajectoryReader(path) as reader:
-        assert len(reader) == 2
-        assert_same(reader[1], make_trajectory(2))
+def test_trajectory_that_hdf5_cannot_write_is_left_out(make, same, tmp_path, monkeypatch):
+    set_item = h5py.Group.__setitem__
+
+    def fail(group, name, value):
+        if name == "dones":
+            raise OSError(errno.EIO, "Can't write data")
+        set_item(group, name, value)
+
+    with TrajectoryWriter(tmp_path / "a") as writer:
+        writer.write(make(0))
+        with monkeypatch.context() as patch, pytest.raises(OSError, match=r"cannot be written.*mend the disk.*\.part-"):
+            patch.setattr(h5py.Group, "__setitem__", fail)
+            writer.write(make(1))
+        assert len(writer) == 1
+        writer.write(make(2))
+    with TrajectoryReader(tmp_path / "a") as reader:
+        same(reader, [make(0), make(2)])
 
 
-def test_file_being_written_is_refused_to_others(tmp_path):
-    write_file(tmp_path / "a.hdf5", 1)
-    with TrajectoryWriter(tmp_path / "a.hdf5", append=True):
-        result = run_python("trajectories.TrajectoryReader(sys.argv[1])", tmp_path / "a.hdf5")
+def test_without_locks_both_ways_work_and_a_stranger_s_part_stays(write, make, same, tmp_path, monkeypatch):
+    made, usual = write(tmp_path / "a", 2), h5py.File
+
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    def file(*arguments, locking=None, **options):
+        return usual(*arguments, locking=False, **options) if locking is False else no_locks()
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(h5py, "File", file)
+    (tmp_path / "a" / ".part-00001.abcd.h5").write_text("whose?")
+    with pytest.warns(UserWarning) as warned, TrajectoryWriter(tmp_path / "a", append=True) as writer:
+        writer.write(make(5))
+    said = "\n".join(str(warning.message) for warning in warned)
+    assert "has no locks (No locks available): see to it" in said and ".part-00001.abcd.h5 may be left" in said
+    assert names(tmp_path / "a") == [".part-00001.abcd.h5", "part-00000.h5", "part-00001.h5"]
+    with TrajectoryReader(tmp_path / "a") as reader:
+        same(reader, [*made, make(5)])
+
+
+def test_file_that_another_process_writes_is_refused(write, python, tmp_path):
+    write(tmp_path / "a", 1)
+    with h5py.File(tmp_path / "a/part-00000.h5", "r+", locking=True):
+        result = python("trajectories.TrajectoryReader(path)", tmp_path / "a")
     assert "another process has it open" in result.stderr
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_reader_goes_to_the_workers_of_a_data_loader(write, same, tmp_path, method):
+    made = write(tmp_path / "a", 9, per_file=2)
+    with TrajectoryReader(tmp_path / "a") as reader:
+        same(reader[3], made[3])  # open before the fork
+        workers = 2 if method == "fork" else 1
+        loader = DataLoader(reader, batch_size=None, num_workers=workers, multiprocessing_context=method)
+        same(loader, made)
+        same(reader, made)
+
+
+def test_open_files_are_bounded(write, same, tmp_path, monkeypatch):
+    made = write(tmp_path / "a", 8, per_file=1)
+    files = trajectories.OpenFiles(limit=3)
+    monkeypatch.setattr(trajectories, "OpenFiles", lambda: files)
+    reader, opened = TrajectoryReader(tmp_path / "a"), []
+    for i in np.random.default_rng(0).integers(8, size=40):
+        same(reader[i], made[i])
+        opened.append(len(files))
+    assert max(opened) == 3
+    reader.close()
+    assert len(files) == 0

@@ -74,7 +74,7 @@ def test_reset_that_is_refused_changes_nothing(make):
     with pytest.raises(UserError):
         envs.reset(seed=1, options={"reset_mask": torch.tensor([True, False, True])})
     for (_, one), (_, other) in zip(steps(envs, 12), steps(plain, 12), strict=True):  # past the first ends
-        assert torch.equal(one[1], other[1]) and torch.equal(one[0]["frame"], other[0]["frame"])
+        assert torch.equal(one[1], other[1]) and torch.equal(one[0]["frames"], other[0]["frames"])
 
 
 def test_observations_and_actions_lie_in_the_declared_spaces(make):
@@ -85,8 +85,9 @@ def test_observations_and_actions_lie_in_the_declared_spaces(make):
         assert {name: value.numpy() for name, value in after.items()} in envs.observation_space
         assert all(isinstance(value, torch.Tensor) for value in after.values())
     assert envs.single_action_space.shape == (4, 7) and envs.action_space.shape == (5, 4, 7)
-    assert envs.observation_space["frame"].dtype == np.uint8 and envs.observation_space["frame"].shape == (5, 16, 16, 3)
-    assert envs.observation_space["instruction"].dtype == np.int64
+    frames, text = envs.observation_space["frames"], envs.observation_space["text"]
+    assert frames.dtype == np.uint8 and frames.shape == (5, 1, 16, 16, 3)
+    assert text.dtype == np.int64 and text.shape == (5,) and text.high.max() == len(envs.env.starts.texts) - 1
 
 
 def test_autoreset_is_declared_and_happens_in_the_same_step(make, tiny):
@@ -120,7 +121,7 @@ def test_seed_fixes_everything_and_no_seed_goes_on(make):
     def record(**reset):
         first, info = envs.reset(**reset)
         taken = [given for _, given in steps(envs, 3)]
-        return [first["frame"], info["id"], *(given[0]["frame"] for given in taken), *(given[1] for given in taken)]
+        return [first["frames"], info["id"], *(given[0]["frames"] for given in taken), *(given[1] for given in taken)]
 
     one, other, after = record(seed=5), record(seed=5), record()
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -11,6 +11,7 @@ from torchrl.envs.utils import check_env_specs  # noqa: E402
 
 from worldenv.envs.torchrl_env import TorchRLWorldModelEnv  # noqa: E402
 from worldenv.errors import UserError  # noqa: E402
+from worldenv.interfaces.observation import Observation  # noqa: E402
 
 
 @pytest.fixture
@@ -20,8 +21,14 @@ def make(tiny):
 
 @pytest.fixture
 def policy(tiny):
-    own, seen = tiny.policy(), ["frame", "proprio", "instruction"]
-    return TensorDictModule(lambda *given: own(*given)[0], in_keys=seen, out_keys=["action"])
+    own, texts = tiny.policy(), tiny.starts(7).texts
+    read = own.read(texts)
+
+    def mean(frames, proprio, text):
+        seen = Observation(frames, proprio, None, text)
+        return own.heads(own.see(seen, read), proprio)[0]
+
+    return TensorDictModule(mean, in_keys=["frames", "proprio", "text"], out_keys=["action"])
 
 
 @pytest.mark.parametrize("config", [{}, {"chunk": 3}, {"chunk": 8}, {"frame_dtype": torch.bfloat16}, {"envs": 1}])
@@ -42,10 +49,10 @@ def test_done_is_terminated_or_truncated_and_an_episode_that_ends_gives_way(make
     reward = out["next", "reward"]
     assert reward.shape == (5, 9, 1) and not reward[~done].any() and (reward[done] > 0).all()
     follows = ~done[:, :-1, 0]
-    assert torch.equal(out["next", "frame"][:, :-1][follows], later["frame"][follows])
-    starts = env.env.starts.frame
-    for frame in later["frame"][~follows]:
-        assert (frame == starts).flatten(1).all(1).any()
+    assert torch.equal(out["next", "frames"][:, :-1][follows], later["frames"][follows])
+    starts = env.env.starts.seen.frames
+    for frames in later["frames"][~follows]:
+        assert (frames == starts).flatten(1).all(1).any()
 
 
 def test_reset_of_some_begins_those_and_keeps_the_others(make):
@@ -53,9 +60,9 @@ def test_reset_of_some_begins_those_and_keeps_the_others(make):
     env.set_seed(3)
     before = env.step(env.rand_action(env.reset()))["next"]
     mask = torch.tensor([[True], [False], [True], [False], [False]])
-    expected, ids = before["frame"].clone(), env.env.info()["id"]
+    expected, ids = before["frames"].clone(), env.env.info()["id"]
     after = env.reset(before.clone().set("_reset", mask))
-    assert torch.equal(after["frame"][~mask[:, 0]], expected[~mask[:, 0]])
+    assert torch.equal(after["frames"][~mask[:, 0]], expected[~mask[:, 0]])
     assert env.env.info()["id"].tolist() == [5, 1, 6, 3, 4] and ids.tolist() == [0, 1, 2, 3, 4]
     assert not after["done"].any()
 
@@ -66,7 +73,7 @@ def test_rollout_until_all_are_done_leaves_those_that_are_as_they_are(make):
     out = env.rollout(20, break_when_any_done=False, break_when_all_done=True)
     last, done = out["next"][:, -1], out["next", "done"][..., 0]
     assert 2 <= out.shape[1] <= 4 and last["done"].all() and not done.all(1).all() and done[:, 0].any()
-    assert torch.equal(last["frame"], env.env.observe()["frame"]) and env.env.info()["id"].tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(last["frames"], env.env.observe()["frames"]) and env.env.info()["id"].tolist() == [0, 1, 2, 3, 4]
     torch.testing.assert_close(last["reward"][:, 0], env.env.info()["score"])
     with pytest.raises(UserError, match="_step leaves out episodes that have not ended"):
         env.step(env.rand_action(env.reset()).set("_step", torch.tensor([[True], [True], [False], [True], [True]])))
@@ -76,7 +83,7 @@ def test_seed_fixes_the_rollout(make, policy):
     env, frames = make(), []
     for seed in (2, 2, 4):
         env.set_seed(seed)
-        frames.append(env.rollout(5, policy, break_when_any_done=False)["next", "frame"])
+        frames.append(env.rollout(5, policy, break_when_any_done=False)["next", "frames"])
     assert torch.equal(frames[0], frames[1]) and not torch.equal(frames[0], frames[2])
 
 

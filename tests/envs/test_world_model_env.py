@@ -7,8 +7,10 @@ import torch
 
 from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
 from worldenv.errors import UserError
-from worldenv.robot.camera import tabletop_camera
-from worldenv.worlds.composer.world import World
+from worldenv.robot.kinematics import Kinematics
+from worldenv.robot.robot import moved_gripper
+from worldenv.rollout.replay import replay
+from worldenv.worlds.composer.world import ComposerWorld
 
 SEED = 11
 
@@ -19,7 +21,7 @@ def actions(count, chunk=4, seed=1):
 
 @pytest.fixture(scope="module")
 def engine(tiny):
-    return tiny.engine(horizon=4)
+    return tiny.engine(horizon=16)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +50,7 @@ def test_environment_made_and_used_in_inference_mode_goes_on_outside_of_it(tiny)
     assert torch.equal(other.step(actions(7))[1], first)
     assert torch.equal(env.step(actions(7))[1], other.step(actions(7))[1])
     with torch.inference_mode():
-        poses = tiny.starts(7).proprio[:, None].repeat(1, 5, 1)
-        assert env.world.replay(tiny.starts(7).frame, poses, 0).shape == (7, 5, 16, 16, 3)
+        assert replay(env.world, tiny.starts(7), torch.zeros(7, 4, 7), 0).shape == (7, 5, 1, 16, 16, 3)
 
 
 def test_actions_of_the_engines_episodes_lead_to_the_same_frames_rewards_and_stops(env, rollouts):
@@ -57,16 +58,16 @@ def test_actions_of_the_engines_episodes_lead_to_the_same_frames_rewards_and_sto
     total, observation = torch.zeros(7), env.observe()
     for t in range(4):
         running = ~env.standing.done
-        assert torch.equal(observation["frame"][running], rollouts.frame[running, t])
-        assert torch.equal(observation["proprio"][running], rollouts.proprio[running, t])
+        assert torch.equal(observation["frames"][running], rollouts.video[running, 4 * t])
+        assert torch.equal(observation["proprio"][running], rollouts.record.proprio[running, t])
         observation, reward, terminated, truncated = env.step(rollouts.action[:, t])
         assert not reward[~(terminated | truncated)].any()
         total += reward
     assert torch.equal(total, rollouts.final_reward())
     assert torch.equal(terminated, rollouts.stopped) and torch.equal(truncated, ~rollouts.stopped)
     assert torch.equal(env.info()["steps"], rollouts.stop) and torch.equal(env.info()["score"], total)
-    assert torch.equal(observation["frame"], rollouts.video[torch.arange(7), rollouts.stop])
-    assert torch.equal(observation["instruction"], rollouts.tokens)
+    assert torch.equal(observation["frames"], rollouts.video[torch.arange(7), rollouts.stop])
+    assert torch.equal(observation["text"], rollouts.text)
 
 
 def test_reward_of_progress_adds_up_to_the_same_return(tiny, env, rollouts):
@@ -96,7 +97,8 @@ def test_last_frame_is_that_of_the_horizon_whatever_the_chunks(tiny, chunk):
 
     def last(chunk):
         env = tiny.env(5, envs=5, horizon=10, chunk=chunk)
-        env.reflector.config = replace(env.reflector.config, threshold=1 - 1e-9)  # nobody stops
+        reflector = env.runner.reflector
+        reflector.config = replace(reflector.config, threshold=1 - 1e-9)  # nobody stops
         env.seed(SEED)
         env.reset(starts=torch.arange(5))
         for t in range(-(-10 // chunk)):
@@ -108,7 +110,7 @@ def test_last_frame_is_that_of_the_horizon_whatever_the_chunks(tiny, chunk):
     found, expected = last(chunk), last(4)
     assert torch.equal(found["proprio"], expected["proprio"])
     knows_two_more = chunk in (3, 4, 8)  # actions, of the pass that the tenth frame belongs to
-    assert torch.equal(found["frame"], expected["frame"]) == knows_two_more
+    assert torch.equal(found["frames"], expected["frames"]) == knows_two_more
 
 
 def test_stop_after_the_horizon_does_not_count(tiny, env, rollouts):
@@ -141,7 +143,7 @@ def test_episode_is_the_same_in_any_slot_and_company(tiny, envs, batch):
             for slot in done.nonzero()[:, 0].tolist():
                 after = env.info()
                 seen[int(info["id"][slot])] = (
-                    observation["frame"][slot],
+                    observation["frames"][slot],
                     reward[slot],
                     after["steps"][slot],
                     info["start"][slot],
@@ -202,7 +204,7 @@ def test_reset_of_some_leaves_the_others_alone(env, rollouts):
     for name in before:
         assert torch.equal(after[name][~mask], before[name][~mask])
     assert torch.equal(now["score"][~mask], info["score"][~mask]) and not now["score"][mask].any()
-    assert torch.equal(after["frame"][mask], env.starts.frame[:2])
+    assert torch.equal(after["frames"][mask], env.starts.seen.frames[:2])
     assert all(torch.equal(x, y) for x, y in zip(env.reset(~mask & mask).values(), after.values(), strict=True))
 
 
@@ -241,7 +243,7 @@ def test_frames_of_a_float_dtype_lie_between_minus_one_and_one(tiny, dtype):
     env, plain = (tiny.env(3, envs=3, frame_dtype=kind) for kind in (dtype, torch.uint8))
     for each in (env, plain):
         each.seed(0)
-    frame, expected = env.reset()["frame"], plain.reset()["frame"]
+    frame, expected = env.reset()["frames"], plain.reset()["frames"]
     assert frame.dtype == dtype and expected.dtype == torch.uint8
     assert frame.min() >= -1 and frame.max() <= 1
     torch.testing.assert_close(frame.float(), expected / 127.5 - 1, atol=5e-3, rtol=0)
@@ -255,7 +257,7 @@ def test_what_is_handed_out_belongs_to_the_caller(env, rollouts):
     observation, reward, terminated, truncated = env.step(rollouts.action[:, 1])
     for tensor in (*observation.values(), reward, terminated, truncated):
         tensor.zero_()
-    assert (env.observe()["frame"] != 0).any() and (kept["frame"] != 0).any()
+    assert (env.observe()["frames"] != 0).any() and (kept["frames"] != 0).any()
     assert torch.equal(env.info()["id"], kept["id"])
 
 
@@ -271,7 +273,7 @@ def test_observations_lie_within_the_bounds(env, rollouts):
 def test_no_tensor_is_made_where_the_others_are_not(tiny, rollouts):
     """Whatever is made without a device lands on `meta` here, and cannot be computed with."""
     for chunk in (4, 3):
-        env, engine = tiny.env(7, envs=7, horizon=16, chunk=chunk), tiny.engine(horizon=2, capacity=3)
+        env, engine = tiny.env(7, envs=7, horizon=16, chunk=chunk), tiny.engine(horizon=8, capacity=3)
         with torch.device("meta"):
             env.seed(SEED)
             env.reset(starts=rollouts.stop - rollouts.stop)
@@ -279,14 +281,14 @@ def test_no_tensor_is_made_where_the_others_are_not(tiny, rollouts):
                 observation, reward, terminated, truncated = env.step(rollouts.action[:, t, :chunk])
                 env.reset(terminated | truncated)
             out = engine.run(env.starts, 2, SEED)
-        for tensor in (*observation.values(), reward, *env.info().values(), out.reward, out.frame):
+        for tensor in (*observation.values(), reward, *env.info().values(), out.reward, *out.record.tensors()):
             assert tensor.device.type == "cpu"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_everything_happens_on_the_device_of_the_starts(tiny):
-    world = World(tiny.simulator().cuda(), tabletop_camera(16), (1.0, 0.5))
+    world = ComposerWorld(tiny.simulator().cuda(), moved_gripper(Kinematics()), (1.0, 0.5))
     config = EnvConfig(envs=5, horizon=8, chunk=3)
     env = WorldModelEnv(world, tiny.reflector().cuda(), tiny.starts(5).to("cuda"), config)
     env.seed(SEED)
@@ -305,7 +307,7 @@ def test_bad_use_is_refused(tiny):
         EnvConfig(reward="dense")
     with pytest.raises(UserError, match="frame_dtype is torch.int64"):
         EnvConfig(frame_dtype=torch.int64)
-    with pytest.raises(UserError, match=r"frames of \[32, 32, 3\]; the simulator imagines \[16, 16, 3\]"):
+    with pytest.raises(UserError, match=r"frames of the starts is .* \[2, 1, 32, 32, 3\]; the world model takes"):
         tiny.env(tiny.starts(2, size=32))
     env = tiny.env(4, envs=3)
     for use in (lambda: env.step(torch.zeros(3, 4, 7)), env.observe, env.info):
@@ -336,7 +338,7 @@ def test_new_seed_waits_for_a_reset_of_all_and_moves_no_running_episode_into_ano
             env.seed(2)
             with pytest.raises(UserError, match="the first with a new seed, begins 2 of 3 episodes"):
                 env.reset(torch.tensor([True, True, False]))
-        found.append(env.step(action)[0]["frame"])
+        found.append(env.step(action)[0]["frames"])
     assert torch.equal(*found)
     env.reset()
     assert env.info()["id"].tolist() == [0, 1, 2]

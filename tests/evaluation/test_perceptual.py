@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.errors import UserError
+from worldenv.evaluation.measure import world_quality
 from worldenv.evaluation.perceptual import FILES, perceptual_quality
 from worldenv.evaluation.pictures import frechet_distance
-from worldenv.evaluation.truth import simulator_quality
 
 
 class Vgg(nn.Module):
@@ -81,7 +81,7 @@ def test_damaged_file_is_named(weights, videos):
         perceptual_quality(weights, *videos, chunk=4)
 
 
-def test_simulator_quality_has_them_too(weights, tiny):
+def test_quality_of_the_world_model_has_them_too(weights, tiny):
     trajectories = [tiny.trajectory(12, i) for i in range(3)]
-    found = simulator_quality(tiny.engine(), trajectories, np.array([True, True, False]), seed=1, weights=weights)
+    found = world_quality(tiny.engine(), trajectories, np.array([True, True, False]), seed=1, weights=weights)
     assert len(found["lpips"]) == len(found["psnr"]) == 3 and found["fid"] > 0 and found["fvd"] > 0

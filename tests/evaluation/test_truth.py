@@ -7,26 +7,37 @@ import pytest
 import torch
 
 from worldenv.data.trajectories import Trajectory
-from worldenv.errors import UserError
-from worldenv.evaluation.pictures import psnr
+from worldenv.evaluation import truth
 from worldenv.evaluation.truth import (
-    EvalConfig,
     act_in_true,
+    device_of,
+    judge_frames,
     judge_outcome,
     judge_trajectories,
-    simulator_quality,
     starts_of,
 )
+from worldenv.interfaces.observation import Observation
 from worldenv.records.intervals import wilson_interval
 from worldenv.suites.tabletop.physics import HORIZON
 from worldenv.suites.tabletop.scenes import TASKS
+from worldenv.suites.tabletop.suite import TabletopSuite
 
 
 def recorded(success, task="stack"):
     n = len(success)
-    frames, proprio = np.zeros((n + 1, 8, 8, 3), np.uint8), np.zeros((n + 1, 7), np.float32)
-    actions = np.zeros((n, 7), np.float32)
-    return Trajectory(frames, proprio, actions, np.array(success, bool), "put it", task, 0, "test", "policy")
+    return Trajectory(
+        frames=np.zeros((n + 1, 1, 8, 8, 3), np.uint8),
+        proprio=np.zeros((n + 1, 7), np.float32),
+        actions=np.zeros((n, 7), np.float32),
+        success=np.array(success, bool),
+        instruction="put it",
+        task=task,
+        start=0,
+        split="test",
+        source="policy",
+        camera=None,
+        views=("agentview",),
+    )
 
 
 #   success by step     reward by step             oracle  own    none   stop stopped
@@ -45,7 +56,8 @@ CASES = [
 @pytest.fixture
 def outcome():
     trajectories = [recorded(case[0], "stack" if i < 5 else "push") for i, case in enumerate(CASES)]
-    return judge_outcome(trajectories, np.array([case[1] for case in CASES], np.float32), 0.5)
+    reward = np.array([case[1] for case in CASES], np.float32)
+    return judge_outcome(trajectories, reward, reward > 0.5)
 
 
 def test_three_stopping_rules(outcome):
@@ -61,7 +73,14 @@ def test_false_stops_count_among_all_and_missed_ones_among_the_successes(outcome
 
 
 def test_missed_stop_of_no_success_is_zero():
-    assert judge_outcome([recorded([0, 0])], np.zeros((1, 2), np.float32), 0.5).missed_stop == 0
+    reward = np.zeros((1, 2), np.float32)
+    assert judge_outcome([recorded([0, 0])], reward, reward > 0.5).missed_stop == 0
+
+
+def test_outcome_is_stopped_where_the_reflector_says_so_whatever_the_reward():
+    reward = np.array([[0.9, 0.9, 0.9]], np.float32)
+    late = judge_outcome([recorded([0, 0, 1])], reward, np.array([[False, False, True]]))
+    assert late.stop.tolist() == [3] and late.success["own_stop"].all() and late.reward is reward
 
 
 def test_document_has_rates_and_wilson_intervals_over_all_and_by_task(outcome):
@@ -75,27 +94,58 @@ def test_document_has_rates_and_wilson_intervals_over_all_and_by_task(outcome):
     assert document["per_task"]["stack"]["intervals"]["oracle"] == list(wilson_interval(5, 5))
 
 
-def test_true_episodes_run_to_the_horizon_and_repeat(tiny):
+@pytest.fixture(scope="module")
+def suite():
+    return TabletopSuite(16)
+
+
+def test_true_episodes_run_to_the_horizon_and_repeat(tiny, suite):
     policy = tiny.policy()
     tasks, starts = [TASKS[0], TASKS[7], TASKS[3]], [4, 5, 6]
-    first, again = (act_in_true(policy, tasks, starts, "test", image_size=16) for _ in range(2))
+    first, again = (act_in_true(policy, suite, tasks, starts, "test") for _ in range(2))
     for a, b, task, start in zip(first, again, tasks, starts, strict=True):
         assert len(a.actions) == HORIZON and (a.task, a.start, a.split) == (task.name, start, "test")
         assert np.array_equal(a.frames, b.frames) and np.array_equal(a.actions, b.actions)
-        begun = starts_of([task], [start], "test", image_size=16)
-        assert np.array_equal(begun.frame[0].numpy(), a.frames[0]) and np.array_equal(
-            begun.proprio[0].numpy(), a.proprio[0]
-        )
+        begun = suite.reset([task], [start], "test")
+        assert np.array_equal(begun.seen.frames[0].numpy(), a.frames[0]) and begun.instructions == [a.instruction]
+        assert np.array_equal(begun.seen.proprio[0].numpy(), a.proprio[0])
+        assert np.array_equal(begun.seen.camera[0].numpy(), a.camera) and a.views == suite.views
+        text = torch.zeros(2, dtype=torch.int64)
         with torch.no_grad():
-            seen = [torch.from_numpy(x[[0, 8]]) for x in (a.frames, a.proprio)]
-            mu, _ = policy(*seen, begun.tokens.expand(2, -1))
+            seen = Observation(*(torch.from_numpy(x[[0, 8]]) for x in (a.frames, a.proprio)), None, text)
+            mu, _ = policy.heads(policy.see(seen, policy.read(begun.texts)), seen.proprio)
         torch.testing.assert_close(torch.from_numpy(a.actions[:4]), mu[0].clamp(-1, 1), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(torch.from_numpy(a.actions[8:12]), mu[1].clamp(-1, 1), rtol=1e-4, atol=1e-4)
 
 
-def test_perturbation_shakes_the_actions_by_its_seed(tiny):
+def test_recorded_frames_and_success_are_those_of_the_recorded_actions(tiny, suite):
+    (trajectory,) = act_in_true(tiny.policy(), suite, [TASKS[3]], [6], "test")
+    suite.reset([TASKS[3]], [6], "test")
+    for t, action in enumerate(trajectory.actions):
+        seen, success = suite.step(action[None])
+        assert np.array_equal(seen.frames[0].numpy(), trajectory.frames[t + 1])
+        assert (
+            np.array_equal(seen.proprio[0].numpy(), trajectory.proprio[t + 1]) and success[0] == trajectory.success[t]
+        )
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_chunks_that_do_not_fit_the_horizon_are_cut(tiny, suite, chunk):
+    (trajectory,) = act_in_true(tiny.policy(chunk=chunk), suite, [TASKS[0]], [4], "test")
+    assert len(trajectory.actions) == HORIZON
+
+
+def test_policy_acts_in_parts_as_it_acts_at_once(tiny, suite, monkeypatch):
+    given = tiny.policy(), suite, [TASKS[0], TASKS[7], TASKS[3]], [4, 5, 6], "train", 1.0
+    whole = act_in_true(*given)
+    monkeypatch.setattr(truth, "POLICY_BATCH", 2)
+    for one, other in zip(act_in_true(*given), whole, strict=True):
+        assert np.allclose(one.actions[:4], other.actions[:4], atol=1e-4)
+
+
+def test_perturbation_shakes_the_actions_by_its_seed(tiny, suite):
     def act(perturb, seed):
-        return act_in_true(tiny.policy(), [TASKS[0]], [4], "train", perturb, seed, image_size=16)[0].actions
+        return act_in_true(tiny.policy(), suite, [TASKS[0]], [4], "train", perturb, seed)[0].actions
 
     mean, once, twice, other = act(0, 0), act(1.0, 0), act(2.0, 0), act(1.0, 1)
     assert not np.array_equal(once, other) and np.array_equal(once, act(1.0, 0))
@@ -103,41 +153,48 @@ def test_perturbation_shakes_the_actions_by_its_seed(tiny):
     assert np.allclose((twice - mean)[:4][inside], 2 * (once - mean)[:4][inside], atol=1e-5)
 
 
-def test_each_episode_may_be_perturbed_by_its_own_scale(tiny):
+def test_each_episode_may_be_perturbed_by_its_own_scale(tiny, suite):
     def act(perturb):
-        return act_in_true(tiny.policy(), [TASKS[0]] * 2, [4, 4], "train", perturb, 7, image_size=16)
+        return act_in_true(tiny.policy(), suite, [TASKS[0]] * 2, [4, 4], "train", perturb, 7)
 
     none, both = act(0.0), act(torch.tensor([0.0, 1.5]))
     assert np.allclose(both[0].actions, none[0].actions)
     assert not np.allclose(both[1].actions, none[1].actions)
 
 
-def test_judged_rewards_do_not_depend_on_the_batch(tiny):
+def test_judged_rewards_do_not_depend_on_the_batch(tiny, monkeypatch):
     trajectories = [tiny.trajectory(20, i) for i in range(5)]
-    reward = judge_trajectories(tiny.reflector(), trajectories)
-    assert reward.shape == (5, 20) and reward.dtype == np.float32
-    assert np.allclose(reward, judge_trajectories(tiny.reflector(), trajectories, batch=2), atol=1e-4)
+    reward, stop = judge_trajectories(tiny.reflector(), trajectories)
+    assert reward.shape == stop.shape == (5, 20) and reward.dtype == np.float32 and stop.dtype == np.bool_
+    assert np.array_equal(stop, reward > 0.5)
+    for name, value in (("REFLECTOR_BATCH", 2), ("FRAMES_AT_ONCE", 3)):
+        monkeypatch.setattr(truth, name, value)
+    assert np.allclose(reward, judge_trajectories(tiny.reflector(), trajectories)[0], atol=1e-4)
     assert not np.allclose(reward[0], reward[4])
 
 
-def test_simulator_quality_compares_whole_replays_chunk_by_chunk(tiny):
-    engine, trajectories = tiny.engine(), [tiny.trajectory(12, i) for i in range(3)]
-    found = simulator_quality(engine, trajectories, np.array([True, True, False]), seed=1)
-    assert len(found["psnr"]) == len(found["ssim"]) == 3 and found["episodes"] == 3
-    frames, poses = (torch.from_numpy(np.stack([getattr(t, k) for t in trajectories])) for k in ("frames", "proprio"))
-    imagined = engine.world.replay(frames[:, 0], poses, 1)
-    assert found["psnr"][1] == pytest.approx(psnr(imagined[:, 5:9], frames[:, 5:9]).mean().item(), rel=1e-4)
-    shown = [replace(t, frames=video.numpy()) for t, video in zip(trajectories, imagined, strict=True)]
-    said = (judge_trajectories(engine.reflector, shown) > 0.5).any(1)
-    assert found["agreement"] == pytest.approx((said == [True, True, False]).mean())
+def test_frames_are_judged_after_the_first_by_all_that_came_before(tiny):
+    reflector, trajectories = tiny.reflector(), [tiny.trajectory(9, i) for i in range(2)]
+    starts, frames = starts_of(trajectories), torch.from_numpy(np.stack([t.frames for t in trajectories]))
+    reward, stop = judge_frames(reflector, starts, frames)
+    state = reflector.begin(starts.seen, reflector.read(starts.texts))
+    expected, _ = reflector.judge(frames[:, 1:], state)
+    torch.testing.assert_close(reward, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(stop, reward > 0.5) and not reward.requires_grad
 
 
-@pytest.mark.parametrize("bad", [{"episodes": 9}, {"imagined": 0}, {"quality": 0}, {"videos": -1}])
-def test_evaluation_of_nothing_is_refused(bad):
-    with pytest.raises(UserError, match="--eval.episodes must be at least 10"):
-        EvalConfig(**bad)
+def test_starts_of_recorded_episodes_are_their_first_observations(tiny):
+    trajectories = [tiny.trajectory(3, i) for i in range(3)]
+    trajectories[1] = replace(trajectories[1], instruction="drop it in the tray")
+    starts = starts_of(trajectories)
+    assert starts.instructions == [t.instruction for t in trajectories] and len(starts.texts) == 2
+    for i, trajectory in enumerate(trajectories):
+        assert np.array_equal(starts.seen.frames[i].numpy(), trajectory.frames[0])
+        assert np.array_equal(starts.seen.proprio[i].numpy(), trajectory.proprio[0])
+        assert np.array_equal(starts.seen.camera[i].numpy(), trajectory.camera)
+    assert starts_of([replace(trajectories[0], camera=None), trajectories[1]]).seen.camera is None
 
 
-def test_perceptual_weights_are_looked_for_before_any_work(tmp_path):
-    with pytest.raises(UserError, match="has no weights to measure with"):
-        EvalConfig(weights=tmp_path)
+def test_part_without_parameters_is_on_the_cpu(tiny):
+    assert device_of(object()) == device_of(torch.nn.ReLU()) == torch.device("cpu")
+    assert device_of(tiny.policy().to("meta")) == torch.device("meta")

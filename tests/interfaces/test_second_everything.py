@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import worldenv
 
@@ -74,7 +75,7 @@ def test_gymnasium_steps_it(parts):
         observation, reward, terminated, truncated, _ = envs.step(torch.zeros(5, 3, 6))
         ends += int((terminated | truncated).sum())
     assert ends == 10 and observation["proprio"].shape == (5, 9)
-    assert ((0 <= reward) & (reward <= 1)).all()
+    assert ((reward >= 0) & (reward <= 1)).all()
 
 
 def test_torchrl_rolls_it_out(parts):
@@ -133,7 +134,6 @@ def test_an_interrupted_run_goes_on_to_the_same_result(trained, tmp_path, monkey
     config = train_config(tmp_path / "run")
     resumed = worldenv.train(worldenv.TrainConfig(**{**vars(config), "resume": True}))
     assert resumed["success_after"] == result["success_after"]
-    mine, others = (
-        (path / "checkpoints" / "policy.safetensors").read_bytes() for path in (tmp_path / "run", folder)
-    )
-    assert mine[-2000:] == others[-2000:]  # the weights; the head of the file names the command
+    mine, others = (load_file(path / "checkpoints" / "policy.safetensors") for path in (tmp_path / "run", folder))
+    for name, weights in others.items():  # sums of matrices may differ in the last bit from run to run
+        torch.testing.assert_close(mine[name], weights, atol=1e-5, rtol=1e-5)

@@ -55,6 +55,22 @@ def test_room_has_the_shapes_and_dtypes_and_counts_its_bytes():
     assert room.bytes_each() == 8 + 12
 
 
+def test_rows_can_be_put_only_where_fields_shapes_and_dtypes_are_theirs():
+    slots = make(1, 2, 3)
+    assert slots.takes(make(4)) and slots.takes(make(1, 2, 3, 4, 5))
+    for name, other in (("cache", torch.zeros(1, 4)), ("cache", torch.zeros(1, 3).double()), ("cache", None)):
+        rows = make(4)
+        setattr(rows.inner, name, other)
+        assert not slots.takes(rows)
+    assert not slots.takes(make(4).each(lambda tensor: tensor.to("meta")))
+
+
+def test_field_that_is_missing_is_missing_in_every_copy():
+    slots = make(1, 2)
+    slots.inner = None
+    assert slots.empty(3).inner is None and slots[1:].inner is None and len(list(slots.tensors())) == 1
+
+
 def test_bytes_are_seen_as_words_of_the_same_memory_and_all_else_as_it_is():
     frames = torch.zeros(3, 2, 4, 2, 3, dtype=torch.uint8)
     seen = words(frames, 2)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from worldenv.nn.encoder import Patches, SpatialSoftmax, VisionLanguageEncoder
+from worldenv.nn.instruction import tokenize
 
 
 def test_patches_are_those_of_torch_and_pass_a_gradient():
@@ -26,8 +27,9 @@ def test_flat_channel_looks_at_the_middle():
 def test_features_depend_on_the_frame_and_the_instruction_of_their_own_row(tiny):
     torch.manual_seed(0)
     encoder, starts = VisionLanguageEncoder(width=32, channels=16, blocks=1).eval(), tiny.starts(3)
-    together = encoder(starts.frame, starts.tokens)
+    frames, tokens = starts.seen.frames[:, 0], tokenize(starts.instructions)
+    together = encoder(frames, tokens)
     assert together.shape == (3, 32)
-    torch.testing.assert_close(encoder(starts.frame[1:2], starts.tokens[1:2]), together[1:2], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(encoder(starts.frame[:1], starts.tokens[1:2]), together[:1], atol=1e-4)
-    assert not torch.allclose(encoder(starts.frame[1:2], starts.tokens[:1]), together[:1], atol=1e-4)
+    torch.testing.assert_close(encoder(frames[1:2], tokens[1:2]), together[1:2], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(encoder(frames[:1], tokens[1:2]), together[:1], atol=1e-4)
+    assert not torch.allclose(encoder(frames[1:2], tokens[:1]), together[:1], atol=1e-4)

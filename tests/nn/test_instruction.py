@@ -66,3 +66,8 @@ def test_gradient_reaches_the_words_used_and_no_padding(encoder):
     encoder(tokenize(["push the puck"])).sum().backward()
     moved = encoder.embed.weight.grad.abs().sum(1) > 0
     assert [WORDS[i] for i in moved.nonzero().flatten()] == ["push", "the", "puck"]
+
+
+def test_tokens_are_on_the_cpu_whatever_the_default_device_is():
+    with torch.device("meta"):
+        assert tokenize(["push the puck"])[0, :3].tolist() == [WORDS.index(word) for word in ("push", "the", "puck")]

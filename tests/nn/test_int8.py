@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from worldenv.assemble import make_engine
 from worldenv.nn.int8 import Conv, Int8, Linear, Rowwise, RowwiseGRU, by_rows, in_int8, is_fast, measured
+from worldenv.rollout.engine import Engine, EngineConfig
 
 
 def net(seed=0):
@@ -194,18 +196,17 @@ def test_a_weight_that_is_not_finite_is_refused(ranges):
 
 
 @torch.no_grad()
-def test_policy_simulator_and_reflector_of_a_rollout_stay_near_their_floats(tiny):
-    engine, starts = tiny.engine(horizon=2, size=32), tiny.starts(5, 32)
-    models = {"policy": engine.policy, "simulator": engine.world.simulator, "reflector": engine.reflector}
-    found = {}
-    for name, model in models.items():
-        with measured(model) as ranges:
+def test_policy_world_model_and_reflector_of_a_rollout_stay_near_their_floats(tiny):
+    parts, starts = tiny.parts(size=32), tiny.starts(5, 32)
+    engine, found = make_engine(parts, EngineConfig(horizon=8)), {}
+    for name, network in parts.networks().items():
+        with measured(network) as ranges:
             engine.run(starts, 2, 0)
         found[name] = ranges
     exact = engine.run(starts, 2, 0, stop=False, video=True)
-    small = {name: in_int8(model, found[name]) for name, model in models.items()}
-    engine.policy, engine.world.simulator, engine.reflector = small.values()
-    near = engine.run(starts, 2, 0, stop=False, video=True)
+    policy, reflector = (in_int8(getattr(parts, name), found[name]) for name in ("policy", "reflector"))
+    small = Engine(policy, parts.world.in_int8(found["world"]), reflector, engine.config)
+    near = small.run(starts, 2, 0, stop=False, video=True)
     assert 0 < (near.video.float() - exact.video.float()).abs().mean() < 20  # of noise composed by untrained weights
     assert 0 < (near.reward - exact.reward).abs().mean() < 0.05
     assert 0 < (near.action - exact.action).abs().mean() < 0.01

@@ -4,27 +4,33 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from worldenv.records.checkpoint import CheckpointError
-from worldenv.records.model_files import Models, load_model, save_model, shipped
-from worldenv.worlds.causal.network import Causal, CausalConfig
+from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
+from worldenv.records.checkpoint import CheckpointError, load_weights
+from worldenv.records.model_files import load_model, save_model, shipped
+from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
+from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
+from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
+
+CLASSES = {
+    "policy": (SmallPolicy, SmallPolicyConfig),
+    "composer": (ComposerNetwork, ComposerConfig),
+    "reflector": (SmallReflector, SmallReflectorConfig),
+    "causal": (CausalNetwork, CausalConfig),
+}
 
 
 @pytest.fixture
 def made(tiny):
-    return {"policy": tiny.policy(), "simulator": tiny.simulator(), "reflector": tiny.reflector()}
+    causal = CausalNetwork(CausalConfig(image_size=16, width=32, layers=1, heads=2, key_heads=1, channels=4))
+    return {"policy": tiny.policy(), "composer": tiny.simulator(), "reflector": tiny.reflector(), "causal": causal}
 
 
-@pytest.fixture
-def causal():
-    return Causal(CausalConfig(image_size=16, width=32, layers=1, heads=2, key_heads=1, channels=4))
-
-
-@pytest.mark.parametrize("kind", ["policy", "simulator", "reflector", "causal"])
-def test_model_comes_back_to_half_precision_with_its_configuration(made, causal, tmp_path, kind):
-    path, made = tmp_path / "model.safetensors", made | {"causal": causal}
-    save_model(path, made[kind], {"seed": 3, "command": "make it"}, levels=(1.0, 0.5))
-    back, metadata = load_model(path, kind)
-    assert back.config == made[kind].config and not back.training
+@pytest.mark.parametrize("kind", CLASSES)
+def test_model_comes_back_to_half_precision_with_its_configuration(made, tmp_path, kind):
+    path = tmp_path / "model.safetensors"
+    save_model(path, made[kind], kind, {"seed": 3, "command": "make it"}, levels=(1.0, 0.5))
+    back, metadata = load_model(path, kind, *CLASSES[kind])
+    assert back.config == made[kind].config and not back.training and metadata["kind"] == kind
     assert metadata["made"] == {"seed": 3, "command": "make it"} and metadata["levels"] == [1.0, 0.5]
     for name, weight in made[kind].state_dict().items():
         assert torch.equal(back.state_dict()[name], weight.half().float()), name
@@ -34,53 +40,47 @@ def test_model_comes_back_to_half_precision_with_its_configuration(made, causal,
 
 
 def test_full_precision_comes_back_bit_by_bit(made, tmp_path, same_weights):
-    save_model(tmp_path / "policy.safetensors", made["policy"], {}, torch.float32)
-    assert same_weights(load_model(tmp_path / "policy.safetensors", "policy")[0], made["policy"])
+    save_model(tmp_path / "policy.safetensors", made["policy"], "policy", {}, torch.float32)
+    back, _ = load_model(tmp_path / "policy.safetensors", "policy", *CLASSES["policy"])
+    assert same_weights(back, made["policy"])
 
 
-def test_a_loaded_folder_acts_like_the_models_it_was_made_of(made, tiny, tmp_path):
-    for kind, model in made.items():
-        save_model(tmp_path / f"{kind}.safetensors", model, {}, levels=(1.0,))
-    models, starts = Models.load(tmp_path), tiny.starts(3)
-    assert models.levels == (1.0,) and not models.reflector.zero_shot
-    assert Models.load(tmp_path, zero_shot=True).reflector.zero_shot
-    with torch.no_grad():
-        mine, loaded = (p(starts.frame, starts.proprio, starts.tokens)[0] for p in (made["policy"], models.policy))
-    torch.testing.assert_close(loaded, mine, rtol=0.02, atol=2e-3)
+def test_options_of_a_network_are_given_when_it_is_rebuilt(made, tmp_path):
+    save_model(tmp_path / "x.safetensors", made["reflector"], "reflector", {})
+    for zero_shot in (False, True):
+        back, _ = load_model(tmp_path / "x.safetensors", "reflector", *CLASSES["reflector"], zero_shot=zero_shot)
+        assert back.zero_shot == zero_shot
 
 
-def test_missing_model_is_named(made, tmp_path):
-    save_model(tmp_path / "policy.safetensors", made["policy"], {})
-    with pytest.raises(CheckpointError, match=r"simulator.safetensors: there is no such file"):
-        Models.load(tmp_path)
+def test_missing_model_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"composer.safetensors: there is no such file"):
+        load_model(tmp_path / "composer.safetensors", "composer", *CLASSES["composer"])
 
 
 def test_model_of_another_kind_is_refused(made, tmp_path):
-    save_model(tmp_path / "x.safetensors", made["policy"], {})
+    save_model(tmp_path / "x.safetensors", made["policy"], "policy", {})
     with pytest.raises(CheckpointError, match="x.safetensors holds a policy; a reflector was expected"):
-        load_model(tmp_path / "x.safetensors", "reflector")
+        load_model(tmp_path / "x.safetensors", "reflector", *CLASSES["reflector"])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
 def test_truncated_model_is_refused(made, tmp_path, share):
     path = tmp_path / "x.safetensors"
-    save_model(path, made["policy"], {})
+    save_model(path, made["policy"], "policy", {})
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(CheckpointError, match="x.safetensors: not a complete safetensors file"):
-        load_model(path, "policy")
+        load_model(path, "policy", *CLASSES["policy"])
 
 
-def test_shipped_models_load_and_act(tiny):
-    models = Models.load(shipped())
-    starts = tiny.starts(2, models.simulator.config.image_size)
-    with torch.no_grad():
-        mu, _ = models.policy(starts.frame, starts.proprio, starts.tokens)
-    assert (
-        mu.shape == (2, models.policy.config.chunk, 7) and models.policy.config.chunk == models.simulator.config.chunk
-    )
+def test_shipped_models_are_small_and_say_how_they_were_made():
     files = [*shipped().glob("*.safetensors")]
     assert sum(path.stat().st_size for path in files) <= 20e6
-    for kind in ("policy", "simulator", "reflector"):
-        _, metadata = load_model(shipped() / f"{kind}.safetensors", kind)
+    for file in files:
+        _, metadata = load_weights(file)
         assert metadata["made"] and json.dumps(metadata)
+    kinds = {"finetuned": "policy", **{kind: kind for kind in ("policy", "composer", "reflector")}}
+    networks = {
+        name: load_model(shipped() / f"{name}.safetensors", kind, *CLASSES[kind])[0] for name, kind in kinds.items()
+    }
+    assert networks["policy"].config.chunk == networks["composer"].config.chunk

@@ -1,34 +1,44 @@
 import pytest
 import torch
 
-from worldenv.reflector.small import ReflectorConfig
+from worldenv.interfaces.observation import Observation, table_of
+from worldenv.interfaces.reflector import Reflector
+from worldenv.nn.instruction import tokenize
+from worldenv.reflector.small import SmallReflectorConfig
 
 
 def episode(tiny, n=3, steps=12):
     generator = torch.Generator().manual_seed(7)
     frames = torch.randint(256, (n, steps + 1, 16, 16, 3), generator=generator, dtype=torch.uint8)
-    return frames, tiny.starts(n).tokens
+    return frames, tiny.starts(n).instructions
 
 
-def judged(reflector, frames, tokens, parts):
-    pooled = reflector.begin(frames[:, 0], tokens)
-    with torch.no_grad():
-        return torch.cat([reflector.judge(part, pooled) for part in frames[:, 1:].split(parts, 1)], dim=1)
+def begin(reflector, frames, instructions):
+    texts, text = table_of(instructions)
+    return reflector.begin(Observation(frames[:, :1], torch.zeros(len(text), 7), None, text), reflector.read(texts))
+
+
+def judged(reflector, frames, instructions, parts):
+    state = begin(reflector, frames, instructions)
+    out = [reflector.judge(part[:, :, None], state) for part in frames[:, 1:].split(parts, 1)]
+    reward, stop = (torch.cat(part, dim=1) for part in zip(*out, strict=True))
+    assert torch.equal(stop, reward > reflector.config.threshold)
+    return reward
 
 
 @pytest.mark.parametrize("zero_shot", [False, True])
 @pytest.mark.parametrize("parts", [1, 4, [5, 1, 6]])
 def test_chunk_by_chunk_is_the_same_as_one_pass_over_everything(tiny, zero_shot, parts):
-    reflector, (frames, tokens) = tiny.reflector(zero_shot=zero_shot), episode(tiny)
+    reflector, (frames, texts) = tiny.reflector(zero_shot=zero_shot), episode(tiny)
     torch.testing.assert_close(
-        judged(reflector, frames, tokens, parts), judged(reflector, frames, tokens, 12), rtol=1e-4, atol=1e-5
+        judged(reflector, frames, texts, parts), judged(reflector, frames, texts, 12), rtol=1e-4, atol=1e-5
     )
 
 
 def test_reward_reads_the_present_the_change_and_the_mean_so_far(tiny):
-    reflector, (frames, tokens) = tiny.reflector(), episode(tiny)
-    feature = torch.stack([reflector.encode(frames[:, t], tokens) for t in range(13)], dim=1)
-    reward = judged(reflector, frames, tokens, 4)
+    reflector, (frames, texts) = tiny.reflector(), episode(tiny)
+    feature = torch.stack([reflector.encode(frames[:, t], tokenize(texts)) for t in range(13)], dim=1)
+    reward = judged(reflector, frames, texts, 4)
     for t in range(1, 13):
         state = torch.cat([feature[:, t], feature[:, t] - feature[:, 0], feature[:, : t + 1].mean(1)], dim=-1)
         torch.testing.assert_close(reward[:, t - 1], reflector.head(state)[:, 0].sigmoid(), rtol=1e-3, atol=1e-4)
@@ -40,49 +50,67 @@ def test_reward_is_a_share_that_differs_between_frames(tiny):
 
 
 def test_zero_shot_judge_is_the_pretrained_answer_on_the_last_frame(tiny):
-    reflector, (frames, tokens) = tiny.reflector(zero_shot=True), episode(tiny)
-    expected = reflector.done(reflector.encode(frames[:, 9], tokens))[:, 0].sigmoid()
+    reflector, (frames, texts) = tiny.reflector(zero_shot=True), episode(tiny)
+    expected = reflector.done(reflector.encode(frames[:, 9], tokenize(texts)))[:, 0].sigmoid()
     for parameter in reflector.head.parameters():
         torch.nn.init.constant_(parameter, float("nan"))
-    torch.testing.assert_close(judged(reflector, frames, tokens, 4)[:, 8], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(judged(reflector, frames, texts, 4)[:, 8], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_trained_judge_ignores_the_pretrained_answer(tiny):
-    reflector, (frames, tokens) = tiny.reflector(), episode(tiny)
-    before = judged(reflector, frames, tokens, 4)
+    reflector, (frames, texts) = tiny.reflector(), episode(tiny)
+    before = judged(reflector, frames, texts, 4)
     for parameter in reflector.done.parameters():
         torch.nn.init.constant_(parameter, float("nan"))
-    assert torch.equal(judged(reflector, frames, tokens, 4), before)
+    assert torch.equal(judged(reflector, frames, texts, 4), before)
+
+
+def test_state_keeps_no_view_of_the_observation(tiny):
+    reflector, (frames, texts) = tiny.reflector(), episode(tiny)
+    assert isinstance(reflector, Reflector)
+    state = begin(reflector, frames, texts)
+    before = state.each(torch.clone)
+    frames[:, 0] = 0
+    assert all(torch.equal(a, b) for a, b in zip(state.tensors(), before.tensors(), strict=True))
+
+
+def test_every_episode_is_judged_by_its_own_instruction(tiny):
+    reflector, (frames, texts) = tiny.reflector(), episode(tiny)
+    expected = judged(reflector, frames, texts, 4)
+    other = judged(reflector, frames, [texts[0], texts[2], texts[1]], 4)
+    torch.testing.assert_close(other[0], expected[0])
+    assert not torch.allclose(other[1], expected[1]) and not torch.allclose(other[2], expected[2])
 
 
 def test_only_the_head_learns(tiny):
-    reflector, (frames, tokens) = tiny.reflector(), episode(tiny)
-    first, now = (reflector.encode(frames[:, t], tokens) for t in (0, 5))
+    reflector, (frames, texts) = tiny.reflector(), episode(tiny)
+    first, now = (reflector.encode(frames[:, t], tokenize(texts)) for t in (0, 5))
     reflector.logit(now, first, (first + now) / 2).sum().backward()
     assert {name.split(".")[0] for name, p in reflector.named_parameters() if p.requires_grad} == {"head"}
     assert {name.split(".")[0] for name, p in reflector.named_parameters() if p.grad is not None} == {"head"}
 
 
 def test_kept_episodes_go_on_as_if_alone(tiny):
-    reflector, (frames, tokens) = tiny.reflector(), episode(tiny)
-    pooled = reflector.begin(frames[:, 0], tokens)
-    reflector.judge(frames[:, 1:5], pooled)
+    reflector, (frames, texts) = tiny.reflector(), episode(tiny)
+    state = begin(reflector, frames, texts)
+    reflector.judge(frames[:, 1:5, None], state)
     rows = torch.tensor([2, 0])
-    rest = reflector.judge(frames[rows, 5:], pooled.each(lambda t: t[rows]))
-    torch.testing.assert_close(rest, judged(reflector, frames, tokens, 12)[rows, 4:], rtol=1e-4, atol=1e-5)
+    rest, _ = reflector.judge(frames[rows, 5:, None], state.each(lambda t: t[rows]))
+    torch.testing.assert_close(rest, judged(reflector, frames, texts, 12)[rows, 4:], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("zero_shot", [False, True])
 def test_reading_all_frames_again_says_the_same_while_there_are_no_more_than_it_samples(tiny, zero_shot):
-    reflector, (frames, tokens) = tiny.reflector(zero_shot=zero_shot), episode(tiny)
-    reward = judged(reflector, frames, tokens, 4)
+    reflector, (frames, texts) = tiny.reflector(zero_shot=zero_shot), episode(tiny)
+    reward = judged(reflector, frames, texts, 4)
     for t in (1, 5, 12):
-        again = reflector.judge_again(frames[:, : t + 1], tokens, samples=13)
+        again = reflector.judge_again(frames[:, : t + 1], tokenize(texts), samples=13)
         torch.testing.assert_close(again, reward[:, t - 1], rtol=1e-3, atol=1e-4)
 
 
 def test_of_more_frames_a_sample_is_read_that_is_uniform_and_has_the_first_and_the_last(tiny, monkeypatch):
-    reflector, (frames, tokens) = tiny.reflector(), episode(tiny)
+    reflector, (frames, texts) = tiny.reflector(), episode(tiny)
+    tokens = tokenize(texts)
     again = reflector.judge_again(frames, tokens, samples=5)
     seen, encode = [], reflector.encode
     monkeypatch.setattr(reflector, "encode", lambda f, i: seen.append(f) or encode(f, i))
@@ -91,10 +119,10 @@ def test_of_more_frames_a_sample_is_read_that_is_uniform_and_has_the_first_and_t
     feature = encode(seen[0], tokens.repeat_interleave(5, 0)).unflatten(0, (3, 5))
     expected = torch.cat([feature[:, -1], feature[:, -1] - feature[:, 0], feature.mean(1)], dim=-1)
     torch.testing.assert_close(again, reflector.head(expected)[:, 0].sigmoid(), rtol=1e-3, atol=1e-4)
-    assert (again - judged(reflector, frames, tokens, 4)[:, -1]).abs().max() > 1e-5  # its mean is another one
+    assert (again - judged(reflector, frames, texts, 4)[:, -1]).abs().max() > 1e-5  # its mean is another one
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0])
 def test_threshold_outside_the_rewards_is_refused(threshold):
     with pytest.raises(ValueError, match=f"threshold is {threshold}"):
-        ReflectorConfig(threshold=threshold)
+        SmallReflectorConfig(threshold=threshold)

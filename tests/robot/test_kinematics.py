@@ -1,5 +1,7 @@
 """The network-free kinematics must be the simulator's own, or imagined and true trajectories drift apart."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -77,3 +79,148 @@ def test_gradient_reaches_the_action_unless_it_is_clipped():
     forward_kinematics(torch.tensor([0.0, 0.0, 0.1, 0.0, 0.0, 0.0, 1.0]), action, Kinematics())[:6].sum().backward()
     expected = torch.tensor([0.035, 0.0, 0.035, 0.12, 0.12, 0.12, 0.0])
     torch.testing.assert_close(action.grad, expected)
+
+
+def test_added_rotations_are_those_of_before_bit_by_bit():
+    draw = torch.Generator().manual_seed(0)
+    pose = torch.randn(50, 7, generator=draw) * 0.2
+    actions = torch.randn(50, 12, 7, generator=draw)
+    found = chunk_kinematics(pose, actions, ODD)
+    step = torch.tensor([0.021] * 3 + [0.07] * 3 + [0.3])
+    low, high = torch.tensor([*ODD.low, 0.0]), torch.tensor([*ODD.high, 1.0])
+    for k in range(12):
+        command = torch.cat([actions[:, k, :6].clamp(-1, 1), 1.0 - 2.0 * (actions[:, k, 6:] > 0).float()], dim=1)
+        pose = torch.clamp(pose + command * step, low, high)
+        assert torch.equal(found[:, k], pose)
+
+
+COMPOSE = Kinematics(rotation_step=0.5, rotation="compose")
+DOWN = [(math.pi - 1e-3, 0.0, 0.0), (math.pi, 0.0, 0.0), (0.0, math.pi, 0.0), (2.2, -2.2428, 0.0)]
+
+
+def matrix(axis_angle):  # [..., 3] -> [..., 3, 3] float64
+    x, y, z = axis_angle.double().unbind(-1)
+    zero = torch.zeros_like(x)
+    rows = [torch.stack(row, dim=-1) for row in ((zero, -z, y), (z, zero, -x), (-y, x, zero))]
+    return torch.linalg.matrix_exp(torch.stack(rows, dim=-2))
+
+
+def turned(axis_angle, turns, kinematics=COMPOSE):  # [..., 3], [..., K, 3] in units of the step -> [..., K, 3]
+    pose = torch.zeros(*axis_angle.shape[:-1], 7)
+    pose[..., 2], pose[..., 3:6] = 0.1, axis_angle
+    actions = torch.zeros(*turns.shape[:-1], 7)
+    actions[..., 3:6] = turns
+    return chunk_kinematics(pose, actions, kinematics)[..., 3:6]
+
+
+def test_two_turns_about_different_axes_are_the_product_of_their_matrices():
+    turns = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    end = turned(torch.zeros(3), turns)[-1]
+    product = matrix(0.5 * turns[1]) @ matrix(0.5 * turns[0])  # about the world's axes: the later turn on the left
+    torch.testing.assert_close(matrix(end), product, rtol=0, atol=1e-6)
+    assert (matrix(end) - matrix(0.5 * turns[0]) @ matrix(0.5 * turns[1])).abs().max() > 0.1
+
+
+def test_any_turn_after_any_rotation_is_the_product_of_their_matrices():
+    draw = torch.Generator().manual_seed(0)
+    before = torch.randn(2000, 3, generator=draw) * 2.0
+    before[:500] *= 1e-4
+    turns = torch.randn(2000, 1, 3, generator=draw)
+    turns[250:750] *= 1e-4
+    turns[0], before[1], turns[2], before[2] = 0, 0, 0, 0
+    after = turned(before, turns)[:, 0]
+    expected = matrix(0.5 * turns[:, 0].clamp(-1, 1)) @ matrix(before)
+    torch.testing.assert_close(matrix(after), expected, rtol=0, atol=2e-6)
+    assert torch.equal(after[2], torch.zeros(3))
+    alone = turned(before[7], turns[7])[0]
+    assert torch.equal(alone, after[7])
+
+
+def test_small_turn_after_none_is_itself():
+    turn = torch.tensor([[1e-7, -2e-9, 3e-8]])
+    torch.testing.assert_close(turned(torch.zeros(3), turn), 0.5 * turn, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("down", DOWN)
+@pytest.mark.parametrize("way", [1.0, -1.0])
+def test_gripper_that_looks_down_turns_about_the_vertical(down, way):
+    turns = torch.tensor([0.0, 0.0, way * 0.4]).expand(30, 3)  # by 6 radians
+    after = turned(torch.tensor(down), turns)
+    assert after.isfinite().all()
+    expected = matrix(torch.tensor(down))
+    for k in range(30):
+        expected = matrix(0.5 * turns[k]) @ expected
+        torch.testing.assert_close(matrix(after[k]), expected, rtol=0, atol=1e-5)
+    steps = torch.cat([torch.tensor([down]), after]).diff(dim=0).norm(dim=1)
+    assert steps.max() < 0.35  # half of the turn, on a circle of radius pi: the axis never flips
+
+
+@pytest.mark.parametrize("axis", [(1.0, 0.0, 0.0), (0.6, 0.0, -0.8)])
+def test_axis_does_not_flip_where_a_turn_passes_half_a_turn(axis):
+    axis = torch.tensor(axis)
+    after = turned((math.pi - 0.25) * axis, (0.2 * axis).expand(10, 3))
+    lengths = math.pi - 0.25 + 0.1 * torch.arange(1, 11)
+    torch.testing.assert_close(after, lengths[:, None] * axis, rtol=0, atol=1e-5)
+    back = turned(after[-1], (-0.2 * axis).expand(10, 3))
+    torch.testing.assert_close(back[-1], (math.pi - 0.25) * axis, rtol=0, atol=1e-5)
+
+
+def test_axis_angle_is_never_longer_than_a_whole_turn():
+    axis = torch.tensor([0.0, 0.6, 0.8])
+    after = turned(torch.zeros(3), axis.expand(40, 3))  # by 20 radians
+    assert after.norm(dim=1).max() <= 2 * math.pi + 1e-5
+    torch.testing.assert_close(matrix(after[-1]), matrix(20 * axis), rtol=0, atol=2e-5)
+
+
+def test_position_and_opening_are_limited_as_before_and_the_rotation_is_not():
+    actions = torch.rand(9, 25, 7, generator=torch.Generator().manual_seed(0)) * 2 - 0.6
+    pose = torch.tensor([0.0, 0.0, 0.1, 0.0, 0.0, 0.0, 1.0]).expand(9, 7)
+    added, composed = (chunk_kinematics(pose, actions, Kinematics(rotation=way)) for way in ("add", "compose"))
+    kept = [0, 1, 2, 6]
+    assert torch.equal(added[..., kept], composed[..., kept])
+    assert (added[..., :3] == torch.tensor(Kinematics().high[:3])).any()
+    assert (composed[..., 3:6] > torch.tensor(Kinematics().high[3:])).any()
+
+
+@pytest.mark.parametrize("rotation", ["add", "compose"])
+def test_chunk_equals_as_many_single_actions_bit_by_bit(rotation):
+    kinematics = Kinematics(rotation=rotation)
+    actions = torch.randn(4, 3, 9, 7, generator=torch.Generator().manual_seed(0))
+    pose = torch.tensor([0.0, 0.0, 0.1, 3.1, 0.1, 0.0, 1.0]).expand(4, 3, 7)
+    together = chunk_kinematics(pose, actions, kinematics)
+    assert together.dtype == torch.float32 and together.shape == (4, 3, 9, 7)
+    for k in range(9):
+        pose = forward_kinematics(pose, actions[:, :, k], kinematics)
+        assert torch.equal(pose, together[:, :, k])
+
+
+def test_gradient_reaches_a_composed_rotation_also_where_there_is_none_yet():
+    for start in ((0.0, 0.0, 0.0), (math.pi, 0.0, 0.0), (0.3, -0.2, 0.9)):
+        action = torch.zeros(7, requires_grad=True)
+        pose = torch.tensor([0.0, 0.0, 0.1, *start, 1.0])
+        (row,) = torch.autograd.grad(forward_kinematics(pose, action, COMPOSE)[3:6].sum(), action)
+        assert row.isfinite().all() and row[3:6].abs().max() > 0.1
+    action = torch.zeros(7, requires_grad=True)
+    pose = torch.tensor([0.0, 0.0, 0.1, 0.0, 0.0, 0.0, 1.0])
+    (row,) = torch.autograd.grad(forward_kinematics(pose, action, COMPOSE)[3:6].sum(), action)
+    torch.testing.assert_close(row[3:6], torch.full((3,), 0.5))
+
+
+def test_composition_is_traced_without_a_graph_break():
+    def step(pose, actions):
+        return chunk_kinematics(pose, actions, COMPOSE)
+
+    pose, actions = torch.full((3, 7), 0.1), torch.full((3, 4, 7), 0.3)
+    traced = torch.compile(step, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(traced(pose, actions), step(pose, actions))
+
+
+def test_what_these_kinematics_cannot_do_is_refused():
+    with pytest.raises(ValueError, match="proprio has 9 numbers and an action 7; these kinematics are of 7 each"):
+        chunk_kinematics(torch.zeros(2, 9), torch.zeros(2, 4, 7), Kinematics())
+    with pytest.raises(ValueError, match="proprio has 7 numbers and an action 8"):
+        forward_kinematics(torch.zeros(7), torch.zeros(8), Kinematics())
+    with pytest.raises(ValueError, match="rotation is 'multiply'; it should be one of add, compose"):
+        Kinematics(rotation="multiply")
+    with pytest.raises(ValueError, match="the compiled simulator can only 'add'"):
+        Tabletop(16, threads=1, kinematics=COMPOSE).reset([TASKS[0]], [0], "train")

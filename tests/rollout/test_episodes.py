@@ -1,48 +1,58 @@
 import pytest
 import torch
 
-from worldenv.rollout.episodes import Rollouts, Starts
+from worldenv.policy.laplace import SeenFeature
+from worldenv.rollout.episodes import Rollouts
 
 
-@pytest.mark.parametrize(("size", "horizon"), [(64, 10), (16, 3)])
-def test_bytes_per_episode_are_those_of_the_tensors(tiny, size, horizon):
-    engine, starts = tiny.engine(horizon=horizon, size=size, capacity=5), tiny.starts(6, size)
+def empty(tiny, n, horizon=3, chunk=4, features=None, **options):
+    record = SeenFeature(torch.ones(1, features), torch.ones(1, 7)) if features else None
+    return Rollouts.empty(tiny.starts(n), horizon, chunk, 7, record, **options)
+
+
+@pytest.mark.parametrize(("size", "chunks"), [(64, 10), (16, 3)])
+def test_bytes_per_episode_are_those_of_the_tensors(tiny, size, chunks):
+    engine, starts = tiny.engine(horizon=4 * chunks, size=size, capacity=5), tiny.starts(6, size)
     out = engine.run(starts, 1, 0)
     slot, record = engine.bytes_per_episode(starts)
-    assert slot * 5 == sum(tensor.nbytes for tensor in engine.episodes.tensors())
-    held = sum(tensor.nbytes for tensor in vars(out).values() if tensor is not None)
-    assert record * 6 == held
+    assert slot * 5 == sum(tensor.nbytes for tensor in engine.runner.episodes.tensors())
+    assert record * 6 == sum(tensor.nbytes for tensor in out.tensors())
     frame = 3 * size**2
-    assert 3 * frame < slot < 3 * frame + 4096 and horizon * frame < record < horizon * (frame + 1024)
+    assert 3 * frame < slot < 3 * frame + 4096 and record < chunks * 1024  # no frame is recorded
 
 
 def test_final_reward_is_that_of_the_stop_and_else_of_the_last_step(tiny):
-    out = Rollouts.empty(tiny.starts(3), 3, 2, video=False)
+    out = empty(tiny, 3, chunk=2)
     out.reward.copy_(torch.arange(18).view(3, 3, 2) / 18)
     out.stop[:2] = torch.tensor([1, 4])
     assert torch.equal(out.final_reward() * 18, torch.tensor([0.0, 9.0, 17.0]))
 
 
 def test_new_rollouts_have_neither_stopped_nor_broken_and_no_video(tiny):
-    out = Rollouts.empty(tiny.starts(2), 3, 4, video=False)
-    assert out.video is None and out.stop.tolist() == [12, 12] and not out.stopped.any() and not out.broken.any()
-    assert Rollouts.empty(tiny.starts(2), 3, 4, video=True).video.shape == (2, 13, 16, 16, 3)
+    out = empty(tiny, 2)
+    assert out.video is None and out.record is None
+    assert out.stop.tolist() == [12, 12] and not out.stopped.any() and not out.broken.any()
+    assert empty(tiny, 2, video=True).video.shape == (2, 13, 1, 16, 16, 3)
+
+
+def test_room_for_records_is_as_the_policy_records_and_empty(tiny):
+    out = empty(tiny, 2, features=5, siblings=3)
+    assert out.record.feature.shape == (6, 3, 5) and out.record.proprio.shape == (6, 3, 7)
+    assert not out.record.feature.any() and not out.record.proprio.any()
+    assert out.text.tolist() == [row for row in tiny.starts(2).seen.text.tolist() for _ in range(3)]
 
 
 def test_forgotten_episodes_are_as_new(tiny):
-    new, out = (Rollouts.empty(tiny.starts(3), 3, 4, video=True, features=5) for _ in range(2))
-    for name, tensor in vars(out).items():
-        if name != "tokens":
+    new, out = (empty(tiny, 3, features=5, video=True) for _ in range(2))
+    for tensor in out.tensors():
+        if tensor is not out.text:
             tensor.fill_(1)
     out.forget(torch.tensor([0, 2]))
-    for name, tensor in vars(out).items():
-        assert torch.equal(tensor[[0, 2]], getattr(new, name)[[0, 2]]), name
-    assert out.chunks[1] == 1 and out.frame[1].all()
+    for tensor, fresh in zip(out.tensors(), new.tensors(), strict=True):
+        assert torch.equal(tensor[[0, 2]], fresh[[0, 2]])
+    assert out.chunks[1] == 1 and out.video[1].all() and out.record.feature[1].all()
 
 
-def test_picked_starts_stay_together(tiny):
-    starts = tiny.starts(4)
-    picked = starts.pick(torch.tensor([3, 0, 3]))
-    assert isinstance(picked, Starts) and len(picked) == 3
-    for name in ("frame", "proprio", "tokens"):
-        assert torch.equal(getattr(picked, name), getattr(starts, name)[[3, 0, 3]])
+def test_rollouts_move_with_all_that_they_record(tiny):
+    out = empty(tiny, 2, features=5).to("meta")
+    assert all(tensor.is_meta for tensor in out.tensors()) and out.video is None and out.record.feature.is_meta

@@ -2,7 +2,7 @@ import gc
 import warnings
 import weakref
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from worldenv import ops
 from worldenv.errors import UserError
 from worldenv.interfaces.slots import Slots
-from worldenv.robot.camera import tabletop_camera
+from worldenv.robot.kinematics import Kinematics
+from worldenv.robot.robot import moved_gripper
 from worldenv.rollout.graphs import Graphs, bucket
-from worldenv.worlds.composer.world import World
+from worldenv.worlds.composer.world import ComposerWorld
 
 
 @dataclass
@@ -134,9 +135,9 @@ def test_what_cannot_be_recorded_is_told_with_the_way_out(fake_graphs, error, se
 
 
 def test_engine_frees_its_slots_as_soon_as_nobody_holds_it(tiny):
-    engine = tiny.engine(horizon=2)
+    engine = tiny.engine(horizon=8)
     engine.run(tiny.starts(2), 1, 0)
-    slots = weakref.ref(engine.episodes)
+    slots = weakref.ref(engine.runner.episodes)
     gc.disable()
     try:
         del engine
@@ -147,7 +148,7 @@ def test_engine_frees_its_slots_as_soon_as_nobody_holds_it(tiny):
 
 def test_a_step_brings_no_numbers_from_the_host_but_the_first_time(tiny, monkeypatch):
     """Recording a CUDA graph fails where a tensor is made of Python's numbers."""
-    engine, starts = tiny.engine(horizon=2), tiny.starts(3)
+    engine, starts = tiny.engine(horizon=8), tiny.starts(3)
     engine.run(starts, 1, 0)
 
     def refuse(*_, **__):
@@ -155,12 +156,12 @@ def test_a_step_brings_no_numbers_from_the_host_but_the_first_time(tiny, monkeyp
 
     for backend in ("", "reference"):
         monkeypatch.setattr(ops, "BACKEND", backend)
-        engine.think(engine.episodes[:3], 0, True)
+        engine.runner.think(engine.runner.episodes[:3], 0, True)
         with monkeypatch.context() as patch:
             patch.setattr(torch, "tensor", refuse)
             patch.setattr(torch, "as_tensor", refuse)
             patch.setattr(torch.Tensor, "new_tensor", refuse)
-            engine.think(engine.episodes[:3], 0, True)
+            engine.runner.think(engine.runner.episodes[:3], 0, True)
 
 
 class Waits(TorchDispatchMode):
@@ -177,10 +178,10 @@ class Waits(TorchDispatchMode):
 
 
 def test_no_episode_waits_for_the_host_as_it_begins_and_goes_on(tiny, monkeypatch):
-    engine, found = tiny.engine(horizon=3, capacity=4), []
+    engine, found = tiny.engine(horizon=12, capacity=4), []
 
     def watched(name):
-        call = getattr(engine, name)
+        call = getattr(engine.runner, name)
 
         def run(*given):
             with Waits() as waits:
@@ -188,12 +189,12 @@ def test_no_episode_waits_for_the_host_as_it_begins_and_goes_on(tiny, monkeypatc
             found.append((name, waits.found))
             return out
 
-        monkeypatch.setattr(engine, name, run)
+        monkeypatch.setattr(engine.runner, name, run)
 
-    watched("_begin")
+    watched("begin")
     watched("think")
     engine.run(tiny.starts(7), 2, 0)
-    assert {name for name, _ in found} == {"_begin", "think"} and not any(waits for _, waits in found)
+    assert {name for name, _ in found} == {"begin", "think"} and not any(waits for _, waits in found)
     with Waits() as waits:
         torch.unique(torch.zeros(2, 2), dim=0), torch.ones(2).sum().item()
     assert len(waits.found) == 2
@@ -202,9 +203,9 @@ def test_no_episode_waits_for_the_host_as_it_begins_and_goes_on(tiny, monkeypatc
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_host_waits_for_the_device_once_a_chunk(tiny, monkeypatch):
-    world = World(tiny.simulator().cuda(), tabletop_camera(16), (1.0,))
+    world = ComposerWorld(tiny.simulator().cuda(), moved_gripper(Kinematics()), (1.0,))
     models = {"policy": tiny.policy().cuda(), "world": world, "reflector": tiny.reflector().cuda()}
-    engine, starts = tiny.engine(horizon=5, capacity=12, batch=12, **models), tiny.starts(7).to("cuda")
+    engine, starts = tiny.engine(horizon=20, capacity=12, batch=12, **models), tiny.starts(7).to("cuda")
     for _ in range(3):  # compiled and recorded
         engine.run(starts, 3, 0)
     advance, chunks = engine._advance, []
@@ -230,12 +231,12 @@ def test_host_waits_for_the_device_once_a_chunk(tiny, monkeypatch):
 @pytest.mark.parametrize(("capacity", "batch"), [(12, None), (14, 8)])
 def test_replayed_steps_give_the_rollouts_of_steps_that_are_launched(tiny, monkeypatch, capacity, batch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # batches of other sizes would round otherwise
-    world = World(tiny.simulator().cuda(), tabletop_camera(16), (1.0, 0.5))
+    world = ComposerWorld(tiny.simulator().cuda(), moved_gripper(Kinematics()), (1.0, 0.5))
     models = {"policy": tiny.policy().cuda(), "world": world, "reflector": tiny.reflector().cuda()}
-    engine, starts = tiny.engine(horizon=5, capacity=capacity, batch=batch, **models), tiny.starts(7).to("cuda")
+    engine, starts = tiny.engine(horizon=20, capacity=capacity, batch=batch, **models), tiny.starts(7).to("cuda")
     replayed = engine.run(starts, 3, 0)
-    assert any(engine.graphs.graphs.values())
-    engine.config = replace(engine.config, graphs=False)
+    assert any(engine.runner.graphs.graphs.values())
+    engine.runner.replays = False
     launched = engine.run(starts, 3, 0)
     for name in ("chunks", "stop", "stopped", "broken"):
         assert torch.equal(getattr(replayed, name), getattr(launched, name)), name

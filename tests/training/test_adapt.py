@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from worldenv.data.clips import Clips
+from worldenv.data.frames import MemoryFrames
+from worldenv.nn.instruction import tokenize
 from worldenv.training.adapt import SCALE_WEIGHT, adaptation_loss
 
 
 @pytest.fixture
 def pair(tiny):
     true = Clips.of([tiny.trajectory(5, 0), tiny.trajectory(9, 1), tiny.trajectory(7, 2)])
-    return true, replace(true, frames=255 - true.frames)
+    return true, replace(true, stored=MemoryFrames(255 - true.stored.rows, true.stored.begin))
 
 
 def test_loss_is_the_distance_to_what_it_did_on_the_true_frame(tiny, pair):
@@ -23,11 +25,11 @@ def test_loss_is_the_distance_to_what_it_did_on_the_true_frame(tiny, pair):
     generator = torch.Generator().manual_seed(3)
     episode = torch.randint(3, (6,), generator=generator)
     step = (torch.rand(6, generator=generator) * true.length[episode]).long()
-    rest = true.proprio[episode, step], true.tokens[episode]
-    goal, goal_scale = before(true.frames[episode, step], *rest)
+    rest = true.proprio[episode, step], tokenize(true.instructions)[episode]
+    goal, goal_scale = before(true.frames_at(episode, step[:, None])[:, 0, 0], *rest)
     mean, scale = [], []
     for clips in (true, imagined):
-        mu, beta = policy(clips.frames[episode, step], *rest)
+        mu, beta = policy(clips.frames_at(episode, step[:, None])[:, 0, 0], *rest)
         mean.append((mu - goal).abs().mean().item())
         scale.append((beta - goal_scale).abs().mean().item())
     assert [figures["l1_true"], figures["l1_imagined"]] == pytest.approx(mean, rel=1e-4)

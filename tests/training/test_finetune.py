@@ -3,6 +3,7 @@ import torch
 from torch.distributions import Laplace
 
 from worldenv.data.clips import Clips
+from worldenv.nn.instruction import tokenize
 from worldenv.training.finetune import SCALE_WEIGHT, imitation_loss
 
 
@@ -17,7 +18,8 @@ def test_loss_is_the_distance_to_the_shown_actions_and_the_likelihood_of_the_sca
     loss, figures = imitation_loss(policy, clips, 16)(torch.Generator().manual_seed(3))
     (episode, step), *rest = drawn
     assert len(episode) == 16 and not rest
-    mu, beta = policy(clips.frames[episode, step], clips.proprio[episode, step], clips.tokens[episode])
+    frames = clips.frames_at(episode, step[:, None])[:, 0, 0]
+    mu, beta = policy(frames, clips.proprio[episode, step], tokenize(clips.instructions)[episode])
     shown = clips.action_chunks(episode, step, 4)
     assert figures["l1"] == pytest.approx((mu - shown).abs().mean().item())
     assert figures["nll"] == pytest.approx(-Laplace(mu, beta.exp()).log_prob(shown).mean().item(), rel=1e-5)

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -54,7 +55,7 @@ def weights(folder):
 
 def test_every_stage_leaves_its_model_its_data_and_its_card(folder):
     expected = {f"{name}.{kind}" for name in MODELS for kind in ("safetensors", "md")}
-    expected |= {"demonstrations.h5", "exploration.h5", "again.h5", "ranges.json"}
+    expected |= {"demonstrations", "exploration", "again", "ranges.json"}
     assert {path.name for path in written(folder)} == expected
     ranges = Models.load(folder.path / "models").ranges
     assert {"down1", "layers.0.mlp.2", "fine_out.1.conv2"} <= ranges["simulator"].keys()
@@ -94,12 +95,12 @@ def test_deleted_output_alone_is_made_again_and_is_the_same(folder, same_weights
 
 
 def recorded(folder, name):
-    return list(TrajectoryReader(folder.path / "data" / f"{name}.h5"))
+    return list(TrajectoryReader(folder.path / "data" / name))
 
 
 def test_exploration_that_is_killed_goes_on_without_losing_or_repeating_an_episode(folder, monkeypatch):
-    path = folder.path / "data" / "exploration.h5"
-    path.unlink()
+    path = folder.path / "data" / "exploration"
+    shutil.rmtree(path)
     act, calls = pipeline.act_in_true, []
 
     def die_in_the_second(*arguments, **options):
@@ -117,15 +118,15 @@ def test_exploration_that_is_killed_goes_on_without_losing_or_repeating_an_episo
     found = [(t.task, t.start) for t in recorded(folder, "exploration")]
     assert found == [(TASKS[i % 10].name, EXPLORATION_START + i) for i in range(20)]
     assert [starts[0] - EXPLORATION_START for starts in calls] == [0, 7, 7, 14]
-    assert not path.with_suffix(".partial.h5").exists()
+    assert not path.with_suffix(".partial").exists()
 
 
 def test_recording_that_is_killed_within_a_part_goes_on_with_the_same_episodes(folder, monkeypatch):
-    path, write, written_so_far = folder.path / "data" / "exploration.h5", TrajectoryWriter.write, []
+    path, write, written_so_far = folder.path / "data" / "exploration", TrajectoryWriter.write, []
     monkeypatch.setattr(pipeline, "WRITE_EVERY", 7)
     found = []
     for last in (99, 10):
-        path.unlink()
+        shutil.rmtree(path)
 
         def die(writer, trajectory, last=last):
             written_so_far.append(last)
@@ -157,11 +158,11 @@ def test_explored_successes_are_acted_again_in_turn_each_with_its_own_noise(fold
     place, tried = RunFolder.create(tmp_path / "run", {}), recorded(folder, "exploration")
     scratch = Pipeline(place, replace(CONFIG, again=1), 1)
     scratch.data.mkdir()
-    with TrajectoryWriter(scratch.data / "exploration.h5") as writer:
+    with TrajectoryWriter(scratch.data / "exploration") as writer:
         for i, trajectory in enumerate(tried):
             writer.write(replace(trajectory, success=np.full_like(trajectory.success, i in (3, 5))))
     monkeypatch.setattr(pipeline, "WRITE_EVERY", 4)
-    scratch.record_again(scratch.data / "again.h5")
+    scratch.record_again(scratch.data / "again")
     again = recorded(place, "again")
     assert [t.start for t in again] == [tried[i].start for i in (3, 5)] * 5
     assert len({t.actions.tobytes() for t in again}) == 10
@@ -180,7 +181,7 @@ def test_without_extra_data_nothing_is_explored(folder, monkeypatch, tmp_path):
         monkeypatch.setattr(Pipeline, method, lambda self, path: made.append(path.name))
     monkeypatch.setattr(pipeline, "write_card", lambda path: None)
     Pipeline(RunFolder.create(tmp_path / "run", {}), config, 1).run()
-    assert "demonstrations.h5" in made and "reflector.safetensors" in made
-    assert not {"exploration.h5", "again.h5"} & set(made)
+    assert "demonstrations" in made and "reflector.safetensors" in made
+    assert not {"exploration", "again"} & set(made)
     monkeypatch.undo()
     assert len(Pipeline(folder, config, 1).clips()) <= 10 < len(Pipeline(folder, CONFIG, 1).clips())

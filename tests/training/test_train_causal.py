@@ -5,7 +5,7 @@ from worldenv.data.clips import Clips
 from worldenv.records.run_folder import RunFolder
 from worldenv.robot.camera import tabletop_camera
 from worldenv.training.fit import Schedule, fit
-from worldenv.training.train_causal import causal_loss, fit_tokenizer
+from worldenv.training.train_causal import TOKENIZER_FRAMES, causal_loss, fit_tokenizer
 from worldenv.worlds.causal.network import Causal, CausalConfig
 from worldenv.worlds.causal.tokenizer import PatchTokenizer
 from worldenv.worlds.causal.world import CausalWorld
@@ -31,7 +31,7 @@ def test_tokenizer_is_better_than_any_other_directions_and_its_latents_have_vari
     tokenizer = PatchTokenizer(4, 6)
     with torch.no_grad():
         before = (tokenizer.decode(tokenizer.encode(frames[0]), 16).float() - frames[0]).square().mean()
-        fit_tokenizer(tokenizer, frames, 0)
+        fit_tokenizer(tokenizer, frames.flatten(0, 1))
         latents = tokenizer.encode(frames.flatten(0, 1))
         after = (tokenizer.decode(tokenizer.encode(frames[0]), 16).float() - frames[0]).square().mean()
     assert after < 0.2 * before
@@ -41,7 +41,8 @@ def test_tokenizer_is_better_than_any_other_directions_and_its_latents_have_vari
 def test_training_lowers_the_loss_and_leaves_the_tokenizer_alone(clips, tmp_path):
     torch.manual_seed(0)
     network = Causal(CONFIG)
-    fit_tokenizer(network.tokenizer, clips.frames, 0)
+    frames = clips.sample_frames(torch.Generator().manual_seed(0), TOKENIZER_FRAMES)
+    fit_tokenizer(network.tokenizer, frames[:, 0])
     network.tokenizer.requires_grad_(False)
     before = network.tokenizer.encoder.weight.clone()
     loss = causal_loss(network, clips, projection(), batch=6, chunks=2)
@@ -63,4 +64,4 @@ def test_clips_that_are_too_short_are_refused(clips):
 
 def test_tokenizer_of_more_channels_than_there_are_patches_is_refused():
     with pytest.raises(ValueError, match="4 patches are too few for 5 channels"):
-        fit_tokenizer(PatchTokenizer(4, 5), torch.zeros(1, 1, 8, 8, 3, dtype=torch.uint8), 0, count=1)
+        fit_tokenizer(PatchTokenizer(4, 5), torch.zeros(1, 8, 8, 3, dtype=torch.uint8))

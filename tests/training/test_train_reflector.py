@@ -19,6 +19,11 @@ from worldenv.training.train_reflector import (
 )
 
 
+def every_frame(clips):  # [N, T + 1, H, W, 3] uint8
+    steps = torch.arange(clips.proprio.shape[1])
+    return clips.frames_at(torch.arange(len(clips)), steps.expand(len(clips), -1))[:, :, 0]
+
+
 @pytest.fixture
 def clips(tiny):
     names = [task.name for task in TASKS]
@@ -38,8 +43,8 @@ def test_features_are_those_of_every_frame_under_both_instructions(tiny, clips):
     features = read_features(reflector, clips, 3, read.append)
     assert sum(read) == 6 and features.own.shape == features.other.shape == (6, 9, 64)
     others = other_instructions(clips, 3)
-    for tokens, found in ((clips.tokens, features.own), (others, features.other)):
-        expected = reflector.encode(clips.frames[4, 2:4], tokens[[4, 4]])
+    for tokens, found in ((tokenize(clips.instructions), features.own), (others, features.other)):
+        expected = reflector.encode(every_frame(clips)[4, 2:4], tokens[[4, 4]])
         torch.testing.assert_close(found[4, 2:4], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -52,12 +57,13 @@ def test_loss_is_the_cross_entropy_of_what_judge_says_frame_by_frame(tiny, clips
     wrong = (torch.rand(20, generator=generator) < 0.25).tolist()
     assert any(wrong) and not all(wrong)
     others, terms, misses = other_instructions(clips, 3), [], 0
+    own, frames = tokenize(clips.instructions), every_frame(clips)
     for e, is_wrong in zip(episode, wrong, strict=True):
-        tokens = (others if is_wrong else clips.tokens)[e : e + 1]
-        pooled = reflector.begin(clips.frames[e : e + 1, 0], tokens)
+        tokens = (others if is_wrong else own)[e : e + 1]
+        pooled = reflector.begin(frames[e : e + 1, 0], tokens)
         first = reflector.logit(pooled.first, pooled.first, pooled.first).sigmoid().tolist()
         with torch.no_grad():
-            reward = first + reflector.judge(clips.frames[e : e + 1, 1:], pooled)[0].tolist()
+            reward = first + reflector.judge(frames[e : e + 1, 1:], pooled)[0].tolist()
         for t in range(int(clips.length[e]) + 1):
             label = t > 0 and bool(clips.success[e, t - 1 : t + 1].all()) and not is_wrong
             terms.append(-DONE_WEIGHT * math.log(reward[t]) if label else -math.log(1 - reward[t]))
@@ -89,10 +95,12 @@ def test_head_learns_and_the_encoder_gets_no_gradient(tiny, clips):
 def test_imagined_episodes_keep_their_labels_and_their_first_frame(tiny, clips):
     engine = tiny.engine()
     imagined = as_imagined(engine.world, clips, seed=3)
-    steps = (clips.frames.shape[1] - 1) // engine.policy.config.chunk * engine.policy.config.chunk
-    assert torch.equal(imagined.frames[:, 0], clips.frames[:, 0]) and torch.equal(imagined.success, clips.success)
-    assert not torch.equal(imagined.frames[:, 1 : steps + 1], clips.frames[:, 1 : steps + 1])
-    assert torch.equal(imagined.frames[:, steps + 1 :], clips.frames[:, steps + 1 :])
+    before, after = every_frame(clips), every_frame(imagined)
+    steps = clips.actions.shape[1] // engine.policy.config.chunk * engine.policy.config.chunk
+    assert torch.equal(after[:, 0], before[:, 0]) and torch.equal(imagined.success, clips.success)
+    assert not torch.equal(after[:, 1 : steps + 1], before[:, 1 : steps + 1])
+    whole = clips.length >= steps  # the last frame of shorter episodes was imagined
+    assert whole.any() and torch.equal(after[whole, steps + 1 :], before[whole, steps + 1 :])
 
 
 def test_joined_features_are_those_of_all_sets_in_order(tiny, clips):

@@ -1,68 +1,152 @@
-"""Trajectories in memory, padded to one length: what every training stage draws its batches from."""
+"""Many trajectories, padded to one length, with their frames in memory or on disk: what training draws batches from."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from worldenv.data.trajectories import Trajectory
-from worldenv.nn.instruction import tokenize
+from worldenv.data.formats.hdf5 import OpenFiles
+from worldenv.data.formats.libero_hdf5 import Demo, Steps
+from worldenv.data.frames import MemoryFrames, StoredFrames
+from worldenv.data.trajectories import Trajectory, read_episodes
+from worldenv.errors import UserError
+
+TEXTS = ("instructions", "tasks")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Clips:
     """N trajectories of at most T steps; entries past `length` repeat the last one and carry no information."""
 
-    frames: Tensor  # [N, T + 1, H, W, 3] uint8
-    proprio: Tensor  # [N, T + 1, 7] float32
-    actions: Tensor  # [N, T, 7] float32, zeros past length
+    stored: MemoryFrames | StoredFrames  # read them with `frames_at`
+    proprio: Tensor  # [N, T + 1, P] float32
+    actions: Tensor  # [N, T, A] float32, zeros past length
     success: Tensor  # [N, T + 1] bool, of the state that the frame shows
     length: Tensor  # [N] int64, steps
-    tokens: Tensor  # [N, L] int64
+    instructions: tuple[str, ...]  # [N]
     tasks: tuple[str, ...]  # [N]
+    views: tuple[str, ...]  # [V]
+    camera: Tensor | None = None  # [N, V, 3, 4] float32, world point (m) -> homogeneous pixel
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return len(self.length)
 
     @classmethod
     def of(cls, trajectories: Sequence[Trajectory]) -> "Clips":
-        """Pad and stack. Raises ValueError if there are none or their pictures differ in size."""
-        sizes = {t.frames.shape[1:] for t in trajectories}
-        if len(sizes) != 1:
-            raise ValueError(
-                f"trajectories should be at least one, with pictures of one size; sizes are {sorted(sizes)}"
-            )
-        steps = max(len(t.actions) for t in trajectories)
-        frames = np.empty((len(trajectories), steps + 1, *sizes.pop()), dtype=np.uint8)
-        proprio = np.empty((len(trajectories), steps + 1, 7), dtype=np.float32)
-        actions = np.zeros((len(trajectories), steps, 7), dtype=np.float32)
-        success = np.zeros((len(trajectories), steps + 1), dtype=bool)
-        for i, t in enumerate(trajectories):
-            n = len(t.actions)
-            frames[i, : n + 1], frames[i, n + 1 :] = t.frames, t.frames[-1]
-            proprio[i, : n + 1], proprio[i, n + 1 :] = t.proprio, t.proprio[-1]
-            actions[i, :n] = t.actions
-            success[i, 1 : n + 1], success[i, n + 1 :] = t.success, t.success[-1]
-        return cls(
-            *(torch.from_numpy(a) for a in (frames, proprio, actions, success)),
-            torch.tensor([len(t.actions) for t in trajectories]),
-            tokenize([t.instruction for t in trajectories]),
-            tuple(t.task for t in trajectories),
-        )
+        """Frames in memory. Raises ValueError if there are no trajectories or they do not fit together."""
+        names = [f"trajectory {i}" for i in range(len(trajectories))]
+        _check_alike(names, [(t.proprio, t.actions, t.camera, t.views, t.frames.shape[2:4]) for t in trajectories])
+        begin = np.cumsum([0, *(len(t.frames) for t in trajectories)])
+        rows = np.empty((begin[-1], *trajectories[0].frames.shape[1:]), np.uint8)
+        for first, t in zip(begin, trajectories, strict=False):
+            rows[first : first + len(t.frames)] = t.frames
+        stored = MemoryFrames(torch.from_numpy(rows), torch.from_numpy(begin[:-1]))
+        steps = [{f: getattr(t, f) for f in ("proprio", "actions", "success", "camera")} for t in trajectories]
+        texts = tuple(t.instruction for t in trajectories), tuple(t.task for t in trajectories)
+        return cls(stored, **_stacked(steps), **dict(zip(TEXTS, texts, strict=True)), views=trajectories[0].views)
+
+    @classmethod
+    def open(cls, paths: str | Path | Iterable[str | Path]) -> "Clips":
+        """Frames on disk: of one data set (folder or file) or of several, one after the other.
+
+        Raises TrajectoryFormatError as TrajectoryReader does, UserError if the trajectories do not fit together.
+        """
+        paths, files = [paths] if isinstance(paths, str | Path) else list(paths), OpenFiles()
+        found: list[tuple[Demo, Steps]] = [pair for path in paths for pair in read_episodes(Path(path), files)]
+        demos, steps = [demo for demo, _ in found], [part for _, part in found]
+        alike = [(s["proprio"], s["actions"], s["camera"], d.views, d.size) for d, s in found]
+        _check_alike([f"{demo.path}: /data/{demo.name}" for demo in demos], alike)
+        texts = {name: tuple(d.labels[name.removesuffix("s")] for d in demos) for name in TEXTS}
+        return cls(StoredFrames(demos, files), **_stacked(steps), **texts, views=demos[0].views)
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """V, H, W."""
+        return self.stored.shape
+
+    def frames_at(
+        self,
+        episode: Tensor,  # [B] int64
+        step: Tensor,  # [B, M] int64; past the end the last frame is repeated
+    ) -> Tensor:  # [B, M, V, H, W, 3] uint8
+        """Frames of some steps of some episodes. Reads from disk what is not in memory."""
+        return self.stored.at(episode, torch.minimum(step, self.length[episode, None]))
+
+    def sample_frames(self, generator: torch.Generator, count: int) -> Tensor:  # [count, V, H, W, 3] uint8
+        """Frames drawn with replacement, each of the data set's as likely as every other."""
+        end = (self.length + 1).cumsum(0)
+        drawn = torch.randint(int(end[-1]), (count,), generator=generator)
+        episode = torch.searchsorted(end, drawn, right=True)
+        step = drawn - (end - self.length - 1)[episode]
+        return self.frames_at(episode, step[:, None])[:, 0]
 
     def pick(self, index: Tensor) -> "Clips":
         """The clips [M] int64 of that index."""
-        rows = {field.name: getattr(self, field.name)[index] for field in fields(self) if field.name != "tasks"}
-        return Clips(**rows, tasks=tuple(self.tasks[i] for i in index.tolist()))
+        parts = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in TEXTS}
+        parts |= {name: part[index] for name, part in parts.items() if isinstance(part, Tensor)}
+        texts = {name: tuple(getattr(self, name)[i] for i in index.tolist()) for name in TEXTS}
+        return Clips(**parts | texts | {"stored": self.stored.pick(index)})
+
+    def in_memory(self) -> "Clips":
+        """The same clips with their frames in memory."""
+        if isinstance(self.stored, MemoryFrames):
+            return self
+        begin = (self.length + 1).cumsum(0) - self.length - 1
+        rows = torch.empty(int((self.length + 1).sum()), *self.frame_shape, 3, dtype=torch.uint8)
+        for i, (first, length) in enumerate(zip(begin.tolist(), self.length.tolist(), strict=True)):
+            rows[first : first + length + 1] = self.frames_at(torch.tensor([i]), torch.arange(length + 1)[None])[0]
+        return replace(self, stored=MemoryFrames(rows, begin))
 
     def action_chunks(
         self,
         episode: Tensor,  # [B] int64
         step: Tensor,  # [B] int64, < length
         chunk: int,
-    ) -> Tensor:  # [B, K, 7]
+    ) -> Tensor:  # [B, K, A]
         """The K actions that follow a frame; past the end the last one is repeated."""
         index = torch.minimum(step[:, None] + torch.arange(chunk), self.length[episode, None] - 1)
         return self.actions[episode[:, None], index]
+
+
+def _check_alike(names: Sequence[str], parts: Sequence[tuple]) -> None:
+    """Raise UserError unless all (proprio, actions, camera, views, picture size) could be in one batch."""
+    if not parts:
+        raise UserError("clips are made of at least one trajectory, but there are none")
+    about = [
+        {
+            "views": views,
+            "picture size": tuple(size),
+            "length of proprio": proprio.shape[1],
+            "length of an action": actions.shape[1],
+            "whether a camera is given": camera is not None,
+        }
+        for proprio, actions, camera, views, size in parts
+    ]
+    for name, found in zip(names, about, strict=True):
+        for what, value in found.items():
+            if value != about[0][what]:
+                raise UserError(
+                    f"{name} differs from {names[0]} in {what}: {value}, not {about[0][what]}; "
+                    "trajectories that are used together should agree"
+                )
+
+
+def _stacked(parts: Sequence[Steps]) -> dict[str, Tensor | None]:
+    """Pad to the longest and stack."""
+    lengths = [len(part["actions"]) for part in parts]
+    n, steps = len(parts), max(lengths)
+    proprio = np.empty((n, steps + 1, parts[0]["proprio"].shape[1]), np.float32)
+    actions = np.zeros((n, steps, parts[0]["actions"].shape[1]), np.float32)
+    success = np.zeros((n, steps + 1), bool)
+    for i, (part, length) in enumerate(zip(parts, lengths, strict=True)):
+        proprio[i, : length + 1], proprio[i, length + 1 :] = part["proprio"], part["proprio"][-1]
+        actions[i, :length] = part["actions"]
+        success[i, 1 : length + 1], success[i, length + 1 :] = part["success"], part["success"][-1]
+    camera = None if parts[0]["camera"] is None else np.stack([part["camera"] for part in parts])
+    stacked = {"proprio": proprio, "actions": actions, "success": success, "length": np.array(lengths)}
+    return {name: torch.from_numpy(a) for name, a in stacked.items()} | {
+        "camera": None if camera is None else torch.from_numpy(camera)
+    }

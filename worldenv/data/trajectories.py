@@ -1,97 +1,68 @@
-"""Trajectories on disk: HDF5 in the layout of LIBERO and robomimic, with the frame after the last action added.
+"""Data sets of trajectories on disk: a folder of HDF5 files, part-00000.h5 and so on, each complete when it appears."""
 
-    /data                     num_demos, total, env_args, problem_info, worldenv_format
-    /data/demo_<i>            num_samples, language_instruction, task, start, split, source
-        actions [T, 7] f32    rewards [T] u8 (success after the action)    dones [T] u8
-        obs/                  agentview_rgb [T, H, W, 3] u8    ee_states [T, 6] f32    gripper_states [T, 1] f32
-        final_obs/            the same three, of length 1
-
-obs[t] is what is seen before actions[t]. Only the first num_demos groups count.
-"""
-
-import json
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import secrets
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
-from worldenv.data.journal import JournaledFile, forget, recover, uninterrupted
+from worldenv.data.formats.hdf5 import DAMAGE, NO_LOCKS, OpenFiles, TrajectoryFormatError, named, open_file
+from worldenv.data.formats.libero_hdf5 import (
+    FRAMES_PER_CHUNK,
+    Demo,
+    Steps,
+    read_file,
+    read_frames,
+    read_steps,
+    write_demo,
+    write_header,
+)
+from worldenv.data.interrupts import uninterrupted
+from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError
 
-FORMAT_VERSION = 1
-FRAMES_PER_CHUNK = 16
+__all__ = ["Trajectory", "TrajectoryFormatError", "TrajectoryReader", "TrajectoryWriter", "read_episodes"]
+
+PART = re.compile(r"part-(\d{5,})\.h5")
+UNFINISHED = re.compile(r"\.part-\d{5,}\.[0-9a-f]+\.h5")
+LOCK = ".writer.lock"
 INDEX_ROOM_BYTES = 2**19  # more than the index of a file grows by one trajectory
-SOURCES = ("expert", "policy")
-GRIPPER_OPENING_M = 0.08  # distance of the Panda gripper's fingers when it is open
-OBSERVATIONS = {"agentview_rgb": "uint8 [T, H, W, 3]", "ee_states": "float [T, 6]", "gripper_states": "float [T, 1]"}
-
-
-class TrajectoryFormatError(UserError):
-    """A trajectory file that cannot be read: names the file, the group in it and what is wrong."""
-
-
-@dataclass(frozen=True, eq=False)
-class Trajectory:
-    """One episode, successful or not. Raises ValueError if an entry is not as written here or not finite."""
-
-    frames: np.ndarray  # [T + 1, H, W, 3] uint8, frames[t] is seen before actions[t]
-    proprio: np.ndarray  # [T + 1, 7] float32
-    actions: np.ndarray  # [T, 7] float32 in [-1, 1], T >= 1
-    success: np.ndarray  # [T] bool, after actions[t]
-    instruction: str
-    task: str
-    start: int  # start-state number within the task and split
-    split: str
-    source: str  # "expert" or "policy"
-    camera: np.ndarray | None = None
-    views: tuple[str, ...] = ("agentview",)
-
-    def __post_init__(self) -> None:
-        steps = len(self.actions) if np.ndim(self.actions) else 0
-        if steps < 1:
-            raise ValueError(f"actions is {_described(self.actions)}: a trajectory has at least one action")
-        size = self.frames.shape[2:4]
-        _check_array("actions", self.actions, np.float32, (steps, *np.shape(self.actions)[1:]))
-        _check_array("frames", self.frames, np.uint8, (steps + 1, len(self.views), *size, 3))
-        _check_array("proprio", self.proprio, np.float32, (steps + 1, *np.shape(self.proprio)[1:]))
-        _check_array("success", self.success, np.bool_, (steps,))
-        if 0 in size:
-            raise ValueError(f"frames is {_described(self.frames)}: images should have at least one pixel")
-        if np.abs(self.actions).max() > 1:
-            raise ValueError(f"actions reach {np.abs(self.actions).max():g}: they should be in [-1, 1]; rescale")
-        for name in ("instruction", "task", "split"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise ValueError(f"{name} is {getattr(self, name)!r}: it should be a string that is not empty")
-        if self.source not in SOURCES:
-            raise ValueError(f"source is {self.source!r}: it should be one of {', '.join(SOURCES)}")
-        if isinstance(self.start, bool) or not isinstance(self.start, int | np.integer):
-            raise ValueError(f"start is {self.start!r}: it should be an integer")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class TrajectoryWriter:
-    """Stream trajectories into a file, each complete on disk when `write` returns.
+    """Write trajectories into a folder, `per_file` to a part.
 
-    A kill loses at most the trajectory being written. Raises FileExistsError if the file exists and `append` is False,
-    TrajectoryFormatError on appending to a file of another kind.
+    The open part has a temporary name. It gets its own, once it is safe on disk, when it is full, on `close`, and when
+    the `with` block is left, by an error or Ctrl-C too. A kill loses the open part only: its file stays until the next
+    writer with `append` removes it. `len` counts the trajectories of finished parts and of the open one.
+
+    Raises FileExistsError if the folder is not empty and `append` is False, UserError if somebody else writes there,
+    TrajectoryFormatError on appending to a part that is damaged or of another kind.
     """
 
-    def __init__(self, path: str | Path, append: bool = False, env_args: Mapping[str, Any] | None = None) -> None:
-        self.path = Path(path)
-        if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"{self.path}: the folder {self.path.parent} does not exist; make it first")
-        if self.path.exists() and not append:
-            raise FileExistsError(f"{self.path} exists already: use append=True to add to it, or give another path")
-        if not self.path.exists():
-            _create(self.path, env_args or {})
-        self._count = _count_to_append(self.path)
-        self._storage = JournaledFile(self.path)
-        self._file = h5py.File(self._storage, "r+")
-        self._data = self._file["data"]
-        self._drop_uncounted()
+    def __init__(self, folder: str | Path, per_file: int = 100, append: bool = False) -> None:
+        if per_file < 1:
+            raise ValueError(f"per_file is {per_file}: a part holds at least one trajectory")
+        self.folder, self.per_file = Path(folder), per_file
+        self._file: h5py.File | None = None
+        self._is_doubtful = False
+        _make_folder(self.folder, append)
+        self._lock: int | None
+        self._lock, is_alone = _lock(self.folder)
+        try:
+            self._finished = sum(_count_to_append(path) for path in part_paths(self.folder))
+            _remove_unfinished(self.folder, is_alone)
+        except BaseException:
+            os.close(self._lock)
+            raise
 
     def __enter__(self) -> "TrajectoryWriter":
         return self
@@ -100,92 +71,113 @@ class TrajectoryWriter:
         self.close()
 
     def __len__(self) -> int:
-        return self._count
+        return self._finished + self._open_count()
 
     @uninterrupted()
     def write(self, trajectory: Trajectory) -> None:
-        """Append one trajectory. Raises OSError naming the path, with the file unchanged, if the disk is full."""
-        size = trajectory.frames.nbytes + trajectory.proprio.nbytes + trajectory.actions.nbytes
-        # HDF5 must never meet a full disk: it loses the file and can crash the process.
-        self._storage.reserve(size + INDEX_ROOM_BYTES)
-        self._write_demo(self._data.create_group(f"demo_{self._count}"), trajectory)
-        if not self._count:
-            self._data.attrs["problem_info"] = json.dumps({"language_instruction": trajectory.instruction})
-        self._data.attrs.modify("total", np.int64(self._data.attrs["total"] + len(trajectory.actions)))
-        self._data.attrs.modify("num_demos", np.int64(self._count + 1))
-        self._file.flush()
-        self._storage.commit()
-        self._count += 1
+        """Add one trajectory. Raises OSError naming the path, with all others kept, if the disk is full."""
+        if self._lock is None:
+            raise ValueError(f"{self.folder}: the writer is closed")
+        if self._file is None:
+            self._begin_part()
+        # HDF5 should never meet a full disk: it can lose the file and crash the process.
+        self._reserve(trajectory)
+        try:
+            write_demo(self._data, trajectory)
+            self._file.flush()
+            self._trim()
+        except BaseException as error:
+            self._is_doubtful = True
+            with contextlib.suppress(*DAMAGE):
+                del self._data[f"demo_{self._open_count()}"]
+            if isinstance(error, OSError):
+                raise _explained(error, self._temporary) from error
+            raise
+        if self._open_count() >= self.per_file:
+            self._finish_part()
 
     @uninterrupted()
     def close(self) -> None:
-        """Close the file; done already where the writer is used in a `with` block."""
-        if self._file:
-            self._file.close()
-            self._storage.close()
+        """Finish the open part; done already where the writer is used in a `with` block."""
+        if self._lock is None:
+            return
+        try:
+            self._finish_part()
+        finally:
+            os.close(self._lock)
+            self._lock = None
 
-    @uninterrupted()
-    def _drop_uncounted(self) -> None:
-        for name in _uncounted_names(self._data, self._count):
-            warnings.warn(f"{self.path}: {name} was not written to its end: dropped", stacklevel=3)
-            del self._data[name]
-        self._file.flush()
-        self._storage.commit()
+    def _open_count(self) -> int:
+        return int(self._data.attrs["num_demos"]) if self._file is not None else 0
 
-    def _write_demo(self, demo: h5py.Group, trajectory: Trajectory) -> None:
-        steps = len(trajectory.actions)
-        done = np.zeros(steps, np.uint8)
-        done[-1] = 1
-        demo["actions"] = trajectory.actions
-        demo["rewards"] = trajectory.success.astype(np.uint8)
-        demo["dones"] = done
-        for name, part in (("obs", slice(0, steps)), ("final_obs", slice(steps, None))):
-            frame, proprio = trajectory.frames[part], trajectory.proprio[part]
-            group = demo.create_group(name)
-            chunk = (min(FRAMES_PER_CHUNK, len(frame)), *frame.shape[1:])
-            # An eighth of the size of lzf on rendered frames, and no slower; a shuffle of bytes does nothing to uint8.
-            group.create_dataset("agentview_rgb", data=frame, chunks=chunk, compression="gzip", compression_opts=1)
-            group["ee_states"] = proprio[:, :6]
-            group["gripper_states"] = proprio[:, 6:]
-        demo.attrs.update(
-            num_samples=steps,
-            language_instruction=trajectory.instruction,
-            task=trajectory.task,
-            start=int(trajectory.start),
-            split=trajectory.split,
-            source=trajectory.source,
-        )
+    def _begin_part(self) -> None:
+        self._number = _next_number(self.folder)
+        self._temporary = self.folder / f".part-{self._number:05d}.{secrets.token_hex(4)}.h5"
+        # Mode "x" opens with O_EXCL, which follows no link. Nobody else knows the name, so no lock is needed.
+        try:
+            self._file = h5py.File(self._temporary, "x", libver=("earliest", "v108"), locking=False)
+            self._data, self._is_doubtful = write_header(self._file), False
+            self._file.flush()
+        except OSError as error:
+            raise _explained(error, self._temporary) from error
+
+    def _reserve(self, trajectory: Trajectory) -> None:
+        # Room for what does not compress, and for a chunk of each view that is filled up.
+        chunks = FRAMES_PER_CHUNK * trajectory.frames[0].nbytes
+        arrays = (trajectory.frames, trajectory.proprio, trajectory.actions, trajectory.success)
+        room = int(1.01 * sum(a.nbytes for a in arrays)) + chunks + INDEX_ROOM_BYTES
+        file = os.open(self._temporary, os.O_RDWR)
+        try:
+            os.posix_fallocate(file, self._file.id.get_filesize(), room)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                return  # a file system that cannot reserve: the write itself will say what is wrong
+            self._trim()
+            need = f"no room on the disk ({os.strerror(error.errno)}): {room / 1e6:.1f} MB are needed to go on"
+            raise OSError(error.errno, f"{need}; free some, then append", str(self.folder)) from error
+        finally:
+            os.close(file)
+
+    def _trim(self) -> None:
+        os.truncate(self._temporary, self._file.id.get_filesize())
+
+    def _finish_part(self) -> None:
+        if self._file is None:
+            return
+        count, file, self._file = self._open_count(), self._file, None
+        try:
+            file.close()
+            if not count:
+                self._temporary.unlink()
+                return
+            if self._is_doubtful:
+                with TrajectoryReader(self._temporary) as reader:
+                    count = sum(1 for _ in reader)
+            _sync(self._temporary)
+            while os.path.lexists(path := self.folder / f"part-{self._number:05d}.h5"):
+                self._number += 1  # another writer's, where the file system has no locks
+            self._temporary.rename(path)
+            _sync(self.folder)
+        except OSError as error:
+            raise _explained(error, self._temporary) from error
+        self._finished += count
 
 
 class TrajectoryReader:
-    """The trajectories of a file, of ours or of LIBERO's own, checked when it is opened and read one at a time.
+    """The trajectories of a data set, ours (a folder or one file) or a file of LIBERO, in the order they were written.
 
-    Raises TrajectoryFormatError naming the file, the group and what is wrong: truncated, not HDF5, a dataset that is
-    missing or of another shape or dtype, lengths that differ, values that are not finite, no trajectories.
-
-    LIBERO's own files lack the frame after the last action: that action is dropped, and an episode has one action less
-    than the file. They were recorded with obs[t] taken after actions[t], as the policies trained on them expect; the
-    reward of the file at t + 1 is hence the success after actions[t] here. Pictures are returned as stored.
+    All is checked on opening but the pictures, which are read with the trajectory. A reader may go to other processes,
+    forked or spawned. Raises TrajectoryFormatError naming the file, the group and what is wrong.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._file = _open(self.path, "r")
+        self.path, self._files = Path(path), OpenFiles()
         try:
-            self._data = _checked_data(self.path, self._file)
-            self._is_ours = "worldenv_format" in self._data.attrs
-            self._names = _counted_names(self.path, self._data)
-            if not self._names:
-                raise TrajectoryFormatError(f"{self.path}: /data has no trajectories: the file is empty")
-            if extra := _uncounted_names(self._data, len(self._names)):
-                warnings.warn(f"{self.path}: {', '.join(extra)} was not written to its end: ignored", stacklevel=2)
-            for name in self._names:
-                _check_demo(self.path, self._data, name, self._is_ours)
-            self._file_instruction = None if self._is_ours else _libero_instruction(self.path, self._data)
-            self.tasks = sorted({self._labels(i)["task"] for i in range(len(self))})
+            self._demos = [demo for demo, _ in read_episodes(self.path, self._files)]
         except BaseException:
-            self._file.close()
+            self.close()
             raise
+        self.tasks = sorted({demo.labels["task"] for demo in self._demos})
 
     def __enter__(self) -> "TrajectoryReader":
         return self
@@ -194,208 +186,108 @@ class TrajectoryReader:
         self.close()
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._demos)
 
     def __getitem__(self, index: int) -> Trajectory:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of {self.path}, which has {len(self)} trajectories")
-        index %= len(self)
-        demo = self._data[self._names[index]]
-        try:
-            array = _read_ours(demo) if self._is_ours else _read_libero(demo)
-            return Trajectory(**array, **self._labels(index))
-        except (OSError, ValueError) as error:
-            raise TrajectoryFormatError(f"{self.path}: {demo.name}: {error}") from error
+        demo = self._demos[index]
+        frames = np.empty((demo.steps + 1, len(demo.views), *demo.size, 3), np.uint8)
+        with self._files.use(demo.path) as file:
+            steps = read_steps(file, demo)
+            read_frames(file, demo, np.arange(len(frames)), frames)
+        with named(demo.path, f"/data/{demo.name}"):
+            return Trajectory(frames, **steps, **demo.labels)
 
     def __iter__(self) -> Iterator[Trajectory]:
         return (self[i] for i in range(len(self)))
 
     def close(self) -> None:
-        """Close the file; done already where the reader is used in a `with` block."""
-        self._file.close()
-
-    def _labels(self, index: int) -> dict[str, Any]:
-        if not self._is_ours:
-            task = self.path.stem.removesuffix("_demo")
-            return {
-                "instruction": self._file_instruction,
-                "task": task,
-                "start": index,
-                "split": "train",
-                "source": "expert",
-            }
-        attribute = self._data[self._names[index]].attrs
-        return {
-            "instruction": attribute["language_instruction"],
-            "start": int(attribute["start"]),
-            **{name: attribute[name] for name in ("task", "split", "source")},
-        }
+        """Close the files; reading opens them again."""
+        self._files.close()
 
 
-def _described(array: Any) -> str:
-    return f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+def read_episodes(path: Path, files: OpenFiles) -> Iterator[tuple[Demo, Steps]]:
+    """All trajectories of a folder or file but for their frames, checked as TrajectoryReader says."""
+    paths = part_paths(path) if path.is_dir() else [path]
+    if not paths:
+        found = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+        raise TrajectoryFormatError(f"{path}: the folder has no part-<number>.h5 (found {found})")
+    for part in paths:
+        with files.use(part) as file:
+            yield from read_file(part, file)
 
 
-def _check_array(name: str, array: Any, dtype: type, shape: tuple) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
-        expected = f"{np.dtype(dtype)} [{', '.join(map(str, shape))}]"
-        raise ValueError(f"{name} is {_described(array)}: it should be a numpy array, {expected}")
-    if dtype is np.float32 and not np.isfinite(array).all():
-        raise ValueError(f"{name} has values that are not finite (first at row {_first_bad_row(array)})")
+def part_paths(folder: Path) -> list[Path]:
+    """The finished parts of a data set in their order."""
+    numbers = {path: int(match[1]) for path in folder.iterdir() if (match := PART.fullmatch(path.name))}
+    return sorted(numbers, key=numbers.get)
 
 
-def _first_bad_row(array: np.ndarray) -> int:
-    return int(np.argmin(np.isfinite(array).all(axis=-1)))
+def _make_folder(folder: Path, append: bool) -> None:
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(f"{folder}: the folder {folder.parent} does not exist; make it first")
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: trajectories are written into a folder; give another path")
+    folder.mkdir(exist_ok=True)
+    if not append and any(path.name != LOCK for path in folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty: use append=True to add to it, or give another path")
 
 
-def _create(path: Path, env_args: Mapping[str, Any]) -> None:
-    # Under another name first: a file killed before its header is whole could not be appended to.
-    temporary = path.with_name(f".{path.name}.partial")
-    with h5py.File(temporary, "w", libver=("earliest", "v108")) as file:
-        data = file.create_group("data")
-        data.attrs.update(num_demos=np.int64(0), total=np.int64(0), worldenv_format=np.int64(FORMAT_VERSION))
-        data.attrs.update(env_args=json.dumps(dict(env_args)), problem_info=json.dumps({}))
-    forget(path)
-    temporary.rename(path)
+def _lock(folder: Path) -> tuple[int, bool]:
+    """The lock file, open, and whether it is certain that nobody else writes here."""
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise UserError(
+            f"{folder}: another writer is at work there; wait until it ends, or give another path"
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            os.close(lock)
+            raise
+        warnings.warn(
+            f"{folder}: the file system has no locks ({error.strerror}): see to it that nobody else writes there",
+            stacklevel=3,
+        )
+        return lock, False
+    return lock, True
+
+
+def _remove_unfinished(folder: Path, is_alone: bool) -> None:
+    left = sorted(path for path in folder.iterdir() if UNFINISHED.fullmatch(path.name))
+    if left and not is_alone:
+        names = ", ".join(path.name for path in left)
+        warnings.warn(f"{folder}: {names} may be left from a killed writer: remove it if so", stacklevel=3)
+        return
+    for path in left:
+        path.unlink()
+
+
+def _next_number(folder: Path) -> int:
+    return max((int(PART.fullmatch(path.name)[1]) + 1 for path in part_paths(folder)), default=0)
 
 
 def _count_to_append(path: Path) -> int:
-    with _open(path, "r") as file:
-        data = _checked_data(path, file)
-        if "worldenv_format" not in data.attrs:
-            raise TrajectoryFormatError(f"{path}: /data has no worldenv_format: append only to files of this package")
-        names = _counted_names(path, data)
-        for name in names:
-            _check_demo(path, data, name, is_ours=True)
-    # Opened and closed, so that HDF5 cuts off what a killed writer left behind the end.
-    _open(path, "r+").close()
-    return len(names)
+    with open_file(path) as file:
+        kinds = [demo.kind for demo, _ in read_file(path, file)]
+    if "worldenv" not in kinds:
+        raise TrajectoryFormatError(f"{path}: /data has no worldenv_format: append only to data of this package")
+    return len(kinds)
 
 
-def _open(path: Path, mode: str) -> h5py.File:
-    if not path.is_file():
-        raise TrajectoryFormatError(f"{path}: there is no such file")
+def _explained(error: OSError, path: Path) -> OSError:
+    return OSError(error.errno, f"cannot be written ({error}): free some room or mend the disk, then append", str(path))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        recover(path)
-        return h5py.File(path, mode)
+        os.fsync(descriptor)
     except OSError as error:
-        if isinstance(error, BlockingIOError) or "unable to lock" in str(error):
-            raise TrajectoryFormatError(f"{path}: another process has it open: close that one first") from error
-        if isinstance(error, PermissionError):
+        if error.errno != errno.EINVAL:  # a file system that has no fsync of folders
             raise
-        if "truncated file" in str(error):
-            raise TrajectoryFormatError(f"{path}: truncated: its end is missing ({error})") from error
-        raise TrajectoryFormatError(f"{path}: not an HDF5 file, or cut off in its header ({error})") from error
-
-
-def _checked_data(path: Path, file: h5py.File) -> h5py.Group:
-    if not isinstance(file.get("data"), h5py.Group):
-        found = ", ".join(sorted(file)) or "nothing"
-        raise TrajectoryFormatError(f"{path}: /data is missing (found {found}): not a LIBERO or robomimic file")
-    data = file["data"]
-    version = data.attrs.get("worldenv_format", FORMAT_VERSION)
-    if version != FORMAT_VERSION:
-        raise TrajectoryFormatError(
-            f"{path}: /data has worldenv_format {version}, this version reads {FORMAT_VERSION}: update the package"
-        )
-    return data
-
-
-def _counted_names(path: Path, data: h5py.Group) -> list[str]:
-    count = int(data.attrs.get("num_demos", len(_demo_names(data))))
-    names = [f"demo_{i}" for i in range(count)]
-    if absent := [name for name in names if name not in data]:
-        raise TrajectoryFormatError(f"{path}: /data has num_demos {count}, but /data/{absent[0]} is missing")
-    return names
-
-
-def _demo_names(data: h5py.Group) -> list[str]:
-    return [name for name in data if name.removeprefix("demo_").isdecimal()]
-
-
-def _uncounted_names(data: h5py.Group, count: int) -> list[str]:
-    return [name for name in _demo_names(data) if int(name.removeprefix("demo_")) >= count]
-
-
-def _check_demo(path: Path, data: h5py.Group, name: str, is_ours: bool) -> None:
-    demo = data[name]
-    expected = {"actions": "float [T, 7]", "rewards": "uint8 [T]"}
-    expected |= {f"obs/{key}": OBSERVATIONS[key] for key in OBSERVATIONS}
-    if is_ours:
-        expected |= {f"final_obs/{key}": text.replace("[T", "[1") for key, text in OBSERVATIONS.items()}
-    else:
-        expected["obs/gripper_states"] = "float [T, 2]"
-    try:
-        steps = len(_dataset(demo, "actions"))
-        for key, text in expected.items():
-            _check_dataset(_dataset(demo, key), text, steps)
-        if steps < (1 if is_ours else 2):
-            raise ValueError("is empty: it has no action that leads from one frame to the next")
-        if is_ours and demo["obs/agentview_rgb"].shape[1:] != demo["final_obs/agentview_rgb"].shape[1:]:
-            raise ValueError("final_obs/agentview_rgb has another image size than obs/agentview_rgb")
-        labels = ("language_instruction", "task", "start", "split", "source") if is_ours else ()
-        if absent := [label for label in labels if label not in demo.attrs]:
-            raise ValueError(f"the attribute {absent[0]} is missing")
-    except (ValueError, OSError) as error:
-        raise TrajectoryFormatError(f"{path}: {demo.name}: {error}") from error
-
-
-def _dataset(demo: h5py.Group, key: str) -> h5py.Dataset:
-    dataset = demo.get(key) if isinstance(demo, h5py.Group) else None
-    if not isinstance(dataset, h5py.Dataset) or not dataset.shape:
-        raise ValueError(f"the dataset {key} is missing")
-    return dataset
-
-
-def _check_dataset(dataset: h5py.Dataset, expected: str, steps: int) -> None:
-    kind, extent = expected.removesuffix("]").split(" [")
-    sizes = extent.split(", ")
-    is_kind = dataset.dtype == np.uint8 if kind == "uint8" else dataset.dtype.kind == "f"
-    fits = len(dataset.shape) == len(sizes) and all(
-        found > 0 if size in "HW" else found == int(size)
-        for found, size in zip(dataset.shape[1:], sizes[1:], strict=True)
-    )
-    key = "/".join(dataset.name.split("/")[3:])
-    if not is_kind or not fits:
-        raise ValueError(f"{key} is {dataset.dtype} {list(dataset.shape)}, it should be {expected}")
-    length = steps if sizes[0] == "T" else 1
-    if len(dataset) != length:
-        raise ValueError(f"lengths differ: {key} has {len(dataset)} rows, it should have {length} (actions: {steps})")
-    if kind == "float" and not np.isfinite(value := dataset[()]).all():
-        raise ValueError(f"{key} has values that are not finite (first at row {_first_bad_row(value)})")
-
-
-def _read_ours(demo: h5py.Group) -> dict[str, np.ndarray]:
-    obs, final = demo["obs"], demo["final_obs"]
-    frames = np.empty((len(obs["agentview_rgb"]) + 1, *obs["agentview_rgb"].shape[1:]), np.uint8)
-    # Straight into place: joining two arrays would hold every frame twice.
-    obs["agentview_rgb"].read_direct(frames, dest_sel=np.s_[:-1])
-    final["agentview_rgb"].read_direct(frames, dest_sel=np.s_[-1:])
-    parts = [np.concatenate([group["ee_states"][()], group["gripper_states"][()]], axis=1) for group in (obs, final)]
-    return {
-        "frames": frames,
-        "proprio": np.concatenate(parts).astype(np.float32),
-        "actions": demo["actions"][()].astype(np.float32),
-        "success": demo["rewards"][()] > 0,
-    }
-
-
-def _read_libero(demo: h5py.Group) -> dict[str, np.ndarray]:
-    finger = demo["obs/gripper_states"][()]
-    aperture = np.abs(finger[:, :1] - finger[:, 1:]) / GRIPPER_OPENING_M
-    return {
-        "frames": demo["obs/agentview_rgb"][()],
-        "proprio": np.concatenate([demo["obs/ee_states"][()], aperture.clip(0, 1)], axis=1).astype(np.float32),
-        "actions": demo["actions"][:-1].astype(np.float32),
-        "success": demo["rewards"][1:] > 0,
-    }
-
-
-def _libero_instruction(path: Path, data: h5py.Group) -> str:
-    try:
-        instruction = json.loads(data.attrs["problem_info"])["language_instruction"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise TrajectoryFormatError(
-            f"{path}: /data has no attribute problem_info with a language_instruction: the instruction is unknown"
-        ) from error
-    return instruction if isinstance(instruction, str) else "".join(instruction)
+    finally:
+        os.close(descriptor)

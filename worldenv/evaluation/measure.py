@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from worldenv.data.trajectories import Trajectory
+from worldenv.data.trajectory import Trajectory
 from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.perceptual import perceptual_quality
 from worldenv.evaluation.pictures import psnr, ssim

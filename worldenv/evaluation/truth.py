@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldenv.data.trajectories import Trajectory
+from worldenv.data.trajectory import Trajectory
 from worldenv.interfaces.observation import Key, Observation, Starts, table_of
 from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.suite import Suite, Task
 from worldenv.records.intervals import wilson_interval
+from worldenv.suites.record import Record
 
 RULES = ("oracle", "own_stop", "no_stop")
 POLICY_BATCH, REFLECTOR_BATCH, FRAMES_AT_ONCE = 128, 64, 8
@@ -35,47 +36,13 @@ def act_in_true(
     scale = torch.as_tensor(perturb).view(-1, 1, 1)
     begun = suite.reset(tasks, starts, split)
     read, device = policy.read(begun.texts), device_of(policy)
-    seen, record = begun.seen, _Record(begun.seen)
+    seen, record = begun.seen, Record(suite, begun)
     for step in range(suite.horizon):
         k = step % policy.chunk
         if k == 0:
             chunk = _act(policy, seen, read, step // policy.chunk, seed, scale, device).clamp(-1, 1).numpy()
-        action = chunk[:, k]
-        seen, success = suite.step(action)
-        record.step(action, seen, success)
-    texts, camera = begun.instructions, begun.seen.camera
-    return [
-        Trajectory(
-            *(part[i] for part in record.stacked()),
-            texts[i],
-            task.name,
-            int(start),
-            split,
-            "policy",
-            camera=None if camera is None else camera[i].numpy().copy(),
-            views=suite.views,
-        )
-        for i, (task, start) in enumerate(zip(tasks, starts, strict=True))
-    ]
-
-
-class _Record:
-    """Frames, proprioception, actions and success of all episodes, step by step."""
-
-    def __init__(self, seen: Observation):
-        self.frames, self.proprio = [seen.frames.numpy()], [seen.proprio.numpy()]
-        self.actions: list[np.ndarray] = []
-        self.success: list[np.ndarray] = []
-
-    def step(self, action: np.ndarray, seen: Observation, success: np.ndarray) -> None:
-        self.actions.append(action)
-        self.success.append(success)
-        self.frames.append(seen.frames.numpy())
-        self.proprio.append(seen.proprio.numpy())
-
-    def stacked(self) -> tuple[np.ndarray, ...]:
-        """frames [E, T + 1, ...], proprio [E, T + 1, P], actions [E, T, A] float32, success [E, T] bool."""
-        return tuple(np.stack(part, axis=1) for part in (self.frames, self.proprio, self.actions, self.success))
+        seen = record.step(chunk[:, k])
+    return record.trajectories(tasks, starts, split, "policy")
 
 
 def _act(

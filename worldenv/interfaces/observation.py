@@ -56,7 +56,7 @@ class Key(NamedTuple):
 
 
 def table_of(instructions: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:  # distinct strings; [N] int64 rows of it
-    """The table of instructions of N episodes, in alphabetical order, and each episode's row in it."""
+    """The table of instructions of N episodes, in alphabetical order, and each episode's row in it, on the CPU."""
     texts = tuple(sorted(set(instructions)))
     row = {text: i for i, text in enumerate(texts)}
-    return texts, torch.tensor([row[text] for text in instructions], dtype=torch.int64)
+    return texts, torch.tensor([row[text] for text in instructions], dtype=torch.int64, device="cpu")

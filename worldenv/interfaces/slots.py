@@ -45,6 +45,11 @@ class Slots:
         """Unwritten room for `capacity` rows like these."""
         return self.each(lambda tensor: tensor.new_empty(capacity, *tensor.shape[1:]))
 
+    def takes(self, rows: Self) -> bool:
+        """Whether such rows can be put here: the same fields, shapes, dtypes and device."""
+        mine, new = ([(t.shape[1:], t.dtype, t.device) for t in some.tensors()] for some in (self, rows))
+        return mine == new
+
     def put(self, slots: Tensor, rows: Self) -> None:
         """Write rows[i] to slot slots[i]."""
         for mine, new in zip(self.tensors(), rows.tensors(), strict=True):

@@ -15,12 +15,12 @@ MAX_WORDS = 12
 _INDEX = {word: i for i, word in enumerate(WORDS)}
 
 
-def tokenize(instructions: Sequence[str]) -> Tensor:  # [B, MAX_WORDS] int64
+def tokenize(instructions: Sequence[str]) -> Tensor:  # [B, MAX_WORDS] int64, on the CPU
     """Words to indices, padded with 0; a word outside the vocabulary becomes `<unknown>`.
 
     Raises ValueError if an instruction is empty, longer than MAX_WORDS words, or has no known word at all.
     """
-    tokens = torch.zeros(len(instructions), MAX_WORDS, dtype=torch.long)
+    tokens = torch.zeros(len(instructions), MAX_WORDS, dtype=torch.long, device="cpu")
     for row, text in zip(tokens, instructions, strict=True):
         words = re.findall(r"[a-z]+", text.lower())
         known = [_INDEX.get(word, 1) for word in words]
@@ -28,7 +28,7 @@ def tokenize(instructions: Sequence[str]) -> Tensor:  # [B, MAX_WORDS] int64
             raise ValueError(
                 f"instruction {text!r} should have 1 to {MAX_WORDS} words, some of them among: {' '.join(WORDS[2:])}"
             )
-        row[: len(known)] = torch.tensor(known)
+        row[: len(known)] = torch.tensor(known, device="cpu")
     return tokens
 
 

@@ -10,6 +10,7 @@ that Triton runs every op it has on a CUDA device.
 
 import os
 from collections.abc import Sequence
+from importlib import import_module
 
 import torch
 
@@ -43,6 +44,25 @@ if torch.cuda.is_available():
         raise ImportError(f"WORLDENV_BACKEND is 'triton', but triton cannot be loaded: {kernels.TRITON_ERROR}")
 elif BACKEND == "triton":
     raise ImportError("WORLDENV_BACKEND is 'triton', but torch finds no CUDA device: leave it unset")
+
+
+def has_face(name: str, device: torch.device) -> bool:
+    """Whether op `name` has compiled code for tensors of this device; otherwise plain PyTorch, its reference, runs.
+
+    Raises ModuleNotFoundError if there is no such op.
+    """
+    import_module(f"worldenv.ops.{name}")
+    key = torch._C._dispatch_key_for_device(device.type)
+    return BACKEND != "reference" and torch._C._dispatch_has_kernel_for_dispatch_key(f"worldenv::{name}", key)
+
+
+def missing_faces(names: Sequence[str], device: torch.device) -> list[str]:
+    """Those of the ops `names` that would run their reference on this device, in the same order.
+
+    The answer is about this process: where torch finds no CUDA device, no op has a face for one. Raises
+    ModuleNotFoundError if there is no such op.
+    """
+    return [name for name in names if not has_face(name, device)]
 
 
 def check_tensors(

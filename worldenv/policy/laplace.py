@@ -42,15 +42,18 @@ class LaplacePolicy(nn.Module):
     def act(self, seen: Observation, read: Any, key: Key, explore: bool) -> Decision:
         """A draw from the distribution, or its mean."""
         feature = self.see(seen, read)
-        mu, beta = self.heads(feature, seen.proprio)
-        action, log_prob = laplace_chunk(mu.float(), beta.float(), *key, explore)
+        action, log_prob = laplace_chunk(*self._in_float32(feature, seen.proprio), *key, explore)
         return Decision(action, log_prob, SeenFeature(feature, seen.proprio))
 
     def log_prob(self, record: SeenFeature, action: Tensor) -> Tensor:  # [B, K, A] -> [B]
-        return laplace_log_prob(action, *self.heads(record.feature, record.proprio))
+        return laplace_log_prob(action, *self._in_float32(record.feature, record.proprio))
 
     def ppo_loss(
         self, record: SeenFeature, action: Tensor, log_prob: Tensor, advantage: Tensor, clip: float
     ) -> tuple[Tensor, Tensor]:
         """The clipped objective and the share of clipped ratios, by one op for loss and gradient."""
-        return ppo_loss(*self.heads(record.feature, record.proprio), action, log_prob, advantage, clip)
+        return ppo_loss(*self._in_float32(record.feature, record.proprio), action, log_prob, advantage, clip)
+
+    def _in_float32(self, feature: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
+        mu, beta = self.heads(feature, proprio)
+        return mu.float(), beta.float()

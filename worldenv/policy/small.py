@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from worldenv.nn.instruction import tokenize
 from worldenv.nn.int8 import by_rows
 from worldenv.ops.constants import constant
 from worldenv.policy.laplace import LaplacePolicy
+from worldenv.records.model_files import load_model
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class SmallPolicy(LaplacePolicy):
         self.trunk = nn.Sequential(nn.Linear(d + 64, d), nn.ReLU(), nn.Linear(d, d), nn.ReLU())
         self.action_head = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 7 * config.chunk))
         self.scale_head = nn.Sequential(nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 7 * config.chunk))
+
+    @classmethod
+    def load(cls, path: Path) -> "SmallPolicy":
+        """From a file that `save_model` wrote with the kind "policy"."""
+        return load_model(path, "policy", cls, SmallPolicyConfig)[0]
 
     def forward(
         self,

@@ -13,11 +13,15 @@ ABOUT = {
     "demonstrations of each of the ten tasks: the policy that explores.",
     "policy": "The fine-tuned policy, taught by itself to act on imagined frames as it acted on the true frames of the "
     "same moments (demonstrations and extra data, no expert): the baseline that post-training starts from.",
-    "teacher_base": "The world model after pretraining on disturbed expert episodes of the pretraining suite.",
-    "teacher": "The multi-step world model, trained by flow matching on demonstrations and extra data.",
-    "simulator": "The one-step world model (student): the teacher, trained further on its own rollouts.",
+    "teacher_base": "The composer after pretraining on disturbed expert episodes of the pretraining suite.",
+    "teacher": "The multi-step composer, trained by flow matching on demonstrations and extra data.",
+    "composer": "The one-step composer (student), a world model: the teacher, trained on along its own rollouts.",
+    "causal_teacher": "The multi-step causal world model, trained by diffusion forcing on the "
+    "demonstrations and extra data.",
+    "causal": "The causal world model of one or two steps (student), distilled from its teacher.",
     "reflector": "The reflector: the base's encoder, frozen, and a reward head trained by per-frame cross-entropy on "
-    "demonstrations and extra data, true and imagined frames; other tasks' instructions are negatives.",
+    "demonstrations and extra data, true and as the world model imagines them. Other tasks' instructions are negative "
+    "examples.",
 }
 LIMITS = (
     "Made for the embedded `tabletop` suite at 64 x 64 pixels and for nothing else: small, fast to train on a CPU, "

@@ -11,6 +11,7 @@ from torch import nn
 
 from worldenv.records.checkpoint import CheckpointError, load_weights, save_weights
 
+RANGES = "ranges.json"  # beside the models: least and greatest input of their layers, for 8 bits
 Network = TypeVar("Network", bound=nn.Module)
 
 

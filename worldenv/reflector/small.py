@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from worldenv.nn.encoder import VisionLanguageEncoder
 from worldenv.nn.instruction import tokenize
 from worldenv.nn.int8 import by_rows
 from worldenv.ops.reward_head import reward_head
+from worldenv.records.model_files import load_model
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class SmallReflector(nn.Module):
         self.head = nn.Sequential(
             nn.LayerNorm(3 * d), nn.Linear(3 * d, d), nn.ReLU(), nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 1)
         )
+
+    @classmethod
+    def load(cls, path: Path, zero_shot: bool = False) -> "SmallReflector":
+        """From a file that `save_model` wrote with the kind "reflector"."""
+        return load_model(path, "reflector", cls, SmallReflectorConfig, zero_shot=zero_shot)[0]
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Tensor:  # [M, C] float32

@@ -1,6 +1,8 @@
 """How an action moves the gripper, s_{t+1} = FK(s_t, a_t): exact, without a network (World-Env, arXiv 2509.24948)."""
 
-from dataclasses import astuple, dataclass
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -8,21 +10,35 @@ from torch import Tensor
 
 from worldenv.ops.constants import constant
 
+NUMBERS = 7  # of a pose and of an action
+Rotation = Literal["add", "compose"]
+TINY = 1e-300  # the least square of a length, so that it can be divided by
+
 
 @dataclass(frozen=True)
 class Kinematics:
-    """Step sizes and limits of a gripper that is moved by 7-D deltas, as in LIBERO."""
+    """Step sizes and limits of a gripper that is moved by 7-D deltas, as in LIBERO.
+
+    Raises ValueError if `rotation` is another word.
+    """
 
     translation_step: float = 0.035  # metres per unit action
     rotation_step: float = 0.12  # radians per unit action
     aperture_rate: float = 0.5  # opening per step, 0 closed .. 1 open
     low: tuple[float, ...] = (-0.19, -0.16, 0.008, -0.3, -0.3, -0.7)  # metres, radians
     high: tuple[float, ...] = (0.19, 0.21, 0.20, 0.3, 0.3, 0.7)
+    rotation: Rotation = "add"  # "compose": a turn about the world's axes, and no limits of it
+
+    def __post_init__(self) -> None:
+        if self.rotation not in get_args(Rotation):
+            raise ValueError(f"rotation is {self.rotation!r}; it should be one of {', '.join(get_args(Rotation))}")
 
     def as_array(self) -> np.ndarray:  # [15] float64
-        """The numbers in the order in which the compiled physics reads them."""
-        steps, (low, high) = astuple(self)[:3], astuple(self)[3:]
-        return np.array([*steps, *low, *high], dtype=np.float64)
+        """The numbers in the order in which the compiled physics reads them. Raises ValueError unless it adds."""
+        if self.rotation != "add":
+            raise ValueError(f"rotation is {self.rotation!r}; the compiled simulator can only 'add'")
+        steps = self.translation_step, self.rotation_step, self.aperture_rate
+        return np.array([*steps, *self.low, *self.high], dtype=np.float64)
 
 
 def forward_kinematics(
@@ -34,6 +50,16 @@ def forward_kinematics(
 
     pose     <- clip(pose + step * clip(action[:6], -1, 1), low, high)
     aperture <- moves towards 0 (action[6] > 0: close) or 1 (open) by at most `aperture_rate`
+
+    With `rotation="compose"` the position and the aperture move so, and the rotation by
+
+        R <- exp(step * clip(action[3:6], -1, 1)) R, without limits
+
+    Of the two axis-angles of R that are at most a whole turn long, w of at most half a turn and w - 2 pi w / |w|, it is
+    the one that is nearer to the axis-angle before: the axis does not flip where a turn passes half a turn. Computed in
+    float64 and rounded once.
+
+    Raises ValueError if a pose or an action has another size.
     """
     return chunk_kinematics(proprio, action[..., None, :], kinematics)[..., 0, :]
 
@@ -43,13 +69,43 @@ def chunk_kinematics(
     actions: Tensor,  # [..., K, 7] float32
     kinematics: Kinematics,
 ) -> Tensor:  # [..., K, 7] float32, after each action
-    """`forward_kinematics` applied K times."""
+    """`forward_kinematics` applied K times. Raises ValueError as it does."""
+    p, a = proprio.shape[-1], actions.shape[-1]
+    if (p, a) != (NUMBERS, NUMBERS):
+        raise ValueError(f"proprio has {p} numbers and an action {a}; these kinematics are of {NUMBERS} each")
     steps = (*[kinematics.translation_step] * 3, *[kinematics.rotation_step] * 3, kinematics.aperture_rate)
     step, low, high = constant((steps, (*kinematics.low, 0.0), (*kinematics.high, 1.0)), proprio).unbind(0)
     opening = 1.0 - 2.0 * (actions[..., 6:] > 0).to(proprio.dtype)
     moves = torch.cat([actions[..., :6].clamp(-1, 1), opening], dim=-1) * step
     out = []
     for move in moves.unbind(-2):
-        proprio = torch.clamp(proprio + move, low, high)
+        moved = torch.clamp(proprio + move, low, high)
+        if kinematics.rotation == "compose":
+            turned = _composed(move[..., 3:6], proprio[..., 3:6])
+            moved = torch.cat([moved[..., :3], turned, moved[..., 6:]], dim=-1)
+        proprio = moved
         out.append(proprio)
     return torch.stack(out, dim=-2)
+
+
+def _composed(turn: Tensor, before: Tensor) -> Tensor:  # [..., 3] axis-angles: of the turn after the one before
+    previous = before.double()
+    (a, u), (b, v) = _quaternion(turn.double()), _quaternion(previous)
+    scalar = a * b - (u * v).sum(-1, keepdim=True)
+    vector = a * v + b * u + torch.linalg.cross(u, v)
+    vector = torch.where(scalar < 0, -vector, vector)  # q and -q are the same turn: by at most half a turn
+    length = _length(vector)
+    angle = 2.0 * torch.atan2(length, scalar.abs())
+    short = angle * vector / length
+    long = short - 2.0 * math.pi * vector / length
+    nearer = _length(long - previous) < _length(short - previous)
+    return torch.where(nearer, long, short).to(before.dtype)
+
+
+def _quaternion(axis_angle: Tensor) -> tuple[Tensor, Tensor]:  # [..., 3] -> [..., 1], [..., 3]
+    angle = _length(axis_angle)
+    return (0.5 * angle).cos(), (0.5 * angle).sin() / angle * axis_angle
+
+
+def _length(vector: Tensor) -> Tensor:  # [..., 3] -> [..., 1]
+    return vector.square().sum(-1, keepdim=True).clamp(min=TINY).sqrt()

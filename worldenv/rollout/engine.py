@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -64,9 +65,10 @@ class Engine:
                 f"{', '.join(world.views)}"
             )
         self.policy, self.world, self.reflector, self.config = policy, world, reflector, config
-        self.chunk, self.horizon = policy.chunk, -(-config.horizon // policy.chunk)  # K; T, in chunks
-        self.capacity = config.capacity
-        self.runner = Runner(world, reflector, self._decide, self.chunk, config.batch, config.graphs)
+        self.chunk, self.capacity = policy.chunk, config.capacity  # K
+        decide = partial(_decide, policy, world.robot.action_size)  # no method: a cycle would keep the slots
+        self.runner = Runner(world, reflector, decide, self.chunk, config.batch, config.graphs)
+        self.horizon = -(-config.horizon // self.chunk)  # T, in chunks
         self.rows = torch.zeros(0, dtype=torch.long, device=CPU)  # [E], episodes.row on the host
 
     @torch.inference_mode(False)  # slots made in inference mode could not be written outside of it
@@ -107,6 +109,7 @@ class Engine:
             out.video[:, 0] = starts.seen.frames.repeat_interleave(siblings, 0)
         return out
 
+    @torch.inference_mode(False)  # as `run`, which goes on with what was read here
     def bytes_per_episode(self, starts: Starts) -> tuple[int, int]:
         """Bytes of a slot and of an episode's records, for episodes that begin like these."""
         self.runner.open(starts, self.policy.read)
@@ -117,7 +120,7 @@ class Engine:
         """Room for the records of every episode. One decision shows the shape of what the policy records."""
         row = torch.zeros(1, dtype=torch.long, device=starts.device)
         one = self.runner.begin(row, row)
-        record: Slots | None = self._decide(one, self.runner.read[0], Key(0, row, row), True).record
+        record: Slots | None = self.runner.decide(one, self.runner.read[0], Key(0, row, row), True).record
         actions = self.world.robot.action_size
         return Rollouts.empty(starts, self.horizon, self.chunk, actions, record, siblings, video)
 
@@ -179,13 +182,20 @@ class Engine:
             self.rows[target] = self.rows[source]
         return live
 
-    def _decide(self, live: Episodes, read: object, key: Key, explore: bool) -> Decision:
-        decision = self.policy.act(live.seen, read, key, explore)
-        action, log_prob, b = decision.action, decision.log_prob, len(live)
-        wanted = [b, self.chunk, self.world.robot.action_size]
-        if list(action.shape) != wanted or list(log_prob.shape) != [b]:
-            raise UserError(
-                f"the policy decided on actions {list(action.shape)} of log-probability {list(log_prob.shape)}; they "
-                f"should be {wanted} (episodes, actions of a chunk, numbers of an action) and {[b]}"
-            )
-        return replace(decision, action=action.float(), log_prob=log_prob.float())
+
+def _decide(policy: Policy, actions: int, live: Episodes, read: object, key: Key, explore: bool) -> Decision:
+    decision, b = policy.act(live.seen, read, key, explore), len(live)
+    if not isinstance(decision, Decision):
+        raise UserError(f"the policy's `act` returned a {type(decision).__name__}; it should return a Decision")
+    wanted = [b, policy.chunk, actions]
+    action, log_prob = (_described(part) for part in (decision.action, decision.log_prob))
+    if action != wanted or log_prob != [b]:
+        raise UserError(
+            f"the policy decided on actions {action} of log-probability {log_prob}; they should be {wanted} "
+            f"(episodes, actions of a chunk, numbers of an action) and {[b]}"
+        )
+    return replace(decision, action=decision.action.float(), log_prob=decision.log_prob.float())
+
+
+def _described(value: object) -> list[int] | str:
+    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__

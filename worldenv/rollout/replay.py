@@ -27,6 +27,7 @@ def replay(
     out = seen.frames.new_empty(len(starts), steps + 1, *seen.frames.shape[1:])
     out[:, 0] = seen.frames
 
+    @torch.no_grad()  # is of a thread alone
     def work(rows: slice) -> None:
         now = seen[rows].each(torch.clone)
         memory = world.begin(now, k)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from worldenv.errors import UserError
 from worldenv.interfaces.observation import Key, Starts
@@ -61,8 +61,11 @@ class Runner:
         self.starts = starts
         new = read(starts.texts), self.reflector.read(starts.texts)
         if not _written_over(self.read, new):  # recorded graphs read the old tensors
-            self.read = new
+            self.read = tree_map_only(Tensor, torch.clone, new)  # it may be part of a model, and is written over
             self.graphs = Graphs()
+        row = torch.zeros(1, dtype=torch.int64, device=starts.device)
+        if self.episodes is not None and not self.episodes.takes(self.begin(row, row)):
+            self.give_up_slots()
 
     @torch.no_grad()
     def begin(self, starts: Tensor, ids: Tensor, rows: Tensor | None = None) -> Episodes:
@@ -134,11 +137,14 @@ class Runner:
 def _written_over(old: Any, new: Any) -> bool:
     """Copy `new` into the tensors of `old` if structure, shapes and dtypes are equal; returns whether they are."""
     (mine, shape), (others, other_shape) = tree_flatten(old), tree_flatten(new)
-    if shape != other_shape or not all(isinstance(value, Tensor) for value in (*mine, *others)):
+    if shape != other_shape:
         return False
-    if any(a.shape != b.shape or a.dtype != b.dtype or a.device != b.device for a, b in zip(mine, others, strict=True)):
+    pairs = [(a, b) for a, b in zip(mine, others, strict=True) if a is not None or b is not None]
+    if not all(isinstance(value, Tensor) for pair in pairs for value in pair):
         return False
-    for a, b in zip(mine, others, strict=True):
+    if any(a.shape != b.shape or a.dtype != b.dtype or a.device != b.device for a, b in pairs):
+        return False
+    for a, b in pairs:
         a.copy_(b)
     return True
 

@@ -1,26 +1,50 @@
-"""Episodes of the embedded suite, recorded step by step."""
+"""Episodes of a suite, recorded step by step."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
-from worldenv.suites.tabletop.physics import Tabletop
+from worldenv.data.trajectory import Trajectory
+from worldenv.interfaces.observation import Observation, Starts
+from worldenv.interfaces.suite import Suite, Task
 
 
 class Record:
-    """Frames, proprioception, actions and success of all episodes, from their present state on."""
+    """Records the episodes that a suite has just begun: `begun` is what its `reset` returned."""
 
-    def __init__(self, env: Tabletop):
-        self.env = env
-        self.frames, self.proprio = [env.frames()], [env.proprio()]
+    def __init__(self, suite: Suite, begun: Starts):
+        self.suite, self.begun = suite, begun
+        self.frames, self.proprio = [begun.seen.frames.numpy()], [begun.seen.proprio.numpy()]
         self.actions: list[np.ndarray] = []
         self.success: list[np.ndarray] = []
 
-    def step(self, actions: np.ndarray) -> None:
-        """Carry out actions [E, 7] and record what follows."""
+    def step(self, actions: np.ndarray) -> Observation:
+        """Carry out actions [E, A] and record what follows; returns the new observation."""
+        seen, success = self.suite.step(actions)
         self.actions.append(actions)
-        self.success.append(self.env.step(actions))
-        self.frames.append(self.env.frames())
-        self.proprio.append(self.env.proprio())
+        self.success.append(success)
+        self.frames.append(seen.frames.numpy())
+        self.proprio.append(seen.proprio.numpy())
+        return seen
 
     def stacked(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """frames [E, T + 1, H, W, 3] uint8, proprio [E, T + 1, 7], actions [E, T, 7] float32, success [E, T] bool."""
+        """frames [E, T + 1, V, H, W, 3] uint8, proprio [E, T + 1, P], actions [E, T, A] float32, success [E, T]."""
         return tuple(np.stack(part, axis=1) for part in (self.frames, self.proprio, self.actions, self.success))
+
+    def trajectories(
+        self,
+        tasks: Sequence[Task],
+        starts: Sequence[int],
+        split: str,
+        source: str,
+        lengths: Sequence[int] | None = None,
+    ) -> list[Trajectory]:
+        """The episodes, each cut to its length (None: whole); one of length 0 is left out."""
+        texts, camera, out = self.begun.instructions, self.begun.seen.camera, []
+        lengths = [len(self.actions)] * len(texts) if lengths is None else lengths
+        for i, (frames, proprio, actions, success) in enumerate(zip(*self.stacked(), strict=True)):
+            if n := lengths[i]:
+                parts = (frames[: n + 1], proprio[: n + 1], actions[:n], success[:n])
+                seen_by = (None if camera is None else camera[i].numpy().copy(), self.suite.views)
+                out.append(Trajectory(*parts, *seen_by, texts[i], tasks[i].name, int(starts[i]), split, source))
+        return out

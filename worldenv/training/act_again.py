@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from worldenv.data.trajectories import Trajectory
+from worldenv.data.trajectory import Trajectory
 from worldenv.suites.record import Record
-from worldenv.suites.tabletop.physics import Tabletop, task_by_name
+from worldenv.suites.tabletop.physics import task_by_name
+from worldenv.suites.tabletop.suite import TabletopSuite
 
 
 def act_again(
-    trajectories: Sequence[Trajectory],  # of one length
+    trajectories: Sequence[Trajectory],  # of one length, of the training split
     scale: np.ndarray,  # [N] float, of the Laplace noise, in units of the action
     seed: int,
 ) -> list[Trajectory]:
@@ -25,12 +26,9 @@ def act_again(
     actions = np.stack([t.actions for t in trajectories])
     noise = random.laplace(size=(*actions.shape[:2], 3)) * scale[:, None, None]
     actions[..., :3] = np.clip(actions[..., :3] + noise, -1, 1)
-    env = Tabletop(trajectories[0].frames.shape[1])
-    env.reset([task_by_name(t.task) for t in trajectories], [t.start for t in trajectories], trajectories[0].split)
-    record = Record(env)
+    suite = TabletopSuite(trajectories[0].frames.shape[2])
+    tasks, starts, split = [task_by_name(t.task) for t in trajectories], [t.start for t in trajectories], "train"
+    record = Record(suite, suite.reset(tasks, starts, split))
     for step in range(actions.shape[1]):
         record.step(actions[:, step])
-    return [
-        Trajectory(*parts, t.instruction, t.task, t.start, t.split, t.source)
-        for t, parts in zip(trajectories, zip(*record.stacked(), strict=True), strict=True)
-    ]
+    return record.trajectories(tasks, starts, split, "policy")

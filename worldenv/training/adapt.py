@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from worldenv.data.clips import Clips
-from worldenv.policy.small import Policy
+from worldenv.nn.instruction import tokenize
+from worldenv.policy.small import SmallPolicy
 
 SCALE_WEIGHT = 0.1  # of the distance of the log-scales against that of the means
 
 
 def adaptation_loss(
-    policy: Policy,
+    policy: SmallPolicy,
     true: Clips,
     imagined: Clips,  # the same episodes, replayed by the simulator
     batch: int,
@@ -23,15 +24,15 @@ def adaptation_loss(
     Half of each batch are the true frames themselves, so that nothing changes there. Needs no expert: every recorded
     episode serves. Distance: L1 of the means, and of the log-scales.
     """
-    teacher = copy.deepcopy(policy).requires_grad_(False)
+    teacher, tokens_of = copy.deepcopy(policy).requires_grad_(False), tokenize(true.instructions)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         episode = torch.randint(len(true), (batch // 2,), generator=generator)
         step = (torch.rand(batch // 2, generator=generator) * true.length[episode]).long()
-        proprio, tokens = true.proprio[episode, step], true.tokens[episode]
-        mu, beta = teacher(true.frames[episode, step], proprio, tokens)
-        frames = torch.cat([true.frames[episode, step], imagined.frames[episode, step]])
-        new_mu, new_beta = policy(frames, proprio.repeat(2, 1), tokens.repeat(2, 1))
+        proprio, tokens = true.proprio[episode, step], tokens_of[episode]
+        shown, painted = (clips.frames_at(episode, step[:, None])[:, 0, 0] for clips in (true, imagined))
+        mu, beta = teacher(shown, proprio, tokens)
+        new_mu, new_beta = policy(torch.cat([shown, painted]), proprio.repeat(2, 1), tokens.repeat(2, 1))
         apart = (new_mu.unflatten(0, (2, -1)) - mu).abs().mean((1, 2, 3))
         scale = (new_beta.unflatten(0, (2, -1)) - beta).abs().mean()
         return apart.mean() + SCALE_WEIGHT * scale, {"l1_true": apart[0].item(), "l1_imagined": apart[1].item()}

@@ -1,19 +1,27 @@
-"""True episodes as the simulator shows them: so that policy and reflector can read imagined frames like true ones."""
+"""True episodes as the world model shows them, so that policy and reflector can read imagined frames like true ones."""
 
 from dataclasses import replace
 
+import torch
+
 from worldenv.data.clips import Clips
-from worldenv.worlds.composer.world import World
+from worldenv.data.frames import MemoryFrames
+from worldenv.interfaces.observation import Observation, Starts, table_of
+from worldenv.interfaces.world import WorldModel
+from worldenv.rollout.replay import replay
 
 
-def as_imagined(world: World, clips: Clips, seed: int) -> Clips:
-    """The same episodes with their frames replayed along the true poses; actions and labels are kept.
+def as_imagined(world: WorldModel, clips: Clips, seed: int) -> Clips:
+    """The same episodes, in memory, with their frames replayed open-loop along the true actions; all else is kept.
 
-    The reflector learns to say of imagined frames how the true episode went, so that where the simulator is vague its
-    reward is too; the policy learns to act on them as on the true ones. Steps beyond the last whole chunk keep the true
+    The reflector learns to say of imagined frames how the true episode went, so that where the world model is vague its
+    reward is too; the policy learns to act on them as on the true ones. Steps beyond the last whole pass keep the true
     frames.
     """
-    imagined = world.replay(clips.frames[:, 0], clips.proprio, seed)
-    frames = clips.frames.clone()
+    episodes, steps = torch.arange(len(clips)), torch.arange(clips.proprio.shape[1])
+    frames = clips.frames_at(episodes, steps.expand(len(clips), -1))
+    texts, row = table_of(clips.instructions)
+    starts = Starts(Observation(frames[:, 0], clips.proprio[:, 0].contiguous(), clips.camera, row), texts)
+    imagined = replay(world, starts.to(world.device), clips.actions.to(world.device), seed).cpu()
     frames[:, : imagined.shape[1]] = imagined
-    return replace(clips, frames=frames)
+    return replace(clips, stored=MemoryFrames.padded(frames))

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv.ops.laplace_chunk import laplace_log_prob
-from worldenv.policy.small import Policy, PolicyConfig
+from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
 from worldenv.suites.tabletop.demonstrate import Disturbed, disturb
 from worldenv.suites.tabletop.scenes import pretraining_task
 
@@ -18,9 +18,9 @@ class Base(nn.Module):
     `done` answers the yes/no question without any training on the target tasks: the zero-shot judge.
     """
 
-    def __init__(self, config: PolicyConfig):
+    def __init__(self, config: SmallPolicyConfig):
         super().__init__()
-        self.policy = Policy(config)
+        self.policy = SmallPolicy(config)
         self.point = nn.Linear(config.width, 6)
         self.done = nn.Sequential(nn.ReLU(), nn.Linear(config.width, 64), nn.ReLU(), nn.Linear(64, 1))
 

@@ -1,30 +1,35 @@
-"""Train the causal simulator: a tokenizer in closed form, then all chunks of a clip, each at its own noise level."""
+"""Train the causal world model: a tokenizer in closed form, a teacher of many steps, a student of one or two."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from worldenv.data.clips import Clips
-from worldenv.ops.action_map import action_map
-from worldenv.worlds.causal.network import Causal
+from worldenv.errors import UserError
+from worldenv.robot.robot import Robot
+from worldenv.worlds.causal.network import CausalNetwork
 from worldenv.worlds.causal.tokenizer import PatchTokenizer
+from worldenv.worlds.causal.world import draw_maps
 
+TOKENIZER_FRAMES = 512
 CHANGE_WEIGHT = 8.0  # how much more a token counts that differs from the one at its place in the frame before
 CHANGE_LEVEL = 0.1  # what counts as different: mean absolute difference of a token's latent
 CLEAN_SHARE = 0.5  # of the chunks are given as the past is when imagining: clean, but for MEMORY_NOISE
 MEMORY_NOISE = 0.1  # highest noise level of such a chunk: blunts drift
+TEACHER_STEPS = 8  # Euler steps of the teacher when it shows the student where a noise leads
+Loss = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
 
 
 @torch.no_grad()
-def fit_tokenizer(tokenizer: PatchTokenizer, frames: Tensor, seed: int, count: int = 512) -> float:
-    """Make a linear tokenizer the best there is for these frames [N, T, H, W, 3]: their patches' principal components,
-    scaled so that latents have variance 1 on average. Returns its mean squared error (pixels in [-1, 1]).
+def fit_tokenizer(tokenizer: PatchTokenizer, frames: Tensor) -> float:
+    """Fit a linear tokenizer to frames [N, H, W, 3] uint8: the principal components of their patches, scaled so that
+    latents have variance 1 on average. Returns its mean squared error (pixels in [-1, 1]).
 
-    Raises ValueError if the frames have fewer patches than the tokenizer has channels.
+    `Clips.sample_frames` gives some frames of a large data set; TOKENIZER_FRAMES are plenty. Raises ValueError if the
+    frames have fewer patches than the tokenizer has channels.
     """
-    frames, generator = frames.flatten(0, 1), torch.Generator().manual_seed(seed)
-    frames = frames[torch.randint(len(frames), (count,), generator=generator)]
     whole = PatchTokenizer(tokenizer.patch, 3 * tokenizer.patch**2)
     whole.encoder.weight.data = torch.eye(whole.channels)
     patches = whole.encode(frames).flatten(0, 1)
@@ -41,43 +46,118 @@ def fit_tokenizer(tokenizer: PatchTokenizer, frames: Tensor, seed: int, count: i
     return (again - patches).square().mean().item()
 
 
-def causal_loss(
-    network: Causal, clips: Clips, projection: Tensor, batch: int, chunks: int
-) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
+@dataclass
+class Batch:
+    """B clips of 1 + chunks * K frames, as the network reads them; on the device of the network."""
+
+    clean: Tensor  # [B, N, L, C] latents
+    maps: Tensor  # [B, N, 4, h, w] float32, action maps
+    poses: Tensor  # [B, N, P] float32
+    changed: Tensor  # [B, N - 1, L] bool, tokens that differ from those of the frame before
+
+
+class Sampler:
+    """Draws batches of random clips. Raises UserError if no clip has so many steps or the camera is not known."""
+
+    def __init__(self, network: CausalNetwork, robot: Robot, clips: Clips, batch: int, chunks: int):
+        self.network, self.robot, self.clips, self.batch = network, robot, clips, batch
+        self.steps = chunks * network.config.chunk
+        self.first = clips.length - self.steps  # [N], the last step that a clip may begin at
+        self.usable = (self.first >= 0).nonzero()[:, 0]
+        if not len(self.usable):
+            raise UserError(f"the longest clip has {int(clips.length.max())} steps; {chunks} chunks are {self.steps}")
+        if clips.camera is None:
+            raise UserError("the causal world model draws the gripper; the trajectories have no camera matrix")
+
+    def __call__(self, generator: torch.Generator) -> Batch:
+        network, clips, device = self.network, self.clips, self.network.time_angle.device
+        episode = self.usable[torch.randint(len(self.usable), (self.batch,), generator=generator)]
+        begin = (torch.rand(self.batch, generator=generator) * (self.first[episode] + 1)).long()
+        index = begin[:, None] + torch.arange(self.steps + 1)
+        poses, camera = clips.proprio[episode[:, None], index].to(device), clips.camera[episode].to(device)
+        frames = clips.frames_at(episode, index)[:, :, 0].to(device)
+        with torch.no_grad():
+            clean = network.tokenizer.encode(frames.flatten(0, 1)).unflatten(0, index.shape)
+        maps = draw_maps(poses, camera, self.robot, network.config)
+        return Batch(clean, maps, poses, (clean[:, 1:] - clean[:, :-1]).abs().mean(-1) > CHANGE_LEVEL)
+
+
+def causal_loss(network: CausalNetwork, robot: Robot, clips: Clips, batch: int, chunks: int) -> Loss:
     """Flow matching of the velocity noise - clean, squared error, over `chunks` chunks in a row of random episodes.
 
     Every chunk has a noise level of its own ("diffusion forcing", Chen et al. 2024), so each is at once what is to be
-    denoised and the past of those after it. The first frame is clean, and each pass begins at a random step: what comes
-    first in a pass is what `CausalWorld.begin` is given.
-
-    Raises ValueError if no clip has so many steps.
+    denoised and the past of those after it. The first frame is clean, and each clip begins at a random step: the first
+    frame of a clip stands for the observation that `CausalWorld.begin` is given.
     """
-    config = network.config
-    steps, size = chunks * config.chunk, config.image_size // config.map_shrink
-    first = clips.length - steps  # [N], the last step that a pass may begin at
-    if not (first >= 0).any():
-        raise ValueError(f"the longest clip has {int(clips.length.max())} steps; {chunks} chunks are {steps}")
-    usable = (first >= 0).nonzero()[:, 0]
+    sampler, k = Sampler(network, robot, clips, batch, chunks), network.config.chunk
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        episode = usable[torch.randint(len(usable), (batch,), generator=generator)]
-        begin = (torch.rand(batch, generator=generator) * (first[episode] + 1)).long()
-        index = begin[:, None] + torch.arange(steps + 1)
-        poses = clips.proprio[episode[:, None], index]
-        maps = action_map(poses.flatten(0, 1), projection, size, size).unflatten(0, poses.shape[:2])
-        with torch.no_grad():
-            clean = network.tokenizer.encode(clips.frames[episode[:, None], index].flatten(0, 1))
-        clean = clean.unflatten(0, poses.shape[:2])  # [B, N, L, C]
+        part = sampler(generator)
         level = torch.rand(batch, chunks, generator=generator)
         past = torch.rand(batch, chunks, generator=generator) < CLEAN_SHARE
         past[:, -1] = False
-        level = torch.where(past, MEMORY_NOISE * level, level).repeat_interleave(config.chunk, 1)
-        t = torch.cat([torch.zeros(batch, 1), level], dim=1)
-        noise, mix = torch.randn(clean.shape, generator=generator), t[..., None, None]
-        velocity = network.velocity_of_all((1 - mix) * clean + mix * noise, t, network.condition(maps, poses))
-        error = (velocity - (noise - clean)).square().mean(-1)[:, 1:]  # [B, steps, L]
-        changed = (clean[:, 1:] - clean[:, :-1]).abs().mean(-1) > CHANGE_LEVEL
-        weight = (1 + CHANGE_WEIGHT * changed) * ~past.repeat_interleave(config.chunk, 1)[..., None]
+        level = torch.where(past, MEMORY_NOISE * level, level).repeat_interleave(k, 1)
+        t = torch.cat([torch.zeros(batch, 1), level], dim=1).to(part.clean.device)
+        noise, mix = _noise(part.clean, generator), t[..., None, None]
+        condition = network.condition(part.maps, part.poses)
+        velocity = network.velocity_of_all((1 - mix) * part.clean + mix * noise, t, condition)
+        error = (velocity - (noise - part.clean)).square().mean(-1)[:, 1:]  # [B, steps, L]
+        counts = ~past.repeat_interleave(k, 1)[..., None].to(part.clean.device)
+        weight = (1 + CHANGE_WEIGHT * part.changed) * counts
         return (weight * error).sum() / weight.sum(), {"mse": error.detach().mean().item()}
 
     return loss
+
+
+def distillation_loss(
+    student: CausalNetwork,
+    teacher: CausalNetwork,
+    robot: Robot,
+    clips: Clips,
+    batch: int,
+    chunks: int,
+    levels: Sequence[float],  # of the student's passes, falling, the first is 1
+) -> Loss:
+    """Each of the student's few passes is to land where TEACHER_STEPS Euler steps of the teacher lead.
+
+    The last of `chunks` chunks is made from noise; the past is true, with a little noise on it. The student goes
+    through `levels` as the sampler of `CausalWorld` does, with fresh noise between two passes. Its clean prediction of
+    every pass is pulled to the teacher's result from the same first noise (Luhman & Luhman 2021, "knowledge
+    distillation"). Squared error; tokens that change count more.
+    """
+    sampler, k = Sampler(student, robot, clips, batch, chunks), student.config.chunk
+    teacher = teacher.requires_grad_(False)
+    euler = torch.linspace(1, 0, TEACHER_STEPS + 1).tolist()
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        part = sampler(generator)
+        blur = (MEMORY_NOISE * torch.rand(batch, 1, generator=generator)).to(part.clean.device)
+        past = part.clean[:, :-k]
+        past = torch.cat([past[:, :1], _mixed(past[:, 1:], _noise(past[:, 1:], generator), blur[..., None, None])], 1)
+
+        def velocity(network: CausalNetwork, x: Tensor, t: float) -> Tensor:
+            condition = network.condition(part.maps, part.poses)
+            noise_level = torch.cat([0 * blur, blur.expand(-1, past.shape[1] - 1), torch.full_like(x[..., 0, 0], t)], 1)
+            return network.velocity_of_all(torch.cat([past, x], dim=1), noise_level, condition)[:, -k:]
+
+        first = x = _noise(part.clean[:, -k:], generator)
+        with torch.no_grad():
+            for t, t_next in zip(euler, euler[1:], strict=False):
+                x = x + (t_next - t) * velocity(teacher, x, t)
+        target, x, total = x, first, 0.0
+        weight = 1 + CHANGE_WEIGHT * part.changed[:, -k:, :, None]
+        for t, t_next in zip(levels, (*levels[1:], 0.0), strict=True):
+            clean = x - t * velocity(student, x, t)
+            total = total + (weight * (clean - target).square()).mean() / len(levels)
+            x = _mixed(clean.detach(), _noise(clean, generator), t_next)
+        return total, {"mse": (clean.detach() - part.clean[:, -k:]).square().mean().item()}
+
+    return loss
+
+
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator).to(like.device)
+
+
+def _mixed(clean: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
+    return (1 - t) * clean + t * noise

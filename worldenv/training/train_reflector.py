@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from worldenv.data.clips import Clips
 from worldenv.nn.instruction import tokenize
-from worldenv.reflector.small import Reflector
+from worldenv.reflector.small import SmallReflector
 from worldenv.suites.tabletop.physics import task_by_name
 from worldenv.suites.tabletop.scenes import siblings
 
@@ -44,14 +44,16 @@ def join(parts: Sequence[Features]) -> Features:
     return Features(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Features)))
 
 
-def read_features(reflector: Reflector, clips: Clips, seed: int, report: Callable[[int], None]) -> Features:
+def read_features(reflector: SmallReflector, clips: Clips, seed: int, report: Callable[[int], None]) -> Features:
     """Encode everything once: the encoder is frozen. `report(n)` is called as clips are read."""
-    others = other_instructions(clips, seed)
+    owns, others = tokenize(clips.instructions), other_instructions(clips, seed)
+    every = torch.arange(clips.proprio.shape[1])
     own, other = [], []
     for i in range(0, len(clips), 8):
-        frames = clips.frames[i : i + 8]
+        episodes = torch.arange(i, min(i + 8, len(clips)))
+        frames = clips.frames_at(episodes, every.expand(len(episodes), -1))[:, :, 0]
         n, steps = frames.shape[:2]
-        for tokens, store in ((clips.tokens, own), (others, other)):
+        for tokens, store in ((owns, own), (others, other)):
             store.append(
                 reflector.encode(frames.flatten(0, 1), tokens[i : i + 8].repeat_interleave(steps, 0)).view(n, steps, -1)
             )
@@ -65,7 +67,7 @@ def settled(success: Tensor) -> Tensor:  # [N, T + 1] bool
 
 
 def reward_loss(
-    reflector: Reflector, data: Features, batch: int
+    reflector: SmallReflector, data: Features, batch: int
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
     """BCE over random prefixes of random episodes; a quarter of them under another task's instruction, with label 0."""
 

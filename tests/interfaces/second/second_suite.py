@@ -52,7 +52,8 @@ class PenSuite:
 
     def reset(self, tasks, starts, split) -> worldenv.Starts:
         offset = {"train": 0, "test": 10**6}[split]
-        draws = [np.random.default_rng([offset + start, task.number]).random(9) for task, start in zip(tasks, starts)]
+        pairs = zip(tasks, starts, strict=True)
+        draws = [np.random.default_rng([offset + start, task.number]).random(9) for task, start in pairs]
         draws = np.stack(draws)
         self.state = np.zeros((len(tasks), 9), dtype=np.float32)
         self.state[:, :2] = (draws[:, :2] - 0.5) * (0.2, 0.1)

@@ -26,10 +26,10 @@ def test_demonstrations_replay_to_the_same_frames_and_success(shown):
     task = next(task for task in TASKS if task.name == shown[1].task)
     env = Tabletop(16, threads=1)
     env.reset([task], [shown[1].start], "train")
-    assert env.instructions[0] == shown[1].instruction and np.array_equal(env.frames()[0], shown[1].frames[0])
+    assert env.instructions[0] == shown[1].instruction and np.array_equal(env.frames()[0], shown[1].frames[0, 0])
     for t, action in enumerate(shown[1].actions):
         assert env.step(action[None])[0] == shown[1].success[t]
-        assert np.array_equal(env.frames()[0], shown[1].frames[t + 1])
+        assert np.array_equal(env.frames()[0], shown[1].frames[t + 1, 0])
         assert np.allclose(env.proprio()[0], shown[1].proprio[t + 1])
 
 

@@ -5,29 +5,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldenv.data.trajectories import Trajectory
+from worldenv.data.trajectory import Trajectory
 from worldenv.suites.record import Record
 from worldenv.suites.tabletop.expert import expert_action
-from worldenv.suites.tabletop.physics import HORIZON, Tabletop
+from worldenv.suites.tabletop.physics import Tabletop
 from worldenv.suites.tabletop.scenes import Task
+from worldenv.suites.tabletop.suite import TabletopSuite
 
 _AFTER_SUCCESS = 2  # steps recorded after success, so that the end of a task can be seen
 
 
 def demonstrate(tasks: Sequence[Task], starts: Sequence[int], split: str, image_size: int = 64) -> list[Trajectory]:
     """One expert episode for each (task, start), cut shortly after success; episodes that fail are left out."""
-    env = Tabletop(image_size)
-    env.reset(tasks, starts, split)
-    record = Record(env)
-    for _ in range(HORIZON):
-        record.step(expert_action(env))
-    out = []
-    for i, (frames, proprio, actions, success) in enumerate(zip(*record.stacked(), strict=True)):
-        if success.any():
-            n = min(int(success.argmax()) + 1 + _AFTER_SUCCESS, HORIZON)
-            parts = (frames[: n + 1], proprio[: n + 1], actions[:n], success[:n])
-            out.append(Trajectory(*parts, env.instructions[i], tasks[i].name, int(starts[i]), split, "expert"))
-    return out
+    suite = TabletopSuite(image_size)
+    record = Record(suite, suite.reset(tasks, starts, split))
+    for _ in range(suite.horizon):
+        record.step(expert_action(suite.physics))
+    success = np.stack(record.success, axis=1)
+    ends = np.minimum(success.argmax(1) + 1 + _AFTER_SUCCESS, suite.horizon)
+    return record.trajectories(tasks, starts, split, "expert", np.where(success.any(1), ends, 0).tolist())
 
 
 @dataclass(frozen=True)
@@ -45,9 +41,9 @@ class Disturbed:
 def disturb(tasks: Sequence[Task], seed: int, chunk: int = 4, steps: int = 32, image_size: int = 64) -> Disturbed:
     """Episodes of an expert with noise, bias, wrong targets and fumbled grasps: successes, failures and recoveries."""
     random = np.random.default_rng(seed)
-    env = Tabletop(image_size)
-    env.reset(tasks, [0] * len(tasks), "train")
-    record, plans, place, n = Record(env), [], [_places(env)], len(tasks)
+    suite = TabletopSuite(image_size)
+    record, env = Record(suite, suite.reset(tasks, [0] * len(tasks), "train")), suite.physics
+    plans, place, n = [], [_places(env)], len(tasks)
     before = env.success()
     shake = random.uniform(0.02, 0.3, (n, 1)) * np.array([1, 1, 1, 0.5, 0.5, 0.5, 0])
     bias = random.normal(size=(n, 7)) * 0.12 * (random.random((n, 1)) < 0.4) * np.array([1, 1, 1, 0, 0, 0, 0])
@@ -65,7 +61,7 @@ def disturb(tasks: Sequence[Task], seed: int, chunk: int = 4, steps: int = 32, i
         place.append(_places(env))
     frames, proprio, _, success = record.stacked()
     success = np.concatenate([before[:, None], success], axis=1)
-    return Disturbed(frames, proprio, np.stack(plans, 1), success, np.stack(place, 1), tuple(env.instructions))
+    return Disturbed(frames[:, :, 0], proprio, np.stack(plans, 1), success, np.stack(place, 1), tuple(env.instructions))
 
 
 def _plan(env: Tabletop, chunk: int) -> np.ndarray:  # [N, K, 7] float32

@@ -1,6 +1,7 @@
 """The causal world model: observation and actions in, frames out; the past is in the ring of each slot."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from worldenv.ops.action_map import action_map
 from worldenv.ops.constants import constant
 from worldenv.ops.denoise_step import denoise_step
 from worldenv.ops.philox import Use, philox
+from worldenv.records.model_files import load_model
 from worldenv.robot.kinematics import chunk_kinematics
 from worldenv.robot.robot import Robot
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
@@ -30,6 +32,12 @@ class CausalWorld:
         config = network.config
         self.network, self.robot, self.levels = network, robot, check_levels(levels)
         self.views, self.size, self.chunk = (view,), (config.image_size, config.image_size), config.chunk
+
+    @classmethod
+    def load(cls, path: Path, robot: Robot, view: str = "agentview") -> "CausalWorld":
+        """From a file that `save_model` wrote with the kind "causal" and the noise levels."""
+        network, about = load_model(path, "causal", CausalNetwork, CausalConfig)
+        return cls(network, robot, about["levels"], view)
 
     @property
     def device(self) -> torch.device:

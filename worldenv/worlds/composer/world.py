@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,9 +17,10 @@ from worldenv.ops.patchify import PATCH
 from worldenv.ops.philox import Use, philox
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import unpatchify
+from worldenv.records.model_files import load_model
 from worldenv.robot.kinematics import chunk_kinematics
 from worldenv.robot.robot import Robot
-from worldenv.worlds.composer.network import ComposerNetwork
+from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
 from worldenv.worlds.composer.passes import Pass, parts_of_passes, whole_passes
 from worldenv.worlds.composer.sampler import sample
 from worldenv.worlds.levels import check_levels
@@ -42,6 +44,12 @@ class ComposerWorld:
         self.network, self.robot, self.levels = network, robot, check_levels(levels)
         size = network.config.image_size
         self.views, self.size, self.chunk = (view,), (size, size), network.config.chunk
+
+    @classmethod
+    def load(cls, path: Path, robot: Robot, view: str = "agentview") -> "ComposerWorld":
+        """From a file that `save_model` wrote with the kind "composer" and the noise levels."""
+        network, about = load_model(path, "composer", ComposerNetwork, ComposerConfig)
+        return cls(network, robot, about["levels"], view)
 
     @property
     def device(self) -> torch.device:

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from worldenv.data.clips import Clips
 from worldenv.nn.encoder import VisionLanguageEncoder
+from worldenv.nn.instruction import tokenize
 from worldenv.ops.action_map import ARM_CHANNELS, action_map
 from worldenv.ops.patchify import patchify, unit
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import to_frames
-from worldenv.worlds.composer.network import Seen, Simulator
+from worldenv.robot.robot import Robot
+from worldenv.worlds.composer.network import ComposerNetwork, Seen
 
 # How much more a pixel counts that changes within the chunk: few do, and they are all that matters. Five in six of them
 # show the arm coming or going, which is easy: the action map says where it is.
@@ -22,29 +24,33 @@ CHANGE_LEVEL = 0.15  # what counts as change, of the range [-1, 1]
 LOW_M, OPEN, CLOSED = 0.06, 0.95, 0.4  # of the gripper: height, aperture; above LOW_M and OPEN it touches nothing
 IDLE_SHARE, CLOSING_SHARE = 0.2, 3.0  # how often chunks are drawn in which it touches nothing; closes low
 FEATURE_WEIGHT = 0.3  # of the encoder's view of the frames against the pixels'
+BACKGROUND_FRAMES = 1000
 FIRST_SHARE = 0.25  # of the training samples are an episode's first chunk: what goes wrong there stays wrong
 PURE_NOISE_SHARE = 0.7  # of the training samples start at t = 1, where few-step sampling spends its pass
 MEMORY_NOISE = 0.04  # largest standard deviation added to memory frames: blunts drift
 
 
 class ChunkBatch:
-    """B chunks of true clips, ready for the simulator: memory, poses and the frames that follow."""
+    """B chunks of true clips, ready for the simulator: memory, poses and the frames that follow, of the first view."""
 
-    def __init__(self, clips: Clips, projection: Tensor, chunk: int, episode: Tensor, step: Tensor):
+    def __init__(self, clips: Clips, robot: Robot, chunk: int, episode: Tensor, step: Tensor):
         index = step[:, None] + torch.arange(chunk + 1)
-        size = clips.frames.shape[2]
-        self.projection, self.tokens = projection, clips.tokens[episode]
+        size = clips.frame_shape[1]
+        self.camera, self.gripper = clips.camera[episode][:, :1], robot.gripper
         self.poses = clips.proprio[episode[:, None], index]
-        maps = action_map(self.poses.flatten(0, 1), projection, size, size).unflatten(0, (len(episode), chunk + 1))
+        cameras = self.camera.repeat_interleave(chunk + 1, 0)
+        maps = action_map(self.poses.flatten(0, 1), cameras, self.gripper, size, size)[:, 0]
+        maps = maps.unflatten(0, (len(episode), chunk + 1))
         arm = maps[:, :, ARM_CHANNELS].amax(2, keepdim=True) > ARM_LEVEL
         self.arm = (arm[:, 1:] | arm[:, :1]).movedim(2, 4)  # [B, K, H, W, 1], in the frame or in the one before
-        self.clean = unit(clips.frames[episode[:, None], index[:, 1:]])
         memory = torch.stack([torch.zeros_like(step), (step - chunk).clamp(min=0), step], dim=1)
-        self.memory = unit(clips.frames[episode[:, None], memory])
+        frames = unit(clips.frames_at(episode, torch.cat([memory, index[:, 1:]], dim=1))[:, :, 0])
+        self.memory, self.clean = frames[:, :3], frames[:, 3:]
 
-    def seen_by(self, simulator: Simulator, memory: Tensor) -> Seen:
-        """What the simulator knows before the noise, from these memory frames."""
-        return simulator.see(transport(memory, self.poses, self.projection), self.poses, self.projection)
+    def seen_by(self, network: ComposerNetwork, memory: Tensor) -> Seen:
+        """What the network knows before the noise, from these memory frames."""
+        pictures = transport(memory[:, :, None], self.poses, self.camera)[:, 0]
+        return network.see(pictures, self.poses, self.camera, self.gripper)
 
 
 def draw_steps(clips: Clips, batch: int, chunks: int, chunk: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -53,7 +59,7 @@ def draw_steps(clips: Clips, batch: int, chunks: int, chunk: int, generator: tor
     Steps where the gripper is open and above everything are drawn less often, there is little to learn, and those where
     it closes low more often: what it takes along is decided there. FIRST_SHARE of the steps are 0.
     """
-    steps = clips.frames.shape[1] - 1
+    steps = clips.actions.shape[1]
     last = steps - chunk * chunks
     if last < 0:
         raise ValueError(f"the longest clip has {steps} steps; {chunks} chunks of {chunk} are more")
@@ -86,24 +92,20 @@ def change_weight(
     return 1 + torch.where(arm, ARM_CHANGE_WEIGHT, CHANGE_WEIGHT) * (change > CHANGE_LEVEL)
 
 
-def clean_plate(
-    frames: Tensor, seed: int, count: int = 1000
-) -> Tensor:  # [N, T, H, W, 3] uint8 -> [H / 2, W / 2, 12] patches in [-1, 1]
+def clean_background(frames: Tensor) -> Tensor:  # [N, H, W, 3] uint8 -> [H / 2, W / 2, 12] patches in [-1, 1]
     """What the fixed camera sees when nothing is in the way: the median of random frames, pixel by pixel."""
-    generator = torch.Generator().manual_seed(seed)
-    frames = frames.flatten(0, 1)
-    median = frames[torch.randint(len(frames), (count,), generator=generator)].median(0)[0]
+    median = frames.median(0)[0]
     return patchify(unit(median)[None, None])[0, :, :, 0]
 
 
 def teacher_loss(
-    simulator: Simulator, clips: Clips, projection: Tensor, batch: int
+    simulator: ComposerNetwork, clips: Clips, robot: Robot, batch: int
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
     """Flow matching, x_t = (1 - t) x_0 + t noise, with clean frames predicted: squared error times `change_weight`."""
     chunk = simulator.config.chunk
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        part = ChunkBatch(clips, projection, chunk, *draw_steps(clips, batch, 1, chunk, generator))
+        part = ChunkBatch(clips, robot, chunk, *draw_steps(clips, batch, 1, chunk, generator))
         amount = MEMORY_NOISE * torch.rand(batch, 1, 1, 1, 1, generator=generator)
         memory = part.memory + amount * torch.randn(part.memory.shape, generator=generator)
         t = torch.rand(batch, generator=generator) * 0.95 + 0.05
@@ -118,16 +120,21 @@ def teacher_loss(
     return loss
 
 
-def unlike(encoder: VisionLanguageEncoder, predicted: Tensor, part: ChunkBatch) -> Tensor:
-    """How differently a frozen encoder reads the last predicted frames [B, K, H, W, 3] and the true ones, under the
-    episodes' instructions: mean absolute difference of its features, relative to the true ones' mean absolute value."""
+def unlike(
+    encoder: VisionLanguageEncoder,
+    predicted: Tensor,  # [B, K, H, W, 3]
+    part: ChunkBatch,
+    tokens: Tensor,  # [B, L] int64, the episodes' instructions
+) -> Tensor:
+    """How differently a frozen encoder reads the last predicted frames and the true ones, under the episodes'
+    instructions: mean absolute difference of its features, relative to the true ones' mean absolute value."""
     with torch.no_grad():
-        true = encoder(part.clean[:, -1], part.tokens)
-    return (encoder(predicted[:, -1], part.tokens) - true).abs().mean() / true.abs().mean()
+        true = encoder(part.clean[:, -1], tokens)
+    return (encoder(predicted[:, -1], tokens) - true).abs().mean() / true.abs().mean()
 
 
 def student_loss(
-    student: Simulator, encoder: VisionLanguageEncoder, clips: Clips, projection: Tensor, batch: int, unroll: int
+    student: ComposerNetwork, encoder: VisionLanguageEncoder, clips: Clips, robot: Robot, batch: int, unroll: int
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
     """One pass from pure noise, learned on the student's own rollouts.
 
@@ -141,19 +148,19 @@ def student_loss(
     as a loss).
     """
     chunk = student.config.chunk
-    encoder = copy.deepcopy(encoder).requires_grad_(False)
+    encoder, tokens = copy.deepcopy(encoder).requires_grad_(False), tokenize(clips.instructions)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         episode, step = draw_steps(clips, batch, unroll, chunk, generator)
         memory, total, errors = None, torch.zeros(()), []
         for i in range(unroll):
-            part = ChunkBatch(clips, projection, chunk, episode, step + i * chunk)
+            part = ChunkBatch(clips, robot, chunk, episode, step + i * chunk)
             memory = part.memory if memory is None else memory
             noise = torch.randn(part.clean.shape, generator=generator)
             seen = part.seen_by(student, memory)
             predicted = to_frames(student.denoise(patchify(noise), torch.ones(batch), seen))
             weight = change_weight(part.clean, predicted, part.arm, part.memory[:, -1], memory[:, -1])
-            apart = unlike(encoder, predicted, part)
+            apart = unlike(encoder, predicted, part, tokens[episode])
             total = total + ((weight * (predicted - part.clean).abs()).mean() + FEATURE_WEIGHT * apart) / unroll
             errors.append((predicted.detach() - part.clean).square().mean().item())
             memory = torch.stack([memory[:, 0], memory[:, -1], predicted.detach().clamp(-1, 1)[:, -1]], dim=1)

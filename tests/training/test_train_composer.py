@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from worldenv.data.clips import Clips
+from worldenv.nn.instruction import tokenize
 from worldenv.ops.action_map import action_map
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import to_frames
 from worldenv.robot.camera import tabletop_camera
-from worldenv.training import train_simulator
-from worldenv.training.train_simulator import (
+from worldenv.training import train_composer
+from worldenv.training.train_composer import (
     ARM_CHANGE_WEIGHT,
     ARM_LEVEL,
     CHANGE_WEIGHT,
@@ -20,7 +21,7 @@ from worldenv.training.train_simulator import (
     IDLE_SHARE,
     ChunkBatch,
     change_weight,
-    clean_plate,
+    clean_background,
     draw_steps,
     student_loss,
     teacher_loss,
@@ -64,7 +65,7 @@ def test_first_chunks_are_drawn_more_often(clips):
 
 
 def test_chunks_that_touch_nothing_are_drawn_less_often_and_low_closings_more_often(clips, monkeypatch):
-    monkeypatch.setattr(train_simulator, "FIRST_SHARE", 0.0)
+    monkeypatch.setattr(train_composer, "FIRST_SHARE", 0.0)
     poses = clips.proprio.clone()
     poses[..., 2], poses[..., 6] = 0.1, 1.0
     poses[1, :, 2] = 0.03  # one is low all the time, and closes at step 7
@@ -133,10 +134,10 @@ def test_arm_is_where_it_is_drawn_in_the_frame_or_was_before_the_chunk(clips):
 
 
 def test_plate_shows_what_stands_still():
-    frames = torch.full((5, 9, 4, 4, 3), 200, dtype=torch.uint8)
+    frames = torch.full((9, 4, 4, 3), 200, dtype=torch.uint8)
     frames[..., 1] = 100
-    frames[:, 2:5, 1, 1] = 0  # something passes by
-    plate = clean_plate(frames, seed=0, count=200)
+    frames[2:5, 1, 1] = 0  # something passes by
+    plate = clean_background(frames)
     expected = torch.tensor([200, 100, 200]) / 127.5 - 1
     torch.testing.assert_close(plate, expected.repeat_interleave(4).expand(2, 2, 12))
 
@@ -167,10 +168,10 @@ def test_student_learns(tiny, clips):
 
 def test_frames_that_the_encoder_reads_alike_are_alike(tiny, clips):
     encoder = tiny.policy().encoder
-    part = ChunkBatch(clips, PROJECTION, 4, torch.tensor([0, 1]), torch.tensor([2, 5]))
-    assert unlike(encoder, part.clean, part).item() < 1e-6
+    part, tokens = ChunkBatch(clips, PROJECTION, 4, torch.tensor([0, 1]), torch.tensor([2, 5])), tokenize(["put"] * 2)
+    assert unlike(encoder, part.clean, part, tokens).item() < 1e-6
     predicted = (part.clean + 0.3).requires_grad_()
-    unlike(encoder, predicted, part).backward()
+    unlike(encoder, predicted, part, tokens).backward()
     assert predicted.grad[:, -1].any() and not predicted.grad[:, :-1].any()
 
 
@@ -184,7 +185,7 @@ def test_student_loss_leaves_the_encoder_as_it_is(tiny, clips):
 def test_student_goes_on_from_its_own_frames(tiny, clips, monkeypatch):
     student, memories, made, denoise = tiny.simulator(1), [], [], Simulator.denoise
     monkeypatch.setattr(
-        train_simulator, "transport", lambda memory, *rest: memories.append(memory) or transport(memory, *rest)
+        train_composer, "transport", lambda memory, *rest: memories.append(memory) or transport(memory, *rest)
     )
     monkeypatch.setattr(student, "denoise", lambda *rest: made.append(denoise(student, *rest)) or made[-1])
     student_loss(student, tiny.policy().encoder, clips, PROJECTION, 4, 3)(torch.Generator().manual_seed(0))

@@ -1,0 +1,117 @@
+"""The composer behind its interface: what it remembers, where the gripper goes, what it shares in 8 bits."""
+
+import pytest
+import torch
+
+from worldenv.errors import UserError
+from worldenv.interfaces.observation import Key
+from worldenv.interfaces.world import WorldModel
+from worldenv.nn.int8 import measured
+from worldenv.ops.transport import transport
+from worldenv.robot.kinematics import Kinematics, chunk_kinematics
+from worldenv.worlds.composer import world as module
+
+SEED = 11
+
+
+@pytest.fixture
+def world(tiny):
+    return tiny.world()
+
+
+@pytest.fixture
+def seen(tiny):
+    return tiny.starts(5).seen
+
+
+def actions(count, chunk=4):
+    return 2 * torch.rand(count, chunk, 7, generator=torch.Generator().manual_seed(1)) - 1
+
+
+def key(ids, chunk=0, seed=SEED):
+    return Key(seed, ids, torch.full_like(ids, chunk))
+
+
+def imagined(world, seen, action, **of_key):
+    return world.imagine(world.begin(seen, action.shape[1]), seen, action, key(torch.arange(len(seen)), **of_key))
+
+
+def test_it_is_a_world_model_of_the_device_of_its_network(world):
+    assert isinstance(world, WorldModel) and world.device == torch.device("cpu") and world.levels == (1.0, 0.5)
+    world.network.to("meta")
+    assert world.device == torch.device("meta")
+
+
+def test_memory_is_the_first_the_previous_and_the_last_frame(tiny, monkeypatch):
+    engine, memories = tiny.engine(horizon=12), []
+    monkeypatch.setattr(module, "transport", lambda memory, *rest: memories.append(memory) or transport(memory, *rest))
+    video = engine.run(tiny.starts(7), 1, SEED, stop=False, video=True).video
+    assert len(memories) == 3
+    for chunk, memory in enumerate(memories):
+        assert torch.equal(memory, video[:, [0, max(0, 4 * chunk - 4), 4 * chunk]])
+
+
+def test_memory_keeps_no_view_of_the_observation(world, seen):
+    for chunk in (4, 3):
+        memory = world.begin(seen, chunk)
+        before = memory.each(torch.clone)
+        now = seen.each(torch.clone)
+        for tensor in (seen.frames, seen.proprio):
+            tensor.add_(1)
+        assert all(torch.equal(a, b) for a, b in zip(memory.tensors(), before.tensors(), strict=True))
+        seen = now
+    assert world.begin(seen, 8).begun is None and memory.begun is not None
+
+
+def test_gripper_goes_where_the_kinematics_say_and_frames_follow_the_actions(world, seen):
+    action = actions(5)
+    out = imagined(world, seen, action)
+    assert torch.equal(out.proprio, chunk_kinematics(seen.proprio, action, Kinematics()))
+    assert out.frames.shape == (5, 4, 1, 16, 16, 3) and out.frames.dtype == torch.uint8 and out.finite.all()
+    other = imagined(world, seen, -action)
+    assert (other.frames != out.frames).flatten(1).any(1).all()
+
+
+def test_actions_beyond_the_limits_are_limited(world, seen):
+    action = 3 * actions(5)
+    assert torch.equal(imagined(world, seen, action).frames, imagined(world, seen, action.clamp(-1, 1)).frames)
+
+
+def test_noise_depends_on_the_key(world, seen):
+    out = imagined(world, seen, actions(5))
+    assert torch.equal(imagined(world, seen, actions(5)).frames, out.frames)
+    for other in ({"seed": SEED + 1}, {"chunk": 1}):
+        assert not torch.equal(imagined(world, seen, actions(5), **other).frames, out.frames)
+
+
+def test_camera_that_is_moved_sees_another_picture_and_none_is_refused(world, seen):
+    out = imagined(world, seen, actions(5))
+    seen.camera = seen.camera.clone()
+    seen.camera[2, 0, 0, 3] += 1.0
+    moved = imagined(world, seen, actions(5))
+    changed = (moved.frames != out.frames).flatten(1).any(1)
+    assert changed.tolist() == [False, False, True, False, False]
+    seen.camera = None
+    with pytest.raises(UserError, match="the composer draws the gripper through the camera; the observation has no "):
+        world.begin(seen, 4)
+
+
+def test_what_is_not_finite_is_told_and_spoils_no_other(world, seen):
+    action = actions(5)
+    sound = imagined(world, seen, action)
+    action[3, 1, 2] = float("nan")
+    out = imagined(world, seen, action)
+    assert out.finite.tolist() == [True, True, True, False, True]
+    assert torch.equal(out.frames[:3], sound.frames[:3]) and torch.equal(out.frames[4], sound.frames[4])
+
+
+def test_twin_in_8_bits_shares_the_parameters_and_leaves_the_world_as_it_was(world, seen):
+    network = world.network
+    with measured(network) as ranges:
+        expected = imagined(world, seen, actions(5))
+    small = world.in_int8(ranges)
+    assert world.network is network and small.network is not network and small.robot is world.robot
+    shared = dict(small.network.named_parameters())
+    assert all(shared[name] is parameter for name, parameter in network.named_parameters())
+    assert not torch.equal(imagined(small, seen, actions(5)).frames, expected.frames)
+    assert torch.equal(imagined(world, seen, actions(5)).frames, expected.frames)

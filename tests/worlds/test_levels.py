@@ -1,0 +1,46 @@
+"""What both world models refuse: noise levels that lead nowhere, and robots that they cannot imagine."""
+
+from dataclasses import replace
+
+import pytest
+
+from worldenv.errors import UserError
+from worldenv.robot.kinematics import Kinematics
+from worldenv.robot.robot import moved_gripper
+from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
+from worldenv.worlds.causal.world import CausalWorld
+from worldenv.worlds.composer.world import ComposerWorld
+from worldenv.worlds.levels import check_levels
+
+ROBOT = moved_gripper(Kinematics())
+
+
+@pytest.fixture(params=["composer", "causal"])
+def make(tiny, request):
+    if request.param == "composer":
+        return lambda robot, levels: ComposerWorld(tiny.simulator(), robot, levels)
+    network = CausalNetwork(CausalConfig(image_size=16, width=32, layers=1, heads=2, key_heads=1, channels=4))
+    return lambda robot, levels: CausalWorld(network, robot, levels)
+
+
+@pytest.mark.parametrize(
+    "levels", [(), (0.5,), (1.0, 1.0), (1.0, 0.0), (1.0, 0.5, 0.7), (float("nan"),), (1.0, float("nan"))]
+)
+def test_levels_that_lead_nowhere_are_refused(make, levels):
+    with pytest.raises(ValueError, match="levels is .*; they should begin with 1.0 and fall, all above 0"):
+        make(ROBOT, levels)
+
+
+def test_levels_that_fall_from_one_are_taken(make):
+    assert check_levels([1.0, 0.5]) == make(ROBOT, [1.0, 0.5]).levels == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("missing", ["kinematics", "gripper"])
+def test_robot_without_kinematics_or_gripper_is_refused(make, missing):
+    with pytest.raises(UserError, match="needs a robot with kinematics and a gripper; choose another"):
+        make(replace(ROBOT, **{missing: None}), (1.0,))
+
+
+def test_world_says_what_it_takes(make):
+    world = make(ROBOT, (1.0,))
+    assert world.size == (16, 16) and world.views == ("agentview",) and world.chunk == 4 and world.robot is ROBOT

@@ -1,0 +1,1 @@
+"""File layouts of other projects that trajectories are read from and written in."""

@@ -1,0 +1,125 @@
+"""The stages that make a world model: one class for each kind, used by `Pipeline`."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldenv.data.clips import Clips
+from worldenv.data.frames import MemoryFrames
+from worldenv.records.model_files import load_model, save_model
+from worldenv.training.train_causal import TOKENIZER_FRAMES, causal_loss, distillation_loss, fit_tokenizer
+from worldenv.training.train_composer import BACKGROUND_FRAMES, clean_background, student_loss, teacher_loss
+from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
+from worldenv.worlds.causal.world import CausalWorld
+from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
+from worldenv.worlds.composer.sampler import STUDENT_LEVELS, TEACHER_LEVELS
+from worldenv.worlds.composer.world import ComposerWorld
+
+TEACHER = "teacher.safetensors"
+
+
+class ComposerStages:
+    """A teacher, pretrained on the pretraining suite, and a student of one step on its own rollouts."""
+
+    name, has_ranges = "composer", True
+
+    def __init__(self, pipeline: Any):
+        self.pipeline = pipeline
+
+    def load(self, path: Path) -> ComposerWorld:
+        suite = self.pipeline.suite
+        return ComposerWorld.load(path, suite.robot, suite.views[0])
+
+    def stages(self) -> list[tuple[Path, Callable[[Path], None]]]:
+        models = self.pipeline.models
+        return [
+            (models / "teacher_base.safetensors", self.make_teacher_base),
+            (models / TEACHER, self.make_teacher),
+            (models / "composer.safetensors", self.make_student),
+        ]
+
+    def make_teacher_base(self, path: Path) -> None:
+        p = self.pipeline
+        data, schedule = p.disturbed(), p.config.teacher_pretraining
+        n, steps = len(data.frames), data.frames.shape[1] - 1
+        camera = torch.from_numpy(p.suite.physics.camera.projection)
+        clips = Clips(
+            stored=MemoryFrames.padded(torch.from_numpy(data.frames)[:, :, None]),
+            proprio=torch.from_numpy(data.proprio),
+            actions=torch.zeros(n, steps, p.suite.robot.action_size),
+            success=torch.from_numpy(data.success),
+            length=torch.full((n,), steps),
+            instructions=data.instructions,
+            tasks=("pretraining",) * n,
+            views=p.suite.views,
+            camera=camera.expand(n, 1, 3, 4),
+        )
+        teacher = p.new(ComposerNetwork, ComposerConfig())
+        draw = torch.Generator().manual_seed(p.seed)
+        teacher.plate.data = clean_background(clips.sample_frames(draw, BACKGROUND_FRAMES)[:, 0])
+        loss = teacher_loss(teacher, clips, p.suite.robot, schedule.batch)
+        made = p.train(teacher, loss, schedule, "teacher_pretraining")
+        save_model(path, teacher, "composer", made, levels=TEACHER_LEVELS)
+
+    def make_teacher(self, path: Path) -> None:
+        p, schedule = self.pipeline, self.pipeline.config.teacher
+        teacher = _composer(p.models / "teacher_base.safetensors")
+        loss = teacher_loss(teacher, p.clips(), p.suite.robot, schedule.batch)
+        save_model(path, teacher, "composer", p.train(teacher, loss, schedule, "teacher"), levels=TEACHER_LEVELS)
+
+    def make_student(self, path: Path) -> None:
+        p, schedule = self.pipeline, self.pipeline.config.student
+        teacher = _composer(p.models / TEACHER)
+        student = p.new(ComposerNetwork, replace(teacher.config, exact=True))
+        student.load_state_dict(teacher.state_dict())
+        encoder, robot = p.base().policy.encoder, p.suite.robot
+        loss = student_loss(student, encoder, p.clips(), robot, schedule.batch, p.config.unroll)
+        save_model(path, student, "composer", p.train(student, loss, schedule, "student"), levels=STUDENT_LEVELS)
+
+
+class CausalStages:
+    """A teacher by diffusion forcing, distilled to a student of one or two steps; on the device of the run."""
+
+    name, has_ranges = "causal", False
+
+    def __init__(self, pipeline: Any):
+        self.pipeline = pipeline
+
+    def load(self, path: Path) -> CausalWorld:
+        suite = self.pipeline.suite
+        return CausalWorld.load(path, suite.robot, suite.views[0])
+
+    def stages(self) -> list[tuple[Path, Callable[[Path], None]]]:
+        models = self.pipeline.models
+        return [(models / "causal_teacher.safetensors", self.make_teacher), (models / "causal.safetensors", self.make)]
+
+    def make_teacher(self, path: Path) -> None:
+        p, schedule = self.pipeline, self.pipeline.config.causal_teacher
+        clips, teacher = p.clips(), p.new(CausalNetwork, p.config.causal)
+        draw = torch.Generator().manual_seed(p.seed)
+        fit_tokenizer(teacher.tokenizer, clips.sample_frames(draw, TOKENIZER_FRAMES)[:, 0])
+        teacher.tokenizer.requires_grad_(False)
+        teacher.to(p.device)
+        loss = causal_loss(teacher, p.suite.robot, clips, schedule.batch, p.config.causal_chunks)
+        made = p.train(teacher, loss, schedule, "causal_teacher")
+        save_model(path, teacher, "causal", made, levels=TEACHER_LEVELS)
+
+    def make(self, path: Path) -> None:
+        p, schedule = self.pipeline, self.pipeline.config.causal_student
+        teacher, student = (_causal(p.models / "causal_teacher.safetensors").to(p.device) for _ in range(2))
+        student.tokenizer.requires_grad_(False)
+        given = p.suite.robot, p.clips(), schedule.batch, p.config.causal_chunks, p.config.causal_levels
+        loss = distillation_loss(student, teacher, *given)
+        made = p.train(student, loss, schedule, "causal_student")
+        save_model(path, student, "causal", made, levels=p.config.causal_levels)
+
+
+def _composer(path: Path) -> ComposerNetwork:
+    return load_model(path, "composer", ComposerNetwork, ComposerConfig)[0]
+
+
+def _causal(path: Path) -> CausalNetwork:
+    return load_model(path, "causal", CausalNetwork, CausalConfig)[0]
