@@ -289,11 +289,11 @@ def test_bad_configurations_are_refused(tiny):
     for chunk in (0, -1):
         policy = tiny.policy()
         policy.chunk = chunk
-        with pytest.raises(UserError, match=f"chunk is {chunk}; an episode acts at least once in a chunk"):
+        with pytest.raises(UserError, match=f"chunk is {chunk}; a chunk has at least one action"):
             tiny.engine(policy=policy)
     policy = tiny.policy()
     policy.views = ("agentview", "wrist", "left")
-    with pytest.raises(UserError, match="the policy looks at wrist, left, which the world model does not imagine: it "):
+    with pytest.raises(UserError, match="the policy needs the views wrist, left, which the world model does not imagine; it "):
         tiny.engine(policy=policy)
     with pytest.raises(UserError, match="siblings is 0; every start needs at least one episode"):
         tiny.engine().run(tiny.starts(2), 0, SEED)
