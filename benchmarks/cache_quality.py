@@ -1,4 +1,4 @@
-"""What 8 bits in the causal simulator's cache cost: how far imagined frames move, and whether further from the truth.
+"""What an 8-bit cache costs the causal world model: how imagined frames change, and whether they get less true.
 
     python benchmarks/cache_quality.py --run FOLDER [--steps 600] [--episodes 600] [--tests 64]
 

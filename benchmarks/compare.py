@@ -2,9 +2,9 @@
 
     python benchmarks/compare.py BEFORE.json AFTER.json
 
-A row is marked with * where the middle halves of its rounds do not overlap and the change is more than 10 %. Two runs
-are two moments of a machine: what one time says of the other is less sure than the speedups over the rivals, which ran
-in turns with it (last column; `pytest-benchmark compare` shows the rest of the figures).
+A row is marked with * if the middle halves of its rounds do not overlap and the change is more than 10 %. The state of
+a machine differs between two runs, so a ratio of two times is less certain than the speedups over the rivals, which
+were timed in turns (last column). `pytest-benchmark compare` shows the other numbers.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The JSON file of a run of benchmarks: pytest-benchmark's layout, whoever writes it."""
+"""The JSON file of a run of benchmarks, in pytest-benchmark's layout."""
 
 import json
 import platform

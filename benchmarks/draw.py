@@ -1,4 +1,4 @@
-"""A picture of a file of benchmarks: how much faster than each rival, and the waterfall if there is one.
+"""Draw a file of benchmarks: how many times faster than each rival, and the waterfall if there is one.
 
 python benchmarks/draw.py FILE.json -o FILE.png
 """

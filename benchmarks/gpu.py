@@ -3,10 +3,10 @@
     make gpu        (or: python3 benchmarks/gpu.py; with --only NAMES some steps of it, build first where there is none)
 
 Takes less than ten minutes: every step has a limit, and all together have one. The package is built into build/gpu, so
-the Python that runs this stays as it is; it needs torch with CUDA, nvcc where there are .cu files, setuptools >= 77,
-pybind11, pytest, pytest-benchmark, h5py, pillow, rich and safetensors. Only files that mark something `gpu` are run, so
-what the others import may be missing. The JSON tells of failed steps too, build/gpu-logs has all that they printed; the
-exit status is 0 only if none failed. What is least sure comes last: a step that hangs takes no other with it.
+the Python that runs this is not changed. It needs torch with CUDA, nvcc if there are .cu files, setuptools >= 77,
+pybind11, pytest, pytest-benchmark, h5py, pillow, rich and safetensors. Only test files with the mark `gpu` are run, so
+packages that other tests import may be missing. The JSON reports failed steps too, and build/gpu-logs has their output.
+The exit status is 0 only if no step failed. The steps most likely to hang come last, so they cost no other step.
 """
 
 import argparse

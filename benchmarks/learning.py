@@ -3,8 +3,8 @@
     python benchmarks/learning.py [--seeds 0 1 2] [--name default] [-- any options of worldenv-train]
     python benchmarks/learning.py --compare default before-engine    (two series that are there, seed by seed)
 
-Every seed has its own held-out start states. A run that is already there is taken as it is, so an interrupted series
-goes on where it was. The documents of all runs go to benchmarks/results/learning-<name>.json.
+Every seed has its own held-out start states. A run that already exists is not repeated, so an interrupted series can
+be continued. The documents of all runs go to benchmarks/results/learning-<name>.json.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Does the simulator read the picture or the plan? Good grasps again, from beside, in truth and in imagination.
+"""Does the world model look at the picture, or only at the plan? Good grasps, replayed beside the object.
 
     python benchmarks/picture_or_plan.py [--models FOLDER] [--policies FILE ...] [--starts 300]
 
-Each policy acts on validation starts, with its mean action and with three times its own noise. Each episode's first
-grasp is carried out again, the same actions from a gripper that stands 0 to 3 cm beside (in 30 % of them also up to
-2 cm too high), so that more than half of them miss. After two chunks the imagined picture is compared with the true one
-and with the one in which the thing went the other way, left where it was or taken along: to which is it nearer?
+Each policy acts on validation starts, with its mean action and with three times its own noise. The first grasp of
+each episode is replayed, with the same actions, from a gripper that is shifted by 0 to 3 cm (in 30 % of them it is also
+up to 2 cm higher), so that more than half of the grasps miss. After two chunks the imagined picture is compared with
+two pictures: the true one, and the one in which the object did the opposite (stayed, or moved with the gripper).
 The last line of stdout is one JSON document.
 """
 

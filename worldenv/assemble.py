@@ -56,17 +56,17 @@ class Parts:
     ranges: dict[str, Ranges] | None = None  # of the inputs of the networks' layers, for 8 bits
 
     def to_imagine(self, precision: str) -> "Parts":
-        """These parts as a rollout runs them: with precision int8 twins that share all parameters, else themselves.
+        """The parts that imagine: for int8, copies that compute in 8 bits and share all parameters; else these parts.
 
-        auto is int8 where the ranges are known and the models are on a CPU that is made for it. Raises UserError if
-        int8 is asked for and cannot be had, or the ranges are of other models.
+        auto means int8 if the ranges are known and the models are on a CPU with fast 8-bit products, else float32.
+        Raises UserError if int8 is asked for and impossible, or if the ranges belong to other models.
         """
         check_precision(precision)
         possible = self.ranges is not None and is_fast() and self.world.device.type == "cpu"
         if precision == "float32" or (precision == "auto" and not possible):
             return self
         if self.ranges is None:
-            raise UserError(f"the models have no {RANGES}, so --precision int8 cannot be had; take auto")
+            raise UserError(f"the models have no {RANGES}, which --precision int8 needs; take auto")
         if not possible:
             raise UserError(f"the models are on {self.world.device}; --precision int8 is for the CPU")
         return replace(self, **{name: self._in_int8(name) for name in ("policy", "world", "reflector")})
@@ -77,13 +77,13 @@ class Parts:
         found = {path for path, module in _network(small).named_modules() if isinstance(module, Int8)}
         if found != set(ranges):
             raise UserError(
-                f"{RANGES} has the ranges of another {name}: it names {len(ranges)} layers, of which there are "
-                f"{len(found)}; make it anew (worldenv-train --from-scratch does) or take --precision float32"
+                f"{RANGES} belongs to another {name}: it names {len(ranges)} layers, and of these the {name} has "
+                f"{len(found)}; make it again (worldenv-train --from-scratch does) or take --precision float32"
             )
         return small
 
     def networks(self) -> dict[str, nn.Module]:
-        """The networks, by the names that the ranges have."""
+        """The networks, by the names under which `ranges` lists them."""
         return {name: _network(getattr(self, name)) for name in ("policy", "world", "reflector")}
 
 
@@ -101,7 +101,7 @@ def load(
 ) -> Parts:
     """Build the parts of a run. Every name is one of this package's, or `module:function` of your own.
 
-    A function of a suite takes nothing; the others take the folder of the models (a Path) and the suite.
+    The function of a suite takes no argument; those of the others take the folder of the models (a Path) and the suite.
     Raises UserError for an unknown name, CheckpointError for a file that is missing or damaged.
     """
     folder = Path(models).expanduser() if models is not None else shipped()
@@ -119,7 +119,7 @@ def load(
 
 
 def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
-    """The function that builds a part: of this package, or `module:function` of the user's own.
+    """The function that builds a part: one of this package, or the user's `module:function`.
 
     Raises UserError if there is no such name, module or function. Modules of the working directory are found, too.
     """
@@ -156,6 +156,6 @@ def make_engine(parts: Parts, config: EngineConfig = DEFAULT_ENGINE, precision: 
 
 
 def make_env(parts: Parts, starts: Starts, config: EnvConfig = DEFAULT_ENV, precision: str = "auto") -> WorldModelEnv:
-    """The imagined suite for somebody else's training loop; `precision` as in `make_engine`."""
+    """An environment of imagined episodes for another training loop; `precision` as in `make_engine`."""
     imagining = parts.to_imagine(precision)
     return WorldModelEnv(imagining.world, imagining.reflector, starts, config)

@@ -54,7 +54,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
 
 
 def _refused_in_one_line(parse: Callable[[], TrainConfig | EvaluateConfig]) -> TrainConfig | EvaluateConfig:
-    # tyro prints what a configuration raises in a box that names its own inner types, and exits.
+    # When a configuration raises, tyro prints the error in a box with its own inner types, and exits.
     said = io.StringIO()
     try:
         with redirect_stderr(said):

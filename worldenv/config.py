@@ -28,7 +28,7 @@ class TrainConfig:
     policy: str = "small"  # what acts and is improved
     world: str = "composer"  # world model: composer (CPU), causal (CPU and GPU)
     reflector: str = "small"  # reward and stop: small, or zero-shot (pretrained answer, without the trained head)
-    precision: Literal["auto", "float32", "int8"] = "auto"  # of imagining; auto: int8 where the CPU is made for it
+    precision: Literal["auto", "float32", "int8"] = "auto"  # of imagining; auto: int8 if the CPU is fast at it
     device: Literal["cpu", "cuda"] = "cpu"  # where the networks imagine, practise and act
     rl: PostTrainConfig = field(default_factory=PostTrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -1,4 +1,4 @@
-"""What a user did wrong, said in one line."""
+"""Errors of the user, reported in one line."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -11,7 +11,7 @@ class UserError(ValueError):
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The end of an error message about an unknown name.
 
-    ' — did you mean "x"?' where one of `valid` resembles `name`, else the list of the valid names.
+    ' — did you mean "x"?' if one of `valid` resembles `name`, else the list of valid names.
     """
     names = sorted(valid)
     by_lowercase = {candidate.lower(): candidate for candidate in names}

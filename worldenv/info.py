@@ -18,7 +18,7 @@ def op_names() -> list[str]:
 
 
 def why_no_cuda() -> str | None:
-    """Why no tensor can be on a CUDA device; None where one can."""
+    """Why no tensor can be on a CUDA device; None if one can."""
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
     if not torch.cuda.is_available():
@@ -27,7 +27,7 @@ def why_no_cuda() -> str | None:
 
 
 def face(name: str) -> dict[str, str | None]:
-    """The face of op `name` on this machine's best device, and why none better would run (None: it is the best).
+    """The face that op `name` runs on this machine's best device, and why no better one does (None: it is the best).
 
     Raises ModuleNotFoundError if there is no such op.
     """
@@ -82,7 +82,7 @@ def chosen_attention(why_not: dict[str, str | None], why_no_cuda: str | None) ->
 
 
 def report(info: dict) -> str:
-    """What a person reads: one fact a line, then one op a line."""
+    """The report for people: one fact per line, then one op per line."""
     imagines = "imagines in 8 bits" if info["int8"] else f"imagines in floats: none of {', '.join(int8.FAST)}"
     facts = {
         "worldenv": info["worldenv"],

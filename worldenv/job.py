@@ -1,4 +1,4 @@
-"""The two jobs of the command line: measure - practise in imagination - measure again, and measuring alone."""
+"""The two jobs of the command line. `train`: measure, practise in imagination, measure again. `evaluate`: measure."""
 
 import json
 import sys
@@ -65,7 +65,7 @@ def train(config: TrainConfig, command: str = "") -> dict:
     found = _made_from_scratch(config, folder) if folder else config.models or shipped()
     parts = load(found, **{name: getattr(config, name) for name in PARTS}, device=config.device)
     engine = make_engine(parts, config.engine, config.precision)
-    folder = folder or _open(config)  # after them: a wrong path or precision leaves no folder behind
+    folder = folder or _open(config)  # after loading, so that a wrong path or precision leaves no folder behind
     loaded = time.monotonic() - began  # from scratch: made
     before = _measured(parts, engine, config, folder, "before")
     measured = time.monotonic() - began
@@ -126,7 +126,7 @@ def _measured(
 
 
 def _made_from_scratch(config: TrainConfig, folder: RunFolder) -> Path:
-    from worldenv.training.pipeline import Pipeline  # loads h5py, which nothing else here needs
+    from worldenv.training.pipeline import Pipeline  # imports h5py, which nothing else here needs
 
     return Pipeline(folder, config.scratch, config.seed, config.world, config.device).run()
 
@@ -139,7 +139,7 @@ def _save_policy(folder: RunFolder, policy: nn.Module, config: TrainConfig, comm
 
 
 def _parts_of(config: EvaluateConfig) -> Parts:
-    """The parts of a folder of models; of a run folder those that the run used, with its post-trained policy."""
+    """The parts of a folder of models; for a run folder, the parts of that run with its post-trained policy."""
     given = config.models or shipped()
     chosen = {name: getattr(config, name) for name in PARTS if getattr(config, name) is not None}
     if not (given / "checkpoints").is_dir():
@@ -161,7 +161,7 @@ def _open(config: TrainConfig) -> RunFolder:
 
 def _saved(config: TrainConfig) -> dict:
     fields = asdict(config)
-    for name in ("run", "resume", "device"):  # a run may be continued elsewhere
+    for name in ("run", "resume", "device"):  # these may differ when a run is resumed
         fields.pop(name)
     return json.loads(json.dumps(fields, default=str))
 
@@ -171,7 +171,7 @@ def _pair(before: Measurement, after: Measurement, figure) -> dict[str, float]:
 
 
 def _shares(folder: RunFolder, models: float, evaluate: float) -> dict[str, float]:
-    """Of the run's time (s): loading or making the models, the two evaluations, and what practising consisted of."""
+    """Shares of the run's time: rollout, update, evaluation, and loading or making the models."""
     lines = folder.metrics(STAGE)
     parts = {name: sum(line[f"{name}_s"] for line in lines) for name in ("rollout", "update")}
     parts |= {"evaluate": evaluate, "models": models}
@@ -180,7 +180,7 @@ def _shares(folder: RunFolder, models: float, evaluate: float) -> dict[str, floa
 
 
 def _finish(folder: RunFolder, result: dict) -> dict:
-    from worldenv.records.report import write_report  # loads matplotlib, which nothing before needs
+    from worldenv.records.report import write_report  # imports matplotlib, which nothing else here needs
 
     folder.write_result(result)
     report = write_report(folder)

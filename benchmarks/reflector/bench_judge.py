@@ -1,4 +1,4 @@
-"""Reading only what is new against the paper's way, 32 frames anew for every judged one; true episodes of 40 steps."""
+"""Judging by reading only new frames, against the paper's way, which reads 32 frames again for every judged one."""
 
 from functools import cache
 

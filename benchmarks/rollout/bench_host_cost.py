@@ -1,4 +1,4 @@
-"""What the engine itself costs: rollouts of models that compute nothing (null_models.py)."""
+"""The engine's own cost: rollouts with models that compute nothing (null_models.py)."""
 
 import pytest
 import torch

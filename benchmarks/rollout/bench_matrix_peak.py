@@ -1,4 +1,4 @@
-"""What a card multiplies at best: the measure of every share of peak."""
+"""The peak rate of matrix products on a GPU, to which every "share of peak" refers."""
 
 import pytest
 import torch

@@ -1,11 +1,11 @@
-"""The causal simulator step by step: reading the past from the cache against reading it again, as the field does.
+"""The causal world model: past frames read from the cache, against computing the whole window again.
 
     python benchmarks/rollout/causal.py [--shape tabletop|libero-base] [--episodes 16] [--chunks 3] [--rounds 3]
         [--dtype bfloat16]
 
-Random weights: this is about speed and memory. Every way imagines the same chunks along the same actions from the
-same noise; frames are compared with those of the first way before anything is timed. Rounds are interleaved, the ratio
-is the median over rounds. Ends in one JSON line.
+The weights are random, because this measures speed and memory. All variants imagine the same chunks with the same
+actions and noise; before anything is timed, their frames are compared with those of the first. Rounds are interleaved,
+and the ratio is the median over rounds. Ends in one JSON line.
 """
 
 import argparse

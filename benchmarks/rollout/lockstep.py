@@ -1,7 +1,7 @@
-"""The rival of the engine: the loop that everyone writes, in plain PyTorch.
+"""The rival of the engine: the usual loop in plain PyTorch.
 
-All episodes in one batch, chunk by chunk to the horizon, whether the reflector has stopped them or not; torch's own
-random numbers; no compiled op of this package.
+All episodes run in one batch to the horizon, even if the reflector has stopped them. Random numbers are torch's own,
+and no compiled op of this package is used.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """Resident memory of the engine with models that compute nothing (null_models.py); best in a process of its own.
 
-    python benchmarks/rollout/memory_use.py resident 4096     what so many episodes take, with their records
-    python benchmarks/rollout/memory_use.py passing 100000    what is resident while so many pass, 4,000 a run
+    python benchmarks/rollout/memory_use.py resident 4096     memory of that many episodes with their records
+    python benchmarks/rollout/memory_use.py passing 100000    memory while that many episodes pass, 4,000 per run
 
 Ends in one JSON line, bytes.
 """

@@ -1,4 +1,4 @@
-"""Models that compute nothing: what is left of a rollout with them is the engine's own cost.
+"""Models that compute nothing, so that the time of a rollout is the engine's own cost.
 
 They hand out parts of tensors that were made once, with the shapes of the shipped models. Of every STOPS slots of a
 part one is stopped after every chunk, so slots are recycled all the time; the others go on to the horizon.

@@ -1,4 +1,4 @@
-"""What a machine can multiply, and what an episode asks of it: the two sides of "share of peak"."""
+"""The machine's peak rate of matrix products, and the products that an episode needs: the "share of peak"."""
 
 import time
 

@@ -2,8 +2,8 @@
 
     python benchmarks/rollout/predict.py [--tflops 790] [--terabytes 4.3] [--share 0.4]
 
-Counted are the causal simulator's passes (matrix products, attention, everything that must be read or written between
-them once); not counted are policy, reflector, tokenizer and whatever overlaps badly. Ends in one JSON line.
+It counts the passes of the causal world model: matrix products, attention, and one read and write of everything
+between them. It does not count policy, reflector, tokenizer and imperfect overlap. Ends in one JSON line.
 """
 
 import argparse

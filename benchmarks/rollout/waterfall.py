@@ -1,12 +1,13 @@
-"""Where the engine's speed comes from, step by step, against the loop that everyone writes.
+"""Where the engine's speed comes from, step by step, against the usual loop in plain PyTorch.
 
     python benchmarks/rollout/waterfall.py [--episodes 256] [--rounds 3] [--json FILE.json]
 
-All ways imagine the same number of episodes of the shipped models; the loop and torch.compile of it in float32 and in
-bfloat16, whichever is faster here. What they imagine is compared first, with the same random numbers: frames along the
-loop's actions, of which the worst must come within 40 dB; then the mean reward of all. Rounds are interleaved; a ratio
-is the median over rounds. Frames are those up to an episode's stop; the share of the measured peak of a matrix product
-(peak.py) counts all that was computed. Ends in one JSON line; --json writes a file that compare.py and draw.py read.
+All variants imagine the same number of episodes of the shipped models; the loop and torch.compile of it run in float32
+and in bfloat16. Their results are compared first, with the same random numbers: the frames that follow from the loop's
+actions must agree to 40 dB PSNR in the worst episode, and then the mean rewards are compared. Rounds are interleaved; a
+ratio is the median over rounds. Only frames up to an episode's stop are counted, but the share of the measured peak of
+matrix products (peak.py) counts everything that was computed. Ends in one JSON line; --json writes a file that
+compare.py and draw.py read.
 """
 
 import argparse

@@ -75,7 +75,7 @@ def test_rollout_until_all_are_done_leaves_those_that_are_as_they_are(make):
     assert 2 <= out.shape[1] <= 4 and last["done"].all() and not done.all(1).all() and done[:, 0].any()
     assert torch.equal(last["frames"], env.env.observe()["frames"]) and env.env.info()["id"].tolist() == [0, 1, 2, 3, 4]
     torch.testing.assert_close(last["reward"][:, 0], env.env.info()["score"])
-    with pytest.raises(UserError, match="_step leaves out episodes that are not over"):
+    with pytest.raises(UserError, match="_step leaves out episodes that have not ended"):
         env.step(env.rand_action(env.reset()).set("_step", torch.tensor([[True], [True], [False], [True], [True]])))
 
 

@@ -311,9 +311,9 @@ def test_bad_use_is_refused(tiny):
         tiny.env(tiny.starts(2, size=32))
     env = tiny.env(4, envs=3)
     for use in (lambda: env.step(torch.zeros(3, 4, 7)), env.observe, env.info):
-        with pytest.raises(UserError, match=r"no episodes yet; begin them: reset\(\)"):
+        with pytest.raises(UserError, match=r"no episodes yet; call reset\(\) first"):
             use()
-    with pytest.raises(UserError, match="the first reset, or the first with a new seed, is of 1 of 3 episodes"):
+    with pytest.raises(UserError, match="the first reset, or the first with a new seed, begins 1 of 3 episodes"):
         env.reset(torch.tensor([True, False, False]))
     with pytest.raises(UserError, match=r"mask is torch.int64 \[3\]; it should be torch.bool \[3\]"):
         env.reset(torch.ones(3, dtype=torch.int64))
@@ -336,7 +336,7 @@ def test_new_seed_waits_for_a_reset_of_all_and_moves_no_running_episode_into_ano
         env.step(action)
         if seeded:
             env.seed(2)
-            with pytest.raises(UserError, match="the first with a new seed, is of 2 of 3 episodes"):
+            with pytest.raises(UserError, match="the first with a new seed, begins 2 of 3 episodes"):
                 env.reset(torch.tensor([True, True, False]))
         found.append(env.step(action)[0]["frames"])
     assert torch.equal(*found)

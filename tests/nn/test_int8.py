@@ -118,7 +118,7 @@ def test_linear_layers_take_any_leading_dimensions(shape):
     ids=str,
 )
 def test_a_convolution_of_another_kind_is_refused(options):
-    with pytest.raises(ValueError, match="cannot be had in 8 bits: its window should be odd and square, padding half"):
+    with pytest.raises(ValueError, match="has no 8-bit version: its window should be odd and square, its padding half"):
         Int8(Conv(4, 4, **{"kernel_size": 3, "padding": 1, **options}), (0.0, 1.0))
 
 

@@ -139,7 +139,7 @@ def test_report_of_a_training_run_shows_every_section_with_its_figures(report):
         "Learning curves",
         "Imagined against true",
         "Stopping",
-        "Simulator quality",
+        "World model quality",
         "Time",
         "Videos",
         "Other stages",

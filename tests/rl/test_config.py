@@ -23,7 +23,7 @@ def test_learning_rate_rises_over_the_first_iterations_and_falls_to_a_tenth():
         ({"starts": 0}, "must be positive"),
         ({"epochs": 0}, "must be positive"),
         ({"minibatch": 0}, "must be positive"),
-        ({"warmup": 0}, "warmup is 0; 1 is the least"),
+        ({"warmup": 0}, "warmup is 0; it should be at least 1"),
         ({"clip": 0.0}, r"clip must lie in \(0, 1\)"),
         ({"clip": 1.0}, r"clip must lie in \(0, 1\)"),
         ({"learning_rate": 0.0}, "learning_rate be positive"),

@@ -98,7 +98,7 @@ def test_a_policy_that_records_nothing_to_learn_from_is_refused(tiny, tmp_path, 
     act = engine.policy.act
     monkeypatch.setattr(engine.policy, "act", lambda *given: replace(act(*given), record=None))
     with pytest.raises(
-        UserError, match="the policy records nothing to learn from: its `act` returned a decision whose"
+        UserError, match="the policy cannot be trained: its `act` returned a decision whose"
     ):
         post_train(engine, tiny.starts(3), CONFIG, RunFolder.create(tmp_path / "run", {}), 0)
 
@@ -112,5 +112,5 @@ def test_an_iteration_of_broken_episodes_alone_ends_the_run(tiny, tmp_path, monk
         return reward / 0, stop
 
     monkeypatch.setattr(engine.reflector, "judge", broken)
-    with pytest.raises(UserError, match="in iteration 1 every imagined episode became non-finite"):
+    with pytest.raises(UserError, match="in iteration 1 no imagined episode was finite"):
         post_train(engine, tiny.starts(3), CONFIG, folder, 0)

@@ -60,7 +60,7 @@ def test_an_episode_is_the_same_in_one_slot_of_few_alone_on_other_threads_and_am
 
 
 def test_chunks_that_are_no_whole_passes_are_refused(tiny):
-    with pytest.raises(UserError, match="imagines 4 frames a pass; a chunk should be a multiple of that, not 6"):
+    with pytest.raises(UserError, match="imagines 4 frames per pass; a chunk should be a multiple of that, not 6"):
         tiny.engine(world=make_world(), policy=tiny.policy(chunk=6)).run(tiny.starts(1), 1, SEED)
     twice = tiny.engine(world=make_world(), policy=tiny.policy(chunk=8)).run(tiny.starts(1), 1, SEED, stop=False)
     assert twice.action.shape[2] == 8 and not twice.broken.any()

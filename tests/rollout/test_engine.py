@@ -244,7 +244,7 @@ def test_memory_that_runs_out_halves_the_capacity_and_changes_no_episode(tiny, s
         return judge(frames, state)
 
     engine.reflector.judge = greedy
-    with pytest.warns(UserWarning, match=r"out of memory with 20 slots of 0.00 MiB; going on with 10"):
+    with pytest.warns(UserWarning, match=r"out of memory with 20 slots of 0.00 MiB; continuing with 10"):
         other = engine.run(starts, 3, SEED, video=True)
     assert failed == [20, 10] and len(engine.runner.episodes) == 5
     for i in range(21):
@@ -289,11 +289,11 @@ def test_bad_configurations_are_refused(tiny):
     for chunk in (0, -1):
         policy = tiny.policy()
         policy.chunk = chunk
-        with pytest.raises(UserError, match=f"chunk is {chunk}; an episode acts at least once in a chunk"):
+        with pytest.raises(UserError, match=f"chunk is {chunk}; a chunk has at least one action"):
             tiny.engine(policy=policy)
     policy = tiny.policy()
     policy.views = ("agentview", "wrist", "left")
-    with pytest.raises(UserError, match="the policy looks at wrist, left, which the world model does not imagine: it "):
+    with pytest.raises(UserError, match="the policy needs the views wrist, left, which the world model does"):
         tiny.engine(policy=policy)
     with pytest.raises(UserError, match="siblings is 0; every start needs at least one episode"):
         tiny.engine().run(tiny.starts(2), 0, SEED)

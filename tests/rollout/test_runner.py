@@ -42,7 +42,7 @@ def make(tiny, chunk=4, reflector=None, **options):
         ("proprio", lambda x: x.double(), r"proprio of the starts is torch.float64 \[3, 7\]; .* takes torch.float32"),
         ("proprio", lambda x: x[:2], r"proprio of the starts is torch.float32 \[2, 7\]; .* takes .*: 3 starts"),
         ("proprio", lambda x: x[:, :6], r"proprio of the starts is .* \[3, 6\]; .*, 7 numbers of proprioception"),
-        ("proprio", lambda x: x / 0, "proprio of the starts has numbers that are infinite or not a number"),
+        ("proprio", lambda x: x / 0, "proprio of the starts has numbers that are not finite"),
         ("camera", lambda x: x[:, 0], r"camera of the starts is torch.float32 \[3, 3, 4\]; .* \[3, 1, 3, 4\]"),
         (
             "text",
@@ -50,8 +50,8 @@ def make(tiny, chunk=4, reflector=None, **options):
             r"text of the starts is torch.int32 \[3\]; the world model takes torch.int64 \[3\]",
         ),
         ("text", lambda x: x[:, None], r"text of the starts is torch.int64 \[3, 1\]; "),
-        ("text", lambda x: x + 1, "text of the starts counts rows beyond the table, which has 3 instructions"),
-        ("text", lambda x: x - 1, "text of the starts counts rows beyond the table, which has 3 instructions"),
+        ("text", lambda x: x + 1, "text of the starts names rows outside the table, which has 3 instructions"),
+        ("text", lambda x: x - 1, "text of the starts names rows outside the table, which has 3 instructions"),
         ("frames", lambda x: x.to("meta"), r"frames of the starts is on meta, .* cpu; move the starts: starts.to\(dev"),
     ],
 )
@@ -81,7 +81,7 @@ def test_seed_that_is_no_integer_of_64_bits_is_refused(seed):
 
 @pytest.mark.parametrize("chunk", [0, -1])
 def test_chunk_without_an_action_is_refused(tiny, chunk):
-    with pytest.raises(UserError, match=f"chunk is {chunk}; an episode acts at least once in a chunk"):
+    with pytest.raises(UserError, match=f"chunk is {chunk}; a chunk has at least one action"):
         make(tiny, chunk)
 
 

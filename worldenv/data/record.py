@@ -1,4 +1,4 @@
-"""Episodes of a suite, noted step by step."""
+"""Episodes of a suite, recorded step by step."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from worldenv.interfaces.suite import Suite, Task
 
 
 class Record:
-    """What is seen and done in a suite from `begun` on, which its `reset` has just returned."""
+    """Records the episodes that a suite has just begun: `begun` is what its `reset` returned."""
 
     def __init__(self, suite: Suite, begun: Starts):
         self.suite, self.begun = suite, begun
@@ -19,7 +19,7 @@ class Record:
         self.success: list[np.ndarray] = []
 
     def step(self, actions: np.ndarray) -> Observation:
-        """Act [E, A] in every episode and note it; what is seen then."""
+        """Carry out actions [E, A] and record what follows; returns the new observation."""
         seen, success = self.suite.step(actions)
         self.actions.append(actions)
         self.success.append(success)

@@ -17,16 +17,17 @@ except ImportError as error:
 
 
 class WorldModelVectorEnv(VectorEnv):
-    """The face of `WorldModelEnv` for Gymnasium.
+    """`WorldModelEnv` as a Gymnasium vector environment.
 
-    Autoreset is SAME_STEP: an episode that ends gives its slot to the next at once. The observation is then the first
-    of the new episode; the last of the old one is in info["final_obs"], and its info in info["final_info"], batched as
-    observations are, where the mask info["_final_obs"] is set.
+    Autoreset is SAME_STEP: when an episode ends, the next one takes its slot at once. The observation is then the first
+    of the new episode. The last observation of the old one is in info["final_obs"] and its info in info["final_info"],
+    both batched, at the rows where the mask info["_final_obs"] is set.
 
-    terminated: the reflector stopped it. truncated: it came to the horizon, or something became non-finite
-    (info "broken", reward 0). Of info every key has its mask "_key", as Gymnasium's own vector environments do.
+    terminated: the reflector stopped the episode. truncated: it reached the horizon, or a number in it was not finite
+    (info "broken", reward 0). Every key of info has a mask "_key", as in Gymnasium's own vector environments.
 
-    reset takes the options "starts" (rows of the starts to begin at from now on, in turn) and "reset_mask" (bool [E]).
+    reset takes the options "starts" (rows of the starts; from now on episodes begin there, in turn) and "reset_mask"
+    (bool [E]).
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "torch": True, "render_modes": []}
@@ -54,7 +55,7 @@ class WorldModelVectorEnv(VectorEnv):
         try:
             observation = self.env.reset(None if mask is None else torch.as_tensor(mask), options.get("starts"))
         except UserError:
-            self.env.seed(None)  # what was refused changes nothing
+            self.env.seed(None)  # a refused reset changes nothing
             raise
         return observation, _masked(self.env.info())
 
@@ -77,7 +78,7 @@ def _box(low: Tensor, high: Tensor) -> gym.spaces.Box:
 
 
 def _masked(info: dict[str, Any], mask: Tensor | None = None) -> dict[str, Any]:
-    """The info with a mask "_key" for every key; without one given, all have it."""
+    """The info with a mask "_key" for every key: the given one, or one that is set everywhere."""
     masks = {}
     for key, value in info.items():
         masks["_" + key] = torch.ones_like(value, dtype=torch.bool) if mask is None else mask.clone()

@@ -15,12 +15,12 @@ except ImportError as error:
 
 
 class TorchRLWorldModelEnv(EnvBase):
-    """The face of `WorldModelEnv` for TorchRL, batch size [E].
+    """`WorldModelEnv` as a TorchRL environment, batch size [E].
 
     Keys: action [E, k, A]; frames, proprio, text; reward, done, terminated, truncated and broken, all [E, 1].
-    terminated: the reflector stopped it. truncated: it came to the horizon, or something became non-finite (`broken`,
-    reward 0). Episodes are begun anew where "_reset" says so, as TorchRL's rollouts and collectors do; from
-    reset(starts=rows) on they begin at those rows of the starts, in turn.
+    terminated: the reflector stopped the episode. truncated: it reached the horizon, or a number in it was not finite
+    (`broken`, reward 0). New episodes begin where "_reset" is set, as TorchRL's rollouts and collectors do. After
+    reset(starts=rows), episodes begin at those rows of the starts, in turn.
     """
 
     def __init__(self, env: WorldModelEnv):
@@ -44,9 +44,9 @@ class TorchRLWorldModelEnv(EnvBase):
         return self._as_tensordict(self.env.reset(None if mask is None else mask.reshape(len(mask)), starts))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        going_on = tensordict.get("_step", None)  # TorchRL leaves out what is over, and that stays as it is anyway
+        going_on = tensordict.get("_step", None)  # TorchRL leaves out ended episodes; those do not change anyway
         if going_on is not None and not (going_on.reshape(-1) | self.env.standing.done).all():
-            raise UserError("_step leaves out episodes that are not over; those of one environment go on together")
+            raise UserError("_step leaves out episodes that have not ended; all episodes are stepped together")
         observation, reward, terminated, truncated = self.env.step(tensordict["action"])
         out = {"reward": reward, "done": terminated | truncated, "terminated": terminated, "truncated": truncated}
         return self._as_tensordict(observation | {name: tensor[:, None] for name, tensor in out.items()})

@@ -1,7 +1,7 @@
-"""Imagined episodes as an environment that others act in: torch in, torch out, a batch of episodes a step.
+"""Imagined episodes as an environment for another training loop: tensors in and out, a batch of episodes per step.
 
-`gymnasium_env.py` and `torchrl_env.py` are its faces for those libraries. A policy at hand is taken through whole
-rollouts, and these recorded, by `Engine`.
+`gymnasium_env.py` and `torchrl_env.py` adapt it to those libraries. If the policy implements `worldenv.Policy`, use
+`Engine`: it takes the policy through whole episodes and records them.
 """
 
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ from worldenv.rollout.runner import Runner, check_seed
 @dataclass(frozen=True)
 class EnvConfig:
     envs: int = 32  # E, episodes at a time
-    chunk: int | None = None  # k, actions per step; None: K, the frames that the simulator makes in a pass
+    chunk: int | None = None  # k, actions per step; None: the frames of one pass of the world model
     horizon: int = 40  # actions after which an episode is truncated
-    # final: R at the stop or at the horizon, 0 before. progress: how much R has risen in this step, from 0 on. The sum
-    # over an episode is the same R, one scalar in [0, 1] (World-Env, arXiv 2509.24948, reward).
+    # final: R at the stop or at the horizon, 0 before. progress: the rise of R in this step, where R begins at 0. Both
+    # add up to the same R over an episode, one scalar in [0, 1] (World-Env, arXiv 2509.24948, reward).
     reward: Literal["final", "progress"] = "final"
     frame_dtype: torch.dtype = torch.uint8  # of the frames handed out: uint8 in [0, 255], or a float dtype in [-1, 1]
     batch: int | None = None  # episodes per network pass; None: what a CPU's cache holds, what a GPU has room for
@@ -43,13 +43,13 @@ class EnvConfig:
 
 @dataclass
 class Standing(Slots):
-    """How each episode stands."""
+    """The state of each episode as the caller sees it."""
 
-    steps: Tensor  # [E] int64, actions carried out; those after the reflector's stop do not count
+    steps: Tensor  # [E] int64, actions carried out, up to the reflector's stop
     score: Tensor  # [E] float32 in [0, 1], R: the reflector's judgement of the frame that is shown; 0 before any action
     terminated: Tensor  # [E] bool, the reflector stopped it
-    truncated: Tensor  # [E] bool, it came to the horizon, or broke
-    broken: Tensor  # [E] bool, something became non-finite: no reward, and it still shows the frame before
+    truncated: Tensor  # [E] bool, it reached the horizon, or is broken
+    broken: Tensor  # [E] bool, a number was not finite: no reward, and the frame before is still shown
 
     @property
     def done(self) -> Tensor:  # [E] bool
@@ -62,12 +62,13 @@ class Standing(Slots):
 
 
 class WorldModelEnv:
-    """E imagined episodes, each in a slot. `reset` begins some or all of them, `step` moves all on by k actions.
+    """E imagined episodes, each in a slot. `reset` begins some or all of them, `step` carries out k actions in each.
 
-    An episode that ends shows the frame at which it ended until it is begun anew: by the caller, with `reset(done)`.
-    Stepped on regardless it stays as it is and gives no more reward. Episodes are numbered as they begin, and begin at
-    the starts in an order shuffled by the seed, again and again. What is imagined depends on (seed, number, start,
-    actions) alone, not on the slot or on the other episodes: in 8 bits to the last bit, in floats up to rounding.
+    An episode that has ended keeps showing its last frame until the caller begins a new one with `reset(done)`; more
+    steps neither change it nor give reward. Episodes are numbered in the order in which they begin. They begin at the
+    starts in an order that the seed shuffles, and after the last start at the first again. What is imagined depends
+    only on (seed, number, start, actions), not on the slot or the other episodes: exactly in 8 bits, up to rounding in
+    floats.
 
     All tensors live on the device of `starts`, where the models must be.
     """
@@ -85,8 +86,10 @@ class WorldModelEnv:
         self._next_seed: int | None = None  # from the next reset on
 
     def seed(self, seed: int | None) -> None:
-        """From the next reset on, which must be of all, number the episodes from 0 again, in the random world and the
-        order of starts of this seed. None takes back a seed that no reset has used."""
+        """Use this seed from the next reset on, which must be of all episodes; they are then numbered from 0 again.
+
+        The seed decides the random numbers and the order of the starts. None takes back a seed that no reset has used.
+        """
         if seed is not None:
             check_seed(seed)
         self._next_seed = seed
@@ -96,15 +99,16 @@ class WorldModelEnv:
         self._order = torch.randperm(len(self.starts), generator=generator, device="cpu")
         self._seed, self._next_seed, self._begun, self._place = seed, None, 0, 0
 
-    @torch.inference_mode(False)  # slots that were made in that mode could not be written to outside of it
+    @torch.inference_mode(False)  # slots made in inference mode could not be written outside of it
     def reset(
         self,
-        mask: Tensor | None = None,  # [E] bool, which to begin anew; None: all
-        starts: Tensor | None = None,  # [M] int64, rows of the starts to begin at from now on, in turn
+        mask: Tensor | None = None,  # [E] bool, which slots begin a new episode; None: all
+        starts: Tensor | None = None,  # [M] int64, rows of the starts; from now on episodes begin there, in turn
     ) -> dict[str, Tensor]:
-        """Begin episodes, and return `observe()`. Without a seed so far, one is drawn from torch's generator.
+        """Begin episodes and return `observe()`. If no seed was given, one is drawn from torch's generator.
 
-        Raises UserError if the first reset, or the first after `seed`, is not of all, or a row does not exist.
+        Raises UserError if the first reset, or the first after `seed`, is not of all episodes, or if a row does not
+        exist.
         """
         e = self.config.envs
         mask = torch.ones(e, dtype=torch.bool, device=self.device) if mask is None else mask.to(self.device)
@@ -113,7 +117,7 @@ class WorldModelEnv:
         slots, rows = mask.nonzero()[:, 0], None if starts is None else self._rows(starts)
         if (self.runner.episodes is None or self._next_seed is not None) and len(slots) < e:
             raise UserError(
-                f"the first reset, or the first with a new seed, is of {len(slots)} of {e} episodes; begin "
+                f"the first reset, or the first with a new seed, begins {len(slots)} of {e} episodes; begin "
                 "them all: reset()"
             )
         if self._order is None and self._next_seed is None:
@@ -144,9 +148,9 @@ class WorldModelEnv:
         self.standing.put(slots, Standing.new(len(slots), self.device))
 
     def bounds(self, name: str) -> tuple[Tensor, Tensor]:
-        """The least and the greatest value of every number of one episode's frames, proprio, text or action.
+        """The least and the greatest value of each entry of one episode's frames, proprio, text or action.
 
-        Of proprio: of the starts, and of what the robot reports.
+        The bounds of proprio cover the starts and what the robot can report.
         """
         seen, robot = self.starts.seen, self.world.robot
         if name == "frames":
@@ -162,7 +166,7 @@ class WorldModelEnv:
         return torch.minimum(low, low.new_tensor(robot.low)), torch.maximum(high, high.new_tensor(robot.high))
 
     def observe(self) -> dict[str, Tensor]:
-        """What the episodes show, in tensors of the caller's own.
+        """The present observation of every episode, in new tensors.
 
         frames [E, V, H, W, 3] `frame_dtype` · proprio [E, P] float32 · text [E] int64, row of `starts.texts`
         """
@@ -171,7 +175,7 @@ class WorldModelEnv:
         return {"frames": frames, "proprio": seen.proprio.clone(), "text": seen.text.clone()}
 
     def info(self) -> dict[str, Tensor]:
-        """About each episode: its number `id`, the row `start` of its start, and steps, score, broken of `Standing`."""
+        """Of each episode its number `id`, the row `start` of its start, and steps, score, broken of `Standing`."""
         live, now = self._live(), self.standing
         tensors = {"id": live.id, "start": live.row, "steps": now.steps, "score": now.score, "broken": now.broken}
         return {name: tensor.clone() for name, tensor in tensors.items()}
@@ -181,7 +185,7 @@ class WorldModelEnv:
         self,
         action: Tensor,  # [E, k, A], limited to [-1, 1]
     ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:  # observation; [E] float32, [E] bool, [E] bool
-        """Carry out a chunk of actions: observation, reward, terminated, truncated. Nothing is begun anew.
+        """Carry out a chunk of actions: observation, reward, terminated, truncated. No new episode begins.
 
         Raises UserError before the first reset, and on an action of another shape.
         """
@@ -195,11 +199,11 @@ class WorldModelEnv:
 
     def _live(self) -> Episodes:
         if self.runner.episodes is None:
-            raise UserError("there are no episodes yet; begin them: reset()")
+            raise UserError("there are no episodes yet; call reset() first")
         return self.runner.episodes
 
     def _stand(self, slots: slice, live: Episodes, new: Step) -> Tensor:  # [B] float32, the reward
-        """Show each episode where it stands after a chunk: at its stop, at the horizon, or at the chunk's end."""
+        """Move each episode to its stop, the horizon, or the end of the chunk; returns the reward."""
         before = self.standing[slots]
         left = (self.config.horizon - before.steps).clamp(1, self.chunk)  # frames of the chunk that count
         over = new.stop & (torch.arange(self.chunk, device=self.device) < left[:, None])

@@ -22,7 +22,7 @@ from worldenv.rollout.episodes import Rollouts
 from worldenv.rollout.replay import replay
 
 PRACTICE_STARTS = 960  # start states of the training split to practise from
-PRACTICE_FIRST = 2_000_000  # numbers that neither demonstrations nor exploration used
+PRACTICE_FIRST = 2_000_000  # the first of them: neither demonstrations nor exploration use such numbers
 START_SEED_STRIDE = 100_003  # between the first start states of two start seeds
 
 
@@ -42,8 +42,10 @@ class Measurement:
 
     @property
     def imagined_minus_true(self) -> float:
-        """Both over the same starts and as many steps: done at some time, by the reflector in imagination and by an
-        oracle in truth."""
+        """Share of imagined episodes that the reflector stops, minus share of true ones that succeed at some time.
+
+        Both from the same starts and over the same number of steps.
+        """
         count, horizon = len(self.imagined.stopped), len(self.trajectories[0].actions)
         steps = min(self.imagined.reward[0].numel(), horizon)
         imagined = self.imagined.stopped & (self.imagined.stop <= steps)
@@ -51,7 +53,7 @@ class Measurement:
         return imagined.float().mean().item() - float(true.mean())
 
     def document(self) -> dict:
-        """True success by rule, and per task also what the reflector says of the imagined episodes."""
+        """True success by stopping rule, overall and per task; per task also the imagined success."""
         out = self.true.document(self.instructions)
         stopped = self.imagined.stopped.numpy()
         for name, part in out["per_task"].items():
@@ -61,7 +63,7 @@ class Measurement:
 
 
 def in_turn(suite: Suite, count: int) -> list[Task]:
-    """`count` tasks, each in its turn."""
+    """`count` tasks: the tasks of the suite in turn."""
     return [suite.tasks[i % len(suite.tasks)] for i in range(count)]
 
 
@@ -86,7 +88,7 @@ def measure(
     seed: int,
     title: str,
 ) -> Measurement:
-    """The mean action in the true environment up to the horizon, and in imagination until the reflector stops it.
+    """Act with the mean action: in the true environment to the horizon, in imagination until the reflector stops.
 
     `engine` imagines with the same policy and reflector, perhaps in 8 bits.
     """
@@ -108,11 +110,11 @@ def measure(
 def world_quality(
     engine: Engine, trajectories: Sequence[Trajectory], success: np.ndarray, seed: int, weights: Path | None = None
 ) -> dict:
-    """Whole true episodes replayed open-loop: their actions imagined, without a look at the true frames on the way.
+    """Open-loop replay: the actions of true episodes are imagined; no true frame is read after the first.
 
-    Returns PSNR (dB) and SSIM by pass of the world model (mean over episodes, views and the pass's frames), and
-    `agreement`: the share of episodes whose imagined frames make the reflector say the same as was true, done at some
-    time or never. With `weights`, also what `perceptual_quality` finds there.
+    Returns PSNR (dB) and SSIM for each pass of the world model (mean over episodes, views and the pass's frames), and
+    `agreement`: the share of episodes in which the reflector, reading the imagined frames, agrees with the truth on
+    whether the task was done at some time. With `weights`, also the metrics of `perceptual_quality`.
     """
     frames = torch.from_numpy(np.stack([t.frames for t in trajectories]))
     actions = torch.from_numpy(np.stack([t.actions for t in trajectories]))

@@ -18,7 +18,7 @@ VIDEO_FRAMES = 10  # the fewest that it reads
 
 
 def present(folder: Path) -> dict[str, Path]:
-    """Metric -> file, of those that `folder` has. Raises UserError where it has none."""
+    """Metric -> file, for the files that `folder` has. Raises UserError if it has none of them."""
     found = {metric: folder / name for metric, name in FILES.items() if (folder / name).is_file()}
     if not found:
         raise UserError(f"{folder} has no weights to measure with; put there any of {', '.join(FILES.values())}")
@@ -32,10 +32,10 @@ def perceptual_quality(
     true: Tensor,  # likewise
     chunk: int,
 ) -> dict[str, list[float] | float]:
-    """What the weights in `folder` allow to measure; lower is better.
+    """The metrics whose weights are in `folder`; lower is better.
 
     `lpips` by chunk index (Zhang et al. 2018), `fid` over all imagined frames (Heusel et al. 2017), `fvd` over whole
-    episodes (Unterthiner et al. 2018), where they have at least 10 frames and are at least two.
+    episodes (Unterthiner et al. 2018), if there are at least two, of at least 10 frames.
 
     Raises UserError for a file that is not TorchScript.
     """

@@ -31,7 +31,7 @@ def act_in_true(
 ) -> list[Trajectory]:
     """One true episode per (task, start state) up to the horizon, in chunks.
 
-    `perturb` scales how far a chunk lies from the mean one, of all episodes or of each ([E]); 0: the mean itself.
+    action = mean + perturb * (draw - mean). `perturb` is one number, or one for each episode [E]; 0 gives the mean.
     """
     scale = torch.as_tensor(perturb).view(-1, 1, 1)
     begun = suite.reset(tasks, starts, split)
@@ -62,7 +62,7 @@ def _act(
 
 
 def device_of(part: object) -> torch.device:
-    """Where a policy or a reflector is; the CPU where it has no parameters."""
+    """The device of a policy or reflector; the CPU if it has no parameters."""
     parameters = part.parameters() if isinstance(part, nn.Module) else ()
     return next((parameter.device for parameter in parameters), torch.device("cpu"))
 
@@ -111,12 +111,12 @@ class Outcome:
 
     @property
     def false_stop(self) -> float:
-        """Share of all episodes that the reflector stopped in a state that was no success."""
+        """Share of all episodes that the reflector stopped in a state without success."""
         return float((self.stopped & ~self.success["own_stop"]).mean())
 
     @property
     def missed_stop(self) -> float:
-        """Share of the episodes that did succeed at some time which the reflector never stopped."""
+        """Of the episodes that succeeded at some time, the share that the reflector never stopped."""
         return float((~self.stopped & self.success["oracle"]).sum() / max(1, self.success["oracle"].sum()))
 
     def document(self, instruction_of: dict[str, str]) -> dict:
@@ -144,8 +144,8 @@ class Outcome:
 def judge_outcome(trajectories: Sequence[Trajectory], reward: np.ndarray, stop: np.ndarray) -> Outcome:
     """Apply the three stopping rules to episodes that were recorded to the horizon.
 
-    oracle: success at any step ends the episode. own_stop: the state at the reflector's first stop counts (at the
-    horizon if there is none). no_stop: the state at the horizon counts.
+    oracle: an episode succeeds if any step does. own_stop: the state at the reflector's first stop decides, or the
+    state at the horizon if there is no stop. no_stop: the state at the horizon decides.
     """
     success = np.stack([t.success for t in trajectories])
     stopped = stop.any(1)

@@ -1,6 +1,6 @@
-"""Attention among all tokens of a sequence, by the library that does it best on this machine.
+"""Attention among all tokens of a sequence, by the fastest library that works on this machine.
 
-Encoders and training use it; what reads an episode's past from its ring is the op `windowed_attention`.
+Encoders and training use it. The op `windowed_attention` is another one: it reads an episode's past from a cache.
 """
 
 import functools
@@ -59,9 +59,9 @@ CALLS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 @functools.cache
 def why_not(backend: str) -> str | None:
-    """Why a backend cannot be used on this machine's CUDA device; None where it can.
+    """Why a backend cannot be used on this machine's CUDA device; None if it can.
 
-    Found is not importable, and importable is not usable: so it is imported, and called once on the device.
+    An installed library may fail to import, and an imported one may fail on the device. So it is called once there.
     """
     if backend in ("sdpa", "ours"):
         return None
@@ -102,7 +102,7 @@ def attention(
     """softmax(query key^T / sqrt(D)) value, every token looking at every other.
 
     auto: on a CUDA device in half precision flash-attn, else xformers, else torch's own; in other cases torch's own.
-    Raises ValueError where a backend that was asked for by name cannot be used, saying why; nothing else runs instead.
+    Raises ValueError, with the reason, if a backend asked for by name cannot be used; no other one replaces it.
     """
     backend = backend or WANTED
     if backend == "auto":

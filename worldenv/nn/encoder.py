@@ -10,7 +10,7 @@ from worldenv.ops.encoder_int8 import encoder_int8
 from worldenv.ops.patchify import PATCH, patchify
 from worldenv.ops.spatial_softmax import spatial_softmax
 
-GROUPS = 8  # of the group normalisations
+GROUPS = 8  # groups of the group normalisations
 
 
 class Patches(nn.Module):
@@ -57,7 +57,7 @@ class Stem(nn.Sequential):
 class VisionLanguageEncoder(nn.Module):
     """Frames [B, H, W, 3] and tokens [B, L] -> features [B, D].
 
-    Frames are uint8, or float32 in [-1, 1] where a gradient is to pass.
+    Frames are uint8, or float32 in [-1, 1] if a gradient should pass to them.
     """
 
     def __init__(self, width: int = 256, channels: int = 64, blocks: int = 2, context: int = 64):

@@ -35,7 +35,7 @@ def tokenize(instructions: Sequence[str]) -> Tensor:  # [B, MAX_WORDS] int64, on
 class InstructionEncoder(nn.Module):
     """Tokens [B, L] int64 -> one vector [B, D]: word embeddings read by a GRU, so that word order counts.
 
-    What has been read already, [B, D] float32, is given back: an instruction needs to be read but once.
+    Float32 input [B, D] has been read already and is returned unchanged, so that a caller can read each text once.
     """
 
     def __init__(self, width: int = 64):
@@ -46,7 +46,7 @@ class InstructionEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         if tokens.is_floating_point():
             return tokens
-        unique, index = torch.unique(tokens, dim=0, return_inverse=True)  # a batch repeats few instructions
+        unique, index = torch.unique(tokens, dim=0, return_inverse=True)  # a batch has few distinct instructions
         hidden, _ = self.read(self.embed(unique))
         last = (unique != 0).sum(1) - 1
         return hidden[torch.arange(len(unique), device=tokens.device), last][index]

@@ -1,8 +1,8 @@
-"""Convolutions and linear layers in 8 bits, for imagining on a CPU; training keeps its floats.
+"""Convolutions and linear layers in 8 bits, for imagining on a CPU; training computes in floats.
 
-Weights are rounded once, a scale for each output channel; inputs to the nearest of 256 levels on a grid that was
-measured beforehand, so that an episode does not depend on the batch it runs in. The op `conv_int8` multiplies, or one
-that does more than one layer at a time and takes its `layer`.
+Weights are quantised once, with one scale per output channel. Inputs are quantised to 256 levels, with a scale and a
+zero point per layer that were calibrated beforehand, so that an episode does not depend on the batch it runs in. The op
+`conv_int8` multiplies, or an op that fuses several layers and takes their `layer`.
 """
 
 import copy
@@ -21,27 +21,27 @@ from worldenv.ops.packed import Layer, pack
 from worldenv.ops.patchify import unit
 from worldenv.ops.rowwise_linear import rowwise_linear
 
-PRECISIONS = ("auto", "float32", "int8")  # of networks that imagine; auto: int8 where the CPU is made for it
+PRECISIONS = ("auto", "float32", "int8")  # of networks that imagine; auto: int8 if the CPU is fast at it
 FAST = ("avx512_vnni", "avx_vnni")  # with any of them a CPU multiplies 8 bits fast
 Module = TypeVar("Module", bound=nn.Module)
-Ranges = dict[str, tuple[float, float] | None]  # module name -> least and greatest input; None: it reads pixels
+Ranges = dict[str, tuple[float, float] | None]  # module name -> least and greatest input; None: the input is pixels
 
 
 def is_fast() -> bool:
-    """Whether this CPU multiplies 8 bits with instructions of their own; without them it is slow."""
+    """Whether this CPU has instructions for 8-bit products; without them 8 bits are slow."""
     has = getattr(torch.cpu, "get_capabilities", dict)()
     return any(has.get(name) for name in FAST)
 
 
 def check_precision(precision: str) -> None:
-    """Raise UserError if it is none, or int8 where the CPU is not made for it."""
+    """Raise UserError for an unknown precision, and for int8 on a CPU without instructions for it."""
     if precision not in PRECISIONS:
         raise UserError(f"precision is {precision!r}; it should be one of {', '.join(PRECISIONS)}")
     if precision == "int8" and not is_fast():
         raise UserError("this CPU has no instructions for --precision int8; take auto or float32")
 
 
-AT_ONCE = 32  # numbers that torch's sigmoid and SiLU take together: two registers of AVX-512
+AT_ONCE = 32  # numbers that torch's sigmoid and SiLU compute together: two registers of AVX-512
 
 
 class Conv(nn.Conv2d):
@@ -54,7 +54,7 @@ class Conv(nn.Conv2d):
 
 
 class Linear(nn.Linear):
-    """As `Conv`, for linear layers."""
+    """Like `Conv`, for linear layers."""
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         y = super().forward(unit(x))
@@ -62,10 +62,10 @@ class Linear(nn.Linear):
 
 
 class Int8(nn.Module):
-    """What `in_int8` puts in the place of a `Conv` or `Linear`; weight and bias are still that layer's own.
+    """The 8-bit replacement of a `Conv` or `Linear`; it shares the weight and bias of that layer.
 
-    A layer that reads pixels (range None) takes the bytes as they are, on the grid (2 / 255, 128). Half a step is left
-    to the bias, so that only beyond the border of a convolution 0 is read as that half step.
+    A layer whose input is pixels (range None) reads the bytes with scale 2 / 255 and zero point 128. The exact zero
+    point is 127.5; the bias makes up for the half. Only the padding of a convolution is then half a level off.
     """
 
     def __init__(self, layer: Conv | Linear, low_high: tuple[float, float] | None):
@@ -79,7 +79,7 @@ class Int8(nn.Module):
         step, zero = (high - low) / 255, round(-low * 255 / (high - low))
         scale = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
         levels = (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round()
-        below = zero - (0.5 if low_high is None else 0.0)  # what the bias makes up for, in steps
+        below = zero - (0.5 if low_high is None else 0.0)  # what the bias makes up for, in levels
         bias = 0.0 if layer.bias is None else layer.bias.detach()
         packed = pack(levels.to(torch.int8), step * scale, bias - step * scale * below * levels.flatten(1).sum(1))
         self.layer = Layer(packed, step, zero)
@@ -87,7 +87,7 @@ class Int8(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # of a convolution [B, I, H, W], of a linear layer [..., I]; float32, or uint8 on its grid already
+        x: Tensor,  # of a convolution [B, I, H, W], of a linear layer [..., I]; float32, or quantised uint8
         relu: bool = False,
         onto: Tensor | None = None,  # float32, to be added to the result
     ) -> Tensor:  # float32
@@ -104,18 +104,21 @@ class Int8(nn.Module):
 
 
 def _stride(conv: Conv) -> int:
-    """Raises ValueError unless its window is odd and square and the border half as wide, as `conv_int8` has it."""
+    """The stride. Raises ValueError unless the window is odd and square with a padding of half its width."""
     window, (stride, other) = conv.kernel_size, conv.stride
     plain = conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
     plain = plain and conv.padding == (window[0] // 2, window[0] // 2)
     if window[0] % 2 == 0 or window[0] != window[1] or stride != other or not plain:
-        raise ValueError(f"{conv} cannot be had in 8 bits: its window should be odd and square, padding half of that")
+        raise ValueError(f"{conv} has no 8-bit version: its window should be odd and square, its padding half of that")
     return stride
 
 
 class Rowwise(nn.Module):
-    """What `in_int8` puts in the place of a linear layer that stays in floats, parameters and all: rounding by the
-    batch would grow, for what it brings to the next of 256 levels is a whole level off."""
+    """A linear layer in floats whose rows do not depend on the batch, with the parameters of the layer it replaces.
+
+    torch rounds a row a little differently in another batch. A later 8-bit layer would enlarge that difference: an
+    input that crosses the boundary between two of its 256 levels changes by a whole level.
+    """
 
     def __init__(self, layer: nn.Linear):
         super().__init__()
@@ -126,14 +129,17 @@ class Rowwise(nn.Module):
 
 
 def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:  # [..., D] -> [..., D]
-    """function(x), number by number, and the same for a row among others: torch computes AT_ONCE numbers together, and
-    those that are left over at the end another way."""
+    """function(x), elementwise, with a result for each row that does not depend on the other rows.
+
+    torch computes AT_ONCE numbers together, and the rest at the end of a tensor by other instructions, which round
+    differently. So rows are padded to a multiple of AT_ONCE.
+    """
     width = x.shape[-1]
     return function(F.pad(x, (0, -width % AT_ONCE)))[..., :width] if width % AT_ONCE else function(x)
 
 
 class RowwiseGRU(nn.Module):
-    """As `Rowwise`, in the place of a GRU [B, L, C] -> [B, L, D], of one layer and one direction."""
+    """Like `Rowwise`, for a GRU [B, L, C] -> [B, L, D], of one layer and one direction."""
 
     def __init__(self, gru: nn.GRU):
         super().__init__()
@@ -142,7 +148,7 @@ class RowwiseGRU(nn.Module):
         for name, parameter in gru.named_parameters():
             self.register_parameter(name, parameter)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [B, L, D] and the last of them, [1, B, D]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [B, L, D], and the last step [1, B, D]
         hidden = x.new_zeros(len(x), self.weight_hh_l0.shape[1])
         seen, out = rowwise_linear(x, self.weight_ih_l0, self.bias_ih_l0), []
         for new in seen.unbind(1):
@@ -155,13 +161,16 @@ class RowwiseGRU(nn.Module):
 
 
 def in_8_bits(*layers: nn.Module) -> bool:
-    """Whether all layers are in 8 bits; one that does nothing is in whatever is wanted."""
+    """Whether all layers are in 8 bits; an `nn.Identity` counts as one that is."""
     return all(isinstance(layer, Int8 | nn.Identity) for layer in layers)
 
 
 def in_int8(module: Module, ranges: Ranges, prefix: str = "") -> Module:
-    """The same module with every `Conv` and `Linear` that has a range in 8 bits, every `nn.Linear` and GRU
-    made independent of the batch; all else, parameters included, is shared."""
+    """A copy of the module that computes in 8 bits and shares all parameters.
+
+    Every `Conv` and `Linear` with a range is replaced by `Int8`; every other `nn.Linear` and GRU by one whose rows do
+    not depend on the batch.
+    """
     new = copy.copy(module)
     new._modules = {}
     for name, child in module._modules.items():
@@ -179,7 +188,7 @@ def in_int8(module: Module, ranges: Ranges, prefix: str = "") -> Module:
 
 @contextmanager
 def measured(module: nn.Module) -> Iterator[Ranges]:
-    """Note the least and greatest input of every `Conv` and `Linear` while the module is used; threads may share it."""
+    """Record the least and greatest input of every `Conv` and `Linear` while the module is used, in any thread."""
     ranges: Ranges = {}
     lock = threading.Lock()
 

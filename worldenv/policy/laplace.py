@@ -24,9 +24,9 @@ class SeenFeature(Slots):
 class LaplacePolicy(nn.Module):
     """A policy that gives mean and log-scale of a Laplace distribution over each number of a chunk.
 
-    A subclass has `chunk`, `views`, `read`, `trainable`, and two methods: `see(seen, read) -> feature [B, D]`, the part
-    that stays as it is, and `heads(feature, proprio) -> mu, beta` [B, K, A], the part that is trained. What `see` made
-    of a moment is recorded, so an update computes the heads only.
+    A subclass defines `chunk`, `views`, `read`, `trainable` and two methods: `see(seen, read) -> feature [B, D]`, the
+    frozen part, and `heads(feature, proprio) -> mu, beta` [B, K, A], the part that is trained. The features are
+    recorded, so an update computes the heads only.
     """
 
     chunk: int
@@ -51,7 +51,7 @@ class LaplacePolicy(nn.Module):
     def ppo_loss(
         self, record: SeenFeature, action: Tensor, log_prob: Tensor, advantage: Tensor, clip: float
     ) -> tuple[Tensor, Tensor]:
-        """The clipped objective and the share of clipped ratios, by the op that finds loss and gradient in one pass."""
+        """The clipped objective and the share of clipped ratios, by one op for loss and gradient."""
         return ppo_loss(*self._in_float32(record.feature, record.proprio), action, log_prob, advantage, clip)
 
     def _in_float32(self, feature: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,8 +26,8 @@ class SmallPolicyConfig:
     width: int = 256  # D
     channels: int = 64
     blocks: int = 2
-    # Bounds of exp(beta), in units of the action. Where noise does no harm (rotation, gripper) a high floor keeps the
-    # ratio of PPO from being ruled by numbers that do not matter: log-probabilities change as |change of mu| / scale.
+    # Bounds of exp(beta), in units of the action. A change of mu changes the log-probability by |change| / scale, so a
+    # small scale lets one number rule the ratio of PPO. Rotation and gripper tolerate noise: their least scale is high.
     scale_low: tuple[float, ...] = (0.05, 0.05, 0.05, 0.3, 0.3, 0.3, 0.3)
     scale_high: float = 0.5
 
@@ -44,9 +44,9 @@ class SmallPolicy(LaplacePolicy):
     """Laplace(mu, exp(beta)) over chunks of K actions (World-Env, arXiv 2509.24948, action and scale heads).
 
     `mu` comes from the action head (trained by L1), `beta` from the scale head (Laplace negative log-likelihood). It
-    looks at one view. Reinforcement learning leaves the encoder as it is, so what the encoder made of a picture while
-    imagining still holds: with few rollouts an update of everything is mostly noise (benchmarks/LOG.md, "Practise with
-    a frozen encoder").
+    looks at one view. Reinforcement learning does not change the encoder, so the features that were computed while
+    imagining stay valid. With few rollouts, an update of the whole network is mostly noise (benchmarks/LOG.md,
+    "Practise with a frozen encoder").
     """
 
     views = ("agentview",)
@@ -82,7 +82,7 @@ class SmallPolicy(LaplacePolicy):
         return self.encoder.text(tokenize(texts).to(device))
 
     def see(self, seen: Observation, read: Tensor) -> Tensor:  # [B, D] float32
-        """What an update of the heads needs of a picture."""
+        """The features of a picture, from which an update of the heads starts."""
         return self.encoder(seen.frames[:, 0], read[seen.text])
 
     def trainable(self) -> list[nn.Parameter]:
@@ -90,7 +90,7 @@ class SmallPolicy(LaplacePolicy):
         return [parameter for name, parameter in self.named_parameters() if not name.startswith("encoder.")]
 
     def heads(self, feature: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
-        """mu and beta from what `see` made of the frames [B, D]."""
+        """mu and beta from the features of `see` [B, D]."""
         scale = constant((5, 5, 5, 1, 1, 1, 1), proprio)  # metres to numbers around 1
         x = torch.cat([F.relu(feature), F.relu(self.proprio(proprio * scale))], dim=-1)
         f = self.trunk(x)

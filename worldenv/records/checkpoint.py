@@ -1,4 +1,4 @@
-"""Weights and resumable states on disk: one safetensors file each, never pickle, complete or not there."""
+"""Weights and resumable states on disk: one safetensors file each, no pickle, written completely or not at all."""
 
 import json
 import os
@@ -68,12 +68,12 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file that is either the old or the new one at every moment, also after a crash."""
+    """Write a UTF-8 text file atomically: after a crash it is the old one or the new one."""
     _replace_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _replace_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    # One fixed name: what a killed run left behind is overwritten by the next one instead of piling up.
+    # One fixed name, so that the file which a killed run left behind is overwritten by the next run.
     temporary = path.with_name(f".{path.name}.partial")
     try:
         write(temporary)

@@ -1,4 +1,4 @@
-"""The plots of the report, as SVG that takes its colours from the page: one figure serves light and dark."""
+"""The plots of the report, as SVG with the colours of the page, so that one figure fits light and dark."""
 
 import io
 import re
@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 # Drawn in stand-in colours that become the page's CSS variables, so that figures follow light and dark.
 INK, GRID, BEFORE, AFTER, OTHER = "#010101", "#010102", "#010103", "#010104", "#010105"
 VARIABLES = {INK: "--ink", GRID: "--grid", BEFORE: "--before", AFTER: "--after", OTHER: "--other"}
-WIDTH_IN = 4.6  # narrow, so that a phone shrinks the letters little
+WIDTH_IN = 4.6  # narrow, so that letters stay legible on a phone
 STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,

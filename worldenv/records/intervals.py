@@ -38,7 +38,7 @@ T_QUANTILES_975 = (
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Score interval of a success rate (Wilson 1927), which stays inside [0, 1] and is sound near its ends.
+    """Score interval of a success rate (Wilson 1927), which stays inside [0, 1] and is valid near its ends.
 
         (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n),   p = successes / n
 
@@ -50,7 +50,7 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
     scale = 1 + z**2 / trials
     centre = (rate + z**2 / (2 * trials)) / scale
     half = z * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2)) / scale
-    # The two ends are exact in the formula and not in floating point.
+    # The formula gives exactly 0 and 1 at the two ends, floating point does not.
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == trials else centre + half
     return low, high
@@ -81,7 +81,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
         mean -+ t(0.975, n - 1) s / sqrt(n)
 
-    Raises ValueError for fewer than two values, of which one is not finite.
+    Raises ValueError for fewer than two values, or if one is not finite.
     """
     count = len(values)
     if count < 2:

@@ -1,4 +1,4 @@
-"""A model card beside every file of weights: what it is, how it was made, what it can and cannot do."""
+"""A model card beside every file of weights: what the model is, how it was made, what it can and cannot do."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from worldenv.records.progress import human_seconds
 ABOUT = {
     "base": "The vision-language-action base: a policy whose encoder also points at objects and says whether a task is "
     "done. Pretrained on the disjoint pretraining suite of `tabletop`; only a few of its episodes carry actions.",
-    "finetuned": "The base fine-tuned by imitation (L1, and Laplace likelihood of the scale) on five expert "
+    "finetuned": "The base, fine-tuned by imitation (L1, and Laplace likelihood of the scale) on five expert "
     "demonstrations of each of the ten tasks: the policy that explores.",
     "policy": "The fine-tuned policy, taught by itself to act on imagined frames as it acted on the true frames of the "
     "same moments (demonstrations and extra data, no expert): the baseline that post-training starts from.",

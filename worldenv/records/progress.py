@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: one live line per stage, and tables. Nothing here writes to stdout."""
+"""Progress in the terminal: one live line per stage, and tables. Nothing here writes to stdout."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ def is_live(stream: TextIO) -> bool:
 
 
 def human_seconds(s: float) -> str:
-    """A duration as a person says it: 0.4 s, 37 s, 4 min 05 s, 1 h 02 min."""
+    """A duration to read: 0.4 s, 37 s, 4 min 05 s, 1 h 02 min."""
     if s < 9.95:
         return f"{s:.1f} s"
     whole = round(s)
@@ -38,7 +38,7 @@ def human_seconds(s: float) -> str:
 
 
 def format_figure(value: object) -> str:
-    """A number at reading precision; text stays as it is."""
+    """A number with the digits that a reader needs; text is unchanged."""
     if not isinstance(value, float):
         return str(value)
     if value == 0 or 0.01 <= abs(value) < 1000:
@@ -52,7 +52,7 @@ class Progress:
         with Progress(45, "post-training") as progress:
             progress.advance(reward=0.61, success="58 %")
 
-    `done` is where a resumed stage begins; time left is judged from this run's steps only.
+    `done` is where a resumed stage begins; the time left is estimated from the steps of this run only.
     Raises UserError if total is negative or done is outside [0, total].
     """
 

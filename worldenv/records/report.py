@@ -71,7 +71,7 @@ def write_report(folder: RunFolder) -> Path:
         "Learning curves": _learning_curves(folder, result),
         "Imagined against true": _imagined(folder, result, evaluations),
         "Stopping": _stopping(result),
-        "Simulator quality": _simulator(result.get("simulator") or {}),
+        "World model quality": _world_quality(result.get("simulator") or {}),
         "Time": _time(result),
         "Videos": _videos(folder),
         "Other stages": _other_stages(folder),
@@ -177,7 +177,7 @@ def _signal_counts(counts: Mapping[str, Any]) -> str:
     groups, silent, skipped = (counts.get(key, "?") for key in ("groups", "groups_without_signal", "skipped_steps"))
     text = (
         f"{silent} of {groups} groups were without signal (all siblings got the same reward); "
-        f"{skipped} update steps were skipped as not finite."
+        f"{skipped} update steps were skipped because their loss or gradient was not finite."
     )
     return f"<p>{escape(text)}</p>"
 
@@ -212,11 +212,11 @@ def _stopping(result: Mapping[str, Any]) -> str:
         return _missing("result.json has no false-stop and missed-stop rates")
     rows = [[_policy(name), _percent(false.get(name)), _percent(missed.get(name))] for name in false | missed]
     return _table(["Policy", "False stops, %", "Missed stops, %"], rows) + (
-        '<p class="soft">A false stop ends an episode that has not succeeded; a missed stop lets a success go by.</p>'
+        '<p class="soft">A false stop ends an episode that has not succeeded; a missed stop lets a success pass.</p>'
     )
 
 
-def _simulator(quality: Mapping[str, Any]) -> str:
+def _world_quality(quality: Mapping[str, Any]) -> str:
     plots = []
     for key, label in (("psnr", "PSNR (dB)"), ("ssim", "SSIM"), ("lpips", "LPIPS")):
         values = quality.get(key) or []
@@ -225,7 +225,7 @@ def _simulator(quality: Mapping[str, Any]) -> str:
             plots.append(figures.lines(series, label, "chunk of the episode", label))
     whole = [f"{name.upper()} {quality[name]:.1f}" for name in ("fid", "fvd") if quality.get(name) is not None]
     note = f"<p>{', '.join(whole)}, imagined against true frames.</p>" if whole else ""
-    return _grid(plots) + note if plots else _missing("the world simulator was not measured in this run")
+    return _grid(plots) + note if plots else _missing("the world model was not measured in this run")
 
 
 def _time(result: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Self
 from worldenv.errors import UserError
 from worldenv.records.checkpoint import atomic_write_text
 
-PROBE_BYTES = 1 << 20  # more than the metrics of a run: a disk that cannot take it is refused before any work
+PROBE_BYTES = 1 << 20  # more than the metrics of a run; a disk without that room is refused before any work
 ABSENT = object()  # the value of a field that a configuration lacks
 
 
@@ -48,7 +48,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             _probe(path)
-            (path / "config.json").touch(exist_ok=False)  # of two that got here at once, one
+            (path / "config.json").touch(exist_ok=False)  # if two runs get here at once, one fails
             atomic_write_text(path / "config.json", _dump(config, indent=2))
             folder = cls(path)
             folder._make_subfolders()
@@ -152,7 +152,7 @@ class RunFolder:
         self.videos.mkdir(exist_ok=True)
 
     def _read_lines(self) -> tuple[list[dict[str, Any]], int]:
-        """The whole lines, and how many torn ones there are (a killed run leaves its last line unfinished)."""
+        """The complete lines, and the number of torn ones (a killed run leaves its last line unfinished)."""
         if not self._metrics_path.exists():
             return [], 0
         lines, torn = [], 0
@@ -174,9 +174,9 @@ class RunFolder:
     def _open_events(self) -> None:
         if self._events is not None:
             return
-        from torch.utils.tensorboard import SummaryWriter  # takes seconds: not for commands that never log
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import, so only commands that log do
 
-        # Written anew from metrics.jsonl: an event file cannot be truncated, and a resumed run would show twice.
+        # Written again from metrics.jsonl: an event file cannot be truncated, and would show resumed steps twice.
         events_path = self.path / "tensorboard"
         shutil.rmtree(events_path, ignore_errors=True)
         self._events = SummaryWriter(str(events_path))

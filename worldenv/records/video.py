@@ -1,4 +1,4 @@
-"""Episodes as a person watches them: imagined and true side by side, with the reward curve and the stop."""
+"""Videos of episodes: imagined and true side by side, with the reward curve and the stop."""
 
 import os
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ CURVE, STOP = (94, 166, 255), (255, 159, 67)
 MARGIN = 8  # pixels, around and between panels
 LINE_HEIGHT = 16
 TITLE_LINES = 2
-PLOT_HEIGHT = 72  # of which the first line holds the figures
+PLOT_HEIGHT = 72  # the first line has the numbers
 BORDER = 3
 
 
@@ -24,7 +24,7 @@ def write_video(
     fps: float,
     caption: str = "",
 ) -> None:
-    """Write an endless animated WebP (lossy, quality 80), complete or not at all.
+    """Write a looping animated WebP (lossy, quality 80), completely or not at all.
 
     A caption goes into a text file of the same stem, where the report looks for it. Raises UserError on a wrong
     shape, type, rate or file name, if the folder is missing, and if Pillow was built without WebP.

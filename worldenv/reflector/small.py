@@ -32,7 +32,7 @@ class SmallReflectorConfig:
 
 @dataclass
 class Pooled(Slots):
-    """What the reflector remembers of each episode: its first and its summed features, so that a frame is read once."""
+    """What the reflector keeps of each episode: the first features and the sum of all, so that a frame is read once."""
 
     instruction: Tensor  # [E, C] float32, as it was read
     first: Tensor  # [E, D] float32
@@ -43,8 +43,8 @@ class Pooled(Slots):
 class SmallReflector(nn.Module):
     """R_t = sigmoid(head(pool(encoder(o_1..o_t, g)))) in [0, 1] (World-Env, arXiv 2509.24948, reflector).
 
-    The pooled state is (present feature, its change since the first frame, the mean so far). With `zero_shot` the
-    judge is the encoder's own answer to "is it done?" from pretraining, read off the last frame; nothing is trained.
+    The pooled state is (present feature, its change since the first frame, the mean so far). With `zero_shot`
+    the reward is the pretrained encoder's own answer to "is it done?" for the last frame; no head is trained.
     """
 
     def __init__(self, config: SmallReflectorConfig, zero_shot: bool = False):
@@ -101,10 +101,10 @@ class SmallReflector(nn.Module):
         tokens: Tensor,  # [B, L] int64, or as they were read
         samples: int = 32,
     ) -> Tensor:  # [B] in [0, 1]
-        """The reward after the last frame, from `samples` frames spread over the whole, first and last among them.
+        """The reward after the last frame, from `samples` frames spread evenly from the first to the last.
 
-        The paper's way, for comparison: every judged frame has all of them read anew. As long as there are no more than
-        `samples` frames `judge` says the same and reads each once; after that, its mean goes over all of them.
+        This is the paper's way, for comparison: it reads all samples again for every judged frame. `judge` reads each
+        frame once. Both agree up to `samples` frames; for longer episodes, `judge` takes the mean over all frames.
         """
         b, t = frames.shape[:2]
         chosen = torch.linspace(0, t - 1, min(t, samples), device=frames.device).round().long()

@@ -8,20 +8,20 @@ from worldenv.rollout.episodes import Rollouts
 
 def leave_one_out(
     reward: Tensor,  # [N, G] float32
-    sound: Tensor,  # [N, G] bool, the rollouts that count
+    finite: Tensor,  # [N, G] bool; the others do not count
 ) -> Tensor:  # [N, G] float32
-    """A_n = R_n - mean of the other sound siblings' rewards; 0 where a rollout is not sound or has no such sibling."""
-    others = sound.sum(1, keepdim=True) - 1
-    total = torch.where(sound, reward, 0.0).sum(1, keepdim=True)
-    return torch.where(sound & (others > 0), reward - (total - reward) / others.clamp(min=1), 0.0)
+    """A_n = R_n - mean reward of the other finite siblings; 0 if the rollout or all the others are not finite."""
+    others = finite.sum(1, keepdim=True) - 1
+    total = torch.where(finite, reward, 0.0).sum(1, keepdim=True)
+    return torch.where(finite & (others > 0), reward - (total - reward) / others.clamp(min=1), 0.0)
 
 
 def group_advantage(
     rollouts: Rollouts, siblings: int, signal: float
 ) -> tuple[Tensor, int]:  # [E], groups without signal
     """The advantage of every episode. A group whose advantages are all smaller than `signal` gets 0."""
-    sound = ~rollouts.broken.view(-1, siblings)
-    reward = torch.where(sound, rollouts.final_reward().view(-1, siblings), 0.0)
-    advantage = leave_one_out(reward, sound)
+    finite = ~rollouts.broken.view(-1, siblings)
+    reward = torch.where(finite, rollouts.final_reward().view(-1, siblings), 0.0)
+    advantage = leave_one_out(reward, finite)
     flat = advantage.abs().amax(1) < signal
     return torch.where(flat[:, None], 0.0, advantage).flatten(), int(flat.sum())

@@ -1,4 +1,4 @@
-"""The update of a policy by the clipped objective of PPO: it knows `log_prob` and `trainable`, and nothing else."""
+"""The update of a policy by the clipped objective of PPO, through `log_prob` and `trainable` alone."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +12,7 @@ from worldenv.interfaces.slots import Slots
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.episodes import Rollouts
 
-FARTHEST = 20.0  # of a log-ratio: exp stays finite
+FARTHEST = 20.0  # greatest |log-ratio|, so that exp stays finite
 # record [B, ...], action [B, K, A], log_prob [B], advantage [B], clip: loss and share of clipped ratios, both []
 Objective = Callable[[Slots, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
@@ -70,7 +70,7 @@ class Learner:
             record = rollouts.record.each(lambda tensor, place=place: tensor[place])
             given = record, rollouts.action[place], rollouts.log_prob[place], advantage[e]
             part, clipped = self.objective(*given, self.config.clip)
-            weight = len(e) / len(episode)  # every chunk counts the same, in whichever part
+            weight = len(e) / len(episode)  # every chunk has the same weight, whichever part it is in
             (weight * part).backward()
             loss, share = loss + weight * part.detach(), share + weight * clipped
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)

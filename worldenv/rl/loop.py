@@ -54,10 +54,10 @@ def _iterate(
     first = iteration * config.starts * config.siblings
     rollouts = engine.run(starts.pick(picked), config.siblings, seed, first)
     if rollouts.record is None:
-        raise UserError("the policy records nothing to learn from: its `act` returned a decision whose record is None")
-    sound = ~rollouts.broken
-    if not sound.any():
-        raise UserError(f"in iteration {iteration + 1} every imagined episode became non-finite: nothing can be learnt")
+        raise UserError("the policy cannot be trained: its `act` returned a decision whose record is None")
+    finite = ~rollouts.broken
+    if not finite.any():
+        raise UserError(f"in iteration {iteration + 1} no imagined episode was finite: nothing can be learnt")
     advantage, flat = group_advantage(rollouts, config.siblings, config.signal)
     imagined = time.monotonic()
     for group in learner.optimizer.param_groups:
@@ -68,9 +68,9 @@ def _iterate(
     counts["broken_episodes"] += int(rollouts.broken.sum())
     counts["skipped_steps"] = learner.skipped
     return {
-        "reward": rollouts.final_reward()[sound].mean().item(),
-        "imagined_success": rollouts.stopped[sound].float().mean().item(),
-        "steps_to_stop": rollouts.stop[sound].float().mean().item(),
+        "reward": rollouts.final_reward()[finite].mean().item(),
+        "imagined_success": rollouts.stopped[finite].float().mean().item(),
+        "steps_to_stop": rollouts.stop[finite].float().mean().item(),
         **figures,
         "groups_without_signal": flat,
         "broken_episodes": int(rollouts.broken.sum()),

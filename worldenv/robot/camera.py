@@ -1,4 +1,4 @@
-"""The pinhole camera that the tabletop, the action map and the data share."""
+"""The pinhole camera of the embedded suite, the action map and the data."""
 
 from dataclasses import dataclass
 

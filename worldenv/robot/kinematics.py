@@ -34,7 +34,7 @@ class Kinematics:
             raise ValueError(f"rotation is {self.rotation!r}; it should be one of {', '.join(get_args(Rotation))}")
 
     def as_array(self) -> np.ndarray:  # [15] float64
-        """The figures in the order in which the compiled simulator reads them. Raises ValueError unless it adds."""
+        """The numbers in the order in which the compiled physics reads them. Raises ValueError unless it adds."""
         if self.rotation != "add":
             raise ValueError(f"rotation is {self.rotation!r}; the compiled simulator can only 'add'")
         steps = self.translation_step, self.rotation_step, self.aperture_rate

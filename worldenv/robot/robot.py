@@ -11,14 +11,14 @@ from worldenv.robot.kinematics import Kinematics
 class Robot:
     """A robot as policies and world models see it. Actions lie in [-1, 1].
 
-    Raises UserError if bounds and names differ in number, or a bound is upside down.
+    Raises UserError if bounds and names differ in number, or a lower bound is above the upper one.
     """
 
     proprio: tuple[str, ...]  # P names, with the unit
     action: tuple[str, ...]  # A names
     low: tuple[float, ...]  # [P], the least that proprioception reports
     high: tuple[float, ...]  # [P], the greatest
-    kinematics: Kinematics | None = None  # None: no formula says where an action leads; the world model imagines that
+    kinematics: Kinematics | None = None  # None: no formula; the world model imagines where an action leads
     gripper: Gripper | None = None  # its shape, for the action map; None: no action map is drawn
 
     def __post_init__(self) -> None:

@@ -26,9 +26,9 @@ class EngineConfig:
     """How many episodes the engine holds and computes at a time."""
 
     horizon: int | None = None  # actions per episode, rounded up to whole chunks; None: the suite's
-    capacity: int | None = None  # E, episodes resident at a time; None: as many as wait and free memory has room for
-    batch: int | None = None  # episodes per network pass; None: what a CPU's cache holds, what a GPU has room for
-    graphs: bool = True  # on a GPU: replay what was recorded instead of launching every kernel
+    capacity: int | None = None  # E, slots; None: one for each episode, as far as free memory allows
+    batch: int | None = None  # episodes per network pass; None: what fits a CPU's cache or a GPU's memory
+    graphs: bool = True  # on a GPU: record a chunk as a CUDA graph and replay it
 
     def __post_init__(self) -> None:
         if min((n for n in (self.horizon, self.capacity, self.batch) if n is not None), default=1) < 1:
@@ -37,7 +37,7 @@ class EngineConfig:
 
 @dataclass
 class _Run:
-    """One call of `run`: what is asked for, what is there, and what still waits."""
+    """One call of `run`: its arguments, its results so far, and the episodes that wait."""
 
     siblings: int
     out: Rollouts
@@ -45,15 +45,15 @@ class _Run:
     first_episode: int
     explore: bool
     stop: bool
-    waiting: Tensor  # [W] int64, rows of episodes that have not begun; on the host, as is
+    waiting: Tensor  # [W] int64, rows of episodes that have not begun; on the host, like
     finished: Tensor  # [N * G] bool
 
 
 class Engine:
     """`run` imagines G siblings of every start until the reflector stops them or the horizon is reached.
 
-    An episode that ends leaves its slot to the next one at once. Randomness is counter-based, so an episode does not
-    depend on its slot, on the others or on the number of threads: in 8 bits not by a bit, in floats up to rounding.
+    When an episode ends, the next one takes its slot at once. Random numbers are counter-based, so an episode does not
+    depend on its slot, the other episodes or the number of threads: exactly in 8 bits, up to rounding in floats.
     """
 
     def __init__(self, policy: Policy, world: WorldModel, reflector: Reflector, config: EngineConfig):
@@ -61,7 +61,7 @@ class Engine:
             raise UserError("the engine needs a horizon: EngineConfig(horizon=...), in actions")
         if missing := [view for view in policy.views if view not in world.views]:
             raise UserError(
-                f"the policy looks at {', '.join(missing)}, which the world model does not imagine: it has "
+                f"the policy needs the views {', '.join(missing)}, which the world model does not imagine; it has "
                 f"{', '.join(world.views)}"
             )
         self.policy, self.world, self.reflector, self.config = policy, world, reflector, config
@@ -69,9 +69,9 @@ class Engine:
         decide = partial(_decide, policy, world.robot.action_size)  # no method: a cycle would keep the slots
         self.runner = Runner(world, reflector, decide, self.chunk, config.batch, config.graphs)
         self.horizon = -(-config.horizon // self.chunk)  # T, in chunks
-        self.rows = torch.zeros(0, dtype=torch.long, device=CPU)  # [E], what episodes.row says, on the host
+        self.rows = torch.zeros(0, dtype=torch.long, device=CPU)  # [E], episodes.row on the host
 
-    @torch.inference_mode(False)  # slots that were made in that mode could not be written to outside of it
+    @torch.inference_mode(False)  # slots made in inference mode could not be written outside of it
     @torch.no_grad()
     def run(
         self,
@@ -85,7 +85,7 @@ class Engine:
     ) -> Rollouts:
         """The finished rollouts, siblings of one start next to each other.
 
-        Raises UserError for starts that the world model cannot go on from and for a policy that decides something else.
+        Raises UserError for starts that do not fit the world model, and for decisions of a wrong shape.
         """
         check_seed(seed)
         if siblings < 1:
@@ -104,7 +104,7 @@ class Engine:
             except RuntimeError as error:
                 if not ran_out(error) or slots == 1:
                     raise
-            over = self._halve(run, slots)  # out here, where nothing holds the memory of the step any more
+            over = self._halve(run, slots)  # outside of `except`: the memory of the failed step is free
         if video:
             out.video[:, 0] = starts.seen.frames.repeat_interleave(siblings, 0)
         return out
@@ -117,7 +117,7 @@ class Engine:
         return self.runner.begin(row, row).bytes_each(), self._records(starts.pick(row)).bytes_each()
 
     def _records(self, starts: Starts, siblings: int = 1, video: bool = False) -> Rollouts:
-        """Room for what is recorded of every episode; what the policy records, one decision tells."""
+        """Room for the records of every episode. One decision shows the shape of what the policy records."""
         row = torch.zeros(1, dtype=torch.long, device=starts.device)
         one = self.runner.begin(row, row)
         record: Slots | None = self.runner.decide(one, self.runner.read[0], Key(0, row, row), True).record
@@ -125,7 +125,7 @@ class Engine:
         return Rollouts.empty(starts, self.horizon, self.chunk, actions, record, siblings, video)
 
     def _room(self, run: _Run) -> Tensor:  # [E] bool, all over
-        """Decide how many slots there are to be."""
+        """Decide the number of slots."""
         starts = self.runner.starts
         if self.capacity is None:
             row = torch.zeros(1, dtype=torch.long, device=starts.device)
@@ -134,10 +134,10 @@ class Engine:
         return torch.ones(min(self.capacity, len(run.waiting)), dtype=torch.bool, device=CPU)
 
     def _halve(self, run: _Run, slots: int) -> Tensor:  # [E] bool, all over
-        """Memory ran out: begin the unfinished episodes again, with half as many slots. They will be the same."""
+        """After memory ran out: begin the unfinished episodes again in half as many slots. They come out the same."""
         episodes = self.runner.episodes
         size = "" if episodes is None else f" of {episodes.bytes_each() / 2**20:.2f} MiB"
-        warnings.warn(f"out of memory with {slots} slots{size}; going on with {slots // 2}", stacklevel=3)
+        warnings.warn(f"out of memory with {slots} slots{size}; continuing with {slots // 2}", stacklevel=3)
         self.runner.give_up_slots()
         self.capacity = slots // 2
         run.waiting = (~run.finished).nonzero()[:, 0]
@@ -145,7 +145,7 @@ class Engine:
         return self._room(run)
 
     def _advance(self, over: Tensor, run: _Run) -> Tensor:
-        """Recycle the slots that are over, then move every resident episode on by a chunk; returns which are over."""
+        """Recycle the slots of ended episodes, then advance every resident one by a chunk; returns which ended."""
         live = self._recycle(over, run)
         if not live:
             return over[:0]
@@ -156,14 +156,14 @@ class Engine:
             return (before.chunk == self.horizon) | ~step.finite | (step.stop.any(1) & run.stop)
 
         over = torch.cat(self.runner.advance(live, run.seed, run.explore, consume))
-        over = over.cpu()  # the one time in a chunk that the host waits for the device
+        over = over.cpu()  # the only time in a chunk that the host waits for the device
         run.finished[self.rows[:live][over]] = True
         return over
 
     def _recycle(self, over: Tensor, run: _Run) -> int:
-        """Give the slots of the episodes that are over to the next that wait; when none waits, close the gaps.
+        """Begin waiting episodes in the slots of ended ones. If none waits, move the last episodes into the gaps.
 
-        Returns how many slots are in use, from the first on.
+        Returns the number of slots in use; these are the first ones.
         """
         free, runner = over.nonzero()[:, 0], self.runner
         rows, run.waiting = run.waiting[: len(free)], run.waiting[len(free) :]

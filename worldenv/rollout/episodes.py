@@ -1,4 +1,4 @@
-"""The resident tensors of imagined episodes, each once, with shape, dtype and who writes it."""
+"""The tensors of imagined episodes, with shape and dtype: of those resident in slots, of one step, of all records."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -12,18 +12,18 @@ from worldenv.interfaces.slots import Slots, words
 
 @dataclass
 class Episodes(Slots):
-    """The episodes that are resident, a slot each; `memory` and `judged` are written by the two models."""
+    """The resident episodes, one per slot. The world model writes `memory`, the reflector `judged`."""
 
-    row: Tensor  # [E] int64, where its start and its records are
+    row: Tensor  # [E] int64, row of its start (in an environment) or of its records (in the engine)
     id: Tensor  # [E] int64, what its random numbers depend on
     chunk: Tensor  # [E] int64, chunks acted
     seen: Observation  # the present one
     memory: Slots  # of the world model
     judged: Slots  # of the reflector
-    action: Tensor | None = None  # [E, K, A] float32, the next chunk where somebody else acts; None: a policy does
+    action: Tensor | None = None  # [E, K, A] float32, the caller's next chunk; None: a policy acts
 
     def move_on(self, frames: Tensor, proprio: Tensor) -> None:
-        """One chunk further: what the episodes show now, [E, V, H, W, 3] uint8 and [E, P] float32."""
+        """Advance by a chunk; the new observation is [E, V, H, W, 3] uint8 and [E, P] float32."""
         self.seen.frames.copy_(frames)
         self.seen.proprio.copy_(proprio)
         self.chunk.add_(1)
@@ -31,7 +31,7 @@ class Episodes(Slots):
 
 @dataclass
 class Step(Slots):
-    """One chunk of B episodes: what was decided, where it led, and how that was judged."""
+    """One chunk of B episodes: the decision, what was imagined, and how it was judged."""
 
     action: Tensor  # [B, K, A] float32
     log_prob: Tensor  # [B] float32
@@ -39,13 +39,13 @@ class Step(Slots):
     frames: Tensor  # [B, K, V, H, W, 3] uint8
     proprio: Tensor  # [B, K, P] float32
     reward: Tensor  # [B, K] float32 in [0, 1], the reflector's judgement after each frame
-    stop: Tensor  # [B, K] bool, where the reflector would stop; nowhere in an episode that is not finite
+    stop: Tensor  # [B, K] bool, where the reflector would stop; all False in an episode that is not finite
     finite: Tensor  # [B] bool
 
 
 @dataclass
 class Rollouts(Slots):
-    """What an iteration leaves behind: E = N * G episodes of at most T chunks, written by the engine."""
+    """The records of E = N * G episodes of at most T chunks, written by the engine."""
 
     action: Tensor  # [E, T, K, A] float32, as the policy gave it, not limited
     log_prob: Tensor  # [E, T] float32, under the policy that acted
@@ -54,9 +54,9 @@ class Rollouts(Slots):
     chunks: Tensor  # [E] int64, chunks acted, >= 1
     stop: Tensor  # [E] int64, steps until the reflector stopped it; T * K if it never did
     stopped: Tensor  # [E] bool
-    broken: Tensor  # [E] bool: something became infinite or not a number; the episode carries no weight
+    broken: Tensor  # [E] bool: a number was not finite; the episode has no weight
     record: Slots | None = None  # tensors [E, T, ...], what the policy's `log_prob` needs of each chunk
-    video: Tensor | None = None  # [E, T * K + 1, V, H, W, 3] uint8, only where it was asked for
+    video: Tensor | None = None  # [E, T * K + 1, V, H, W, 3] uint8, only if asked for
 
     @classmethod
     def empty(
@@ -85,7 +85,7 @@ class Rollouts(Slots):
         )
 
     def note(self, live: Episodes, step: Step) -> None:
-        """Note one chunk of some episodes, which are as they were before it; the first stop counts."""
+        """Record one chunk; `live` are the episodes as they were before it. The first stop of an episode counts."""
         row, k = live.row, step.action.shape[1]
         place = (row, live.chunk)
         self.action[place], self.log_prob[place], self.reward[place] = step.action, step.log_prob, step.reward
@@ -102,7 +102,7 @@ class Rollouts(Slots):
         self.chunks[row] = live.chunk + 1
 
     def forget(self, rows: Tensor) -> None:
-        """Make some episodes anew, as if they had never begun."""
+        """Clear the records of some episodes, as if they had never begun."""
         for tensor in self.tensors():
             if tensor is not self.text:
                 tensor[rows] = 0

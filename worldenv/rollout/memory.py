@@ -9,11 +9,11 @@ import torch
 # <malloc.h> of glibc
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _MIB = 1 << 20
-PASS_SHARE = 0.5  # of the memory that is free when all slots are there: one network pass and what fragments
+PASS_SHARE = 0.5  # of the memory that is free beside the slots, for one network pass; the rest may be fragmented
 
 
 def free_bytes(device: torch.device) -> int:
-    """What can still be allocated on a device without pushing anything out."""
+    """Bytes that can still be allocated on a device without swapping."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -25,10 +25,10 @@ def free_bytes(device: torch.device) -> int:
 
 
 def fitting(work: Callable[[], object], count: int, device: torch.device) -> int | None:
-    """How many episodes a GPU has room for at a time, by what `work` takes with `count`; None elsewhere."""
+    """How many episodes fit one pass on a GPU, from the memory that `work` takes for `count`; None on a CPU."""
     if device.type != "cuda":
         return None
-    work()  # compiles, and sets up what stays
+    work()  # compiles, and allocates what stays allocated
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     work()
@@ -43,10 +43,10 @@ def ran_out(error: RuntimeError) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep the memory of freed tensors for the next ones instead of giving each back to the system.
+    """Make glibc keep the memory of freed tensors for new ones instead of returning it to the system.
 
-    Fresh pages cost a fault each: 12 % of a rollout on a CPU (benchmarks/LOG.md). For programs of our own, not for
-    libraries: it changes the whole process. Elsewhere than with glibc nothing happens.
+    Every fresh page costs a page fault: 12 % of a rollout on a CPU (benchmarks/LOG.md). This changes the whole process,
+    so programs call it, and libraries do not. Without glibc it does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""Work on many episodes in parts: on a CPU what fits its cache, one thread a part; on a GPU one after the other."""
+"""Work on many episodes in parts: on a CPU parts that fit its cache, one thread each; on a GPU one after another."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +9,11 @@ from torch import Tensor
 
 Result = TypeVar("Result")
 CPU = torch.device("cpu")
-CACHED = 64  # episodes whose activations a CPU still holds close, and whose calls cost little
+CACHED = 64  # episodes per part: activations fit a CPU's cache, and the calls cost little in comparison
 
 
 def sent(index: Tensor, device: torch.device) -> Tensor:
-    """Numbers of the host on a device; neither waits for the other."""
+    """A copy of a host tensor on a device; neither waits for the other."""
     return index if device.type == "cpu" else index.pin_memory().to(device, non_blocking=True)
 
 
@@ -25,13 +25,13 @@ def in_parts(
 ) -> list[Result]:
     """work(part) for consecutive slices of at most `size` that cover range(count), in order.
 
-    One after the other, all but the last are of `size`: what a CUDA graph computes beyond a part then is beyond all.
-    On a CPU parts run side by side on as many threads as torch may use, each with a single thread inside: two such
-    threads do 1.3 times the work of one part on two threads (benchmarks/LOG.md).
+    On a GPU all parts but the last have exactly `size`: only in the last one does a CUDA graph, which computes a whole
+    bucket, compute more than the part. On a CPU the parts run on as many threads as torch may use, one thread each: two
+    parts side by side do 1.3 times the work of one part on two threads (benchmarks/LOG.md).
     """
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     size = max(1, size or (CACHED if device.type == "cpu" else count))
-    if threads > 1:  # parts of one size: no thread waits for another's last one
+    if threads > 1:  # equal parts, so that no thread waits for another
         rounds = -(-count // (size * threads))
         size = max(1, -(-count // max(1, rounds * threads)))
     parts = [slice(first, min(first + size, count)) for first in range(0, count, size)]

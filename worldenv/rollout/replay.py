@@ -1,4 +1,4 @@
-"""Open-loop replay: true actions imagined from the first frame on, without a look at the true frames on the way."""
+"""Open-loop replay: the actions of true episodes are imagined; no true frame is read after the first."""
 
 import torch
 from torch import Tensor
@@ -16,10 +16,10 @@ def replay(
     starts: Starts,  # N, on the device of the world model
     actions: Tensor,  # [N, T, A] float32, in [-1, 1]
     seed: int,
-) -> Tensor:  # [N, T' + 1, V, H, W, 3] uint8, the start frame first; T' = T without what is left of a whole pass
-    """What the cameras would show if the robot did this; no policy, no stop.
+) -> Tensor:  # [N, T' + 1, V, H, W, 3] uint8, the start frame first; T' = T rounded down to whole passes
+    """What the cameras would show if the robot carried out these actions; no policy, no stop.
 
-    Raises UserError for starts that the world model cannot go on from.
+    Raises UserError for starts that do not fit the world model.
     """
     check_starts(starts, world)
     k, seen = world.chunk, starts.seen

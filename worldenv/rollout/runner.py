@@ -1,6 +1,6 @@
-"""Slots of imagined episodes, whoever acts in them: begun, moved on by a chunk, recycled, replayed as CUDA graphs.
+"""Slots of imagined episodes: begin episodes in them, advance them by a chunk, replay a chunk as a CUDA graph.
 
-`Engine` and the environments of `worldenv.envs` are faces of this one runner.
+`Engine`, where a policy acts, and the environments of `worldenv.envs`, where the caller does, both use this runner.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,14 @@ from worldenv.rollout.graphs import Graphs
 from worldenv.rollout.memory import fitting
 from worldenv.rollout.parallel import in_parts, sent
 
-PROBED = 8  # episodes that tell what a network pass takes of a GPU's memory
-BEGUN_AT_ONCE = 256  # on a GPU: their memory is made beside the slots and then put there
+PROBED = 8  # episodes of a trial pass that measures how much GPU memory a pass needs
+BEGUN_AT_ONCE = 256  # episodes, on a GPU: their memory is made first, and then copied into the slots
 Result = TypeVar("Result")
-Decide = Callable[[Episodes, Any, Key, bool], Decision]  # episodes, what was read of the texts, key, explore
+Decide = Callable[[Episodes, Any, Key, bool], Decision]  # episodes, what the policy read from the texts, key, explore
 
 
 class Runner:
-    """E episodes, each in a slot. Randomness is counter-based, so an episode depends on neither slot nor neighbours."""
+    """E episodes, each in a slot. Random numbers are counter-based: an episode is the same in any slot or batch."""
 
     def __init__(
         self,
@@ -36,31 +36,31 @@ class Runner:
         reflector: Reflector,
         decide: Decide,
         chunk: int,  # K, actions per step
-        batch: int | None = None,  # episodes per network pass; None: what a CPU's cache holds, what a GPU has room for
-        graphs: bool = True,  # on a GPU: replay what was recorded instead of launching every kernel
-        takes_actions: bool = False,  # somebody else acts: every slot has room for its next chunk of actions
+        batch: int | None = None,  # episodes per network pass; None: what fits a CPU's cache or a GPU's memory
+        graphs: bool = True,  # on a GPU: record a chunk as a CUDA graph and replay it
+        takes_actions: bool = False,  # the caller acts: every slot has room for its next chunk of actions
     ):
         if chunk < 1:
-            raise UserError(f"chunk is {chunk}; an episode acts at least once in a chunk")
+            raise UserError(f"chunk is {chunk}; a chunk has at least one action")
         self.world, self.reflector, self.decide, self.chunk = world, reflector, decide, chunk
         self.wanted_batch, self.replays, self.takes_actions = batch, graphs, takes_actions
         self.starts: Starts | None = None
-        self.read: tuple[Any, Any] = (None, None)  # what the one who acts and the reflector read of the texts
+        self.read: tuple[Any, Any] = (None, None)  # what the policy and the reflector read from the texts
         self.give_up_slots()
 
     def give_up_slots(self) -> None:
-        """Free the slots, and what belongs to their memory."""
+        """Free the slots and the graphs that were recorded for them."""
         self.episodes: Episodes | None = None
         self.graphs = Graphs()
         self.batch = self.wanted_batch
 
     @torch.no_grad()
     def open(self, starts: Starts, read: Callable[[tuple[str, ...]], Any] = lambda texts: None) -> None:
-        """Take the starts at which episodes begin from now on; `read` is the reading of the one who acts."""
+        """Set the starts at which episodes begin from now on; `read` is the policy's function of that name."""
         check_starts(starts, self.world)
         self.starts = starts
         new = read(starts.texts), self.reflector.read(starts.texts)
-        if not _written_over(self.read, new):  # graphs read where the old tensors are
+        if not _written_over(self.read, new):  # recorded graphs read the old tensors
             self.read = tree_map_only(Tensor, torch.clone, new)  # it may be part of a model, and is written over
             self.graphs = Graphs()
         row = torch.zeros(1, dtype=torch.int64, device=starts.device)
@@ -69,9 +69,9 @@ class Runner:
 
     @torch.no_grad()
     def begin(self, starts: Tensor, ids: Tensor, rows: Tensor | None = None) -> Episodes:
-        """Episodes that have not acted yet, at some rows of the starts; they are in no slot.
+        """New episodes at some rows of the starts; they are not in slots yet.
 
-        `rows` is what they are to have in `row`; None: `starts`. All are [M] int64 on the device of the starts.
+        `rows` are their values of `row`; None: the same as `starts`. All are [M] int64 on the device of the starts.
         """
         seen = self.starts.seen.each(lambda tensor: tensor.index_select(0, starts))
         memory, judged = self.world.begin(seen, self.chunk), self.reflector.begin(seen, self.read[1])
@@ -82,7 +82,7 @@ class Runner:
         return Episodes(rows, ids, torch.zeros_like(rows), seen, memory, judged, action)
 
     def make_slots(self, count: int, starts: Tensor, ids: Tensor, seed: int, explore: bool) -> None:
-        """Allocate `count` slots for episodes like those of some starts, of which the first few are tried."""
+        """Allocate `count` slots. The first few episodes are begun, and on a GPU advanced once, to find their size."""
         self.give_up_slots()
         device = self.starts.device
         few = self.begin(sent(starts[:PROBED], device), sent(ids[:PROBED], device))
@@ -103,9 +103,9 @@ class Runner:
     def advance(
         self, count: int, seed: int, explore: bool, consume: Callable[[slice, Episodes, Step], Result]
     ) -> list[Result]:
-        """Move the first `count` slots on by a chunk; what `consume` made of each part.
+        """Advance the first `count` slots by a chunk, in parts; returns the result of `consume` for each part.
 
-        `consume` is given the slots, the episodes as they were before the chunk, and the step; it calls `move_on`.
+        `consume` gets the slots, the episodes as they were before the chunk, and the step; it calls `move_on`.
         """
 
         @torch.no_grad()
@@ -122,20 +122,20 @@ class Runner:
 
     @torch.no_grad()
     def think(self, live: Episodes, seed: int, explore: bool) -> Step:
-        """Decide on a chunk, imagine what follows and judge it; only `memory` and `judged` of the episodes move on."""
+        """Decide on a chunk, imagine what follows and judge it. Of the episodes, only `memory` and `judged` change."""
         key = Key(seed, live.id, live.chunk)
         decision = self.decide(live, self.read[0], key, explore)
         action = decision.action
         imagined = self.world.imagine(live.memory, live.seen, action, key)
         reward, stop = self.reflector.judge(imagined.frames, live.judged)
-        finite = torch.isfinite((0 * action).sum((1, 2)) + reward.sum(1))  # a sum is, where all of it is
+        finite = torch.isfinite((0 * action).sum((1, 2)) + reward.sum(1))  # a sum is finite if all terms are
         finite = finite & imagined.finite & torch.isfinite(decision.log_prob)
-        stop = stop & finite[:, None]  # an episode that is not finite is no success
+        stop = stop & finite[:, None]  # an episode that is not finite never succeeds
         return Step(action, decision.log_prob, decision.record, imagined.frames, imagined.proprio, reward, stop, finite)
 
 
 def _written_over(old: Any, new: Any) -> bool:
-    """Copy what was read into the tensors of the last reading, if it has their structure and shapes; whether it has."""
+    """Copy `new` into the tensors of `old` if structure, shapes and dtypes are equal; returns whether they are."""
     (mine, shape), (others, other_shape) = tree_flatten(old), tree_flatten(new)
     if shape != other_shape:
         return False
@@ -150,7 +150,7 @@ def _written_over(old: Any, new: Any) -> bool:
 
 
 def check_starts(starts: Starts, world: WorldModel) -> None:
-    """Raise UserError if there is no start, or one that the world model cannot go on from."""
+    """Raise UserError if there is no start, or if the starts do not fit the world model."""
     n, v, (height, width), p = len(starts), len(world.views), world.size, world.robot.proprio_size
     wanted = {
         "frames": (torch.uint8, [n, v, height, width, 3]),
@@ -176,12 +176,12 @@ def check_starts(starts: Starts, world: WorldModel) -> None:
                 "starts.to(device)"
             )
     if not starts.seen.proprio.isfinite().all():
-        raise UserError("proprio of the starts has numbers that are infinite or not a number")
+        raise UserError("proprio of the starts has numbers that are not finite")
     if not 0 <= int(starts.seen.text.min()) <= int(starts.seen.text.max()) < len(starts.texts):
-        raise UserError(f"text of the starts counts rows beyond the table, which has {len(starts.texts)} instructions")
+        raise UserError(f"text of the starts names rows outside the table, which has {len(starts.texts)} instructions")
 
 
 def check_seed(seed: int) -> None:
-    """Raise UserError for a seed that is no integer of 64 bits."""
+    """Raise UserError unless the seed is an integer of 64 bits."""
     if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
         raise UserError(f"seed is {seed}; it should be an integer of 64 bits")

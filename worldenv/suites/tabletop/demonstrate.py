@@ -28,19 +28,19 @@ def demonstrate(tasks: Sequence[Task], starts: Sequence[int], split: str, image_
 
 @dataclass(frozen=True)
 class Disturbed:
-    """Episodes of a disturbed expert, with what it would have done and where the things that matter are."""
+    """Episodes of a disturbed expert, with its undisturbed plan and the places of object and goal."""
 
     frames: np.ndarray  # [N, T + 1, H, W, 3] uint8
     proprio: np.ndarray  # [N, T + 1, 7] float32
-    actions: np.ndarray  # [N, T, 7] float32, what was done
-    plans: np.ndarray  # [N, T, K, 7] float32, what the undisturbed expert would do next in the state that was reached
+    actions: np.ndarray  # [N, T, 7] float32, as carried out
+    plans: np.ndarray  # [N, T, K, 7] float32, the next actions of the undisturbed expert from each state
     success: np.ndarray  # [N, T + 1] bool
     place: np.ndarray  # [N, T + 1, 6] float32, metres: xyz of the object, xyz of the goal
     instructions: tuple[str, ...]
 
 
 def disturb(tasks: Sequence[Task], seed: int, chunk: int = 4, steps: int = 32, image_size: int = 64) -> Disturbed:
-    """Episodes of an expert that is shaken, biased, led astray and made to fumble: successes, failures, recoveries."""
+    """Episodes of an expert with noise, bias, wrong targets and fumbled grasps: successes, failures and recoveries."""
     random = np.random.default_rng(seed)
     suite = TabletopSuite(image_size)
     record, env = Record(suite, suite.reset(tasks, [0] * len(tasks), "train")), suite.physics

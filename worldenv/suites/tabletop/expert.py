@@ -1,4 +1,4 @@
-"""A smooth scripted expert for `tabletop`: a function of the present state alone, so that it imitates well."""
+"""A smooth scripted expert for `tabletop`. It depends on the present state alone, so a policy can imitate it well."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ _FINGER = 0.007  # metres
 
 
 def expert_action(env: Tabletop) -> np.ndarray:  # [E, 7] float32 in [-1, 1]
-    """One action for each world, from its true state."""
+    """One action for each episode, from its true state."""
     state = env.state()
     return np.stack([_one(row, env.kinematics.translation_step, env.kinematics.rotation_step) for row in state])
 

@@ -1,4 +1,4 @@
-"""The embedded true environment: a gripper over a table, many worlds at once, in C++ (csrc/tabletop)."""
+"""The physics of the embedded suite: grippers over tables, E of them at once, in C++ (csrc/tabletop)."""
 
 import os
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ def task_by_name(name: str) -> Task:
 
 
 def start_state(task: Task, start: int, split: str) -> tuple[np.ndarray, str]:
-    """The world ([79] float64, layout of csrc/tabletop/world.h) and the instruction of one start.
+    """The state ([79] float64, layout of csrc/tabletop/world.h) and the instruction of one start.
 
-    Starts are a pure function of (task, start, split), any integer is valid, and splits are disjoint: the moved
-    object's x shift lies on a lattice whose cells are dealt out to the splits in turn. Raises UserError for an unknown
-    split.
+    Starts are a pure function of (task, start, split), and any integer is valid. The splits share no start: the x shift
+    of the moved object lies on a lattice, and the cells of the lattice belong to the splits in turn. Raises UserError
+    for an unknown split.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}{nearest(split, SPLITS)}")
@@ -58,7 +58,7 @@ def hash_name(name: str) -> int:
 
 
 class Tabletop:
-    """E worlds at once; frames are uint8 [E, H, W, 3], proprio float32 [E, 7], as in worldenv.robot.kinematics.
+    """E tables at once; frames are uint8 [E, H, W, 3], proprio float32 [E, 7], as in worldenv.robot.kinematics.
 
     Deterministic: the same starts and actions give the same frames, whatever the number of threads.
     """
@@ -124,11 +124,11 @@ class Tabletop:
         return self.state()[:, :7].astype(np.float32)
 
     def state(self) -> np.ndarray:
-        """Everything about every world, float64 [E, 79]; `restore` brings it back exactly."""
+        """The whole state of every table, float64 [E, 79]; `restore` brings it back exactly."""
         return self._begun("state").state()
 
     def restore(self, state: np.ndarray) -> None:
-        """Continue from a saved state. Raises UserError for another shape or for what `state` never returns."""
+        """Continue from a saved state. Raises UserError for another shape or values that `state` never returns."""
         sim = self._begun("restore")
         state = np.ascontiguousarray(state, dtype=np.float64)
         if state.shape != (len(self), _tabletop.row) or not np.isfinite(state).all():
@@ -146,7 +146,7 @@ class Tabletop:
 
 
 def _check_indices(state: np.ndarray) -> None:  # [E, 79], finite
-    """Refuse what the compiled simulator would use as an index out of range."""
+    """Refuse numbers that the compiled code would use as an index out of range."""
     entity, last = state[:, 15:].reshape(len(state), -1, 8), _tabletop.max_entities - 1
     fields = {
         "held": (state[:, 7:8], -1, last),

@@ -1,4 +1,4 @@
-"""What lies on the table and what is asked: the ten tasks of `tabletop`, and the disjoint ones used for pretraining."""
+"""The ten tasks of `tabletop`, and the disjoint tasks for pretraining: what lies on the table and what to do."""
 
 from dataclasses import dataclass
 
@@ -45,7 +45,7 @@ REACH_X, REACH_Y = (-0.15, 0.15), (-0.09, 0.16)  # metres, where things are laid
 
 @dataclass(frozen=True)
 class Item:
-    """One thing on the table; `x`, `y` are its nominal place in metres."""
+    """One object, pad or tray on the table; `x`, `y` are its nominal place in metres."""
 
     kind: str
     color: str

@@ -1,4 +1,4 @@
-"""The embedded suite behind the interface that every suite has."""
+"""The embedded suite: the physics behind the interface `Suite`."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ VIEW = "agentview"
 
 
 class TabletopSuite:
-    """Ten language tasks of a gripper over a table, seen by one fixed pinhole camera; `physics` is the simulation."""
+    """Ten language tasks of a gripper over a table, seen by one fixed pinhole camera; `physics` simulates."""
 
     name, tasks, horizon, views = "tabletop", TASKS, HORIZON, (VIEW,)
 

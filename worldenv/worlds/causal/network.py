@@ -1,4 +1,4 @@
-"""The causal world simulator's network: a flow transformer over chunks of frames that reads the past from a cache."""
+"""The network of the causal world model: a flow transformer over chunks of frames that reads the past from a cache."""
 
 import math
 from collections.abc import Callable
@@ -27,13 +27,13 @@ class CausalConfig:
     patch: int = 8  # pixels along a token's side
     channels: int = 32  # C of a token's latent
     chunk: int = 4  # K, frames per pass
-    window: int = 8  # F, frames of the past that a chunk sees besides the episode's first
+    window: int = 8  # F, past frames that a chunk sees besides the first of the episode
     width: int = 256  # D
     layers: int = 4
     heads: int = 4
     key_heads: int = 2  # G: heads / G query heads share one (Ainslie et al. 2023)
     map_shrink: int = 4  # the action map is drawn this much smaller than the frame
-    cache: Literal["float", "int8"] = "float"  # how the ring holds keys and values; float: the network's own type
+    cache: Literal["float", "int8"] = "float"  # dtype of keys and values in the ring; float: that of the network
 
     def __post_init__(self) -> None:
         sizes = (self.image_size, self.patch, self.channels, self.chunk, self.width, self.layers, self.heads)
@@ -86,12 +86,12 @@ class CausalLayer(nn.Module):
     def forward(
         self,
         x: Tensor,  # [B, M, D]
-        branch: Tensor | None,  # [B, M, D], what the layer before adds to x,
+        branch: Tensor | None,  # [B, M, D], the output of the layer before, not yet added to x
         gate: Tensor | None,  # [B, D], times this
         modulation: Tensor,  # [B, 6, D]
         attend: Callable[[Tensor], Tensor],  # qkv -> [B, M, H, D]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x, and branch and gate for the next layer: the sum is taken where it is normalised."""
+        """x, and branch and gate for the next layer, which adds them to x as it normalises."""
         scale1, shift1, gate1, scale2, shift2, gate2 = (modulation + self.table).unbind(1)
         x, h = adaln(x, scale1, shift1, branch, gate)
         h = self.merge(attend(self.qkv(h)).flatten(2))
@@ -122,7 +122,7 @@ class CausalNetwork(nn.Module):
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
-        self._place_angles()  # in float32 in a network of whichever type: bfloat16 tells no 257th frame from the 256th
+        self._place_angles()  # float32 in any network: in bfloat16, frames 256 and 257 are the same number
         return self
 
     def condition(
@@ -130,7 +130,7 @@ class CausalNetwork(nn.Module):
         action_map: Tensor,  # [B, N, MAP_CHANNELS, h, w] float32 in [0, 1], shrunk
         poses: Tensor,  # [B, N, 7] float32
     ) -> Tensor:  # [B, N L, D]
-        """What every token of N frames is told of the gripper."""
+        """The conditioning of every token of N frames on the gripper."""
         (b, n, c, height, width), side = action_map.shape, self.config.patch // self.config.map_shrink
         cells = action_map.view(b, n, c, height // side, side, width // side, side).permute(0, 1, 3, 5, 2, 4, 6)
         dtype = self.see_map.weight.dtype
@@ -146,7 +146,7 @@ class CausalNetwork(nn.Module):
         ring: Ring,  # of these B episodes; the chunk's keys and values are written into it
         place: Tensor,  # [B] int32, where
         frame: Tensor,  # [B] int32, number of the chunk's first frame
-        length: Tensor,  # [B] int32, tokens of the ring that are written then
+        length: Tensor,  # [B] int32, tokens in the ring once the chunk is written
     ) -> Tensor:  # [B, M, C]
         """One pass over a chunk that reads the past from the ring."""
 
@@ -167,7 +167,7 @@ class CausalNetwork(nn.Module):
         frame: Tensor,
         length: Tensor,
     ) -> None:
-        """Write what later chunks will see of this one: keys and values of its clean frames."""
+        """Write the keys and values of a chunk's clean frames, which later chunks read."""
         self.velocity(latents, latents.new_zeros(len(latents)), condition, ring, place, frame, length)
 
     def velocity_of_all(
@@ -177,10 +177,10 @@ class CausalNetwork(nn.Module):
         condition: Tensor,  # [B, N L, D]
         frame: Tensor | None = None,  # [N] int64, their numbers in the episode; None: from 0 on
     ) -> Tensor:  # [B, N, L, C]
-        """The same without a cache, all chunks at once under a mask; it has a gradient.
+        """`velocity` of all chunks at once, under a mask instead of a cache; it has a gradient.
 
-        With clean frames before a noisy chunk it is `velocity` of that chunk. With a noise level for every chunk it is
-        what such a network is trained by ("diffusion forcing", Chen et al. 2024).
+        If all frames before a noisy chunk are clean, its result equals that of `velocity`. In training every chunk has
+        a noise level of its own ("diffusion forcing", Chen et al. 2024).
         """
         b, n, tokens, _ = latents.shape
         frame = torch.arange(n, device=latents.device) if frame is None else frame
@@ -188,7 +188,7 @@ class CausalNetwork(nn.Module):
         angle = angles(frame.expand(b, -1), self.time_angle, self.space_angle)
         sees = self._mask(frame)
 
-        def attend(number: int, qkv: Tensor) -> Tensor:  # qkv: [B N, L, ...], for t differs from frame to frame
+        def attend(number: int, qkv: Tensor) -> Tensor:  # qkv: [B N, L, ...], because t differs from frame to frame
             layer, g = self.layers[number], self.config.key_heads
             heads = qkv.float().view(b, n * tokens, -1, self.config.head)
             query, key, value = heads.split([self.config.heads, g, g], dim=2)
@@ -216,7 +216,7 @@ class CausalNetwork(nn.Module):
         return self.head(h)
 
     def new_ring(self, episodes: int) -> Ring:
-        """Unwritten rings for so many episodes, where the network is."""
+        """Unwritten rings for a number of episodes, on the device of the network."""
         weight, config = self.see.weight, self.config
         return Ring.new(
             episodes,

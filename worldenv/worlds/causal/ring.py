@@ -1,4 +1,4 @@
-"""Keys and values of the frames that an episode has behind it: a ring of tokens for every slot and layer."""
+"""Keys and values of the past frames of an episode: a ring buffer of tokens for every slot and layer."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple

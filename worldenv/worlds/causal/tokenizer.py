@@ -1,13 +1,13 @@
-"""From frames to a few tokens each and back."""
+"""From frames to a few tokens per frame, and back."""
 
 import torch
 from torch import Tensor, nn
 
 
 class PatchTokenizer(nn.Module):
-    """A token for every square patch of a frame: a linear map each way, the one the transpose of the other at first.
+    """One token for every square patch of a frame: a linear map each way, at first one the transpose of the other.
 
-    With random weights decoding what was encoded gives the frame's projection on C directions of a patch's 3 p^2.
+    So before training, decoding an encoded frame gives the projection of its patches (3 p^2 numbers) on C directions.
     """
 
     def __init__(self, patch: int, channels: int):

@@ -1,4 +1,4 @@
-"""The causal world model as rollouts use it: observation and actions in, frames out, the past in each slot's ring."""
+"""The causal world model: observation and actions in, frames out; the past is in the ring of each slot."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ LEVELS = (1.0, 0.5)  # noise levels t of the passes over a chunk
 
 
 class CausalWorld:
-    """A world model of one view whose network reads the past from a ring: no old frame is computed again."""
+    """A world model of one view whose network reads the past from a ring, so no past frame is computed again."""
 
     def __init__(self, network: CausalNetwork, robot: Robot, levels: Sequence[float] = LEVELS, view: str = "agentview"):
         if robot.kinematics is None or robot.gripper is None:
@@ -47,11 +47,12 @@ class CausalWorld:
     def begin(self, seen: Observation, chunk: int) -> Ring:
         """The rings of episodes that begin with this observation.
 
-        Raises UserError for chunks that are no whole passes: what is imagined ahead takes the ring's oldest places.
+        Raises UserError for chunks that are not whole passes: a pass overwrites the oldest frames in the ring, so it
+        cannot be repeated.
         """
         if chunk % self.chunk:
             raise UserError(
-                f"this world model imagines {self.chunk} frames a pass; a chunk should be a multiple of that, not "
+                f"this world model imagines {self.chunk} frames per pass; a chunk should be a multiple of that, not "
                 f"{chunk}"
             )
         if seen.camera is None:
@@ -91,7 +92,7 @@ class CausalWorld:
         return frames.unflatten(0, (len(x), -1)), x.isfinite().flatten(1).all(1)
 
     def condition(self, poses: Tensor, camera: Tensor) -> Tensor:  # [B, N, P], [B, 1, 3, 4] -> [B, N L, D]
-        """What every token of N frames is told of the gripper."""
+        """The conditioning of every token of N frames on the gripper."""
         return self.network.condition(draw_maps(poses, camera, self.robot, self.network.config), poses)
 
 

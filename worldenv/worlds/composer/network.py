@@ -1,4 +1,4 @@
-"""The world simulator's network: a flow transformer with a convolutional stem and decoder, K frames at a time."""
+"""The composer's network: a flow transformer with a convolutional stem and decoder, K frames at a time."""
 
 from dataclasses import dataclass
 
@@ -21,8 +21,8 @@ from worldenv.ops.residual_int8 import residual_int8
 from worldenv.ops.transformer_int8 import transformer_int8
 from worldenv.ops.transport import moves
 
-GROUPS = 8  # of the group normalisations
-MEMORY_FRAMES = 3  # first of the episode, last of the chunk before, last
+GROUPS = 8  # groups of the group normalisations
+MEMORY_FRAMES = 3  # the first of the episode, the last one before the previous chunk, the present one
 
 SMALLEST_SHARE, SMALLEST_CORRECTION = 0.05, 0.02  # of a pixel; of the range [-1, 1]
 
@@ -34,12 +34,12 @@ class ComposerConfig:
     layers: int = 4  # transformer layers at 1/8
     heads: int = 5
     image_size: int = 64
-    exact: bool = False  # drop small shares and corrections: what rests is copied exactly, however many chunks follow
+    exact: bool = False  # drop small shares and corrections: objects at rest are copied exactly
 
     def __post_init__(self) -> None:
         if self.image_size % 8 or self.widths[2] % self.heads or any(width % 8 for width in self.widths):
             raise ValueError(f"image_size and widths must be multiples of 8, widths[2] of heads: {self}")
-        if self.exact and self.sources * SMALLEST_SHARE >= 1:  # the largest share, too, may be a small one then
+        if self.exact and self.sources * SMALLEST_SHARE >= 1:  # else even the largest share could be below the limit
             raise ValueError(
                 f"exact composition chooses among fewer than {1 / SMALLEST_SHARE:.0f} sources, a chunk of "
                 f"{self.chunk} has {self.sources}: take a shorter chunk, or exact=False"
@@ -47,7 +47,7 @@ class ComposerConfig:
 
     @property
     def sources(self) -> int:
-        """What a pixel may be taken from: memory frames, transported frames and the plate."""
+        """The pictures from which a pixel may be taken: memory frames, warped frames and the background."""
         return MEMORY_FRAMES + moves(self.chunk) + 1
 
 
@@ -107,7 +107,7 @@ class TransformerLayer(nn.Module):
 
 @dataclass
 class Seen:
-    """What the denoiser knows of a chunk before any noise: computed once, used at every denoising step."""
+    """The part of a chunk's computation that does not depend on noise: used again at every denoising step."""
 
     features: Tensor  # [B, H / 2, W / 2, D1]
     poses: Tensor  # [B, D]
@@ -119,10 +119,10 @@ class ComposerNetwork(nn.Module):
 
     Frames go in and out as patches of 2 x 2 pixels (`patchify`).
 
-    Each frame is composed: the network chooses, pixel by pixel, among the memory frames, the last one moved along with
-    the gripper from any pose of the chunk to any later one (`transport`) and the clean plate, and adds a correction.
-    What stands still and what is taken along keep their looks; the plate shows what the gripper hid in every memory
-    frame.
+    Each frame is composed. For every pixel, the network weighs the memory frames, the last frame warped along with the
+    gripper from any pose of the chunk to any later one (`transport`), and the background; then it adds a correction.
+    So objects at rest and objects in the gripper keep their appearance, and the background (`plate`) fills places that
+    the gripper covers in every memory frame.
     """
 
     def __init__(self, config: ComposerConfig):
@@ -149,7 +149,7 @@ class ComposerNetwork(nn.Module):
         nn.init.zeros_(self.compose.weight)
         nn.init.zeros_(self.compose.bias)
         self.prefer = nn.Parameter(torch.zeros(config.sources))
-        self.prefer.data[MEMORY_FRAMES - 1] = 4.0  # begin by keeping the last frame
+        self.prefer.data[MEMORY_FRAMES - 1] = 4.0  # at first, keep the last frame
         size = config.image_size // 2
         self.plate = nn.Parameter(torch.zeros(size, size, PATCH))  # the empty scene, as patches in [-1, 1]
 
@@ -157,10 +157,10 @@ class ComposerNetwork(nn.Module):
         self,
         pictures: Tensor,  # [B, H / 2, W / 2, MEMORY_FRAMES + moves(K), 12] uint8 or float32, from `transport`
         poses: Tensor,  # [B, K + 1, 7] float32, the present one first
-        camera: Tensor,  # [B, 1, 3, 4] float32, which sees them
+        camera: Tensor,  # [B, 1, 3, 4] float32
         gripper: Gripper,
     ) -> Seen:
-        """What does not depend on the noise, computed once per chunk."""
+        """The part that does not depend on the noise, computed once per chunk."""
         size = self.config.image_size
         features = map_features(poses, camera, self.see_map.weight, gripper, size, size)[:, 0]
         features = self.see_pictures(pictures.flatten(3), onto=features)

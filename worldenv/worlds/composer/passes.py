@@ -1,9 +1,9 @@
-"""Chunks of any length from a network that makes K frames a pass.
+"""Chunks of any length from a network that makes K frames per pass.
 
-The network makes K frames a pass, and so it was trained. Chunks of other lengths do not change that: a pass always
-begins K frames after the one before. Where a chunk ends within a pass, the gripper is imagined to hold still from there
-on, and the next chunk begins the same pass again with what is known by then. So the frames after every K-th action do
-not depend on the length of chunks. (A pass begun anew at every chunk ruins the episode: benchmarks/LOG.md.)
+The network was trained to make K frames per pass. Chunks of other lengths do not change that: a pass always begins K
+frames after the one before. If a chunk ends within a pass, the pass assumes that the gripper stands still from there
+on, and the next chunk repeats the same pass with the poses that are known by then. So the frames after every K-th
+action do not depend on the length of chunks. (A new pass at every chunk would ruin the episode: benchmarks/LOG.md.)
 """
 
 from collections.abc import Callable
@@ -22,16 +22,16 @@ ImaginePass = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass
 class Pass(Slots):
-    """The present pass of K frames, where episodes act in chunks that end within one: how it began."""
+    """How the present pass began, for episodes whose chunks end within a pass."""
 
     frame: Tensor  # [E, H, W, 3] uint8, the last of the pass before
-    poses: Tensor  # [E, K, P] float32, the gripper's from then on, as far as it has come
+    poses: Tensor  # [E, K, P] float32, poses of the gripper since then, as far as they are known
 
 
 class HasPass(Protocol):
-    """The memory of a world model whose passes may be begun again."""
+    """The memory of a world model that can repeat a pass."""
 
-    previous: Tensor  # [E, H, W, 3] uint8, moved on by every pass
+    previous: Tensor  # [E, H, W, 3] uint8, replaced by every pass
     begun: Pass
 
 
@@ -62,21 +62,21 @@ def parts_of_passes(
 ) -> tuple[Tensor, Tensor]:  # [B, k, H, W, 3] uint8, [B] bool
     """A chunk of k actions that begins or ends within a pass."""
     begun, k = memory.begun, poses.shape[1] - 1
-    first, shown = chunk * k // size, chunk * k % size  # [B]: the present pass; how much of it has been seen
-    passes = -(-(size - gcd(k, size) + k) // size)  # that the episode with the most behind it needs: all take as many
+    first, shown = chunk * k // size, chunk * k % size  # [B]: number of the present pass; frames of it that were shown
+    passes = -(-(size - gcd(k, size) + k) // size)  # as many as the episode that needs most; all take as many
     at = torch.arange(passes * size + 1, device=poses.device)
     index = torch.where(at <= shown[:, None], at, size + (at - shown[:, None] - 1).clamp(max=k - 1))
-    poses = _pick(torch.cat([begun.poses, poses[:, 1:]], dim=1), index)  # [B, passes K + 1, P], held at the end
+    poses = _pick(torch.cat([begun.poses, poses[:, 1:]], dim=1), index)  # [B, passes K + 1, P], the last pose repeated
     frames, finite = [], []
     for i in range(passes):
         complete, previous = shown + k >= (i + 1) * size, memory.previous.clone()
-        new, sound = imagine_pass(begun.frame, poses[:, i * size : (i + 1) * size + 1], first + i)
+        new, is_finite = imagine_pass(begun.frame, poses[:, i * size : (i + 1) * size + 1], first + i)
         kept = complete[:, None, None, None]
         memory.previous.copy_(torch.where(kept, memory.previous, previous))
         begun.frame.copy_(torch.where(kept, new[:, -1], begun.frame))
         frames.append(new)
-        finite.append(sound)
-    to = (shown + k) // size * size  # where the pass begins that is the present one now
+        finite.append(is_finite)
+    to = (shown + k) // size * size  # first frame of what is now the present pass
     ahead = torch.arange(size, device=poses.device)
     begun.poses.copy_(_pick(poses, (to[:, None] + ahead).clamp(max=passes * size)))
     seen = shown[:, None] + torch.arange(k, device=poses.device)

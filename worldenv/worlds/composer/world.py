@@ -1,4 +1,4 @@
-"""The composer as rollouts use it: an observation and actions in, frames out, by a network that composes pictures."""
+"""The composer, a world model: observation and actions in, frames out that are composed of known pictures."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -28,15 +28,15 @@ from worldenv.worlds.levels import check_levels
 
 @dataclass
 class Memory(Slots):
-    """What the composer remembers of each episode besides its last frame."""
+    """What the composer keeps of each episode besides its last frame."""
 
     first: Tensor  # [E, H, W, 3] uint8, of the episode
-    previous: Tensor  # [E, H, W, 3] uint8, the last one a pass ago
-    begun: Pass | None  # None where every chunk is made of whole passes
+    previous: Tensor  # [E, H, W, 3] uint8, the last frame one pass ago
+    begun: Pass | None  # None if every chunk consists of whole passes
 
 
 class ComposerWorld:
-    """A world model of one view whose network composes each frame from known pictures; a gripper moves by a formula."""
+    """A world model of one view. Its network composes frames from known pictures; kinematics move the gripper."""
 
     def __init__(self, network: ComposerNetwork, robot: Robot, levels: Sequence[float], view: str = "agentview"):
         if robot.kinematics is None or robot.gripper is None:
@@ -62,7 +62,7 @@ class ComposerWorld:
         return new
 
     def begin(self, seen: Observation, chunk: int) -> Memory:
-        """The memory of episodes that begin with this observation. Raises UserError where the camera is not known."""
+        """The memory of episodes that begin with this observation. Raises UserError if it has no camera."""
         if seen.camera is None:
             raise UserError("the composer draws the gripper through the camera; the observation has no camera matrix")
         frame, begun = seen.frames[:, 0], None
@@ -72,7 +72,7 @@ class ComposerWorld:
 
     @torch.no_grad()
     def imagine(self, memory: Memory, seen: Observation, action: Tensor, key: Key) -> Imagined:
-        """Imagine one chunk, in as many passes of the network as it takes."""
+        """Imagine one chunk, in as many passes of the network as it needs."""
         proprio = chunk_kinematics(seen.proprio, action, self.robot.kinematics)
 
         def imagine_pass(frame: Tensor, poses: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
