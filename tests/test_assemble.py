@@ -222,7 +222,7 @@ def test_8_bits_that_cannot_be_had_are_refused_with_the_reason(parts, monkeypatc
     ranges = parts.ranges
     for wrong in ({"stem": [0.0, 1.0]}, None):
         parts.ranges = {name: part for name, part in (ranges | {"world": wrong}).items() if part is not None}
-        with pytest.raises(UserError, match="ranges.json has the ranges of another world: it names 1 layers"):
+        with pytest.raises(UserError, match="ranges.json belongs to another world: it names 1 layers"):
             parts.to_imagine("int8")
     parts.ranges = None
     with pytest.raises(UserError, match="the models have no ranges.json, so --precision int8 cannot be had"):
@@ -237,3 +237,9 @@ def test_models_on_another_device_imagine_in_floats(parts, monkeypatch):
     assert parts.to_imagine("auto") is parts
     with pytest.raises(UserError, match="the models are on meta; --precision int8 is for the CPU"):
         parts.to_imagine("int8")
+
+
+def test_a_world_model_without_gpu_kernels_is_refused_on_a_gpu_with_the_one_to_take():
+    message = "no GPU kernels for transport, map_features, compose, unpatchify; on a GPU .*causal"
+    with pytest.raises(UserError, match=message):
+        assemble.load(device="cuda")
