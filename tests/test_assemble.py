@@ -111,14 +111,15 @@ def test_module_or_function_that_is_missing_is_told(name, why):
 
 def test_module_of_the_working_directory_is_found(folder, tmp_path, monkeypatch):
     (tmp_path / "my_own_parts_7.py").write_text(
-        "from worldenv.assemble import load_policy, load_reflector\n"
+        "from worldenv.policy.small import SmallPolicy\n"
+        "from worldenv.reflector.small import SmallReflector\n"
         "from worldenv.suites.tabletop.suite import TabletopSuite\n"
         "def suite(): return TabletopSuite(16)\n"
         "def policy(models, suite):\n"
-        "    policy = load_policy(models / 'policy.safetensors')\n"
+        "    policy = SmallPolicy.load(models / 'policy.safetensors')\n"
         "    policy.told = suite.name\n"
         "    return policy\n"
-        "def reflector(models, suite): return load_reflector(models / 'reflector.safetensors')\n"
+        "def reflector(models, suite): return SmallReflector.load(models / 'reflector.safetensors')\n"
     )
     monkeypatch.chdir(tmp_path)
     own = {role: f"my_own_parts_7:{role}" for role in ("suite", "policy", "reflector")}
