@@ -3,7 +3,7 @@
     python benchmarks/cache_quality.py --run FOLDER [--steps 600] [--episodes 600] [--tests 64]
 
 Trains the causal simulator on disturbed expert episodes of the embedded suite (a stopped run continues), then imagines
-other episodes along their true poses with its cache in floats, in 8 bits and, to have a scale, in floats from another
+other episodes along their true actions with its cache in floats, in 8 bits and, to have a scale, in floats from another
 noise. Frames are compared chunk by chunk, late ones after the ring has gone round. The last line of stdout is one JSON
 document.
 """
@@ -18,54 +18,65 @@ from torch import Tensor
 
 from worldenv.data.clips import Clips
 from worldenv.data.frames import MemoryFrames
+from worldenv.interfaces.observation import Observation, Starts, table_of
 from worldenv.records.model_files import save_model
 from worldenv.records.progress import table
 from worldenv.records.run_folder import RunFolder
-from worldenv.robot.camera import tabletop_camera
 from worldenv.rollout.memory import keep_freed_memory
-from worldenv.suites.record import VIEW
+from worldenv.rollout.replay import replay
+from worldenv.suites.tabletop.demonstrate import Disturbed
+from worldenv.suites.tabletop.suite import TabletopSuite
 from worldenv.training.fit import Schedule, fit
 from worldenv.training.pretrain import disturbed_episodes
 from worldenv.training.train_causal import TOKENIZER_FRAMES, causal_loss, fit_tokenizer
-from worldenv.worlds.causal.network import Causal, CausalConfig
-from worldenv.worlds.causal.world import CausalWorld
+from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
+from worldenv.worlds.causal.world import LEVELS, CausalWorld
 
+SUITE = TabletopSuite()
 TEST_SEED = 1_000_003  # of the episodes that are imagined: tasks of their own
 CHUNKS = 3  # in a row, when training
 
 
-def episodes(count: int, seed: int) -> Clips:
-    data = disturbed_episodes(count, seed)
-    steps = data.frames.shape[1] - 1
+def clips_of(data: Disturbed) -> Clips:
+    count, steps = data.actions.shape[:2]
     return Clips(
         MemoryFrames.padded(torch.from_numpy(data.frames)[:, :, None]),
-        torch.from_numpy(data.proprio),
-        torch.zeros(count, steps, 7),
-        torch.from_numpy(data.success),
+        *(torch.from_numpy(part) for part in (data.proprio, data.actions, data.success)),
         torch.full((count,), steps),
         data.instructions,
         data.instructions,
-        (VIEW,),
+        SUITE.views,
+        cameras(count),
     )
 
 
-def trained(folder: RunFolder, schedule: Schedule, count: int, seed: int) -> tuple[Causal, dict]:
+def cameras(count: int) -> Tensor:  # [N, 1, 3, 4]
+    return torch.from_numpy(SUITE.physics.camera.projection).expand(count, 1, 3, 4)
+
+
+def starts_of(data: Disturbed) -> Starts:
+    """The first observations."""
+    texts, row = table_of(data.instructions)
+    frames, proprio = (torch.from_numpy(part[:, 0]) for part in (data.frames, data.proprio))
+    return Starts(Observation(frames[:, None], proprio, cameras(len(row)), row), texts)
+
+
+def trained(folder: RunFolder, schedule: Schedule, count: int, seed: int) -> tuple[CausalNetwork, dict]:
     """The network after `schedule`, and the last figures of its training."""
-    clips = episodes(count, seed)
+    clips = clips_of(disturbed_episodes(count, seed))
     torch.manual_seed(seed)
-    network = Causal(CausalConfig())
+    network = CausalNetwork(CausalConfig())
     frames = clips.sample_frames(torch.Generator().manual_seed(seed), TOKENIZER_FRAMES)
     fit_tokenizer(network.tokenizer, frames[:, 0])
     network.tokenizer.requires_grad_(False)
-    projection = CausalWorld(network, tabletop_camera(network.config.image_size)).projection
-    loss = causal_loss(network, clips, projection, schedule.batch, CHUNKS)
+    loss = causal_loss(network, SUITE.robot, clips, schedule.batch, CHUNKS)
     seconds = fit(network, loss, schedule, "causal", folder, seed)
     made = {"steps": schedule.steps, "batch": schedule.batch, "seed": seed, "training_s": seconds}
-    save_model(folder.path / "causal.safetensors", network, made)
+    save_model(folder.path / "causal.safetensors", network, "causal", made, levels=LEVELS)
     return network.eval().requires_grad_(False), folder.metrics("causal")[-1]
 
 
-def by_chunk(found: Tensor, expected: Tensor, chunk: int) -> list[float]:  # [N, T + 1, H, W, 3] uint8 -> dB each
+def by_chunk(found: Tensor, expected: Tensor, chunk: int) -> list[float]:  # [N, T + 1, ...] uint8 -> dB each
     error = (found[:, 1:].float() - expected[:, 1:]).square().unflatten(1, (-1, chunk)).transpose(0, 1)
     error = error.flatten(1).mean(1)
     return (10 * (255**2 / error).log10()).tolist()
@@ -90,19 +101,19 @@ def main() -> None:
 
 
 @torch.no_grad()
-def measure(network: Causal, tests: int) -> dict:
+def measure(network: CausalNetwork, tests: int) -> dict:
     """Decibels of every chunk: each way's frames against the truth, and against those of the cache in floats."""
-    clips, camera = episodes(tests, TEST_SEED), tabletop_camera(network.config.image_size)
-    small = Causal(replace(network.config, cache="int8")).eval().requires_grad_(False)
+    data = disturbed_episodes(tests, TEST_SEED)
+    small = CausalNetwork(replace(network.config, cache="int8")).eval().requires_grad_(False)
     small.load_state_dict(network.state_dict())
-    floats, eight = CausalWorld(network, camera), CausalWorld(small, camera)
-    every = torch.arange(clips.proprio.shape[1]).expand(tests, -1)
-    truth = clips.frames_at(torch.arange(tests), every)[:, :, 0]
+    floats, eight = CausalWorld(network, SUITE.robot), CausalWorld(small, SUITE.robot)
+    given = starts_of(data), torch.from_numpy(data.actions)
     frames = {
-        "cache in floats": floats.replay(truth[:, 0], clips.proprio, 0),
-        "cache in 8 bits": eight.replay(truth[:, 0], clips.proprio, 0),
-        "floats, other noise": floats.replay(truth[:, 0], clips.proprio, 1),
+        "cache in floats": replay(floats, *given, 0),
+        "cache in 8 bits": replay(eight, *given, 0),
+        "floats, other noise": replay(floats, *given, 1),
     }
+    truth = torch.from_numpy(data.frames)[:, :, None]
     first, k = frames["cache in floats"], floats.chunk
     true = {name: by_chunk(found, truth, k) for name, found in frames.items()}
     apart = {name: by_chunk(found, first, k) for name, found in frames.items() if found is not first}

@@ -16,18 +16,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from worldenv.assemble import load
 from worldenv.data.trajectories import Trajectory
 from worldenv.evaluation.truth import act_in_true
-from worldenv.job import make_engine
-from worldenv.records.model_files import Models, load_model, shipped
+from worldenv.interfaces.observation import Key, Observation
+from worldenv.policy.small import SmallPolicy
 from worldenv.records.progress import table
-from worldenv.rollout.engine import EngineConfig
 from worldenv.rollout.memory import keep_freed_memory
 from worldenv.rollout.parallel import CACHED
 from worldenv.suites.tabletop.physics import HORIZON, Tabletop, task_by_name
 from worldenv.suites.tabletop.scenes import TASKS
-from worldenv.worlds.composer.world import Memory, World
+from worldenv.worlds.composer.world import ComposerWorld, Memory
 
 FIRST_START = 8000
 BESIDE_M, TOO_HIGH_M, TOO_HIGH_SHARE = 0.03, 0.02, 0.3
@@ -42,7 +43,8 @@ class Grasps:
     """Chunks in which something was to be grasped, as they went from beside."""
 
     memory: list[np.ndarray]  # first, previous and last frame: [M, H, W, 3] uint8
-    poses: np.ndarray  # [M, 2 K + 1, 7] float32
+    proprio: np.ndarray  # [M, 7] float32, as they begin
+    actions: np.ndarray  # [M, 2 K, 7] float32
     took: np.ndarray  # [M] bool
     ending: np.ndarray  # [M, H, W, 3] uint8
     other_ending: np.ndarray  # [M, H, W, 3] uint8: left, where it was taken, and taken, where it was left
@@ -86,10 +88,10 @@ def beside(trajectories: list[Trajectory], k: int, seed: int) -> Grasps:
     previous = env.frames()
     before = moved(begin)
     env.restore(before)
-    last, poses = env.frames(), [env.proprio()]
+    last, proprio = env.frames(), env.proprio()
+    actions = np.stack([t.actions[b : b + 2 * k] for t, b in zip(chosen, begin, strict=True)])
     for n in range(2 * k):
-        env.step(np.stack([t.actions[b + n] for t, b in zip(chosen, begin, strict=True)]))
-        poses.append(env.proprio())
+        env.step(actions[:, n])
     after, ending, good = env.state(), env.frames(), states[use, begin + 2 * k]
     took = after[:, HELD] == target
     lifted = np.linalg.norm(places(good)[:, :3] - places(before)[:, :3], axis=1) > LIFTED_M
@@ -97,7 +99,7 @@ def beside(trajectories: list[Trajectory], k: int, seed: int) -> Grasps:
     env.restore(_other(after, before, good, target, took))
     first = np.stack([t.frames[0, 0] for t in chosen])
     memory = [part[fair] for part in (first, previous, last)]
-    return Grasps(memory, np.stack(poses, 1)[fair], took[fair], ending[fair], env.frames()[fair])
+    return Grasps(memory, proprio[fair], actions[fair], took[fair], ending[fair], env.frames()[fair])
 
 
 def _other(
@@ -114,17 +116,15 @@ def _other(
 
 
 @torch.no_grad()
-def imagined_right(world: World, grasps: Grasps, seed: int) -> np.ndarray:  # [M] bool
-    """Whether the imagined ending is nearer to the true one than to the other."""
-    k, endings = world.chunk, []
+def imagined_right(world: ComposerWorld, grasps: Grasps, camera: Tensor, seed: int) -> np.ndarray:  # [M] bool
+    """Whether the imagined ending is nearer to the true one than to the other; all seen by one camera [1, 3, 4]."""
+    endings = []
     for rows in torch.arange(len(grasps.took)).split(CACHED):
         first, previous, frame = (torch.from_numpy(part)[rows] for part in grasps.memory)
-        memory = Memory(first, previous)
-        for chunk in range(2):
-            poses = torch.from_numpy(grasps.poses)[rows, chunk * k : (chunk + 1) * k + 1]
-            frames, _ = world.imagine(memory, frame, poses, seed, rows, torch.full_like(rows, chunk))
-            frame = frames[:, -1]
-        endings.append(frame)
+        proprio, actions = (torch.from_numpy(part)[rows] for part in (grasps.proprio, grasps.actions))
+        seen = Observation(frame[:, None], proprio, camera.expand(len(rows), 1, 3, 4), torch.zeros_like(rows))
+        key = Key(seed, rows, torch.zeros_like(rows))
+        endings.append(world.imagine(Memory(first, previous, None), seen, actions, key).frames[:, -1, 0])
     imagined = torch.cat(endings).numpy().astype(float)
     true, other = grasps.ending.astype(float), grasps.other_ending.astype(float)
     differ = np.abs(true - other).max(-1, keepdims=True) > VISIBLE
@@ -140,16 +140,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     keep_freed_memory()
-    models = Models.load(given.models or shipped())
-    world = make_engine(models, EngineConfig()).world
+    parts = load(given.models)
+    world, camera = parts.to_imagine("auto").world, torch.from_numpy(parts.suite.physics.camera.projection)[None]
     tasks = [task for task in TASKS if task.family != "push"]
     tasks, starts = zip(*[(tasks[i % len(tasks)], FIRST_START + i) for i in range(given.starts)], strict=True)
     rows, all_took, all_right = [], [], []
-    for policy in [models.policy, *(load_model(path, "policy")[0] for path in given.policies)]:
+    for policy in [parts.policy, *map(SmallPolicy.load, given.policies)]:
         for noise in (0.0, 3.0):
-            acted = act_in_true(policy, tasks, starts, "validation", noise, given.seed)
-            grasps = beside(acted, policy.config.chunk, given.seed)
-            right = imagined_right(world, grasps, given.seed)
+            acted = act_in_true(policy, parts.suite, tasks, starts, "validation", noise, given.seed)
+            grasps = beside(acted, policy.chunk, given.seed)
+            right = imagined_right(world, grasps, camera, given.seed)
             all_took.append(grasps.took)
             all_right.append(right)
             rows.append([f"{noise:g} x its noise", *_cells(grasps.took, right)])

@@ -8,15 +8,12 @@ Needs pip install "worldenv[gymnasium]".
 
 import argparse
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from worldenv.envs.gymnasium_env import WorldModelVectorEnv
-from worldenv.envs.world_model_env import EnvConfig
-from worldenv.job import make_env, practice_starts
-from worldenv.records.model_files import Models, shipped
-from worldenv.rollout.memory import keep_freed_memory
+import worldenv
 
 
 def flags() -> argparse.Namespace:
@@ -37,16 +34,15 @@ def flags() -> argparse.Namespace:
 
 
 class Agent(nn.Module):
-    def __init__(self):
+    def __init__(self, policy: worldenv.LaplacePolicy, texts: Sequence[str]):
         super().__init__()
-        self.policy = Models.load(shipped()).policy
-        self.policy.encoder.requires_grad_(False)
+        self.policy, self.instructions = policy, policy.read(texts)
         width = self.policy.config.width + 7
         self.critic = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 128), nn.Tanh(), nn.Linear(128, 1))
 
     @torch.no_grad()
     def read(self, observation: dict[str, Tensor]) -> Tensor:  # [E, D]
-        return self.policy.encoder(observation["frame"], observation["instruction"])
+        return self.policy.see(worldenv.Observation(**observation, camera=None), self.instructions)
 
     def distribution(self, feature: Tensor, proprio: Tensor) -> torch.distributions.Laplace:
         mu, beta = self.policy.heads(feature, proprio)
@@ -68,15 +64,15 @@ def advantages(reward: Tensor, done: Tensor, value: Tensor, last_value: Tensor, 
 
 def main() -> list[float]:
     args = flags()
-    keep_freed_memory()
+    worldenv.keep_freed_memory()
     torch.manual_seed(args.seed)
-    agent = Agent()
-    starts = practice_starts(args.seed).pick(torch.arange(args.starts))
-    envs = WorldModelVectorEnv(
-        make_env(Models.load(shipped()), starts, EnvConfig(envs=args.num_envs, horizon=args.horizon))
-    )
-    actor = [p for p in agent.policy.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam([*actor, *agent.critic.parameters()], lr=args.learning_rate, eps=1e-5)
+    parts = worldenv.load()
+    starts = worldenv.practice_starts(parts.suite, args.seed).pick(torch.arange(args.starts))
+    config = worldenv.EnvConfig(envs=args.num_envs, horizon=args.horizon)
+    envs = worldenv.WorldModelVectorEnv(worldenv.make_env(parts, starts, config))
+    agent = Agent(parts.policy, starts.texts)
+    learnt = [*agent.policy.trainable(), *agent.critic.parameters()]
+    optimizer = torch.optim.Adam(learnt, lr=args.learning_rate, eps=1e-5)
 
     observation, _ = envs.reset(seed=args.seed)
     began, means = time.perf_counter(), []

@@ -111,8 +111,7 @@ def test_module_or_function_that_is_missing_is_told(name, why):
 
 def test_module_of_the_working_directory_is_found(folder, tmp_path, monkeypatch):
     (tmp_path / "my_own_parts_7.py").write_text(
-        "from worldenv.policy.small import SmallPolicy\n"
-        "from worldenv.reflector.small import SmallReflector\n"
+        "from worldenv.policy.small import SmallPolicy\nfrom worldenv.reflector.small import SmallReflector\n"
         "from worldenv.suites.tabletop.suite import TabletopSuite\n"
         "def suite(): return TabletopSuite(16)\n"
         "def policy(models, suite):\n"

@@ -1,5 +1,6 @@
 """Every script of examples/ runs, in small, and says what its docstring promises."""
 
+import ast
 import runpy
 import sys
 from pathlib import Path
@@ -7,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
+import worldenv
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RUNS = {
@@ -25,14 +28,30 @@ def test_all_examples_are_run():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == RUNS.keys()
 
 
+@pytest.fixture(autouse=True)
+def this_process_is_left_as_it_is(monkeypatch):
+    monkeypatch.setattr("worldenv.rollout.memory.keep_freed_memory", lambda: None)
+
+
+def imported(tree):
+    """The modules of the package that a syntax tree imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.partition(".")[0] == "worldenv")
+        elif isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "worldenv":
+            yield node.module
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_one_import_is_enough(name):
+    assert list(imported(ast.parse((EXAMPLES / f"{name}.py").read_text()))) == ["worldenv"]
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_example_runs(name, monkeypatch, capsys):
     library, flags, expected = RUNS[name]
     if library:
         pytest.importorskip(library)
-    monkeypatch.setattr(
-        "worldenv.rollout.memory.keep_freed_memory", lambda: None
-    )  # it would change the tests' own process
     monkeypatch.setattr(sys, "argv", [name, *flags.split()])
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert expected in capsys.readouterr().out
@@ -43,10 +62,9 @@ def test_practice_changes_the_actor_and_leaves_its_encoder_alone(monkeypatch, ca
     monkeypatch.setattr(sys, "argv", ["cleanrl_ppo", *RUNS["cleanrl_ppo"][1].split()])
     script = runpy.run_path(str(EXAMPLES / "cleanrl_ppo.py"))
     agents, make = [], script["Agent"]
-    monkeypatch.setitem(script["main"].__globals__, "Agent", lambda: agents.append(make()) or agents[0])
-    monkeypatch.setitem(script["main"].__globals__, "keep_freed_memory", lambda: None)
+    monkeypatch.setitem(script["main"].__globals__, "Agent", lambda *given: agents.append(make(*given)) or agents[0])
     assert len(script["main"]()) == 2
-    before, after = make().policy.state_dict(), agents[0].policy.state_dict()
+    before, after = worldenv.load().policy.state_dict(), agents[0].policy.state_dict()
     changed = {name.split(".")[0] for name in before if not before[name].equal(after[name])}
     assert changed == {"proprio", "trunk", "action_head", "scale_head"}
 
@@ -63,10 +81,10 @@ def test_advantages_are_what_was_earned_later_less_what_was_expected():
 def test_a_minibatch_of_one_does_not_ruin_the_actor():
     pytest.importorskip("gymnasium")
     script = runpy.run_path(str(EXAMPLES / "cleanrl_ppo.py"))
-    agent, args = script["Agent"](), SimpleNamespace(epochs=1, minibatches=1, clip=0.2)
-    frame = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
-    with torch.no_grad():
-        feature = agent.policy.see(frame, agent.policy.read(torch.ones(1, 12, dtype=torch.long)))
+    agent = script["Agent"](worldenv.load().policy, ["drop it in the tray"])
+    args = SimpleNamespace(epochs=1, minibatches=1, clip=0.2)
+    frames, text = torch.zeros(1, 1, 64, 64, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.long)
+    feature = agent.read({"frames": frames, "proprio": torch.zeros(1, 7), "text": text})
     proprio, action = torch.zeros(1, 7), torch.zeros(1, 4, 7)
     given = {"feature": feature, "proprio": proprio, "action": action} | {
         name: torch.ones(1) for name in ("log_prob", "advantage", "target")

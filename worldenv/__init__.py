@@ -33,6 +33,7 @@ _PUBLIC = {
     "practice_starts": "evaluation.measure",
     "act_in_true": "evaluation.truth",
     "replay": "rollout.replay",
+    "keep_freed_memory": "rollout.memory",
     "Observation": "interfaces.observation",
     "Starts": "interfaces.observation",
     "Key": "interfaces.observation",

@@ -129,7 +129,7 @@ def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
         return known[name]
     module, _, function = name.partition(":")
     if "" not in sys.path:
-        sys.path.insert(0, "")
+        sys.path.append("")  # last, so that no file of the working directory takes the place of a library
     try:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: an empty name, a relative one

@@ -6,37 +6,40 @@ import numpy as np
 import pytest
 import torch
 
-from worldenv.evaluation.truth import EvalConfig, act_in_true, judge_trajectories
-from worldenv.job import held_out
-from worldenv.nn.instruction import tokenize
+from worldenv.assemble import load
+from worldenv.evaluation.measure import held_out
+from worldenv.evaluation.truth import act_in_true, judge_trajectories, starts_of
 from worldenv.nn.int8 import is_fast
-from worldenv.records.model_files import Models, shipped
 
 EPISODES, TIMED, SAMPLES, K = 50, 8, 32, 4
 CONTEXTS = [2, 12, 32, *range(33, 42)]  # up to SAMPLES both must say the same
-models = cache(lambda: Models.load(shipped()))
+parts = cache(load)
 
 
 @cache
 def true_episodes():
-    tasks, starts = held_out(EvalConfig(), 0, EPISODES)
-    return act_in_true(models().policy, tasks, starts, "test")
+    suite = parts().suite
+    return act_in_true(parts().policy, suite, *held_out(suite, 0, EPISODES), "test")
 
 
 @cache
 @torch.no_grad()
 def judged(precision: str) -> tuple[np.ndarray, np.ndarray]:
     """The reward with CONTEXTS frames so far, [N, C] each: read once, and read again."""
-    reflector, episodes = models().to_imagine(precision).reflector, true_episodes()
-    frames, tokens = stacked(episodes)
-    parts = list(zip(frames.split(TIMED), tokens.split(TIMED), strict=True))
-    again = [torch.stack([reflector.judge_again(f[:, :t], i, SAMPLES) for t in CONTEXTS], dim=1) for f, i in parts]
-    once = judge_trajectories(reflector, episodes)[:, [t - 2 for t in CONTEXTS]]
+    reflector, episodes = parts().to_imagine(precision).reflector, true_episodes()
+    again = []
+    for first in range(0, EPISODES, TIMED):
+        frames, seen, read = given(episodes[first : first + TIMED], reflector)
+        frames, words = frames[:, :, 0], read[seen.text]
+        again.append(torch.stack([reflector.judge_again(frames[:, :t], words, SAMPLES) for t in CONTEXTS], dim=1))
+    once = judge_trajectories(reflector, episodes)[0][:, [t - 2 for t in CONTEXTS]]
     return once, torch.cat(again).numpy()
 
 
-def stacked(episodes):
-    return torch.from_numpy(np.stack([t.frames[:, 0] for t in episodes])), tokenize([t.instruction for t in episodes])
+def given(episodes, reflector):
+    """Frames [N, T + 1, 1, H, W, 3], the first observations, and the instructions as the reflector has read them."""
+    starts = starts_of(episodes)
+    return torch.from_numpy(np.stack([t.frames for t in episodes])), starts.seen, reflector.read(starts.texts)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -51,18 +54,18 @@ def bench_judge(versus, precision, threads):
     np.testing.assert_allclose(once[:, short], again[:, short], rtol=0, atol=1e-3)
     torch.set_num_threads(threads)
 
-    reflector = models().to_imagine(precision).reflector
+    reflector = parts().to_imagine(precision).reflector
     once, again = once[:, np.invert(short)], again[:, np.invert(short)]
     same = (once > reflector.config.threshold) == (again > reflector.config.threshold)
-    frames, tokens = stacked(true_episodes()[:TIMED])
-    words = reflector.encoder.text(tokens)
-    begun = reflector.begin(frames[:, 0], words)
+    frames, seen, read = given(true_episodes()[:TIMED], reflector)
+    words, begun = read[seen.text], reflector.begin(seen, read)
     reflector.judge(frames[:, 1 : SAMPLES + 1], begun)
     result = versus(
         lambda: reflector.judge(frames[:, SAMPLES + 1 : SAMPLES + 1 + K], begun.each(torch.clone)),
         {
             "again": lambda: [
-                reflector.judge_again(frames[:, : t + 1], words, SAMPLES) for t in range(SAMPLES + 1, SAMPLES + 1 + K)
+                reflector.judge_again(frames[:, : t + 1, 0], words, SAMPLES)
+                for t in range(SAMPLES + 1, SAMPLES + 1 + K)
             ]
         },
         rounds=4,

@@ -3,9 +3,9 @@
     python benchmarks/rollout/causal.py [--shape tabletop|libero-base] [--episodes 16] [--chunks 3] [--rounds 3]
         [--dtype bfloat16]
 
-Random weights: this is about speed and memory. Every way imagines the same chunks along the same poses from the same
-noise; frames are compared with those of the first way before anything is timed. Rounds are interleaved, the ratio is
-the median over rounds. Ends in one JSON line.
+Random weights: this is about speed and memory. Every way imagines the same chunks along the same actions from the
+same noise; frames are compared with those of the first way before anything is timed. Rounds are interleaved, the ratio
+is the median over rounds. Ends in one JSON line.
 """
 
 import argparse
@@ -19,29 +19,44 @@ import torch
 from torch import Tensor
 
 from worldenv import ops
-from worldenv.ops.action_map import action_map
+from worldenv.interfaces.observation import Observation, Starts
 from worldenv.ops.denoise_step import denoise_step
 from worldenv.ops.philox import Use, philox
 from worldenv.records.progress import table
 from worldenv.robot.camera import tabletop_camera
+from worldenv.robot.kinematics import Kinematics, chunk_kinematics
+from worldenv.robot.robot import moved_gripper
 from worldenv.rollout.memory import keep_freed_memory
-from worldenv.worlds.causal.network import LIBERO_BASE, Causal, CausalConfig
+from worldenv.rollout.replay import replay
+from worldenv.worlds.causal.network import LIBERO_BASE, CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import CausalWorld
 
 SHAPES = {"tabletop": CausalConfig(), "libero-base": LIBERO_BASE}
+ROBOT = moved_gripper(Kinematics())
 
 
-def again(world: CausalWorld, frame: Tensor, poses: Tensor, seed: int, velocity: Callable) -> Tensor:
-    """`world.replay` without a cache: the window is read again at every denoising step, in plain PyTorch."""
-    config, network = world.simulator.config, world.simulator
+def random_starts(episodes: int, size: int) -> Starts:
+    """Pictures of noise, all of one pose and instruction."""
+    shape, draw = (episodes, 1, size, size, 3), torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)
+    proprio = torch.tensor([0, 0.05, 0.1, 0, 0, 0, 0.5]).repeat(episodes, 1)
+    camera = torch.from_numpy(tabletop_camera(size).projection).repeat(episodes, 1, 1, 1)
+    text = torch.zeros(episodes, dtype=torch.int64)
+    return Starts(Observation(frames, proprio, camera, text), ("put the red block on the green pad",))
+
+
+def again(world: CausalWorld, starts: Starts, actions: Tensor, seed: int, velocity: Callable) -> Tensor:
+    """`replay` without a cache: the window is read again at every denoising step, in plain PyTorch."""
+    config, network, seen = world.network.config, world.network, starts.seen
+    frame, camera = seen.frames[:, 0], seen.camera
     k, rooms, ids = config.chunk, config.window // config.chunk, torch.arange(len(frame), device=frame.device)
+    poses = chunk_kinematics(seen.proprio, actions, world.robot.kinematics)
+    poses = torch.cat([seen.proprio[:, None], poses], dim=1)
     clean, out = [network.tokenizer.encode(frame)], [frame]
-    for chunk in range((poses.shape[1] - 1) // k):
+    for chunk in range(actions.shape[1] // k):
         numbers = [0, *range(1 + max(0, chunk - rooms) * k, 1 + (chunk + 1) * k)]
         number = torch.tensor(numbers, device=frame.device)
-        size = world.size // config.map_shrink
-        maps = action_map(poses[:, numbers].flatten(0, 1), world.projection, size, size)
-        condition = network.condition(maps.unflatten(0, (len(frame), -1)), poses[:, numbers])
+        condition = world.condition(poses[:, numbers], camera)
         x = philox(seed, ids, torch.full_like(ids, chunk), Use.FRAME, (k * config.tokens, config.channels), normal=True)
         x = x.to(clean[0].dtype)
         past = torch.stack([clean[i] for i in numbers[:-k]], dim=1)
@@ -53,8 +68,8 @@ def again(world: CausalWorld, frame: Tensor, poses: Tensor, seed: int, velocity:
             x = denoise_step(x, predicted, t, t_next, seed, ids, torch.full_like(ids, chunk), Use.AGAIN + step)
         frames = x.unflatten(1, (k, -1))
         clean += frames.unbind(1)
-        out += [network.tokenizer.decode(latent, world.size) for latent in frames.unbind(1)]
-    return torch.stack(out, dim=1)
+        out += [network.tokenizer.decode(latent, world.size[1]) for latent in frames.unbind(1)]
+    return torch.stack(out, dim=1)[:, :, None]
 
 
 def decibels(found: Tensor, expected: Tensor) -> float:
@@ -76,24 +91,24 @@ def plainly(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 def make_ways(
-    config: CausalConfig, device: str, dtype: torch.dtype, frame: Tensor, poses: Tensor, compile: bool
+    config: CausalConfig, device: str, dtype: torch.dtype, starts: Starts, actions: Tensor, compile: bool
 ) -> dict[str, Callable]:
     torch.manual_seed(0)
-    network = Causal(replace(config, cache="float")).eval().requires_grad_(False).to(device)
-    world = CausalWorld(network.to(dtype), tabletop_camera(config.image_size))
-    small = Causal(replace(config, cache="int8")).eval().requires_grad_(False).to(device, dtype)
+    network = CausalNetwork(replace(config, cache="float")).eval().requires_grad_(False).to(device)
+    world = CausalWorld(network.to(dtype), ROBOT)
+    small = CausalNetwork(replace(config, cache="int8")).eval().requires_grad_(False).to(device, dtype)
     small.load_state_dict(network.state_dict())
-    eight = CausalWorld(small, tabletop_camera(config.image_size))
-    short = CausalWorld(small, tabletop_camera(config.image_size), world.levels[:1])
-    ways = {"window read again, plain PyTorch": plainly(lambda: again(world, frame, poses, 0, network.velocity_of_all))}
+    eight, short = CausalWorld(small, ROBOT), CausalWorld(small, ROBOT, world.levels[:1])
+    given = starts, actions, 0
+    ways = {"window read again, plain PyTorch": plainly(lambda: again(world, *given, network.velocity_of_all))}
     if compile:
         compiled = torch.compile(network.velocity_of_all)
-        ways["torch.compile of it"] = plainly(lambda: again(world, frame, poses, 0, compiled))
+        ways["torch.compile of it"] = plainly(lambda: again(world, *given, compiled))
     return ways | {
-        "cache, plain ops": plainly(lambda: world.replay(frame, poses, 0)),
-        "+ fused ops": lambda: world.replay(frame, poses, 0),
-        "+ 8-bit cache": lambda: eight.replay(frame, poses, 0),
-        "+ one step instead of two": lambda: short.replay(frame, poses, 0),
+        "cache, plain ops": plainly(lambda: replay(world, *given)),
+        "+ fused ops": lambda: replay(world, *given),
+        "+ 8-bit cache": lambda: replay(eight, *given),
+        "+ one step instead of two": lambda: replay(short, *given),
     }
 
 
@@ -110,14 +125,12 @@ def main() -> None:
         parser.error("--episodes, --chunks and --rounds must be positive")
     keep_freed_memory()
     device, config = "cuda" if torch.cuda.is_available() else "cpu", SHAPES[given.shape]
-    draw = torch.Generator().manual_seed(0)
-    shape = (given.episodes, config.image_size, config.image_size, 3)
-    frame = torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8).to(device)
-    walk = 0.01 * torch.randn(given.episodes, 1 + given.chunks * config.chunk, 7, generator=draw).cumsum(1)
-    poses = (torch.tensor([0, 0.05, 0.1, 0, 0, 0, 0.5]) + walk).to(device)
+    shape, draw = (given.episodes, given.chunks * config.chunk, 7), torch.Generator().manual_seed(0)
+    actions = (0.3 * torch.randn(shape, generator=draw)).clamp(-1, 1).to(device)
+    starts = random_starts(given.episodes, config.image_size).to(device)
     with torch.no_grad():
         dtype = getattr(torch, given.dtype or ("bfloat16" if device == "cuda" else "float32"))
-        measure(make_ways(config, device, dtype, frame, poses, not given.no_compile), given, config, device)
+        measure(make_ways(config, device, dtype, starts, actions, not given.no_compile), given, config, device)
 
 
 def measure(ways: dict[str, Callable], given: argparse.Namespace, config: CausalConfig, device: str) -> None:
@@ -163,7 +176,7 @@ def measure(ways: dict[str, Callable], given: argparse.Namespace, config: Causal
 
 def new_slot(config: CausalConfig, cache: str):
     with torch.device("meta"):
-        return Causal(replace(config, cache=cache)).new_ring(1)
+        return CausalNetwork(replace(config, cache=cache)).new_ring(1)
 
 
 if __name__ == "__main__":

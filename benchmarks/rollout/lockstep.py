@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv import ops
+from worldenv.assemble import Parts
+from worldenv.interfaces.observation import Starts
+from worldenv.nn.instruction import tokenize
 from worldenv.nn.int8 import Conv, Linear
-from worldenv.ops.laplace_chunk import laplace_log_prob
+from worldenv.ops.laplace_chunk import LARGEST, laplace_log_prob
 from worldenv.ops.patchify import PATCH, unit
 from worldenv.ops.philox import Use, philox
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import unpatchify
-from worldenv.policy.small import laplace_sample
-from worldenv.records.model_files import Models
 from worldenv.robot.kinematics import chunk_kinematics
 from worldenv.rollout.engine import Engine
-from worldenv.rollout.episodes import Starts
 from worldenv.worlds.composer.sampler import sample
 
 
@@ -44,19 +44,25 @@ class Half(nn.Module):
         return y if onto is None else onto + y
 
 
-def in_bfloat16(models: Models) -> Models:
-    """A copy whose convolutions and linear layers multiply in bfloat16."""
-    parts = {name: copy.deepcopy(part) for name, part in models.parts().items()}
-    for part in parts.values():
-        for parent in list(part.modules()):
+def in_bfloat16(parts: Parts) -> Parts:
+    """The parts with copies of the models whose convolutions and linear layers multiply in bfloat16."""
+    half = replace(parts, **{name: copy.deepcopy(getattr(parts, name)) for name in ("policy", "world", "reflector")})
+    for network in half.networks().values():
+        for parent in list(network.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, Conv | Linear):
                     setattr(parent, name, Half(child))
-    return replace(models, **parts)
+    return half
+
+
+def laplace_sample(mu: Tensor, beta: Tensor, uniform: Tensor) -> Tensor:
+    """A draw from Laplace(mu, exp(beta)) by inversion of a uniform number."""
+    u = uniform - 0.5
+    return mu - torch.exp(beta) * u.sign() * torch.log1p(-2 * u.abs().clamp(max=LARGEST))
 
 
 class Lockstep:
-    """`run` returns frames [E, T * K + 1, H, W, 3], rewards [E, T * K] and actions [E, T, K, 7] of E episodes."""
+    """`run` returns frames [E, T * K + 1, 1, H, W, 3], rewards [E, T * K] and actions [E, T, K, 7] of E episodes."""
 
     def __init__(self, engine: Engine, compiled: bool = False):
         self.engine = engine
@@ -67,6 +73,7 @@ class Lockstep:
         memory: Tensor,
         proprio: Tensor,
         tokens: Tensor,
+        camera: Tensor,
         first: Tensor,
         total: Tensor,
         count: int,
@@ -77,11 +84,11 @@ class Lockstep:
         mu, beta = policy(memory[:, 2], proprio, tokens)
         action = laplace_sample(mu, beta, uniform)
         log_prob = laplace_log_prob(action, mu, beta)
-        poses = torch.cat([proprio[:, None], chunk_kinematics(proprio, action, self.engine.kinematics)], dim=1)
+        poses = torch.cat([proprio[:, None], chunk_kinematics(proprio, action, world.robot.kinematics)], dim=1)
         b, n = poses.shape[:2]
-        pictures = transport(memory[:, :, None], poses, world.projection.expand(b, 1, 3, 4))[:, 0]
-        seen = world.simulator.see(pictures, poses, world.projection)
-        frames, _ = unpatchify(sample(world.simulator, seen, noise, world.levels))
+        pictures = transport(memory[:, :, None], poses, camera)[:, 0]
+        seen = world.network.see(pictures, poses, camera, world.robot.gripper)
+        frames, _ = unpatchify(sample(world.network, seen, noise, world.levels))
         feature = reflector.encode(frames.flatten(0, 1), tokens.repeat_interleave(n - 1, 0)).unflatten(0, (b, n - 1))
         total = total[:, None] + feature.cumsum(1)
         mean = total / (count + torch.arange(1, n))[:, None]
@@ -100,8 +107,8 @@ class Lockstep:
 
     def _draw(self, episodes: int, chunk: int, seed: int | None) -> tuple[Tensor, Tensor]:
         """Uniform [E, K, 7] and noise [E, H / 2, W / 2, K, 12]."""
-        k, size = self.engine.world.chunk, self.engine.world.size // 2
-        shapes = (k, 7), (size, size, k, PATCH)
+        k, (height, width) = self.engine.world.chunk, self.engine.world.size
+        shapes = (k, 7), (height // 2, width // 2, k, PATCH)
         if seed is None:
             return torch.rand(episodes, *shapes[0]), torch.randn(episodes, *shapes[1])
         ids = torch.arange(episodes)
@@ -109,16 +116,17 @@ class Lockstep:
         return philox(*where, Use.ACTION, shapes[0]), philox(*where, Use.FRAME, shapes[1], normal=True)
 
     def _run(self, starts: Starts, seed: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        k, horizon = self.engine.world.chunk, self.engine.config.horizon
-        memory, proprio = torch.stack([starts.frame] * 3, dim=1), starts.proprio
-        first = total = self.engine.reflector.encode(starts.frame, starts.tokens)
-        video, rewards, actions = [starts.frame[:, None]], [], []
-        for chunk in range(horizon):
+        k, seen, tokens = self.engine.world.chunk, starts.seen, tokenize(starts.instructions)
+        frame, proprio = seen.frames[:, 0], seen.proprio
+        memory = torch.stack([frame] * 3, dim=1)
+        first = total = self.engine.reflector.encode(frame, tokens)
+        video, rewards, actions = [frame[:, None]], [], []
+        for chunk in range(self.engine.horizon):
             numbers = self._draw(len(proprio), chunk, seed)
             memory, proprio, total, frames, reward, action, _ = self.step(
-                memory, proprio, starts.tokens, first, total, 1 + chunk * k, *numbers
+                memory, proprio, tokens, seen.camera, first, total, 1 + chunk * k, *numbers
             )
             video.append(frames)
             rewards.append(reward)
             actions.append(action)
-        return torch.cat(video, dim=1), torch.cat(rewards, dim=1), torch.stack(actions, dim=1)
+        return torch.cat(video, dim=1)[:, :, None], torch.cat(rewards, dim=1), torch.stack(actions, dim=1)

@@ -27,7 +27,7 @@ def resident(episodes: int) -> dict:
     engine.capacity = episodes
     out = engine.run(starts, 1, 0)
     grown = resident_bytes() - before
-    assert len(engine.episodes) == len(out.chunks) == episodes
+    assert len(engine.runner.episodes) == len(out) == episodes
     return {"episodes": episodes, "bytes_per_episode": sum(engine.bytes_per_episode(starts)), "grown": grown}
 
 

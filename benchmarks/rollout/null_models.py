@@ -4,75 +4,85 @@ They hand out parts of tensors that were made once, with the shapes of the shipp
 part one is stopped after every chunk, so slots are recycled all the time; the others go on to the horizon.
 """
 
-from types import SimpleNamespace
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from worldenv.interfaces.observation import Key, Observation, Starts
+from worldenv.interfaces.policy import Decision
+from worldenv.interfaces.world import Imagined
+from worldenv.policy.laplace import SeenFeature
 from worldenv.reflector.small import Pooled
 from worldenv.robot.kinematics import Kinematics
+from worldenv.robot.robot import moved_gripper
 from worldenv.rollout.engine import Engine, EngineConfig
-from worldenv.rollout.episodes import Starts
 from worldenv.worlds.composer.world import Memory
 
 K, CONTEXT, WIDTH, STOPS = 4, 64, 256, 11
 
 
 class NullPolicy:
+    chunk, views = K, ("agentview",)
+
     def __init__(self, episodes: int):
-        self.config = SimpleNamespace(chunk=K)
-        self.mu, self.beta = torch.zeros(episodes, K, 7), torch.full((episodes, K, 7), -2.0)
-        self.instruction, self.feature = torch.zeros(1, CONTEXT), torch.zeros(episodes, WIDTH)
-        self.features = WIDTH
+        self.action, self.log_probs = torch.full((episodes, K, 7), 0.5), torch.full((episodes,), -2.0)
+        self.feature = torch.zeros(episodes, WIDTH)
 
-    def see(self, frame: Tensor, instruction: Tensor) -> Tensor:
-        return self.feature[: len(frame)]
+    def read(self, texts: Sequence[str]) -> Tensor:
+        return torch.zeros(len(texts), CONTEXT)
 
-    def heads(self, feature: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
-        return self.mu[: len(feature)], self.beta[: len(feature)]
+    def act(self, seen: Observation, read: Tensor, key: Key, explore: bool) -> Decision:
+        n = len(seen)
+        return Decision(self.action[:n], self.log_probs[:n], SeenFeature(self.feature[:n], seen.proprio))
 
-    def read(self, tokens: Tensor) -> Tensor:
-        return self.instruction.expand(len(tokens), CONTEXT)
+    def log_prob(self, record: SeenFeature, action: Tensor) -> Tensor:
+        return self.log_probs[: len(action)]
+
+    def trainable(self) -> list[nn.Parameter]:
+        return []
 
 
 class NullWorld:
-    chunk, device = K, torch.device("cpu")
+    chunk, views, robot, device = K, ("agentview",), moved_gripper(Kinematics()), torch.device("cpu")
 
     def __init__(self, episodes: int, size: int):
-        self.size = size
-        self.frames = torch.full((episodes, K, size, size, 3), 7, dtype=torch.uint8)
-        self.drawn = torch.ones(episodes, dtype=torch.bool)
+        self.size = size, size
+        self.frames = torch.full((episodes, K, 1, size, size, 3), 7, dtype=torch.uint8)
+        self.proprio, self.finite = torch.zeros(episodes, K, 7), torch.ones(episodes, dtype=torch.bool)
 
-    def begin(self, frame: Tensor, proprio: Tensor) -> Memory:
-        return Memory(frame, frame)
+    def begin(self, seen: Observation, chunk: int) -> Memory:
+        frame = self.frames[: len(seen), 0, 0]
+        return Memory(frame, frame, None)
 
-    def imagine(self, memory: Memory, frame: Tensor, *_) -> tuple[Tensor, Tensor]:
-        return self.frames[: len(frame)], self.drawn[: len(frame)]
+    def imagine(self, memory: Memory, seen: Observation, action: Tensor, key: Key) -> Imagined:
+        return Imagined(self.frames[: len(seen)], self.proprio[: len(seen)], self.finite[: len(seen)])
 
 
 class NullReflector:
     def __init__(self, episodes: int):
-        self.config = SimpleNamespace(threshold=0.5)
         self.reward = torch.full((episodes, K), 0.25)
         self.reward[::STOPS, 2] = 0.75
+        self.stop = self.reward > 0.5
         self.features = [torch.zeros(episodes, n) for n in (CONTEXT, WIDTH, WIDTH, 1)]
 
-    def read(self, tokens: Tensor) -> Tensor:
-        return tokens
+    def read(self, texts: Sequence[str]) -> Tensor:
+        return torch.zeros(len(texts), CONTEXT)
 
-    def begin(self, frame: Tensor, tokens: Tensor) -> Pooled:
-        return Pooled(*(feature[: len(frame)] for feature in self.features))
+    def begin(self, seen: Observation, read: Tensor) -> Pooled:
+        return Pooled(*(feature[: len(seen)] for feature in self.features))
 
-    def judge(self, frames: Tensor, pooled: Pooled) -> Tensor:
-        return self.reward[: len(frames)]
+    def judge(self, frames: Tensor, state: Pooled) -> tuple[Tensor, Tensor]:
+        return self.reward[: len(frames)], self.stop[: len(frames)]
 
 
-def null_engine(capacity: int, size: int = 64, **config) -> Engine:
+def null_engine(capacity: int, size: int = 64, horizon: int = 40, **config) -> Engine:
     models = NullPolicy(capacity), NullWorld(capacity, size), NullReflector(capacity)
-    return Engine(*models, Kinematics(), EngineConfig(capacity=capacity, **config))
+    return Engine(*models, EngineConfig(horizon, capacity, **config))
 
 
 def null_starts(episodes: int, size: int = 64) -> Starts:
-    """Frames of 1 and poses of 0; tokens of a real instruction's shape."""
-    frame = torch.ones(episodes, size, size, 3, dtype=torch.uint8)
-    return Starts(frame, torch.zeros(episodes, 7), torch.full((episodes, 12), 2))
+    """Frames of 1 and poses of 0, all of one instruction."""
+    frames = torch.ones(episodes, 1, size, size, 3, dtype=torch.uint8)
+    camera, text = torch.zeros(episodes, 1, 3, 4), torch.zeros(episodes, dtype=torch.int64)
+    return Starts(Observation(frames, torch.zeros(episodes, 7), camera, text), ("put the red block on the green pad",))

@@ -7,9 +7,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from worldenv import ops
+from worldenv.interfaces.observation import Starts
 from worldenv.nn.int8 import Int8, Linear
 from worldenv.rollout.engine import Engine, EngineConfig
-from worldenv.rollout.episodes import Starts
 
 SIZE = 2048  # of the square matrices
 
@@ -43,8 +43,8 @@ def flops_per_chunk(engine: Engine, starts: Starts) -> int:
     The engine should be one in float32. Counted in plain PyTorch: what two chunks take less what one takes.
     """
     counts, before = [], ops.BACKEND
-    for horizon in (1, 2):
-        short = Engine(engine.policy, engine.world, engine.reflector, engine.kinematics, EngineConfig(horizon))
+    for chunks in (1, 2):
+        short = Engine(engine.policy, engine.world, engine.reflector, EngineConfig(horizon=chunks * engine.chunk))
         ops.BACKEND = "reference"
         try:
             with FlopCounterMode(display=False) as counter:

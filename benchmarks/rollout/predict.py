@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from worldenv.records.progress import table
-from worldenv.worlds.causal.network import LIBERO_BASE, Causal, CausalConfig
+from worldenv.worlds.causal.network import LIBERO_BASE, CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import LEVELS
 
 BF16 = 2  # bytes
@@ -51,7 +51,7 @@ def main() -> None:
     given = parser.parse_args()
     config = LIBERO_BASE
     with torch.device("meta"):
-        network = Causal(config)
+        network = CausalNetwork(config)
         slot = network.new_ring(1).bytes_each() + 3 * config.image_size**2
     parameters = sum(p.numel() for p in network.parameters())
     one, rows, figures = count(config, config.places), [], {}

@@ -28,14 +28,14 @@ from peak import flops_per_chunk, matrix_peak
 from torch import Tensor
 
 from worldenv import ops
+from worldenv.assemble import load, make_engine
+from worldenv.evaluation.measure import PRACTICE_STARTS, practice_starts
 from worldenv.evaluation.pictures import psnr
-from worldenv.job import PRACTICE_STARTS, make_engine, practice_starts
-from worldenv.records.model_files import Models, shipped
+from worldenv.interfaces.observation import Starts
 from worldenv.records.progress import table
-from worldenv.robot.kinematics import chunk_kinematics
 from worldenv.rollout.engine import Engine, EngineConfig
-from worldenv.rollout.episodes import Starts
 from worldenv.rollout.memory import keep_freed_memory
+from worldenv.rollout.replay import replay
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, or imported by a test
 from document import document, row, write  # noqa: E402
@@ -70,8 +70,7 @@ def in_lockstep(lockstep: Lockstep, starts: Starts) -> Found:
     over = reward > lockstep.engine.reflector.config.threshold
     at = torch.where(over.any(1), over.int().argmax(1), reward.shape[1] - 1)
     chunks = at // lockstep.engine.world.chunk + 1
-    horizon = lockstep.engine.config.horizon
-    return as_found(reward.gather(1, at[:, None]), int(chunks.sum()), horizon * len(starts))
+    return as_found(reward.gather(1, at[:, None]), int(chunks.sum()), lockstep.engine.horizon * len(starts))
 
 
 def as_found(reward: Tensor, chunks: int, computed: int) -> Found:
@@ -86,12 +85,6 @@ def by_engine(engine: Engine, starts: Starts, reference: bool) -> Found:
     return as_found(out.final_reward(), int(out.chunks.sum()), int(out.chunks.sum()))
 
 
-def fixed_frames(engine: Engine, starts: Starts, actions: Tensor) -> Tensor:
-    """The frames along the poses of fixed actions [N, T, K, 7]."""
-    poses = chunk_kinematics(starts.proprio, actions.flatten(1, 2), engine.kinematics)
-    return engine.world.replay(starts.frame, torch.cat([starts.proprio[:, None], poses], dim=1), 0)
-
-
 def check(loops: dict[str, Lockstep], fast: Engine, starts: Starts) -> dict[str, dict[str, float]]:
     """PSNR (dB) to the first loop's frames, of the worst frame and over all: 16 whole episodes, the same actions."""
     few, first = starts.pick(torch.arange(16)), next(iter(loops.values()))
@@ -99,8 +92,8 @@ def check(loops: dict[str, Lockstep], fast: Engine, starts: Starts) -> dict[str,
     out = {}
     for name, engine in [*((name, loop.engine) for name, loop in loops.items()), ("engine", fast)]:
         with nullcontext() if engine is fast else plain():
-            frames = fixed_frames(engine, few, actions)
-        each = psnr(frames[:, 1:].flatten(0, 1), expected[:, 1:].flatten(0, 1))
+            frames = replay(engine.world, few, actions.flatten(1, 2), 0)
+        each = psnr(frames[:, 1:].flatten(0, 2), expected[:, 1:].flatten(0, 2))
         error = (frames[:, 1:].float() - expected[:, 1:].float()).square().mean()
         out[name] = {"worst_frame_db": each.min().item(), "all_db": (10 * torch.log10(255**2 / error)).item()}
         if not out[name]["worst_frame_db"] > LEAST_DB:
@@ -122,13 +115,14 @@ def main() -> None:
     if not 16 <= given.episodes <= PRACTICE_STARTS or given.rounds < 1:
         parser.error(f"--episodes must lie between 16 and {PRACTICE_STARTS}, and --rounds be positive")
     keep_freed_memory()
-    models, starts = Models.load(shipped()), practice_starts(0).pick(torch.arange(given.episodes))
+    shipped = load()
+    starts = practice_starts(shipped.suite, 0).pick(torch.arange(given.episodes))
     batch = EngineConfig(batch=given.episodes)
-    parts = make_engine(models, EngineConfig(), precision="float32")
-    small = make_engine(models, EngineConfig(), precision="int8")
+    parts = make_engine(shipped, precision="float32")
+    small = make_engine(shipped, precision="int8")
     wholes = {
         name: make_engine(some, batch, precision="float32")
-        for name, some in ((LOOP, models), (LOOP_HALF, in_bfloat16(models)))
+        for name, some in ((LOOP, shipped), (LOOP_HALF, in_bfloat16(shipped)))
     }
     loops = {name: Lockstep(engine) for name, engine in wholes.items()}
     agreement = check(loops, small, starts)

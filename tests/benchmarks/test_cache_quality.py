@@ -2,7 +2,7 @@ import pytest
 import torch
 from cache_quality import by_chunk, measure
 
-from worldenv.worlds.causal.network import Causal, CausalConfig
+from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 
 
 def test_decibels_are_of_a_chunks_mean_squared_error():
@@ -16,7 +16,7 @@ def test_decibels_are_of_a_chunks_mean_squared_error():
 
 def test_eight_bits_stay_nearer_to_the_floats_than_another_noise_does():
     torch.manual_seed(0)
-    found = measure(Causal(CausalConfig(width=32, layers=1, heads=2, key_heads=1)).eval(), tests=2)
+    found = measure(CausalNetwork(CausalConfig(width=32, layers=1, heads=2, key_heads=1)).eval(), tests=2)
     apart = found["against_floats"]
     assert all(len(line) == 8 for line in [*apart.values(), *found["against_truth"].values()])
     assert all(eight > other + 10 for eight, other in zip(*apart.values(), strict=True))

@@ -1,6 +1,7 @@
 """Files of benchmarks: written once, compared, drawn; a way that got slower is marked, noise is not."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import draw
 import pytest
 from document import document, load, row, write
 
+import worldenv
 from worldenv.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -87,4 +89,5 @@ def test_both_commands_read_files_from_the_command_line(tmp_path):
 
 def run(command, *arguments, check=True):
     words = [sys.executable, ROOT / "benchmarks" / command, *arguments]
-    return subprocess.run(words, capture_output=True, text=True, check=check)
+    environment = os.environ | {"PYTHONPATH": str(Path(worldenv.__file__).parents[1])}
+    return subprocess.run(words, capture_output=True, text=True, check=check, env=environment)

@@ -3,13 +3,13 @@
 import torch
 from lockstep import Half, Lockstep, in_bfloat16
 
-from worldenv.records.model_files import Models
+from worldenv.nn.instruction import tokenize
 
 SEED = 5
 
 
 def test_the_loop_imagines_the_engines_episodes(tiny):
-    engine, starts = tiny.engine(horizon=3), tiny.starts(4)
+    engine, starts = tiny.engine(horizon=12), tiny.starts(4)
     expected = engine.run(starts, 1, SEED, stop=False, video=True)
     video, reward, action = Lockstep(engine).run(starts, SEED)
     torch.testing.assert_close(action, expected.action, rtol=1e-3, atol=1e-3)
@@ -20,13 +20,13 @@ def test_the_loop_imagines_the_engines_episodes(tiny):
 
 
 def test_every_layer_multiplies_in_bfloat16_and_little_changes(tiny):
-    models = Models(tiny.policy(), tiny.simulator(), (1.0,), tiny.reflector())
-    half = in_bfloat16(models)
-    kinds = [type(m).__name__ for part in half.parts().values() for m in part.modules()]
+    parts = tiny.parts()
+    half = in_bfloat16(parts)
+    kinds = [type(m).__name__ for network in half.networks().values() for m in network.modules()]
     assert "Conv" not in kinds and kinds.count(Half.__name__) > 10
-    assert all("Half" not in {type(m).__name__ for m in part.modules()} for part in models.parts().values())
+    assert all("Half" not in {type(m).__name__ for m in net.modules()} for net in parts.networks().values())
     frame = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
-    given = frame, torch.zeros(2, 7), tiny.starts(2).tokens
+    given = frame, torch.zeros(2, 7), tokenize(tiny.starts(2).instructions)
     with torch.no_grad():
-        (mu, beta), (near, near_beta) = models.policy(*given), half.policy(*given)
+        (mu, beta), (near, near_beta) = parts.policy(*given), half.policy(*given)
     assert 0 < (mu - near).abs().max() < 0.05 and (beta - near_beta).abs().max() < 0.05

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from worldenv.data.record import Record
 from worldenv.data.trajectory import Trajectory
 from worldenv.interfaces.observation import Key, Observation, Starts, table_of
 from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.suite import Suite, Task
 from worldenv.records.intervals import wilson_interval
-from worldenv.suites.record import Record
 
 RULES = ("oracle", "own_stop", "no_stop")
 POLICY_BATCH, REFLECTOR_BATCH, FRAMES_AT_ONCE = 128, 64, 8

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from worldenv.data.record import Record
 from worldenv.data.trajectory import Trajectory
-from worldenv.suites.record import Record
 from worldenv.suites.tabletop.physics import task_by_name
 from worldenv.suites.tabletop.suite import TabletopSuite
 

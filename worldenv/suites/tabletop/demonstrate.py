@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from worldenv.data.record import Record
 from worldenv.data.trajectory import Trajectory
-from worldenv.suites.record import Record
 from worldenv.suites.tabletop.expert import expert_action
 from worldenv.suites.tabletop.physics import Tabletop
 from worldenv.suites.tabletop.scenes import Task
@@ -32,6 +32,7 @@ class Disturbed:
 
     frames: np.ndarray  # [N, T + 1, H, W, 3] uint8
     proprio: np.ndarray  # [N, T + 1, 7] float32
+    actions: np.ndarray  # [N, T, 7] float32, what was done
     plans: np.ndarray  # [N, T, K, 7] float32, what the undisturbed expert would do next in the state that was reached
     success: np.ndarray  # [N, T + 1] bool
     place: np.ndarray  # [N, T + 1, 6] float32, metres: xyz of the object, xyz of the goal
@@ -59,9 +60,10 @@ def disturb(tasks: Sequence[Task], seed: int, chunk: int = 4, steps: int = 32, i
         plans.append(plan)
         record.step(action)
         place.append(_places(env))
-    frames, proprio, _, success = record.stacked()
+    frames, proprio, actions, success = record.stacked()
     success = np.concatenate([before[:, None], success], axis=1)
-    return Disturbed(frames[:, :, 0], proprio, np.stack(plans, 1), success, np.stack(place, 1), tuple(env.instructions))
+    plans, place = np.stack(plans, axis=1), np.stack(place, axis=1)
+    return Disturbed(frames[:, :, 0], proprio, actions, plans, success, place, tuple(env.instructions))
 
 
 def _plan(env: Tabletop, chunk: int) -> np.ndarray:  # [N, K, 7] float32
