@@ -97,9 +97,7 @@ def test_a_policy_that_records_nothing_to_learn_from_is_refused(tiny, tmp_path, 
     engine = tiny.engine(horizon=8)
     act = engine.policy.act
     monkeypatch.setattr(engine.policy, "act", lambda *given: replace(act(*given), record=None))
-    with pytest.raises(
-        UserError, match="the policy cannot be trained: its `act` returned a decision whose"
-    ):
+    with pytest.raises(UserError, match="the policy cannot be trained: its `act` returned a decision whose"):
         post_train(engine, tiny.starts(3), CONFIG, RunFolder.create(tmp_path / "run", {}), 0)
 
 
