@@ -225,7 +225,7 @@ def test_8_bits_that_cannot_be_had_are_refused_with_the_reason(parts, monkeypatc
         with pytest.raises(UserError, match="ranges.json belongs to another world: it names 1 layers"):
             parts.to_imagine("int8")
     parts.ranges = None
-    with pytest.raises(UserError, match="the models have no ranges.json, so --precision int8 cannot be had"):
+    with pytest.raises(UserError, match="the models have no ranges.json, which --precision int8 needs"):
         parts.to_imagine("int8")
     assert parts.to_imagine("auto") is parts
 
