@@ -159,18 +159,20 @@ def test_instruction_outside_the_vocabulary_is_named_where_it_is_read(tiny):
 
 
 def test_batches_of_training_are_the_same_from_disk(tiny, tmp_path):
+    from worldenv.robot.kinematics import Kinematics
+    from worldenv.robot.robot import moved_gripper
     from worldenv.training.finetune import imitation_loss
-    from worldenv.training.train_simulator import teacher_loss
+    from worldenv.training.train_composer import teacher_loss
 
     made = [tiny.trajectory(20, 0), tiny.trajectory(12, 1), tiny.trajectory(17, 2)]
     with TrajectoryWriter(tmp_path / "set", per_file=2) as writer:
         for trajectory in made:
             writer.write(trajectory)
     memory, disk = Clips.of(list(TrajectoryReader(tmp_path / "set"))), Clips.open(tmp_path / "set")
-    projection = memory.camera[0, 0]
+    robot = moved_gripper(Kinematics())
     for make_loss in (
         lambda clips: imitation_loss(tiny.policy(), clips, 16),
-        lambda clips: teacher_loss(tiny.simulator(), clips, projection, 8),
+        lambda clips: teacher_loss(tiny.simulator(), clips, robot, 8),
     ):
         for step in range(2):
             one, other = (make_loss(c)(torch.Generator().manual_seed(step))[0] for c in (memory, disk))

@@ -15,8 +15,10 @@ import resource
 import torch
 from worldenv.data.clips import Clips
 from worldenv.data.trajectories import TrajectoryReader
+from worldenv.robot.kinematics import Kinematics
+from worldenv.robot.robot import moved_gripper
 from worldenv.training.train_causal import causal_loss
-from worldenv.worlds.causal.network import Causal, CausalConfig
+from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 
 torch.set_num_threads(1)
 config = CausalConfig(
@@ -24,8 +26,8 @@ config = CausalConfig(
 )
 
 def train(clips, steps):
-    network = Causal(config)
-    loss = causal_loss(network, clips, clips.camera[0, 0], 4, 2)
+    network = CausalNetwork(config)
+    loss = causal_loss(network, moved_gripper(Kinematics()), clips, 4, 2)
     for step in range(steps):
         value, _ = loss(torch.Generator().manual_seed(step))
         value.backward()
