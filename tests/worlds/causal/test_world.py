@@ -36,7 +36,9 @@ def test_it_is_a_world_model_of_the_device_of_its_network(world):
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 6])
 def test_chunks_that_are_no_whole_passes_are_refused(world, seen, chunk):
-    with pytest.raises(UserError, match=f"imagines 4 frames per pass; a chunk should be a multiple of that, not {chunk}"):
+    with pytest.raises(
+        UserError, match=f"imagines 4 frames per pass; a chunk should be a multiple of that, not {chunk}"
+    ):
         world.begin(seen, chunk)
 
 
