@@ -237,3 +237,9 @@ def test_models_on_another_device_imagine_in_floats(parts, monkeypatch):
     assert parts.to_imagine("auto") is parts
     with pytest.raises(UserError, match="the models are on meta; --precision int8 is for the CPU"):
         parts.to_imagine("int8")
+
+
+def test_a_world_model_without_gpu_kernels_is_refused_on_a_gpu_with_the_one_to_take():
+    message = "no GPU kernels for transport, map_features, compose, unpatchify; on a GPU .*causal"
+    with pytest.raises(UserError, match=message):
+        assemble.load(device="cuda")

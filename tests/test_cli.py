@@ -179,6 +179,16 @@ def test_interruption_says_how_to_go_on(capsys, models, tmp_path, monkeypatch):
     assert end.value.code == 130 and out == "" and "--resume" in err
 
 
+def test_options_of_the_stages_are_shown_to_who_makes_the_models_and_to_nobody_else(capsys):
+    said = []
+    for words in (["tabletop", "--help"], ["tabletop", "--from-scratch", "--help"]):
+        with pytest.raises(SystemExit):
+            cli.train(words)
+        said.append(capsys.readouterr().out)
+    assert "--scratch." not in said[0] and "--scratch.base.steps" in said[1]
+    assert all(name in part for part in said for name in ("--rl.siblings", "--engine.horizon", "--world"))
+
+
 @pytest.mark.parametrize("command", [cli.train, cli.evaluate])
 def test_help_explains_itself(capsys, command):
     with pytest.raises(SystemExit) as end:

@@ -51,6 +51,13 @@ def test_scratch_without_data_is_refused(bad):
         ScratchConfig(**bad)
 
 
+def test_presets_of_the_causal_world_model_make_all_models_and_the_tiny_one_is_smaller():
+    whole, tiny = (presets()[f"tabletop-causal{size}"][1] for size in ("", "-tiny"))
+    assert whole.world == tiny.world == "causal" and whole.from_scratch and tiny.from_scratch
+    assert replace(tiny, rl=whole.rl, eval=whole.eval, scratch=whole.scratch) == whole
+    assert tiny.scratch.base.steps < whole.scratch.base.steps and tiny.rl.iterations < whole.rl.iterations
+
+
 def test_presets_have_descriptions_and_the_quick_one_is_smaller_everywhere():
     chosen = presets()
     assert all(description for description, _ in chosen.values())

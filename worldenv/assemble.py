@@ -19,6 +19,7 @@ from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.suite import Suite
 from worldenv.interfaces.world import WorldModel
 from worldenv.nn.int8 import Int8, Ranges, check_precision, in_int8, is_fast
+from worldenv.ops import missing_faces
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.model_files import RANGES, shipped
 from worldenv.reflector.small import SmallReflector
@@ -113,8 +114,11 @@ def load(
         named("reflector", reflector, REFLECTORS)(folder, made),
         _ranges(folder) if (policy, world) == ("small", "composer") and ":" not in reflector else None,
     )
-    for part in (parts.policy, parts.world, parts.reflector):
-        _move(part, device)
+    roles = ("policy", "world", "reflector")
+    for role in roles:
+        _check_faces(role, getattr(parts, role), torch.device(device))
+    for role in roles:
+        _move(getattr(parts, role), device)
     return parts
 
 
@@ -141,6 +145,16 @@ def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
 def _ranges(folder: Path) -> dict[str, Ranges] | None:
     path = folder / RANGES
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _check_faces(role: str, part: Any, device: torch.device) -> None:
+    """Raise UserError for a part whose ops would run their references on a GPU: slow, and nothing would say so."""
+    missing = missing_faces(getattr(part, "ops", ()), device) if device.type == "cuda" else []
+    if missing:
+        raise UserError(
+            f"the {role} is {type(part).__name__}, which has no GPU kernels for {', '.join(missing)}; on a GPU take "
+            "--world causal (worldenv-train tabletop-causal trains its weights), or --device cpu"
+        )
 
 
 def _move(part: Any, device: torch.device | str) -> None:

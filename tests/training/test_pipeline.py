@@ -9,39 +9,34 @@ import numpy as np
 import pytest
 import torch
 
+from worldenv.assemble import load
 from worldenv.config import presets
 from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
-from worldenv.records.model_files import Models
 from worldenv.records.run_folder import RunFolder
 from worldenv.suites.tabletop.scenes import TASKS
-from worldenv.training import pipeline
+from worldenv.training import pipeline, world_stages
 from worldenv.training.pipeline import EXPLORATION_START, Pipeline
 
 CONFIG = presets()["tabletop-quick"][1].scratch
-MODELS = ("base", "finetuned", "policy", "teacher_base", "teacher", "simulator", "reflector")
+MODELS = ("base", "finetuned", "policy", "teacher_base", "teacher", "composer", "reflector")
 
 
 @pytest.fixture(scope="module")
 def small():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            pipeline, "PolicyConfig", functools.partial(pipeline.PolicyConfig, width=64, channels=16, blocks=1)
-        )
-        patch.setattr(
-            pipeline,
-            "SimulatorConfig",
-            functools.partial(pipeline.SimulatorConfig, widths=(8, 16, 32), layers=1, heads=2),
-        )
-        patch.setattr(
-            pipeline, "ReflectorConfig", functools.partial(pipeline.ReflectorConfig, width=64, channels=16, blocks=1)
-        )
+        for module, name, sizes in (
+            (pipeline, "SmallPolicyConfig", {"width": 64, "channels": 16, "blocks": 1}),
+            (pipeline, "SmallReflectorConfig", {"width": 64, "channels": 16, "blocks": 1}),
+            (world_stages, "ComposerConfig", {"widths": (8, 16, 32), "layers": 1, "heads": 2}),
+        ):
+            patch.setattr(module, name, functools.partial(getattr(module, name), **sizes))
         yield patch
 
 
 @pytest.fixture(scope="module")
 def folder(small, tmp_path_factory):
     folder = RunFolder.create(tmp_path_factory.mktemp("scratch") / "run", {})
-    assert Pipeline(folder, CONFIG, 1).run() == folder.path / "models"
+    assert Pipeline(folder, CONFIG, 1, "composer").run() == folder.path / "models"
     return folder
 
 
@@ -57,11 +52,11 @@ def test_every_stage_leaves_its_model_its_data_and_its_card(folder):
     expected = {f"{name}.{kind}" for name in MODELS for kind in ("safetensors", "md")}
     expected |= {"demonstrations", "exploration", "again", "ranges.json"}
     assert {path.name for path in written(folder)} == expected
-    ranges = Models.load(folder.path / "models").ranges
-    assert {"down1", "layers.0.mlp.2", "fine_out.1.conv2"} <= ranges["simulator"].keys()
+    ranges = load(folder.path / "models").ranges
+    assert {"down1", "layers.0.mlp.2", "fine_out.1.conv2"} <= ranges["world"].keys()
     assert ranges["policy"].keys() == ranges["reflector"].keys()
     card = (folder.path / "models" / "teacher.md").read_text()
-    assert "--from-scratch --seed 1" in card
+    assert "--from-scratch --world composer --seed 1" in card
     assert f"- configuration: pretraining_episodes={CONFIG.pretraining_episodes}," in card
     for name in MODELS:
         _, metadata = pipeline.load_weights(folder.path / "models" / f"{name}.safetensors")
@@ -80,7 +75,7 @@ def test_reflector_reads_with_the_encoder_of_the_base(folder):
 
 def test_run_that_is_complete_does_nothing(folder):
     before = written(folder)
-    Pipeline(folder, CONFIG, 1).run()
+    Pipeline(folder, CONFIG, 1, "composer").run()
     assert written(folder) == before
 
 
@@ -88,7 +83,7 @@ def test_deleted_output_alone_is_made_again_and_is_the_same(folder, same_weights
     before, models = written(folder), weights(folder)
     path = folder.path / "models" / "teacher.safetensors"
     path.unlink()
-    Pipeline(folder, CONFIG, 1).run()
+    Pipeline(folder, CONFIG, 1, "composer").run()
     after = written(folder)
     assert {name for name in after if after[name] != before[name]} == {path, path.with_suffix(".md")}
     assert all(same_weights(models[name], now) for name, now in weights(folder).items())
@@ -104,7 +99,7 @@ def test_exploration_that_is_killed_goes_on_without_losing_or_repeating_an_episo
     act, calls = pipeline.act_in_true, []
 
     def die_in_the_second(*arguments, **options):
-        calls.append(list(arguments[2]))
+        calls.append(list(arguments[3]))
         if len(calls) == 2:
             raise KeyboardInterrupt
         return act(*arguments, **options)
@@ -112,9 +107,9 @@ def test_exploration_that_is_killed_goes_on_without_losing_or_repeating_an_episo
     monkeypatch.setattr(pipeline, "WRITE_EVERY", 7)
     monkeypatch.setattr(pipeline, "act_in_true", die_in_the_second)
     with pytest.raises(KeyboardInterrupt):
-        Pipeline(folder, CONFIG, 1).run()
+        Pipeline(folder, CONFIG, 1, "composer").run()
     assert not path.exists()
-    Pipeline(folder, CONFIG, 1).run()
+    Pipeline(folder, CONFIG, 1, "composer").run()
     found = [(t.task, t.start) for t in recorded(folder, "exploration")]
     assert found == [(TASKS[i % 10].name, EXPLORATION_START + i) for i in range(20)]
     assert [starts[0] - EXPLORATION_START for starts in calls] == [0, 7, 7, 14]
@@ -137,9 +132,9 @@ def test_recording_that_is_killed_within_a_part_goes_on_with_the_same_episodes(f
         monkeypatch.setattr(TrajectoryWriter, "write", die)
         if last == 10:
             with pytest.raises(KeyboardInterrupt):
-                Pipeline(folder, CONFIG, 1).run()
+                Pipeline(folder, CONFIG, 1, "composer").run()
             monkeypatch.setattr(TrajectoryWriter, "write", write)
-        Pipeline(folder, CONFIG, 1).run()
+        Pipeline(folder, CONFIG, 1, "composer").run()
         found.append(recorded(folder, "exploration"))
     whole, resumed = found
     assert len(whole) == len(resumed) == 20
@@ -150,13 +145,13 @@ def test_model_card_that_a_kill_prevented_is_written_later(folder):
     card = folder.path / "models" / "teacher.md"
     text = card.read_text()
     card.unlink()
-    Pipeline(folder, CONFIG, 1).run()
+    Pipeline(folder, CONFIG, 1, "composer").run()
     assert card.read_text() == text
 
 
 def test_explored_successes_are_acted_again_in_turn_each_with_its_own_noise(folder, tiny, tmp_path, monkeypatch):
     place, tried = RunFolder.create(tmp_path / "run", {}), recorded(folder, "exploration")
-    scratch = Pipeline(place, replace(CONFIG, again=1), 1)
+    scratch = Pipeline(place, replace(CONFIG, again=1), 1, "composer")
     scratch.data.mkdir()
     with TrajectoryWriter(scratch.data / "exploration") as writer:
         for i, trajectory in enumerate(tried):
@@ -176,12 +171,40 @@ def test_configuration_says_what_differs_from_the_default():
 def test_without_extra_data_nothing_is_explored(folder, monkeypatch, tmp_path):
     config, made = replace(CONFIG, extra_data=False), []
     data = ("demonstrations", "exploration", "again")
-    for name in (*data, "base", "finetuned", "teacher_base", "teacher", "student", "policy", "reflector", "ranges"):
+    for name in (*data, "base", "finetuned", "policy", "reflector", "ranges"):
         method = f"record_{name}" if name in data else f"make_{name}"
         monkeypatch.setattr(Pipeline, method, lambda self, path: made.append(path.name))
+    for name in ("teacher_base", "teacher", "student"):
+        stage = f"make_{name}"
+        monkeypatch.setattr(world_stages.ComposerStages, stage, lambda self, path: made.append(path.name))
     monkeypatch.setattr(pipeline, "write_card", lambda path: None)
-    Pipeline(RunFolder.create(tmp_path / "run", {}), config, 1).run()
+    Pipeline(RunFolder.create(tmp_path / "run", {}), config, 1, "composer").run()
     assert "demonstrations" in made and "reflector.safetensors" in made
     assert not {"exploration", "again"} & set(made)
     monkeypatch.undo()
-    assert len(Pipeline(folder, config, 1).clips()) <= 10 < len(Pipeline(folder, CONFIG, 1).clips())
+    assert (
+        len(Pipeline(folder, config, 1, "composer").clips())
+        <= 10
+        < len(Pipeline(folder, CONFIG, 1, "composer").clips())
+    )
+
+
+def test_causal_world_model_goes_through_all_its_stages_and_continues_where_it_was_killed(small, tmp_path, monkeypatch):
+    folder, make = RunFolder.create(tmp_path / "run", {}), world_stages.CausalStages.make
+
+    def die(stages, path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(world_stages.CausalStages, "make", die)
+    with pytest.raises(KeyboardInterrupt):
+        Pipeline(folder, CONFIG, 1, "causal").run()
+    teacher = folder.path / "models" / "causal_teacher.safetensors"
+    before = os.stat(teacher).st_mtime_ns
+    monkeypatch.setattr(world_stages.CausalStages, "make", make)
+    models = Pipeline(folder, CONFIG, 1, "causal").run()
+    assert os.stat(teacher).st_mtime_ns == before and (models / "causal.md").exists()
+    parts = load(models, world="causal")
+    assert parts.world.levels == CONFIG.causal_levels and parts.ranges is None
+    assert not (models / "composer.safetensors").exists() and not (models / "ranges.json").exists()
+    stages = ["base", "finetune", "causal_teacher", "causal_student", "adapt", "reflector"]
+    assert folder.stages() == stages

@@ -52,18 +52,18 @@ def test_only_the_first_episodes_have_actions_and_none_long_after_success(data, 
     silent = sample_base_batch(data, tokens, torch.Generator().manual_seed(0), 64, 3)
     silent["use_action"] = torch.zeros(64)
     torch.manual_seed(0)
-    from worldenv.policy.small import PolicyConfig
+    from worldenv.policy.small import SmallPolicyConfig
 
-    base = Base(PolicyConfig(width=64, channels=16, blocks=1))
+    base = Base(SmallPolicyConfig(width=64, channels=16, blocks=1))
     _, figures = base_loss(base, silent)
     assert figures["l1"] == 0 and figures["nll"] == 0 and figures["point_cm"] > 0
 
 
 def test_base_learns_to_act_to_point_and_to_say_whether_it_is_done(data, tokens):
-    from worldenv.policy.small import PolicyConfig
+    from worldenv.policy.small import SmallPolicyConfig
 
     torch.manual_seed(0)
-    base = Base(PolicyConfig(width=64, channels=16, blocks=1))
+    base = Base(SmallPolicyConfig(width=64, channels=16, blocks=1))
     optimizer, batch, errors = torch.optim.Adam(base.parameters(), 3e-3), None, []
     batch = sample_base_batch(data, tokens, torch.Generator().manual_seed(1), 24, 6)
     for _ in range(40):

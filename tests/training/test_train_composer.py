@@ -1,4 +1,4 @@
-"""What the simulator is trained on, and that it learns."""
+"""What the composer is trained on, and that it learns."""
 
 from dataclasses import replace
 
@@ -10,7 +10,8 @@ from worldenv.nn.instruction import tokenize
 from worldenv.ops.action_map import action_map
 from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import to_frames
-from worldenv.robot.camera import tabletop_camera
+from worldenv.robot.kinematics import Kinematics
+from worldenv.robot.robot import moved_gripper
 from worldenv.training import train_composer
 from worldenv.training.train_composer import (
     ARM_CHANGE_WEIGHT,
@@ -27,9 +28,9 @@ from worldenv.training.train_composer import (
     teacher_loss,
     unlike,
 )
-from worldenv.worlds.composer.network import Simulator
+from worldenv.worlds.composer.network import ComposerNetwork
 
-PROJECTION = torch.from_numpy(tabletop_camera(16).projection)
+ROBOT = moved_gripper(Kinematics())
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def values(frames):  # [B, K, H, W, 3] in [-1, 1] -> 40 * episode + step
 
 def test_a_batch_shows_the_frames_and_poses_of_its_episodes_and_steps(clips):
     episode, step = torch.tensor([0, 1, 2, 0]), torch.tensor([0, 3, 9, 16])
-    batch = ChunkBatch(clips, PROJECTION, 4, episode, step)
+    batch = ChunkBatch(clips, ROBOT, 4, episode, step)
     assert values(batch.clean) == [[1, 2, 3, 4], [44, 45, 46, 47], [90, 91, 92, 93], [17, 18, 19, 20]]
     assert values(batch.memory) == [[0, 0, 0], [40, 40, 43], [80, 85, 89], [0, 12, 16]]
     poses = (batch.poses[..., 4] * 1000).round().int().tolist()
@@ -125,8 +126,8 @@ def test_arm_is_where_it_is_drawn_in_the_frame_or_was_before_the_chunk(clips):
     poses = clips.proprio.clone()
     poses[:, :, :6] = torch.tensor([0.0, 0.1, 0.05, 0.0, 0.0, 0.0])
     poses[:, 1:, 0] = 0.15  # to the right at once
-    batch = ChunkBatch(replace(clips, proprio=poses), PROJECTION, 4, torch.tensor([0]), torch.tensor([0]))
-    maps = action_map(poses[0, :2], PROJECTION, 16, 16)
+    batch = ChunkBatch(replace(clips, proprio=poses), ROBOT, 4, torch.tensor([0]), torch.tensor([0]))
+    maps = action_map(poses[0, :2], clips.camera[:1].expand(2, 1, 3, 4), ROBOT.gripper, 16, 16)[:, 0]
     before, after = (maps[i, 0] > ARM_LEVEL for i in (0, 1))
     assert before.any() and after.any() and not (before & after).any()
     hand = [maps[i, 2] > ARM_LEVEL for i in (0, 1)]
@@ -156,19 +157,19 @@ def learn(module, loss, steps, rate):
 
 def test_teacher_learns(tiny, clips):
     teacher = tiny.simulator()
-    first, last = learn(teacher, teacher_loss(teacher, clips, PROJECTION, 8), 25, 3e-3)
+    first, last = learn(teacher, teacher_loss(teacher, clips, ROBOT, 8), 25, 3e-3)
     assert last < 0.7 * first
 
 
 def test_student_learns(tiny, clips):
     student = tiny.simulator(1)
-    first, last = learn(student, student_loss(student, tiny.policy().encoder, clips, PROJECTION, 4, 3), 25, 3e-3)
+    first, last = learn(student, student_loss(student, tiny.policy().encoder, clips, ROBOT, 4, 3), 25, 3e-3)
     assert last < 0.8 * first
 
 
 def test_frames_that_the_encoder_reads_alike_are_alike(tiny, clips):
     encoder = tiny.policy().encoder
-    part, tokens = ChunkBatch(clips, PROJECTION, 4, torch.tensor([0, 1]), torch.tensor([2, 5])), tokenize(["put"] * 2)
+    part, tokens = ChunkBatch(clips, ROBOT, 4, torch.tensor([0, 1]), torch.tensor([2, 5])), tokenize(["put"] * 2)
     assert unlike(encoder, part.clean, part, tokens).item() < 1e-6
     predicted = (part.clean + 0.3).requires_grad_()
     unlike(encoder, predicted, part, tokens).backward()
@@ -177,18 +178,18 @@ def test_frames_that_the_encoder_reads_alike_are_alike(tiny, clips):
 
 def test_student_loss_leaves_the_encoder_as_it_is(tiny, clips):
     encoder = tiny.policy().encoder
-    value, _ = student_loss(tiny.simulator(1), encoder, clips, PROJECTION, 4, 2)(torch.Generator().manual_seed(0))
+    value, _ = student_loss(tiny.simulator(1), encoder, clips, ROBOT, 4, 2)(torch.Generator().manual_seed(0))
     value.backward()
     assert all(p.grad is None for p in encoder.parameters())
 
 
 def test_student_goes_on_from_its_own_frames(tiny, clips, monkeypatch):
-    student, memories, made, denoise = tiny.simulator(1), [], [], Simulator.denoise
+    student, memories, made, denoise = tiny.simulator(1), [], [], ComposerNetwork.denoise
     monkeypatch.setattr(
-        train_composer, "transport", lambda memory, *rest: memories.append(memory) or transport(memory, *rest)
+        train_composer, "transport", lambda memory, *rest: memories.append(memory[:, :, 0]) or transport(memory, *rest)
     )
     monkeypatch.setattr(student, "denoise", lambda *rest: made.append(denoise(student, *rest)) or made[-1])
-    student_loss(student, tiny.policy().encoder, clips, PROJECTION, 4, 3)(torch.Generator().manual_seed(0))
+    student_loss(student, tiny.policy().encoder, clips, ROBOT, 4, 3)(torch.Generator().manual_seed(0))
     assert len(memories) == 3
     for before, after, frames in zip(memories, memories[1:], made, strict=False):
         assert torch.equal(after[:, 0], memories[0][:, 0]) and torch.equal(after[:, 1], before[:, 2])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from worldenv.data.clips import Clips
+from worldenv.interfaces.observation import Observation
 from worldenv.nn.instruction import tokenize
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training.imagined import as_imagined
@@ -60,10 +61,11 @@ def test_loss_is_the_cross_entropy_of_what_judge_says_frame_by_frame(tiny, clips
     own, frames = tokenize(clips.instructions), every_frame(clips)
     for e, is_wrong in zip(episode, wrong, strict=True):
         tokens = (others if is_wrong else own)[e : e + 1]
-        pooled = reflector.begin(frames[e : e + 1, 0], tokens)
+        seen = Observation(frames[e : e + 1, :1], clips.proprio[e : e + 1, 0], None, torch.zeros(1, dtype=torch.int64))
+        pooled = reflector.begin(seen, reflector.encoder.text(tokens))
         first = reflector.logit(pooled.first, pooled.first, pooled.first).sigmoid().tolist()
         with torch.no_grad():
-            reward = first + reflector.judge(frames[e : e + 1, 1:], pooled)[0].tolist()
+            reward = first + reflector.judge(frames[e : e + 1, 1:, None], pooled)[0][0].tolist()
         for t in range(int(clips.length[e]) + 1):
             label = t > 0 and bool(clips.success[e, t - 1 : t + 1].all()) and not is_wrong
             terms.append(-DONE_WEIGHT * math.log(reward[t]) if label else -math.log(1 - reward[t]))

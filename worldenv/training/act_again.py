@@ -11,7 +11,7 @@ from worldenv.suites.tabletop.suite import TabletopSuite
 
 
 def act_again(
-    trajectories: Sequence[Trajectory],  # of one length, of the training split
+    trajectories: Sequence[Trajectory],  # of one length, one split and one source
     scale: np.ndarray,  # [N] float, of the Laplace noise, in units of the action
     seed: int,
 ) -> list[Trajectory]:
@@ -27,8 +27,12 @@ def act_again(
     noise = random.laplace(size=(*actions.shape[:2], 3)) * scale[:, None, None]
     actions[..., :3] = np.clip(actions[..., :3] + noise, -1, 1)
     suite = TabletopSuite(trajectories[0].frames.shape[2])
-    tasks, starts, split = [task_by_name(t.task) for t in trajectories], [t.start for t in trajectories], "train"
+    tasks, starts, split = (
+        [task_by_name(t.task) for t in trajectories],
+        [t.start for t in trajectories],
+        trajectories[0].split,
+    )
     record = Record(suite, suite.reset(tasks, starts, split))
     for step in range(actions.shape[1]):
         record.step(actions[:, step])
-    return record.trajectories(tasks, starts, split, "policy")
+    return record.trajectories(tasks, starts, split, trajectories[0].source)

@@ -1,6 +1,7 @@
 """HDF5 files that may be damaged or lie, read so that what is wrong with them is said in one line."""
 
 import errno
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -19,7 +20,7 @@ DAMAGE = (OSError, ValueError, KeyError, RuntimeError, TypeError, OverflowError,
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system that has none
 OPEN_FILES = 64
 MAX_COMPRESSION = 1100  # the limit of gzip is 1032
-SMALL_BYTES = 2**16  # below this size an array may claim what it likes
+SMALL_BYTES = 2**16  # the limit of attributes; below it an array may claim what it likes
 
 
 class TrajectoryFormatError(UserError):
@@ -128,19 +129,19 @@ def array(
     dataset = member(group, key)
     if not isinstance(dataset, h5py.Dataset) or not dataset.shape:
         raise ValueError(f"the dataset {key} is missing")
+    dtype, shape = dataset.dtype, dataset.shape  # h5py asks the file each time
     kind, extent = expected.removesuffix("]").split(" [")
     sizes = extent.split(", ")
-    is_kind = {"uint8": dataset.dtype == np.uint8, "float": dataset.dtype.kind == "f", "number": True}[kind]
-    fits = len(dataset.shape) == len(sizes) and all(
-        found == int(size) if size.isdecimal() else found > 0
-        for found, size in zip(dataset.shape[1:], sizes[1:], strict=True)
+    is_kind = {"uint8": dtype == np.uint8, "float": dtype.kind == "f", "number": True}[kind]
+    fits = len(shape) == len(sizes) and all(
+        found == int(size) if size.isdecimal() else found > 0 for found, size in zip(shape[1:], sizes[1:], strict=True)
     )
-    if not is_kind or dataset.dtype.kind not in "fiub" or not fits:
-        raise ValueError(f"{key} is {dataset.dtype} {list(dataset.shape)}, it should be {expected}")
+    if not is_kind or dtype.kind not in "fiub" or not fits:
+        raise ValueError(f"{key} is {dtype} {list(shape)}, it should be {expected}")
     length = int(sizes[0]) if sizes[0].isdecimal() else rows
-    if length is not None and len(dataset) != length:
-        raise ValueError(f"lengths differ: {key} has {len(dataset)} rows, it should have {length} (actions: {rows})")
-    claimed, stored = dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size()
+    if length is not None and shape[0] != length:
+        raise ValueError(f"lengths differ: {key} has {shape[0]} rows, it should have {length} (actions: {rows})")
+    claimed, stored = math.prod(shape) * dtype.itemsize, dataset.id.get_storage_size()
     if claimed > SMALL_BYTES + MAX_COMPRESSION * stored:
         raise ValueError(f"{key} claims {claimed} bytes of values, but the file holds {stored}: it is incomplete")
     return dataset
@@ -180,7 +181,10 @@ def whole_number(owner: h5py.HLObject, name: str) -> int:
 def _attribute(owner: h5py.HLObject, name: str) -> Any:
     if name not in owner.attrs:
         raise ValueError(f"the attribute {name} is missing")
-    found = owner.attrs[name]
-    if isinstance(found, h5py.Empty):
+    attribute = owner.attrs.get_id(name)
+    if attribute.shape is None:
         raise ValueError(f"the attribute {name} is empty")
-    return found
+    size = math.prod(attribute.shape) * attribute.dtype.itemsize
+    if size > SMALL_BYTES:
+        raise ValueError(f"the attribute {name} claims {size} bytes, more than an attribute can have")
+    return owner.attrs[name]

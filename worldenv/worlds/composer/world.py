@@ -38,6 +38,8 @@ class Memory(Slots):
 class ComposerWorld:
     """A world model of one view. Its network composes frames from known pictures; kinematics move the gripper."""
 
+    ops = ("transport", "map_features", "compose", "unpatchify")  # of its own; those of all networks not counted
+
     def __init__(self, network: ComposerNetwork, robot: Robot, levels: Sequence[float], view: str = "agentview"):
         if robot.kinematics is None or robot.gripper is None:
             raise UserError("the composer needs a robot with kinematics and a gripper; choose another world model")
