@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 # Name -> its module. Imported when first used, so that `import worldenv` is quick and needs no extra.
 _PUBLIC = {
     "load": "assemble",
+    "load_run": "job",
     "make_engine": "assemble",
     "make_env": "assemble",
     "Parts": "assemble",

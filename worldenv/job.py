@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from worldenv.assemble import Parts, load, make_engine
@@ -138,19 +139,31 @@ def _save_policy(folder: RunFolder, policy: nn.Module, config: TrainConfig, comm
     save_weights(folder.checkpoints / "policy.safetensors", policy, about)
 
 
-def _parts_of(config: EvaluateConfig) -> Parts:
-    """The parts of a folder of models; for a run folder, the parts of that run with its post-trained policy."""
-    given = config.models or shipped()
-    chosen = {name: getattr(config, name) for name in PARTS if getattr(config, name) is not None}
-    if not (given / "checkpoints").is_dir():
-        return load(given, **chosen, device=config.device)
-    used = RunFolder(given).config
-    made = given / "models"
+def load_run(
+    run: Path | str,
+    device: torch.device | str = "cpu",
+    **others: str,  # suite, policy, world or reflector: a name that replaces the run's own
+) -> Parts:
+    """The parts that a training run used, with its post-trained policy.
+
+    Raises UserError if the folder is not a run, CheckpointError if the run has not been completed.
+    """
+    path = Path(run).expanduser()
+    used = RunFolder(path).config
+    made = path / "models"
     if not made.is_dir():
         made = Path(used.get("models") or shipped())
-    parts = load(made, **{name: used[name] for name in PARTS if name in used} | chosen, device=config.device)
-    load_weights(given / "checkpoints" / "policy.safetensors", parts.policy)
+    parts = load(made, **{name: used[name] for name in PARTS if name in used} | others, device=device)
+    load_weights(path / "checkpoints" / "policy.safetensors", parts.policy)
     return parts
+
+
+def _parts_of(config: EvaluateConfig) -> Parts:
+    """The parts of a folder of models, or of a run folder."""
+    given = Path(config.models or shipped())
+    chosen = {name: getattr(config, name) for name in PARTS if getattr(config, name) is not None}
+    read = load_run if (given / "checkpoints").is_dir() else load
+    return read(given, **chosen, device=config.device)
 
 
 def _open(config: TrainConfig) -> RunFolder:
