@@ -243,3 +243,15 @@ def test_a_world_model_without_gpu_kernels_is_refused_on_a_gpu_with_the_one_to_t
     message = "no GPU kernels for transport, map_features, compose, unpatchify; on a GPU .*causal"
     with pytest.raises(UserError, match=message):
         assemble.load(device="cuda")
+
+
+@pytest.mark.skipif(not int8.is_fast(), reason="this CPU has no instructions for 8 bits")
+def test_a_policy_of_the_users_own_takes_the_place_of_the_shipped_one_and_keeps_its_floats():
+    class Own(torch.nn.Linear):
+        chunk, views = 4, ("agentview",)
+
+    parts = load()
+    parts.policy = Own(1, 1)
+    imagining = parts.to_imagine("auto")
+    assert imagining.policy is parts.policy
+    assert any(isinstance(module, Int8) for module in imagining.world.network.modules())

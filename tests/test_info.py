@@ -35,7 +35,7 @@ def test_person_reads_each_op_and_why_nothing_better_runs(capsys):
     printed = capsys.readouterr().out
     for name in info.op_names():
         assert f"op {name} " in printed
-    for backend in ("flash-attn", "xformers", "sdpa", "ours", "auto"):
+    for backend in ("flash-attn", "xformers", "sdpa", "ours", "in use"):
         assert f"attention {backend} " in printed
     if not torch.cuda.is_available():
         assert "CUDA" in printed.split("nothing better: ")[1]

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +18,7 @@ from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.suite import Suite
 from worldenv.interfaces.world import WorldModel
-from worldenv.nn.int8 import Int8, Ranges, check_precision, in_int8, is_fast
+from worldenv.nn.int8 import Conv, Int8, Linear, Ranges, check_precision, in_int8, is_fast
 from worldenv.ops import missing_faces
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.model_files import RANGES, shipped
@@ -74,6 +74,8 @@ class Parts:
 
     def _in_int8(self, name: str) -> Any:
         part, ranges = getattr(self, name), self.ranges.get(name, {"": None})
+        if not any(isinstance(module, Conv | Linear) for module in _modules(part)):
+            return part  # one of the user's own: it has no layers that can compute in 8 bits
         small = part.in_int8(ranges) if hasattr(part, "in_int8") else in_int8(part, ranges)
         found = {path for path, module in _network(small).named_modules() if isinstance(module, Int8)}
         if found != set(ranges):
@@ -86,6 +88,11 @@ class Parts:
     def networks(self) -> dict[str, nn.Module]:
         """The networks, by the names under which `ranges` lists them."""
         return {name: _network(getattr(self, name)) for name in ("policy", "world", "reflector")}
+
+
+def _modules(part: Any) -> Iterable[nn.Module]:
+    network = part if isinstance(part, nn.Module) else getattr(part, "network", None)
+    return network.modules() if isinstance(network, nn.Module) else ()
 
 
 def _network(part: Any) -> nn.Module:

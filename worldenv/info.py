@@ -71,16 +71,6 @@ def collect() -> dict:
     }
 
 
-def chosen_attention(why_not: dict[str, str | None], why_no_cuda: str | None) -> str:
-    """What `worldenv.nn.attention` takes on this machine's best device, and why."""
-    if attention.WANTED != "auto":
-        return f"{attention.WANTED}: WORLDENV_ATTENTION"
-    if why_no_cuda:
-        return f"sdpa: {why_no_cuda}"
-    best = next(backend for backend, reason in why_not.items() if reason is None)
-    return f"{best} in half precision, the first that can; sdpa in float32"
-
-
 def report(info: dict) -> str:
     """The report for people: one fact per line, then one op per line."""
     imagines = "imagines in 8 bits" if info["int8"] else f"imagines in floats: none of {', '.join(int8.FAST)}"
@@ -96,7 +86,7 @@ def report(info: dict) -> str:
     lines.append("")
     for backend, why_not in info["attention"].items():
         lines.append(f"attention {backend:<13} {'can be used' if why_not is None else f'no: {why_not}'}")
-    lines.append(f"attention auto          {chosen_attention(info['attention'], info['why_no_cuda'])}")
+    lines.append(f"attention in use        {attention.WANTED}")
     lines.append("")
     for op in info["ops"]:
         why = f"   (nothing better: {op['why_not_better']})" if op["why_not_better"] else ""

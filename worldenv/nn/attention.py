@@ -1,4 +1,4 @@
-"""Attention among all tokens of a sequence, by the fastest library that works on this machine.
+"""Attention among all tokens of a sequence: torch's own function, or another library that was asked for by name.
 
 Encoders and training use it. The op `windowed_attention` is another one: it reads an episode's past from a cache.
 """
@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from worldenv.ops.windowed_attention import windowed_attention
 
-# WORLDENV_ATTENTION, read once at import: one of these, or auto, which takes the first that can.
+# WORLDENV_ATTENTION, read once at import, is one of these; sdpa where it is not set.
 BACKENDS = ("flash-attn", "xformers", "sdpa", "ours")
-WANTED = os.environ.get("WORLDENV_ATTENTION", "auto")
-if WANTED not in ("auto", *BACKENDS):
-    raise ValueError(f"WORLDENV_ATTENTION is {WANTED!r}; it should be auto, {', '.join(BACKENDS)}, or not be set")
+WANTED = os.environ.get("WORLDENV_ATTENTION", "sdpa")
+if WANTED not in BACKENDS:
+    raise ValueError(f"WORLDENV_ATTENTION is {WANTED!r}; it should be one of {', '.join(BACKENDS)}, or not be set")
 INSTALL = {
     "flash-attn": "not installed; see its own page for a wheel that fits this torch and CUDA",
     "xformers": 'not installed: pip install "worldenv[xformers]"',
@@ -85,32 +85,21 @@ def why_not(backend: str) -> str | None:
     return None
 
 
-def choose(query: Tensor) -> str:
-    """The backend that `attention` takes for a query like this one when it may choose."""
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    if not query.is_cuda or not half:
-        return "sdpa"
-    return next(backend for backend in BACKENDS if why_not(backend) is None)
-
-
 def attention(
     query: Tensor,  # [B, N, H, D]
     key: Tensor,  # [B, N, H, D]
     value: Tensor,  # [B, N, H, D]
-    backend: str | None = None,  # one of BACKENDS, or auto; None: what WORLDENV_ATTENTION says
+    backend: str | None = None,  # one of BACKENDS; None: what WORLDENV_ATTENTION says, else sdpa
 ) -> Tensor:  # [B, N, H, D]
     """softmax(query key^T / sqrt(D)) value, every token looking at every other.
 
-    auto: on a CUDA device in half precision flash-attn, else xformers, else torch's own; in other cases torch's own.
+    sdpa is torch's own function, which picks the best of its kernels (flash attention among them) for the input.
     Raises ValueError, with the reason, if a backend asked for by name cannot be used; no other one replaces it.
     """
     backend = backend or WANTED
-    if backend == "auto":
-        backend = choose(query)
-    elif backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; it should be auto, {', '.join(BACKENDS)}")
-    else:
-        reason = why_not(backend) or ("needs CUDA tensors" if backend in INSTALL and not query.is_cuda else None)
-        if reason:
-            raise ValueError(f"attention backend {backend} cannot be used: {reason}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; it should be one of {', '.join(BACKENDS)}")
+    reason = why_not(backend) or ("needs CUDA tensors" if backend in INSTALL and not query.is_cuda else None)
+    if reason:
+        raise ValueError(f"attention backend {backend} cannot be used: {reason}")
     return CALLS[backend](query, key, value)
