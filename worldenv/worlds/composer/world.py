@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -77,9 +78,7 @@ class ComposerWorld:
         """Imagine one chunk, in as many passes of the network as it needs."""
         proprio = chunk_kinematics(seen.proprio, action, self.robot.kinematics)
 
-        def imagine_pass(frame: Tensor, poses: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-            return self._pass(memory, frame, poses, seen.camera, key._replace(chunk=number))
-
+        imagine_pass = partial(self._pass, memory, seen.camera, key)
         frame, poses = seen.frames[:, 0], torch.cat([seen.proprio[:, None], proprio], dim=1)
         if memory.begun is None:
             frames, finite = whole_passes(imagine_pass, frame, poses, key.chunk, self.chunk)
@@ -90,16 +89,17 @@ class ComposerWorld:
     def _pass(
         self,
         memory: Memory,  # moved on in place
+        camera: Tensor,  # [B, 1, 3, 4] float32
+        key: Key,  # of the chunk
         frame: Tensor,  # [B, H, W, 3] uint8, the present one
         poses: Tensor,  # [B, K + 1, P] float32, the present one first
-        camera: Tensor,  # [B, 1, 3, 4] float32
-        key: Key,  # of the pass
+        number: Tensor,  # [B] int64, passes before this one
     ) -> tuple[Tensor, Tensor]:  # [B, K, H, W, 3] uint8; [B] bool, whether every pixel came out finite
         """The frames that follow when the gripper goes through `poses`: one pass of the network."""
         known = torch.stack([memory.first, memory.previous, frame], dim=1)
         pictures = transport(known[:, :, None], poses, camera)[:, 0]
         seen = self.network.see(pictures, poses, camera, self.robot.gripper)
         shape = self.size[0] // 2, self.size[1] // 2, poses.shape[1] - 1, PATCH
-        noise = philox(*key, Use.FRAME, shape, normal=True)
+        noise = philox(key.seed, key.episode, number, Use.FRAME, shape, normal=True)
         memory.previous.copy_(frame)
         return unpatchify(sample(self.network, seen, noise, self.levels))
