@@ -73,7 +73,7 @@ def test_chunks_of_whole_passes_are_those_passes(tiny, models, acted, in_passes,
 def test_within_a_pass_the_gripper_is_imagined_to_hold_still_from_the_chunk_on(tiny, models, acted, monkeypatch, chunk):
     (world, _), seen = models, []
     original = world._pass
-    monkeypatch.setattr(world, "_pass", lambda *given: seen.append(given[2].clone()) or original(*given))
+    monkeypatch.setattr(world, "_pass", lambda *given: seen.append(given[4].clone()) or original(*given))
     starts = tiny.starts(5)
     _, _, live = imagine(models, starts, acted[:, :chunk], chunk)
     assert len(seen) == (2 if chunk == 3 else 1)  # of chunks of three some reach into a second pass
