@@ -1,4 +1,5 @@
-"""The Triton faces at the shapes of libero-base on a CUDA device, against their references and torch.compile of those.
+"""The Triton faces at the shapes of libero-base, or of the encoder at 256 x 256 pixels, on a CUDA device, against their
+references and torch.compile of those.
 
     pytest benchmarks/kernels/bench_triton.py --benchmark-only
 
@@ -14,13 +15,16 @@ import torch
 
 from worldenv import kernels
 from worldenv.ops.action_map import Gripper, action_map_reference
+from worldenv.ops.adagn import adagn_reference
 from worldenv.ops.adaln import adaln_backward_reference, adaln_reference
 from worldenv.ops.denoise_step import denoise_step_reference
 from worldenv.ops.laplace_chunk import laplace_chunk_reference, laplace_log_prob
+from worldenv.ops.patchify import patchify_reference
 from worldenv.ops.philox import philox_reference
 from worldenv.ops.ppo_loss import ppo_loss_with_gradient_reference
 from worldenv.ops.reward_head import reward_head_reference
 from worldenv.ops.rope_cache_write import rope_cache_write_reference
+from worldenv.ops.spatial_softmax import spatial_softmax_reference
 from worldenv.ops.windowed_attention import windowed_attention_reference
 from worldenv.worlds.causal.network import LIBERO_BASE
 
@@ -111,6 +115,23 @@ def posed():
     return normal(B, 7) / 5, projection.to("cuda").expand(B, 1, 3, 4), Gripper(), 256, 256
 
 
+def frames():
+    return (torch.randint(256, (B, 1, 256, 256, 3), device="cuda", dtype=torch.uint8),)
+
+
+def grouped(size, channels=64):
+    condition = (normal(B, 2 * channels) / 4).chunk(2, 1)
+    return normal(B, size, size, channels), 8, normal(channels), normal(channels), *condition, "relu", 1e-5
+
+
+def adagn_of_rows(rows, *others):
+    return adagn_reference(rows.permute(0, 3, 1, 2), *others).permute(0, 2, 3, 1)
+
+
+def spatial_softmax_of_rows(rows):
+    return spatial_softmax_reference(rows.permute(0, 3, 1, 2))
+
+
 CASES = {  # op, arguments, reference
     "windowed_attention bfloat16": ("windowed_attention", lambda: attention(BF16), windowed_attention_reference),
     "windowed_attention int8": ("windowed_attention", lambda: attention(INT8), windowed_attention_reference),
@@ -124,6 +145,11 @@ CASES = {  # op, arguments, reference
     "ppo_loss": ("ppo_loss", learned, ppo_loss_with_gradient_reference),
     "action_map": ("action_map", posed, action_map_reference),
     "philox": ("philox", lambda: (*numbers(7), 1, 1 << 18, True), philox_reference),
+    "patchify": ("patchify", frames, patchify_reference),
+    "adagn of 16 x 16": ("adagn", lambda: grouped(16), adagn_of_rows),  # a program reads its group once,
+    "adagn of 64 x 64": ("adagn", lambda: grouped(64), adagn_of_rows),  # twice, or
+    "adagn of 128 x 128": ("adagn", lambda: grouped(128), adagn_of_rows),  # is one of sixteen
+    "spatial_softmax": ("spatial_softmax", lambda: (normal(B, 64, 64, 64),), spatial_softmax_of_rows),
 }
 
 

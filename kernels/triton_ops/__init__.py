@@ -1,7 +1,8 @@
 """Triton faces of the ops, one file each; installed as `worldenv.kernels`. Can be imported without triton.
 
 A file marks its launchers with `face`; nothing lists them. On a CUDA device Triton runs an op for which the CUDA C++
-module has no face.
+module has no face. Of `patchify`, `spatial_softmax` and `adagn` the gradient has no face: where one is wanted, their
+references run.
 """
 
 import pkgutil

@@ -20,18 +20,21 @@ from triton.runtime.jit import KernelInterface
 
 from worldenv.kernels import (
     action_map,
+    adagn,
     adaln,
     denoise_step,
     laplace_chunk,
+    patchify,
     philox,
     ppo_loss,
     reward_head,
     rope_cache_write,
+    spatial_softmax,
     windowed_attention,
 )
 
 B, M, L, H, G, D, C, LAYERS, WIDTH = 64, 256, 64, 12, 2, 128, 832, 16, 1536
-F32, BF16, INT8 = torch.float32, torch.bfloat16, torch.int8
+F32, BF16, INT8, UINT8 = torch.float32, torch.bfloat16, torch.int8, torch.uint8
 SEED = 1 << 40
 GRIPPER = [0.012, 0.033, 0.05, 0.05, 0.4]
 
@@ -101,6 +104,12 @@ def learn(b=B, k=8, a=7):
     ppo_loss.ppo_loss(chunk, chunk, chunk, row, row, 0.2)
 
 
+def normalise_groups(activation, size=16, c=64, groups=8, b=B, condition=True, dtype=F32):
+    x, row = meta(b, size, size, c, dtype=dtype), meta(c, dtype=dtype)
+    pair = meta(b, 2 * c, dtype=dtype).chunk(2, 1) if condition else (None, None)
+    adagn.adagn(x, groups, row, row, *pair, activation, 1e-5)
+
+
 def oversize():
     """What a check must find: more than a thread has registers for."""
     tiles = windowed_attention._tiles
@@ -132,6 +141,16 @@ CASES = {
     "ppo_loss": learn,
     "action_map": lambda: action_map.action_map(meta(B, 7), meta(B, 2, 3, 4), GRIPPER, 192, 256),
     "philox": lambda: philox.philox(SEED, longs(), longs(), 0, 1000, True),
+    "patchify uint8": lambda: patchify.patchify(meta(B, 1, 256, 256, 3, dtype=UINT8)),
+    "patchify float32": lambda: patchify.patchify(meta(B, 8, 64, 64, 3)),
+    "spatial_softmax float32": lambda: spatial_softmax.spatial_softmax(meta(B, 64, 64, 64)),
+    "spatial_softmax bfloat16": lambda: spatial_softmax.spatial_softmax(meta(B, 9, 7, 17, dtype=BF16)),
+    "adagn of one tile": lambda: normalise_groups("relu"),
+    "adagn of 5 channels a group": lambda: normalise_groups("silu", 32, 40, condition=False),
+    "adagn of four tiles": lambda: normalise_groups("relu", 64),
+    "adagn of more tiles": lambda: normalise_groups("silu", 128),
+    "adagn bfloat16": lambda: normalise_groups("none", 100, 72, groups=9, dtype=BF16),
+    "adagn of all channels": lambda: normalise_groups("none", 8, 6000, groups=1),
 }
 ONES = {  # Triton compiles a number that is 1 as a constant, which has other types and methods than a number
     "action_map": lambda: action_map.action_map(meta(1, 7), meta(1, 1, 3, 4), GRIPPER, 8, 8),
@@ -143,6 +162,9 @@ ONES = {  # Triton compiles a number that is 1 as a constant, which has other ty
     "laplace_chunk": lambda: act(1, 1, 1),
     "ppo_loss": lambda: learn(1, 1, 1),
     "philox": lambda: philox.philox(1, longs(), longs(), 1, 1, False),
+    "patchify": lambda: patchify.patchify(meta(1, 1, 2, 2, 3)),
+    "spatial_softmax": lambda: spatial_softmax.spatial_softmax(meta(1, 2, 2, 1)),
+    "adagn": lambda: normalise_groups("silu", size=1, c=1, groups=1, b=1),
 }
 
 

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from worldenv import kernels
+from worldenv import kernels, ops
+from worldenv.nn.encoder import VisionLanguageEncoder
+from worldenv.nn.instruction import tokenize
 from worldenv.ops.adaln import adaln, adaln_reference
 from worldenv.ops.rope_cache_write import rope_cache_write
 from worldenv.ops.windowed_attention import windowed_attention, windowed_attention_reference
@@ -60,6 +62,46 @@ def test_addresses_beyond_32_bits_are_reached(draw):
     _, y = torch.ops.worldenv.adaln(x, row, row, None, None)
     alone = torch.ops.worldenv.adaln(x[-1:], row[:1], row[:1], None, None)[1]
     assert torch.equal(y[-1:], alone) and alone.any() and not y[0].any()
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "dtype", "others"),
+    [
+        ("patchify", (700, 1, 1024, 1024, 3), torch.uint8, ()),
+        ("spatial_softmax", (131, 512, 512, 64), torch.bfloat16, ()),
+        ("adagn", (131, 512, 512, 64), torch.bfloat16, (8, "weight", "weight", None, None, "relu", 1e-5)),
+    ],
+)
+def test_images_beyond_32_bits_are_reached(draw, op, shape, dtype, others):  # 2.2e9 numbers
+    torch.cuda.empty_cache()  # of the tests before
+    if torch.cuda.mem_get_info()[0] < 20e9:
+        pytest.skip("needs 20 GB of free memory")
+    x = torch.zeros(shape, dtype=dtype, device="cuda")
+    x[-1] = (draw(*shape[1:]) * 50).abs().clamp(max=250).to(dtype)
+    others = [draw(64).to(dtype) if value == "weight" else value for value in others]
+    face = getattr(torch.ops.worldenv, op)
+    found, alone = face(x, *others)[-1], face(x[-1:], *others)[0]
+    assert torch.equal(found, alone) and alone.any()
+
+
+def test_encoder_runs_no_reference_and_sees_what_it_sees_by_the_references(draw, monkeypatch):
+    assert ops.missing_faces(["patchify", "spatial_softmax", "adagn"], torch.device("cuda")) == []
+    torch.manual_seed(0)
+    encoder = VisionLanguageEncoder().to("cuda")
+    tokens = tokenize(["put the red block on the pad", "push the can", "put the can into the tray"]).to("cuda")
+    frames = (draw(3, 96, 64, 3) * 50 + 128).clamp(0, 255).to(torch.uint8)
+    results = []
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        for backend in (ops.BACKEND, "reference"):
+            monkeypatch.setattr(ops, "BACKEND", backend)
+            with torch.no_grad():
+                seen = encoder(frames, tokens)
+            encoder.zero_grad()
+            encoder(frames, tokens).square().sum().backward()  # by the references, whatever the backend
+            results.append((seen, *(parameter.grad for parameter in encoder.parameters())))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert all(gradient.any() for gradient in results[0])
 
 
 def test_gradient_on_the_device_is_that_of_the_reference(draw):
