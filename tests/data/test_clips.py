@@ -21,7 +21,7 @@ def clips(tiny):
 
 @pytest.fixture
 def stored(make, tmp_path):
-    """Three data sets, one of many parts and two views each; what is in them."""
+    """Two data sets of many parts and two views, and what is in them."""
     made = [make(i, steps, (5, 6), ("a", "b"), proprio=8) for i, steps in enumerate((40, 3, 17, 90, 1, 33))]
     folders = [tmp_path / name for name in ("first", "second")]
     for folder, part in zip(folders, (made[:4], made[4:]), strict=True):

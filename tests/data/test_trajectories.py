@@ -71,6 +71,25 @@ def test_part_appears_when_it_is_full_and_counts_before(make, tmp_path):
     assert len(names(tmp_path / "a")) == 2
 
 
+def test_part_gets_its_name_once_it_is_on_disk(make, tmp_path, monkeypatch):
+    fsync, rename, done = os.fsync, trajectories.Path.rename, []
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(os.readlink(f"/proc/self/fd/{file}")) or fsync(file))
+    monkeypatch.setattr(trajectories.Path, "rename", lambda *paths: done.append("rename") or rename(*paths))
+    with TrajectoryWriter(tmp_path / "a", per_file=1) as writer:
+        writer.write(make())
+    part, renamed, folder = done
+    assert os.path.basename(part).startswith(".part-00000.") and renamed == "rename" and folder == str(tmp_path / "a")
+
+
+def test_room_that_was_reserved_is_given_back(make, tmp_path):
+    with TrajectoryWriter(tmp_path / "a") as writer:
+        for seed in range(3):
+            writer.write(make(seed))
+            (part,) = (tmp_path / "a").glob(".part-*")
+            assert part.stat().st_size < 60_000
+    assert (tmp_path / "a/part-00000.h5").stat().st_size < 60_000
+
+
 def test_parts_can_be_read_by_old_versions_of_hdf5(write, tmp_path):
     write(tmp_path / "a", 1)
     assert (tmp_path / "a/part-00000.h5").read_bytes()[8] == 0  # version of the superblock
@@ -296,3 +315,15 @@ def test_open_files_are_bounded(write, same, tmp_path, monkeypatch):
     assert max(opened) == 3
     reader.close()
     assert len(files) == 0
+
+
+def test_forked_process_closes_the_files_of_its_parent_and_opens_its_own(write, tmp_path, monkeypatch):
+    write(tmp_path / "a", 1)
+    files, path = trajectories.OpenFiles(), tmp_path / "a" / "part-00000.h5"
+    with files.use(path) as mine:
+        pass
+    with files.use(path) as again:
+        assert again is mine
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with files.use(path) as other:
+        assert other is not mine and not mine and other

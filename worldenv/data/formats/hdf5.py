@@ -162,7 +162,7 @@ def texts(owner: h5py.HLObject, name: str) -> list[str]:
     found = [text.decode("utf-8") if isinstance(text, bytes) else text for text in found]
     if not found or not all(isinstance(text, str) for text in found):
         raise ValueError(f"the attribute {name} is {found!r}: it should be text")
-    return [text.rstrip("\0") for text in found]
+    return found
 
 
 def text(owner: h5py.HLObject, name: str) -> str:
