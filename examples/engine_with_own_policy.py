@@ -7,6 +7,7 @@ Laplace distribution, or looks at other things, implement worldenv.Policy itself
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from zlib import crc32
 
 import torch
@@ -53,10 +54,9 @@ def main() -> None:
     torch.manual_seed(0)
     parts = worldenv.load()
     starts = worldenv.practice_starts(parts.suite, 0).pick(torch.arange(args.starts))
-    imagining = parts.to_imagine("auto")  # the world model and the reflector in 8 bits, where the CPU is made for it
-    config = worldenv.EngineConfig(horizon=parts.suite.horizon)
-    own = worldenv.Engine(OwnPolicy(), imagining.world, imagining.reflector, config)
-    for name, engine in (("the shipped policy", worldenv.make_engine(parts)), ("a policy of your own", own)):
+    own = replace(parts, policy=OwnPolicy())  # the world model and the reflector still compute in 8 bits where they can
+    for name, some in (("the shipped policy", parts), ("a policy of your own", own)):
+        engine = worldenv.make_engine(some)
         began = time.perf_counter()
         rollouts = engine.run(starts, args.siblings, seed=0)
         seconds = time.perf_counter() - began
