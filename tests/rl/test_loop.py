@@ -112,3 +112,9 @@ def test_an_iteration_of_broken_episodes_alone_ends_the_run(tiny, tmp_path, monk
     monkeypatch.setattr(engine.reflector, "judge", broken)
     with pytest.raises(UserError, match="in iteration 1 no imagined episode was finite"):
         post_train(engine, tiny.starts(3), CONFIG, folder, 0)
+
+
+def test_iterations_in_which_no_group_has_signal_say_what_to_lower(tiny, tmp_path):
+    config = replace(CONFIG, iterations=1, signal=1.0)
+    with pytest.warns(UserWarning, match="iteration 1 taught nothing: .* differ by --rl.signal, 1.0; lower it"):
+        post_train(tiny.engine(horizon=8), tiny.starts(6), config, RunFolder.create(tmp_path / "run", {}), seed=4)

@@ -1,6 +1,7 @@
 """LOOP: rollout -> advantage -> update, entirely inside the world model (World-Env, arXiv 2509.24948)."""
 
 import time
+import warnings
 
 import torch
 
@@ -59,6 +60,12 @@ def _iterate(
     if not finite.any():
         raise UserError(f"in iteration {iteration + 1} no imagined episode was finite: nothing can be learnt")
     advantage, flat = group_advantage(rollouts, config.siblings, config.signal)
+    if flat == config.starts:
+        warnings.warn(
+            f"iteration {iteration + 1} taught nothing: in no group did the rewards of siblings differ by --rl.signal, "
+            f"{config.signal}; lower it for a reflector whose rewards lie close together",
+            stacklevel=2,
+        )
     imagined = time.monotonic()
     for group in learner.optimizer.param_groups:
         group["lr"] = config.rate(iteration)
