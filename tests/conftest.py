@@ -92,7 +92,7 @@ class Tiny:
 
     def env(self, starts: Starts | int = 6, seed: int = 0, **config) -> WorldModelEnv:
         starts = self.starts(starts) if isinstance(starts, int) else starts
-        return WorldModelEnv(self.world(seed), self.reflector(seed), starts, EnvConfig(**config))
+        return WorldModelEnv(self.world(seed), self.reflector(seed), starts, EnvConfig(**{"horizon": 40} | config))
 
     def trajectory(
         self, steps: int, number: int = 0, size: int = 16, task: str = "red-block-on-green-pad"

@@ -124,8 +124,8 @@ def test_module_of_the_working_directory_is_found(folder, tmp_path, monkeypatch)
     own = {role: f"my_own_parts_7:{role}" for role in ("suite", "policy", "reflector")}
     parts = load(folder, **own)
     assert parts.policy.told == "tabletop" and parts.suite.physics.image_size == 16
-    assert parts.ranges is None  # they are of this package's models
-    assert load(folder, reflector=own["reflector"]).ranges is None and load(folder).ranges is not None
+    assert parts.ranges.keys() == {"world"}  # the others were not measured
+    assert load(folder).ranges.keys() == {"policy", "world", "reflector"}
     assert load(folder, world="causal").ranges is None
 
 
@@ -220,8 +220,8 @@ def test_8_bits_that_cannot_be_had_are_refused_with_the_reason(parts, monkeypatc
     for where in (assemble, int8):
         monkeypatch.setattr(where, "is_fast", lambda: True)
     ranges = parts.ranges
-    for wrong in ({"stem": [0.0, 1.0]}, None):
-        parts.ranges = {name: part for name, part in (ranges | {"world": wrong}).items() if part is not None}
+    for wrong in ({"stem": [0.0, 1.0]}, {"": None}):
+        parts.ranges = ranges | {"world": wrong}
         with pytest.raises(UserError, match="ranges.json belongs to another world: it names 1 layers"):
             parts.to_imagine("int8")
     parts.ranges = None
@@ -255,3 +255,24 @@ def test_a_policy_of_the_users_own_takes_the_place_of_the_shipped_one_and_keeps_
     imagining = parts.to_imagine("auto")
     assert imagining.policy is parts.policy
     assert any(isinstance(module, Int8) for module in imagining.world.network.modules())
+
+
+def test_parts_that_lack_a_member_or_see_other_views_are_refused(parts):
+    class Idle(torch.nn.Module):
+        chunk, views = 4, ("agentview",)
+
+        def act(self, *given): ...
+
+    parts.policy, policy = Idle(), parts.policy
+    with pytest.raises(UserError, match="the policy Idle lacks read, log_prob, trainable: see worldenv.Policy"):
+        assemble._check_parts(parts)
+    parts.policy, parts.world.views = policy, ("wrist",)
+    with pytest.raises(UserError, match="the suite shows the views agentview, the world model imagines wrist"):
+        assemble._check_parts(parts)
+
+
+def test_causal_world_model_without_weights_says_how_to_make_them():
+    with pytest.raises(
+        UserError, match="no weights of the causal world model: `worldenv-train tabletop-causal` trains"
+    ):
+        load(world="causal")

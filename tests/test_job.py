@@ -1,6 +1,7 @@
 """The jobs' parts: videos, which parts an evaluation takes, and what is saved of a run."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import pytest
 from worldenv import job
 from worldenv.assemble import load, make_engine
 from worldenv.config import EvaluateConfig, TrainConfig
+from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.measure import measure
-from worldenv.records.checkpoint import CheckpointError, load_weights
+from worldenv.records.checkpoint import load_weights
 from worldenv.records.model_files import save_model, shipped
 from worldenv.records.run_folder import RunFolder
 from worldenv.rollout.engine import EngineConfig
@@ -39,7 +41,7 @@ def run_of(folder, tiny, tmp_path):
     """A run folder that has practised: with models of its own (as from scratch does), or with those of `folder`."""
 
     def make(own: bool, **config) -> RunFolder:
-        saved = {} if own else job._saved(TrainConfig(models=folder, **config))
+        saved = job._saved(TrainConfig(models=None if own else folder, **config))
         run = RunFolder.create(tmp_path / "run", saved)
         if own:
             (run.path / "models").mkdir()
@@ -107,7 +109,7 @@ def test_evaluation_of_a_run_on_the_shipped_weights_finds_them(tmp_path, same_we
 def test_run_without_a_policy_yet_is_named(folder, run_of):
     run = run_of(True)
     (run.checkpoints / "policy.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="checkpoints/policy.safetensors: there is no such file"):
+    with pytest.raises(UserError, match="is not complete, it has no policy.safetensors yet: go on with --resume --run"):
         job._parts_of(EvaluateConfig(models=run.path))
 
 
@@ -121,8 +123,8 @@ def test_result_that_is_not_finite_still_ends_in_valid_json(tmp_path, monkeypatc
     run = RunFolder.create(tmp_path / "run", {})
     monkeypatch.setattr(job, "_print_table", lambda result: None)
     monkeypatch.setattr("worldenv.records.report.write_report", lambda folder: folder.path / "report.html")
-    result = job._finish(run, {"wall_s": 1.0, "simulator": {"psnr": [float("inf"), 20.0]}})
-    assert json.loads(json.dumps(result, allow_nan=False)) == {"wall_s": 1.0, "simulator": {"psnr": [None, 20.0]}}
+    result = job._finish(run, {"wall_s": 1.0, "world_model": {"psnr": [float("inf"), 20.0]}})
+    assert json.loads(json.dumps(result, allow_nan=False)) == {"wall_s": 1.0, "world_model": {"psnr": [None, 20.0]}}
 
 
 def test_time_to_make_the_models_is_not_called_evaluation(tmp_path):
@@ -135,3 +137,27 @@ def test_time_to_make_the_models_is_not_called_evaluation(tmp_path):
         "evaluate": 0.12,
         "models": 0.8,
     }
+
+
+def test_wrong_names_are_found_before_any_model_is_trained(tmp_path):
+    config = TrainConfig(from_scratch=True, reflector="foo", run=tmp_path / "run")
+    with pytest.raises(UserError, match="unknown reflector 'foo'"):
+        job.train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_composer_is_not_trained_for_hours_to_be_refused_on_a_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(UserError, match="the composer has no GPU kernels: train it with --device cpu"):
+        TrainConfig(from_scratch=True, device="cuda")
+
+
+def test_run_of_another_version_is_not_evaluated_with_other_parts(tmp_path):
+    run = RunFolder.create(tmp_path / "old", {"zero_shot_judge": True})
+    with pytest.raises(UserError, match="no training run of this version: its config.json names no suite"):
+        job.load_run(run.path)
+
+
+def test_models_of_a_run_are_found_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert job._saved(TrainConfig(models=Path("here")))["models"] == str(tmp_path / "here")

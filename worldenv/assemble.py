@@ -31,6 +31,15 @@ from worldenv.worlds.composer.world import ComposerWorld
 DEFAULT_ENGINE, DEFAULT_ENV = EngineConfig(), EnvConfig()
 
 
+def _load_causal(path: Path, suite: Suite) -> CausalWorld:
+    if path.parent == shipped() and not path.exists():
+        raise UserError(
+            "the package has no weights of the causal world model: `worldenv-train tabletop-causal` trains them; then "
+            "give --models FOLDER, its runs/.../models"
+        )
+    return CausalWorld.load(path, suite.robot, suite.views[0])
+
+
 # Name -> what builds the part: a suite from nothing, the others from the folder of the models and the suite.
 SUITES: dict[str, Callable[[], Suite]] = {"tabletop": TabletopSuite}
 POLICIES: dict[str, Callable[[Path, Suite], Policy]] = {
@@ -38,7 +47,7 @@ POLICIES: dict[str, Callable[[Path, Suite], Policy]] = {
 }
 WORLDS: dict[str, Callable[[Path, Suite], WorldModel]] = {
     "composer": lambda models, suite: ComposerWorld.load(models / "composer.safetensors", suite.robot, suite.views[0]),
-    "causal": lambda models, suite: CausalWorld.load(models / "causal.safetensors", suite.robot, suite.views[0]),
+    "causal": lambda models, suite: _load_causal(models / "causal.safetensors", suite),
 }
 REFLECTORS: dict[str, Callable[[Path, Suite], Reflector]] = {
     "small": lambda models, suite: SmallReflector.load(models / "reflector.safetensors"),
@@ -73,9 +82,9 @@ class Parts:
         return replace(self, **{name: self._in_int8(name) for name in ("policy", "world", "reflector")})
 
     def _in_int8(self, name: str) -> Any:
-        part, ranges = getattr(self, name), self.ranges.get(name, {"": None})
-        if not any(isinstance(module, Conv | Linear) for module in _modules(part)):
-            return part  # one of the user's own: it has no layers that can compute in 8 bits
+        part, ranges = getattr(self, name), self.ranges.get(name)
+        if ranges is None or not any(isinstance(module, Conv | Linear) for module in _modules(part)):
+            return part  # one of the user's own: it keeps its floats
         small = part.in_int8(ranges) if hasattr(part, "in_int8") else in_int8(part, ranges)
         found = {path for path, module in _network(small).named_modules() if isinstance(module, Int8)}
         if found != set(ranges):
@@ -113,20 +122,49 @@ def load(
     Raises UserError for an unknown name, CheckpointError for a file that is missing or damaged.
     """
     folder = Path(models).expanduser() if models is not None else shipped()
+    check_names(suite, policy, world, reflector)
     made = named("suite", suite, SUITES)()
+    if not made.tasks:
+        raise UserError(f"the suite {suite} has no tasks; at least one is needed")
     parts = Parts(
         made,
         named("policy", policy, POLICIES)(folder, made),
         named("world", world, WORLDS)(folder, made),
         named("reflector", reflector, REFLECTORS)(folder, made),
-        _ranges(folder) if (policy, world) == ("small", "composer") and ":" not in reflector else None,
+        _ranges(folder, {"policy": policy, "world": world, "reflector": reflector}) if world == "composer" else None,
     )
+    _check_parts(parts)
     roles = ("policy", "world", "reflector")
     for role in roles:
         _check_faces(role, getattr(parts, role), torch.device(device))
     for role in roles:
         _move(getattr(parts, role), device)
     return parts
+
+
+def check_names(suite: str, policy: str, world: str, reflector: str) -> None:
+    """Raise UserError for a name that nothing is known by, before anything is built."""
+    named("suite", suite, SUITES)
+    named("policy", policy, POLICIES)
+    named("world", world, WORLDS)
+    named("reflector", reflector, REFLECTORS)
+
+
+def _check_parts(parts: Parts) -> None:
+    """Raise UserError for a part that lacks a member of its interface, and for views that differ."""
+    interfaces = {"suite": Suite, "policy": Policy, "world": WorldModel, "reflector": Reflector}
+    for role, interface in interfaces.items():
+        part, members = getattr(parts, role), [*interface.__annotations__, *vars(interface)]
+        wanted = [name for name in members if not name.startswith("_")] + ["state_dict"] * (role == "policy")
+        if missing := [name for name in wanted if not hasattr(part, name)]:
+            raise UserError(
+                f"the {role} {type(part).__name__} lacks {', '.join(missing)}: see worldenv.{interface.__name__}"
+            )
+    if tuple(parts.suite.views) != tuple(parts.world.views):
+        raise UserError(
+            f"the suite shows the views {', '.join(parts.suite.views)}, the world model imagines "
+            f"{', '.join(parts.world.views)}; they should be the same, in one order"
+        )
 
 
 def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
@@ -149,9 +187,13 @@ def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
         ) from error
 
 
-def _ranges(folder: Path) -> dict[str, Ranges] | None:
+def _ranges(folder: Path, names: Mapping[str, str]) -> dict[str, Ranges] | None:
+    """Those of the parts of this package; a part of the user's own was not measured."""
     path = folder / RANGES
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    ranges = json.loads(path.read_text(encoding="utf-8"))
+    return {role: ranges.get(role, {"": None}) for role, name in names.items() if ":" not in name}
 
 
 def _check_faces(role: str, part: Any, device: torch.device) -> None:
@@ -165,6 +207,8 @@ def _check_faces(role: str, part: Any, device: torch.device) -> None:
 
 
 def _move(part: Any, device: torch.device | str) -> None:
+    if isinstance(part, nn.Module):
+        part.eval()  # dropout and the like are for training
     if isinstance(part, nn.Module) or isinstance(getattr(part, "network", None), nn.Module):
         _network(part).to(device)
 
@@ -172,11 +216,12 @@ def _move(part: Any, device: torch.device | str) -> None:
 def make_engine(parts: Parts, config: EngineConfig = DEFAULT_ENGINE, precision: str = "auto") -> Engine:
     """The engine that imagines with these parts; precision: float32, int8, or auto (int8 where the CPU is fast)."""
     imagining = parts.to_imagine(precision)
-    horizon = config.horizon or parts.suite.horizon
-    return Engine(imagining.policy, imagining.world, imagining.reflector, replace(config, horizon=horizon))
+    config = replace(config, horizon=config.horizon or parts.suite.horizon)
+    return Engine(imagining.policy, imagining.world, imagining.reflector, config)
 
 
 def make_env(parts: Parts, starts: Starts, config: EnvConfig = DEFAULT_ENV, precision: str = "auto") -> WorldModelEnv:
     """An environment of imagined episodes for another training loop; `precision` as in `make_engine`."""
     imagining = parts.to_imagine(precision)
+    config = replace(config, horizon=config.horizon or parts.suite.horizon)
     return WorldModelEnv(imagining.world, imagining.reflector, starts, config)

@@ -45,6 +45,10 @@ class TrainConfig:
                 "--from-scratch makes the models of the suite tabletop, with --world composer or causal; train your "
                 "own models yourself and name them with --policy, --world and --reflector"
             )
+        if self.from_scratch and self.world == "composer" and self.device == "cuda":
+            raise UserError(
+                "the composer has no GPU kernels: train it with --device cpu, or take --world causal (tabletop-causal)"
+            )
         _check_seed(self.seed)
         _check_device(self.device, self.precision)
         check_precision(self.precision)

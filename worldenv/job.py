@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from worldenv.assemble import Parts, load, make_engine
+from worldenv.assemble import Parts, check_names, load, make_engine
 from worldenv.config import EvaluateConfig, TrainConfig
+from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.measure import Measurement, measure, practice_starts
 from worldenv.evaluation.truth import starts_of
@@ -62,6 +63,7 @@ def _wide(video: np.ndarray) -> np.ndarray:  # [T, V, H, W, 3] -> [T, H, V W, 3]
 def train(config: TrainConfig, command: str = "") -> dict:
     """The main job; returns the document that is also the last line of stdout and result.json."""
     began = time.monotonic()
+    check_names(*(getattr(config, name) for name in PARTS))  # before hours of training
     folder = _open(config) if config.from_scratch else None
     found = _made_from_scratch(config, folder) if folder else config.models or shipped()
     parts = load(found, **{name: getattr(config, name) for name in PARTS}, device=config.device)
@@ -82,7 +84,7 @@ def train(config: TrainConfig, command: str = "") -> dict:
         "imagined_minus_true": _pair(before, after, lambda m: m.imagined_minus_true),
         "false_stop": _pair(before, after, lambda m: m.true.false_stop),
         "missed_stop": _pair(before, after, lambda m: m.true.missed_stop),
-        "simulator": after.quality,
+        "world_model": after.quality,
         "counts": counts,
         "time_shares": _shares(folder, loaded, measured - loaded + time.monotonic() - began - practised),
         "wall_s": time.monotonic() - began,
@@ -99,7 +101,7 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict:
     began = time.monotonic()
     parts = _parts_of(config)
     engine = make_engine(parts, config.engine, config.precision)
-    folder = RunFolder.create(config.run or default_run_path("eval"), {"command": command})
+    folder = RunFolder.create(config.run or default_run_path("eval"), _saved(config) | {"command": command})
     measured = _measured(parts, engine, config, folder, "evaluation")
     result = {
         "success": measured.document(),
@@ -107,7 +109,7 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict:
         "imagined_minus_true": measured.imagined_minus_true,
         "false_stop": measured.true.false_stop,
         "missed_stop": measured.true.missed_stop,
-        "simulator": measured.quality,
+        "world_model": measured.quality,
         "wall_s": time.monotonic() - began,
         "seed": config.seed,
         "start_seed": config.start_seed,
@@ -146,21 +148,27 @@ def load_run(
 ) -> Parts:
     """The parts that a training run used, with its post-trained policy.
 
-    Raises UserError if the folder is not a run, CheckpointError if the run has not been completed.
+    Raises UserError if the folder is not a training run or the run is not complete, CheckpointError for a damaged file.
     """
     path = Path(run).expanduser()
-    used = RunFolder(path).config
+    used, policy = RunFolder(path).config, path / "checkpoints" / "policy.safetensors"
+    if "suite" not in used:
+        raise UserError(f"{path} is no training run of this version: its config.json names no suite")
+    if not policy.exists():
+        raise UserError(
+            f"the run {path} is not complete, it has no {policy.name} yet: go on with --resume --run {path}"
+        )
     made = path / "models"
     if not made.is_dir():
         made = Path(used.get("models") or shipped())
     parts = load(made, **{name: used[name] for name in PARTS if name in used} | others, device=device)
-    load_weights(path / "checkpoints" / "policy.safetensors", parts.policy)
+    load_weights(policy, parts.policy)
     return parts
 
 
 def _parts_of(config: EvaluateConfig) -> Parts:
     """The parts of a folder of models, or of a run folder."""
-    given = Path(config.models or shipped())
+    given = Path(config.models or shipped()).expanduser()
     chosen = {name: getattr(config, name) for name in PARTS if getattr(config, name) is not None}
     read = load_run if (given / "checkpoints").is_dir() else load
     return read(given, **chosen, device=config.device)
@@ -172,10 +180,12 @@ def _open(config: TrainConfig) -> RunFolder:
     return RunFolder.resume(path, saved) if config.resume else RunFolder.create(path, saved)
 
 
-def _saved(config: TrainConfig) -> dict:
+def _saved(config: TrainConfig | EvaluateConfig) -> dict:
     fields = asdict(config)
+    if config.models is not None:  # the run may be evaluated from another folder
+        fields["models"] = config.models.expanduser().resolve()
     for name in ("run", "resume", "device"):  # these may differ when a run is resumed
-        fields.pop(name)
+        fields.pop(name, None)
     return json.loads(json.dumps(fields, default=str))
 
 

@@ -112,7 +112,7 @@ def test_the_run_has_its_report_and_is_evaluated_with_the_parts_it_used(trained,
     config = worldenv.EvaluateConfig(models=folder, run=tmp_path / "eval", eval=train_config(folder).eval)
     again = worldenv.evaluate(config)
     assert again["success"]["oracle"] == result["success_after"]["oracle"]
-    assert min(again["simulator"]["ssim"]) > 0.95  # the fitted world model is exact but for rounding
+    assert min(again["world_model"]["ssim"]) > 0.95  # the fitted world model is exact but for rounding
 
 
 def test_an_interrupted_run_goes_on_to_the_same_policy(tmp_path, monkeypatch):

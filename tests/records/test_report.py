@@ -41,7 +41,7 @@ def train_result():
         "imagined_minus_true": {"before": -0.082, "after": -0.064},
         "false_stop": {"before": 0.034, "after": 0.041},
         "missed_stop": {"before": 0.087, "after": 0.052},
-        "simulator": {
+        "world_model": {
             "psnr": [33.1, 31.0, 29.8, 29.0, 28.4, 28.1],
             "ssim": [0.97, 0.95, 0.94, 0.93, 0.92, 0.92],
             "lpips": [0.02, 0.03, 0.03, 0.04, 0.04, 0.05],
@@ -194,7 +194,7 @@ def test_report_of_an_evaluation_shows_one_policy_without_a_difference(tmp_path)
     run = RunFolder.create(tmp_path / "evaluation", {"seed": 0})
     result = train_result()
     result["success"] = result.pop("success_after")
-    del result["success_before"], result["time_shares"], result["simulator"], result["counts"]
+    del result["success_before"], result["time_shares"], result["world_model"], result["counts"]
     result |= {"imagined_success": 0.65, "imagined_minus_true": -0.064, "false_stop": 0.041, "missed_stop": 0.052}
     run.write_result(result)
     _, reader = read(run)

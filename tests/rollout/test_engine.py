@@ -343,3 +343,25 @@ def test_policy_that_records_nothing_leaves_no_record(tiny, starts):
     policy.act = lambda *given: replace(act(*given), record=None)
     out = tiny.engine(horizon=4, policy=policy).run(starts, 1, SEED)
     assert out.record is None and out.action.any()
+
+
+def test_what_lies_beyond_the_horizon_is_no_stop_and_no_reward(tiny):
+    whole, cut = (tiny.engine(horizon=horizon).run(tiny.starts(60), 1, 0, stop=False) for horizon in (8, 5))
+    assert cut.reward.shape == whole.reward.shape  # two chunks of four actions
+    late = whole.stopped & (whole.stop > 5)
+    assert late.any() and not cut.stopped[late].any() and (cut.stop[~cut.stopped] == 5).all()
+    early = whole.stopped & (whole.stop <= 5)
+    assert early.any() and torch.equal(cut.stop[early], whole.stop[early])
+    assert torch.equal(cut.final_reward()[late], whole.reward.flatten(1)[late, 4])
+
+
+def test_policy_sees_its_own_views_in_its_own_order(tiny):
+    from worldenv.interfaces.observation import shown_to
+
+    seen = tiny.starts(3).seen
+    frames = torch.cat([seen.frames, seen.frames + 1, seen.frames + 2], dim=1)
+    camera = torch.cat([seen.camera, 2 * seen.camera, 3 * seen.camera], dim=1)
+    three = replace(seen, frames=frames, camera=camera)
+    shown = shown_to(three, ("a", "b", "c"), ("c", "a"))
+    assert torch.equal(shown.frames, frames[:, [2, 0]]) and torch.equal(shown.camera, camera[:, [2, 0]])
+    assert shown_to(three, ("a", "b", "c"), ("a", "b", "c")) is three

@@ -1,6 +1,6 @@
 """The slots under engine and environments: which starts they take, what was read, and that nobody's reading moves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -259,3 +259,36 @@ def test_key_says_all_that_random_numbers_depend_on(tiny):
     runner.think(live, SEED, True)
     (key,) = keys
     assert isinstance(key, Key) and key.seed == SEED and key.episode.tolist() == [5, 6, 9] and not key.chunk.any()
+
+
+def test_idle_slots_name_no_row_outside_a_smaller_table(tiny):
+    engine = tiny.engine(horizon=4)
+    engine.run(tiny.starts(6), 1, seed=0)
+    few = tiny.starts(6).pick(torch.tensor([0, 3]))
+    few.texts, few.seen.text[:] = few.texts[:1], 0
+    engine.runner.open(few, engine.policy.read)
+    engine.runner.think(engine.runner.episodes, 0, False)  # all slots, as a graph of a bucket does
+
+
+@pytest.mark.parametrize(
+    ("part", "method", "wrong", "message"),
+    [
+        ("world", "imagine", lambda new: replace(new, frames=new.frames.float()), "imagined frames torch.float32"),
+        (
+            "world",
+            "imagine",
+            lambda new: replace(new, frames=new.frames[:, :1]),
+            r"be torch.uint8 \[5, 4, ",
+        ),
+        ("world", "imagine", lambda new: replace(new, finite=new.finite[:, None]), "imagined finite torch.bool"),
+        ("reflector", "judge", lambda new: (new[0][:, :1], new[1]), r"returned reward torch.float32 \[5, 1\]"),
+        ("reflector", "judge", lambda new: (new[0], new[1].float()), "returned stop torch.float32"),
+    ],
+)
+def test_models_that_return_something_else_are_told_at_the_first_chunk(tiny, monkeypatch, part, method, wrong, message):
+    engine = tiny.engine(horizon=4)
+    model = getattr(engine, part)
+    original = getattr(model, method)
+    monkeypatch.setattr(model, method, lambda *given: wrong(original(*given)))
+    with pytest.raises(UserError, match=message):
+        engine.run(tiny.starts(5), 1, seed=0)

@@ -24,7 +24,7 @@ from worldenv.rollout.runner import Runner, check_seed
 class EnvConfig:
     envs: int = 32  # E, episodes at a time
     chunk: int | None = None  # k, actions per step; None: the frames of one pass of the world model
-    horizon: int = 40  # actions after which an episode is truncated
+    horizon: int | None = None  # actions after which an episode is truncated; None: the suite's
     # final: R at the stop or at the horizon, 0 before. progress: the rise of R in this step, where R begins at 0. Both
     # add up to the same R over an episode, one scalar in [0, 1] (World-Env, arXiv 2509.24948, reward).
     reward: Literal["final", "progress"] = "final"
@@ -81,6 +81,8 @@ class WorldModelEnv:
             world, reflector, _given, self.chunk, config.batch, graphs=config.graphs, takes_actions=True
         )
         self.runner.open(starts)
+        if config.horizon is None:
+            raise UserError("the environment needs a horizon: EnvConfig(horizon=...), in actions")
         self.standing = Standing.new(config.envs, self.device)
         self._order: Tensor | None = None  # [M] int64, rows of `starts`; None until there is a seed
         self._next_seed: int | None = None  # from the next reset on

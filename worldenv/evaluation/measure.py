@@ -120,6 +120,7 @@ def world_quality(
     actions = torch.from_numpy(np.stack([t.actions for t in trajectories]))
     starts, device = starts_of(trajectories), engine.world.device
     imagined = replay(engine.world, starts.to(device), actions.to(device), seed).cpu()
+    frames = frames[:, : imagined.shape[1]]  # whole passes only
     k, out = engine.world.chunk, {"psnr": [], "ssim": []}
     for first in range(1, imagined.shape[1] - k + 1, k):
         pair = (imagined[:, first : first + k].flatten(0, 2), frames[:, first : first + k].flatten(0, 2))

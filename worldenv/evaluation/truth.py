@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from worldenv.data.record import Record
 from worldenv.data.trajectory import Trajectory
+from worldenv.errors import UserError
 from worldenv.interfaces.observation import Key, Observation, Starts, table_of
 from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.suite import Suite, Task
 from worldenv.records.intervals import wilson_interval
+from worldenv.rollout.decide import check_views, decide
+from worldenv.rollout.runner import check_judged
 
 RULES = ("oracle", "own_stop", "no_stop")
 POLICY_BATCH, REFLECTOR_BATCH, FRAMES_AT_ONCE = 128, 64, 8
@@ -34,28 +37,36 @@ def act_in_true(
     action = mean + perturb * (draw - mean). `perturb` is one number, or one for each episode [E]; 0 gives the mean.
     """
     scale = torch.as_tensor(perturb).view(-1, 1, 1)
+    check_views(policy, suite.views, "the suite")
     begun = suite.reset(tasks, starts, split)
     read, device = policy.read(begun.texts), device_of(policy)
     seen, record = begun.seen, Record(suite, begun)
     for step in range(suite.horizon):
         k = step % policy.chunk
         if k == 0:
-            chunk = _act(policy, seen, read, step // policy.chunk, seed, scale, device).clamp(-1, 1).numpy()
+            chunk = _act(policy, suite, seen, read, step // policy.chunk, seed, scale, device).clamp(-1, 1).numpy()
         seen = record.step(chunk[:, k])
     return record.trajectories(tasks, starts, split, "policy")
 
 
 def _act(
-    policy: Policy, seen: Observation, read: object, number: int, seed: int, scale: Tensor, device: torch.device
+    policy: Policy,
+    suite: Suite,
+    seen: Observation,
+    read: object,
+    number: int,
+    seed: int,
+    scale: Tensor,
+    device: torch.device,
 ) -> Tensor:  # [E, K, A] float32, on the CPU
     ids, out = torch.arange(len(seen)), []
     for first in range(0, len(seen), POLICY_BATCH):
         part = slice(first, first + POLICY_BATCH)
         here, row = seen[part].each(lambda tensor: tensor.to(device)), ids[part].to(device)
         key = Key(seed, row, torch.full_like(row, number))
-        mean = policy.act(here, read, key, explore=False).action
+        mean = decide(policy, suite.views, suite.robot.action_size, here, read, key, explore=False).action
         if scale.any():
-            drawn = policy.act(here, read, key, explore=True).action
+            drawn = decide(policy, suite.views, suite.robot.action_size, here, read, key, explore=True).action
             mean = mean + (scale if len(scale) == 1 else scale[part]).to(device) * (drawn - mean)
         out.append(mean.float().cpu())
     return torch.cat(out)
@@ -96,6 +107,12 @@ def judge_frames(reflector: Reflector, starts: Starts, frames: Tensor) -> tuple[
     device = device_of(reflector)
     state = reflector.begin(starts.to(device).seen, reflector.read(starts.texts))
     judged = [reflector.judge(part.to(device), state) for part in frames[:, 1:].split(FRAMES_AT_ONCE, 1)]
+    for (reward, stop), part in zip(judged, frames[:, 1:].split(FRAMES_AT_ONCE, 1), strict=True):
+        check_judged(reward, stop, *part.shape[:2])
+        if not ((reward >= 0) & (reward <= 1)).all():
+            raise UserError(
+                f"the reflector's rewards go from {reward.min():g} to {reward.max():g}; they should be in [0, 1]"
+            )
     return tuple(torch.cat(part, dim=1).cpu() for part in zip(*judged, strict=True))
 
 

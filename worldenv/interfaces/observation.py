@@ -1,7 +1,7 @@
 """What a robot sees at one moment, where episodes begin, and what their random numbers depend on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,17 @@ class Observation(Slots):
     proprio: Tensor  # [E, P] float32, as the robot reports it
     camera: Tensor | None  # [E, V, 3, 4] float32, world point (m) -> homogeneous pixel; None: not calibrated
     text: Tensor  # [E] int64, row of the table of instructions
+
+
+def shown_to(seen: Observation, have: tuple[str, ...], want: tuple[str, ...]) -> Observation:
+    """The observation with the views `want`, in that order, of those that it has."""
+    if have == want:
+        return seen
+    frames = torch.stack([seen.frames[:, have.index(view)] for view in want], dim=1)
+    camera = seen.camera
+    if camera is not None:
+        camera = torch.stack([camera[:, have.index(view)] for view in want], dim=1)
+    return replace(seen, frames=frames, camera=camera)
 
 
 @dataclass

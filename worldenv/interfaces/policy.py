@@ -31,7 +31,8 @@ class Policy(Protocol):
     views: tuple[str, ...]
 
     def read(self, texts: Sequence[str]) -> Any:
-        """What acting needs of a table of instructions; called once per run, before any `act`.
+        """What acting needs of a table of instructions; called at the beginning of every rollout and
+        evaluation, before any `act`.
 
         Tensors or nested containers of tensors. `act` looks its rows up by `seen.text`.
         """
@@ -40,7 +41,7 @@ class Policy(Protocol):
         """A chunk of actions for every episode; the most likely or mean one unless `explore`. No gradient."""
 
     def log_prob(self, record: Slots, action: Tensor) -> Tensor:  # [B, K, A] -> [B]
-        """Log-probability of chunks under the present weights, with a gradient. The learner calls nothing else."""
+        """Log-probability of chunks under the present weights, with a gradient: what learning goes through."""
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that reinforcement learning changes."""

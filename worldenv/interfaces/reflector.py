@@ -14,7 +14,10 @@ class Reflector(Protocol):
     """Judges every new frame of an episode by all that came before it. Reward and stop come from one scorer."""
 
     def read(self, texts: Sequence[str]) -> Any:
-        """What judging needs of a table of instructions; called once per run. Tensors, or containers of them."""
+        """What judging needs of a table of instructions; called at the beginning of every rollout and evaluation.
+
+        Tensors, or nested containers of tensors. `begin` looks its rows up by `seen.text`.
+        """
 
     def begin(self, seen: Observation, read: Any) -> Slots:
         """The state of episodes that begin with this observation. May keep no view of `seen`."""

@@ -1,4 +1,4 @@
-"""Op `action_map`: end-effector pose -> cameras -> strokes on black images, the simulator's condition."""
+"""Op `action_map`: end-effector pose -> cameras -> strokes on black images, the condition of a world model."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Op `compose`: the end of the simulator, each pixel chosen among known pictures and corrected."""
+"""Op `compose`: the end of the composer, each pixel chosen among known pictures and corrected."""
 
 import torch
 from torch import Tensor

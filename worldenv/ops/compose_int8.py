@@ -1,4 +1,4 @@
-"""Op `compose_int8`: the end of the simulator in 8 bits, from its last features to the patches of the frames."""
+"""Op `compose_int8`: the end of the composer in 8 bits, from its last features to the patches of the frames."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Op `patchify`: frames as patches of 2 x 2 pixels, in which simulator and encoders read and write them."""
+"""Op `patchify`: frames as patches of 2 x 2 pixels, in which composer and encoders read and write them."""
 
 import torch
 from torch import Tensor

@@ -61,7 +61,7 @@ def transport(
         source(x) = tip_i + (x - tip_j) * depth_j / depth_i, tip and depth as the view's camera sees the position
 
     Exact for a thing at the fingertips' depth that the gripper takes along from pose i to pose j and then leaves: one
-    that it held before (i = 0), takes, pushes from then on, or lets go within the chunk. The simulator chooses where to
+    that it held before (i = 0), takes, pushes from then on, or lets go within the chunk. The composer chooses where to
     believe which. Catmull-Rom resampling, which keeps small things sharp through many chunks; beyond the frame the
     border is repeated. From uint8 frames the result is rounded to pixels; where a pose is not finite, they are grey.
     The poses have no gradient; where one is wanted for the frames, the reference is what runs.

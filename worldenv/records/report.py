@@ -71,7 +71,7 @@ def write_report(folder: RunFolder) -> Path:
         "Learning curves": _learning_curves(folder, result),
         "Imagined against true": _imagined(folder, result, evaluations),
         "Stopping": _stopping(result),
-        "World model quality": _world_quality(result.get("simulator") or {}),
+        "World model quality": _world_quality(result.get("world_model") or {}),
         "Time": _time(result),
         "Videos": _videos(folder),
         "Other stages": _other_stages(folder),
@@ -176,7 +176,7 @@ def _signal_counts(counts: Mapping[str, Any]) -> str:
         return ""
     groups, silent, skipped = (counts.get(key, "?") for key in ("groups", "groups_without_signal", "skipped_steps"))
     text = (
-        f"{silent} of {groups} groups were without signal (all siblings got the same reward); "
+        f"{silent} of {groups} groups were without signal (no sibling's advantage reached --rl.signal); "
         f"{skipped} update steps were skipped because their loss or gradient was not finite."
     )
     return f"<p>{escape(text)}</p>"

@@ -1,4 +1,4 @@
-"""The update of a policy by the clipped objective of PPO, through `log_prob` and `trainable` alone."""
+"""The update of a policy by the clipped objective of PPO, through `log_prob` and `trainable`."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,7 @@
 """Imagine many episodes at once: policy, world model and reflector, one chunk at a time."""
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,6 +13,7 @@ from worldenv.interfaces.policy import Decision, Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.world import WorldModel
+from worldenv.rollout.decide import check_views, decide
 from worldenv.rollout.episodes import Episodes, Rollouts, Step
 from worldenv.rollout.memory import free_bytes, ran_out
 from worldenv.rollout.parallel import CPU, sent
@@ -25,7 +26,7 @@ MEMORY_SHARE = 0.5  # of what is free, for the slots; the rest is for activation
 class EngineConfig:
     """How many episodes the engine holds and computes at a time."""
 
-    horizon: int | None = None  # actions per episode, rounded up to whole chunks; None: the suite's
+    horizon: int | None = None  # actions per episode; those of the last chunk beyond it do not count; None: the suite's
     capacity: int | None = None  # E, slots; None: one for each episode, as far as free memory allows
     batch: int | None = None  # episodes per network pass; None: what fits a CPU's cache or a GPU's memory
     graphs: bool = True  # on a GPU: record a chunk as a CUDA graph and replay it
@@ -59,15 +60,11 @@ class Engine:
     def __init__(self, policy: Policy, world: WorldModel, reflector: Reflector, config: EngineConfig):
         if config.horizon is None:
             raise UserError("the engine needs a horizon: EngineConfig(horizon=...), in actions")
-        if missing := [view for view in policy.views if view not in world.views]:
-            raise UserError(
-                f"the policy needs the views {', '.join(missing)}, which the world model does not imagine; it has "
-                f"{', '.join(world.views)}"
-            )
+        check_views(policy, world.views, "the world model")
         self.policy, self.world, self.reflector, self.config = policy, world, reflector, config
         self.chunk, self.capacity = policy.chunk, config.capacity  # K
-        decide = partial(_decide, policy, world.robot.action_size)  # no method: a cycle would keep the slots
-        self.runner = Runner(world, reflector, decide, self.chunk, config.batch, config.graphs)
+        given = partial(_decided, policy, world)  # no method: a cycle would keep the slots
+        self.runner = Runner(world, reflector, given, self.chunk, config.batch, config.graphs)
         self.horizon = -(-config.horizon // self.chunk)  # T, in chunks
         self.rows = torch.zeros(0, dtype=torch.long, device=CPU)  # [E], episodes.row on the host
 
@@ -122,7 +119,7 @@ class Engine:
         one = self.runner.begin(row, row)
         record: Slots | None = self.runner.decide(one, self.runner.read[0], Key(0, row, row), True).record
         actions = self.world.robot.action_size
-        return Rollouts.empty(starts, self.horizon, self.chunk, actions, record, siblings, video)
+        return Rollouts.empty(starts, self.horizon, self.chunk, actions, record, siblings, video, self.config.horizon)
 
     def _room(self, run: _Run) -> Tensor:  # [E] bool, all over
         """Decide the number of slots."""
@@ -141,7 +138,7 @@ class Engine:
         self.runner.give_up_slots()
         self.capacity = slots // 2
         run.waiting = (~run.finished).nonzero()[:, 0]
-        run.out.forget(run.waiting)
+        run.out.forget(run.waiting, self.config.horizon)
         return self._room(run)
 
     def _advance(self, over: Tensor, run: _Run) -> Tensor:
@@ -151,6 +148,7 @@ class Engine:
             return over[:0]
 
         def consume(slots: slice, before: Episodes, step: Step) -> Tensor:  # [B] bool, which are over
+            self._end_at_the_horizon(before, step)
             run.out.note(before, step)
             before.move_on(step.frames[:, -1], step.proprio[:, -1])
             return (before.chunk == self.horizon) | ~step.finite | (step.stop.any(1) & run.stop)
@@ -159,6 +157,12 @@ class Engine:
         over = over.cpu()  # the only time in a chunk that the host waits for the device
         run.finished[self.rows[:live][over]] = True
         return over
+
+    def _end_at_the_horizon(self, before: Episodes, step: Step) -> None:
+        """What lies beyond the last action of the horizon, within the last chunk, is no stop."""
+        if self.config.horizon % self.chunk:
+            taken = before.chunk[:, None] * self.chunk + torch.arange(self.chunk, device=before.chunk.device)
+            step.stop &= taken < self.config.horizon
 
     def _recycle(self, over: Tensor, run: _Run) -> int:
         """Begin waiting episodes in the slots of ended ones. If none waits, move the last episodes into the gaps.
@@ -183,19 +187,5 @@ class Engine:
         return live
 
 
-def _decide(policy: Policy, actions: int, live: Episodes, read: object, key: Key, explore: bool) -> Decision:
-    decision, b = policy.act(live.seen, read, key, explore), len(live)
-    if not isinstance(decision, Decision):
-        raise UserError(f"the policy's `act` returned a {type(decision).__name__}; it should return a Decision")
-    wanted = [b, policy.chunk, actions]
-    action, log_prob = (_described(part) for part in (decision.action, decision.log_prob))
-    if action != wanted or log_prob != [b]:
-        raise UserError(
-            f"the policy decided on actions {action} of log-probability {log_prob}; they should be {wanted} "
-            f"(episodes, actions of a chunk, numbers of an action) and {[b]}"
-        )
-    return replace(decision, action=decision.action.float(), log_prob=decision.log_prob.float())
-
-
-def _described(value: object) -> list[int] | str:
-    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+def _decided(policy: Policy, world: WorldModel, live: Episodes, read: object, key: Key, explore: bool) -> Decision:
+    return decide(policy, world.views, world.robot.action_size, live.seen, read, key, explore)

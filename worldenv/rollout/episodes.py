@@ -52,7 +52,7 @@ class Rollouts(Slots):
     reward: Tensor  # [E, T, K] float32 in [0, 1], the reflector's judgement after each frame
     text: Tensor  # [E] int64, row of the table of instructions
     chunks: Tensor  # [E] int64, chunks acted, >= 1
-    stop: Tensor  # [E] int64, steps until the reflector stopped it; T * K if it never did
+    stop: Tensor  # [E] int64, steps until the reflector stopped it; the horizon if it never did
     stopped: Tensor  # [E] bool
     broken: Tensor  # [E] bool: a number was not finite; the episode has no weight
     record: Slots | None = None  # tensors [E, T, ...], what the policy's `log_prob` needs of each chunk
@@ -68,6 +68,7 @@ class Rollouts(Slots):
         record: Slots | None,  # tensors [1, ...], as a decision has them
         siblings: int = 1,
         video: bool = False,
+        steps: int | None = None,  # actions after which an episode ends; None: horizon * chunk
     ) -> "Rollouts":
         e, seen = len(starts) * siblings, starts.seen
         zeros = partial(torch.zeros, device=starts.device)
@@ -77,7 +78,7 @@ class Rollouts(Slots):
             reward=zeros(e, horizon, chunk),
             text=seen.text.repeat_interleave(siblings, 0),
             chunks=zeros(e, dtype=torch.long),
-            stop=torch.full((e,), horizon * chunk, device=starts.device),
+            stop=torch.full((e,), steps or horizon * chunk, device=starts.device),
             stopped=zeros(e, dtype=torch.bool),
             broken=zeros(e, dtype=torch.bool),
             record=record and record.each(lambda one: one.new_zeros(e, horizon, *one.shape[1:])),
@@ -101,12 +102,12 @@ class Rollouts(Slots):
         self.broken[row] = ~step.finite
         self.chunks[row] = live.chunk + 1
 
-    def forget(self, rows: Tensor) -> None:
-        """Clear the records of some episodes, as if they had never begun."""
+    def forget(self, rows: Tensor, steps: int | None = None) -> None:
+        """Clear the records of some episodes, of at most `steps` actions (None: T * K), as if they had never begun."""
         for tensor in self.tensors():
             if tensor is not self.text:
                 tensor[rows] = 0
-        self.stop[rows] = self.reward[0].numel()
+        self.stop[rows] = steps or self.reward[0].numel()
 
     def to(self, device: torch.device | str) -> "Rollouts":
         return self.each(lambda tensor: tensor.to(device))

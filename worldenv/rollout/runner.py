@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from worldenv.errors import UserError
-from worldenv.interfaces.observation import Key, Starts
+from worldenv.interfaces.observation import Key, Observation, Starts
 from worldenv.interfaces.policy import Decision
 from worldenv.interfaces.reflector import Reflector
-from worldenv.interfaces.world import WorldModel
+from worldenv.interfaces.world import Imagined, WorldModel
 from worldenv.rollout.episodes import Episodes, Step
 from worldenv.rollout.graphs import Graphs
 from worldenv.rollout.memory import fitting
@@ -53,6 +53,7 @@ class Runner:
         self.episodes: Episodes | None = None
         self.graphs = Graphs()
         self.batch = self.wanted_batch
+        self.checked = False  # whether the models have been seen to return what they should
 
     @torch.no_grad()
     def open(self, starts: Starts, read: Callable[[tuple[str, ...]], Any] = lambda texts: None) -> None:
@@ -64,7 +65,11 @@ class Runner:
             self.read = tree_map_only(Tensor, torch.clone, new)  # it may be part of a model, and is written over
             self.graphs = Graphs()
         row = torch.zeros(1, dtype=torch.int64, device=starts.device)
-        if self.episodes is not None and not self.episodes.takes(self.begin(row, row)):
+        if self.episodes is None:
+            return
+        if self.episodes.takes(self.begin(row, row)):
+            self.episodes.seen.text.zero_()  # a graph reads idle slots too: their rows were of the old table
+        else:
             self.give_up_slots()
 
     @torch.no_grad()
@@ -127,7 +132,12 @@ class Runner:
         decision = self.decide(live, self.read[0], key, explore)
         action = decision.action
         imagined = self.world.imagine(live.memory, live.seen, action, key)
+        if not self.checked:
+            _check_imagined(imagined, self.world, live.seen, action.shape[1])
         reward, stop = self.reflector.judge(imagined.frames, live.judged)
+        if not self.checked:
+            check_judged(reward, stop, *action.shape[:2])
+            self.checked = True
         finite = torch.isfinite((0 * action).sum((1, 2)) + reward.sum(1))  # a sum is finite if all terms are
         finite = finite & imagined.finite & torch.isfinite(decision.log_prob)
         stop = stop & finite[:, None]  # an episode that is not finite never succeeds
@@ -147,6 +157,32 @@ def _written_over(old: Any, new: Any) -> bool:
     for a, b in pairs:
         a.copy_(b)
     return True
+
+
+def _check_imagined(imagined: Imagined, world: WorldModel, seen: Observation, chunk: int) -> None:
+    """Raise UserError unless the world model imagined a chunk as its interface says."""
+    b, views = len(seen), list(seen.frames.shape[1:])
+    wanted = {
+        "frames": (torch.uint8, [b, chunk, *views]),
+        "proprio": (torch.float32, [b, chunk, world.robot.proprio_size]),
+        "finite": (torch.bool, [b]),
+    }
+    for name, (dtype, shape) in wanted.items():
+        tensor = getattr(imagined, name)
+        if tensor.dtype != dtype or list(tensor.shape) != shape:
+            raise UserError(
+                f"the world model imagined {name} {tensor.dtype} {list(tensor.shape)}; they should be {dtype} {shape}"
+            )
+
+
+def check_judged(reward: Tensor, stop: Tensor, episodes: int, frames: int) -> None:
+    """Raise UserError unless a reflector judged as its interface says."""
+    for name, tensor, dtype in (("reward", reward, torch.float32), ("stop", stop, torch.bool)):
+        if tensor.dtype != dtype or list(tensor.shape) != [episodes, frames]:
+            raise UserError(
+                f"the reflector returned {name} {tensor.dtype} {list(tensor.shape)}; it should be {dtype} "
+                f"{[episodes, frames]}: episodes, frames of a chunk"
+            )
 
 
 def check_starts(starts: Starts, world: WorldModel) -> None:

@@ -16,7 +16,7 @@ SCALE_WEIGHT = 0.1  # of the distance of the log-scales against that of the mean
 def adaptation_loss(
     policy: SmallPolicy,
     true: Clips,
-    imagined: Clips,  # the same episodes, replayed by the simulator
+    imagined: Clips,  # the same episodes, replayed by the world model
     batch: int,
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
     """On an imagined frame the policy is to act as it acted, before this stage, on the true frame of the same moment.

@@ -32,8 +32,10 @@ class ScratchConfig:
     causal_chunks: int = 4  # chunks in a row that the causal network is trained on
     causal_levels: tuple[float, ...] = (1.0, 0.5)  # noise levels of the distilled causal network: one or two passes
     head: Schedule = Schedule(steps=2000, batch=64, learning_rate=1e-3)
-    imagined_share: float = 0.5  # of the episodes are also shown to policy and reflector as the simulator imagines them
-    extra_data: bool = True  # False: simulator and reflector see the demonstrations only (the paper's ablation)
+    imagined_share: float = (
+        0.5  # of the episodes are also shown to policy and reflector as the world model imagines them
+    )
+    extra_data: bool = True  # False: world model and reflector see the demonstrations only (the paper's ablation)
 
     def __post_init__(self) -> None:
         if not 1 <= self.action_episodes <= self.pretraining_episodes:

@@ -1,4 +1,4 @@
-"""Train the world simulator: a multi-step teacher on true clips, then a student of one step on its own rollouts."""
+"""Train the composer: a multi-step teacher on true clips, then a student of one step on its own rollouts."""
 
 import copy
 from collections.abc import Callable
@@ -31,7 +31,7 @@ MEMORY_NOISE = 0.04  # largest standard deviation added to memory frames: blunts
 
 
 class ChunkBatch:
-    """B chunks of true clips, ready for the simulator: memory, poses and the frames that follow, of the first view."""
+    """B chunks of true clips, ready for the network: memory, poses and the frames that follow, of the first view."""
 
     def __init__(self, clips: Clips, robot: Robot, chunk: int, episode: Tensor, step: Tensor):
         index = step[:, None] + torch.arange(chunk + 1)
@@ -99,10 +99,10 @@ def clean_background(frames: Tensor) -> Tensor:  # [N, H, W, 3] uint8 -> [H / 2,
 
 
 def teacher_loss(
-    simulator: ComposerNetwork, clips: Clips, robot: Robot, batch: int
+    network: ComposerNetwork, clips: Clips, robot: Robot, batch: int
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
     """Flow matching, x_t = (1 - t) x_0 + t noise, with clean frames predicted: squared error times `change_weight`."""
-    chunk = simulator.config.chunk
+    chunk = network.config.chunk
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         part = ChunkBatch(clips, robot, chunk, *draw_steps(clips, batch, 1, chunk, generator))
@@ -112,7 +112,7 @@ def teacher_loss(
         t = torch.where(torch.rand(batch, generator=generator) < PURE_NOISE_SHARE, 1.0, t)
         mix = t.view(-1, 1, 1, 1, 1)
         noisy = (1 - mix) * part.clean + mix * torch.randn(part.clean.shape, generator=generator)
-        predicted = to_frames(simulator.denoise(patchify(noisy), t, part.seen_by(simulator, memory)))
+        predicted = to_frames(network.denoise(patchify(noisy), t, part.seen_by(network, memory)))
         weight = change_weight(part.clean, predicted, part.arm, part.memory[:, -1])
         value = (weight * (predicted - part.clean).square()).mean()
         return value, {"mse": (predicted.detach() - part.clean).square().mean().item()}

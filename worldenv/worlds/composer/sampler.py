@@ -11,7 +11,7 @@ STUDENT_LEVELS = (1.0,)  # the distilled student: one pass
 
 
 def sample(
-    simulator: ComposerNetwork,
+    network: ComposerNetwork,
     seen: Seen,
     noise: Tensor,  # [B, ...] float32, standard normal
     levels: Sequence[float],  # falling, in (0, 1], the first is 1
@@ -24,6 +24,6 @@ def sample(
     """
     x = noise
     for t, t_next in zip(levels, (*levels[1:], 0.0), strict=True):
-        clean = simulator.denoise(x, x.new_full((len(x),), t), seen)
+        clean = network.denoise(x, x.new_full((len(x),), t), seen)
         x = clean if t_next == 0 else clean + (t_next / t) * (x - clean)
     return x
