@@ -2,7 +2,7 @@
 
     python benchmarks/cache_quality.py --run FOLDER [--steps 600] [--episodes 600] [--tests 64]
 
-Trains the causal world model on disturbed expert episodes of the suite tabletop (a stopped run continues), then imagines
+Trains the causal world model on disturbed expert episodes of tabletop (a stopped run continues), then imagines
 other episodes along their true actions with its cache in floats, in 8 bits and, to have a scale, in floats from another
 noise. Frames are compared chunk by chunk, late ones after the ring has gone round. The last line of stdout is one JSON
 document.

@@ -17,9 +17,9 @@ def act_again(
 ) -> list[Trajectory]:
     """The actions of these episodes from the same start states, with noise on the translation that nobody corrects.
 
-    A policy closes and lifts the gripper when it sees that the gripper stands right. So in the policy's own episodes the
-    plan gives the outcome away, and a world model trained on them learns to read the plan instead of the picture: a
-    gripper that closes beside an object, and goes on as if it had it, takes the object along. Here the gripper drifts
+    A policy closes and lifts the gripper when it sees that the gripper stands right. So in its own episodes the plan
+    gives the outcome away, and a world model trained on them learns to read the plan instead of the picture: a gripper
+    that closes beside an object, and goes on as if it had it, takes the object along. Here the gripper drifts
     and the plan stays, and a grasp or a push succeeds or fails by where the fingers are.
     """
     random = np.random.default_rng(seed)
