@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.errors import UserError
+from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.measure import world_quality
-from worldenv.evaluation.perceptual import FILES, perceptual_quality
-from worldenv.evaluation.pictures import frechet_distance
+from worldenv.evaluation.perceptual import FILES, frechet_distance, perceptual_quality
 
 
 class Vgg(nn.Module):
@@ -85,3 +85,51 @@ def test_quality_of_the_world_model_has_them_too(weights, tiny):
     trajectories = [tiny.trajectory(12, i) for i in range(3)]
     found = world_quality(tiny.engine(), trajectories, np.array([True, True, False]), seed=1, weights=weights)
     assert len(found["lpips"]) == len(found["psnr"]) == 3 and found["fid"] > 0 and found["fvd"] > 0
+
+
+def test_frechet_distance_of_commuting_gaussians_is_closed_form():
+    generator = torch.Generator().manual_seed(0)
+    white = torch.randn(400, 3, generator=generator, dtype=torch.float64)
+    white = (white - white.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(white.T))).T
+    scale_a, scale_b = torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([2.0, 0.5, 3.0]).double()
+    shift = torch.tensor([1.0, 0.0, -2.0]).double()
+    distance = frechet_distance(white * scale_a, white * scale_b + shift)
+    assert distance == pytest.approx(float(shift.square().sum() + (scale_a - scale_b).square().sum()), abs=1e-6)
+
+
+def test_frechet_distance_equals_the_product_form_and_is_a_distance():
+    generator = torch.Generator().manual_seed(1)
+    a = torch.randn(60, 4, generator=generator) @ torch.randn(4, 4, generator=generator)
+    b = torch.randn(50, 4, generator=generator) + 0.3
+    root_trace = torch.linalg.eigvals(torch.cov(a.double().T) @ torch.cov(b.double().T)).real.sqrt().sum()
+    expected = (
+        (a.double().mean(0) - b.double().mean(0)).square().sum()
+        + torch.cov(a.double().T).trace()
+        + torch.cov(b.double().T).trace()
+        - 2 * root_trace
+    )
+    assert frechet_distance(a, b) == pytest.approx(float(expected), abs=1e-6)
+    assert frechet_distance(b, a) == pytest.approx(float(expected), abs=1e-6)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_with_fewer_rows_than_features_stays_sound():
+    feature = torch.randn(5, 40, generator=torch.Generator().manual_seed(2))
+    assert 0 <= frechet_distance(feature, feature) < 1e-4
+    assert frechet_distance(feature[:, :1], feature[:, :1] + 2) == pytest.approx(4, abs=1e-6)
+
+
+def test_frechet_distance_refuses_what_has_no_covariance():
+    feature = torch.zeros(4, 3)
+    with pytest.raises(ValueError, match=r"true is \[1, 3\]: it should be \[n >= 2, D\]"):
+        frechet_distance(feature[:1], feature)
+    with pytest.raises(ValueError, match="imagined is .* finite"):
+        frechet_distance(feature, feature / 0)
+
+
+def test_weights_without_torchmetrics_are_refused_before_any_work(weights, monkeypatch):
+    from worldenv.evaluation import perceptual
+
+    monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs torchmetrics, which is not installed: pip install"):
+        EvalConfig(weights=weights)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from worldenv.evaluation.pictures import frechet_distance, psnr, ssim
+from worldenv.evaluation.pictures import psnr, ssim
 from worldenv.records.intervals import difference_interval, mean_interval, wilson_interval
 
 
@@ -152,45 +152,3 @@ def test_images_of_another_kind_are_refused(metric):
 def test_ssim_refuses_images_smaller_than_its_window():
     with pytest.raises(ValueError, match="11 x 11"):
         ssim(noise_image(10, 20), noise_image(10, 20))
-
-
-def test_frechet_distance_of_commuting_gaussians_is_closed_form():
-    generator = torch.Generator().manual_seed(0)
-    white = torch.randn(400, 3, generator=generator, dtype=torch.float64)
-    white = (white - white.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(white.T))).T
-    scale_a, scale_b = torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([2.0, 0.5, 3.0]).double()
-    shift = torch.tensor([1.0, 0.0, -2.0]).double()
-    distance = frechet_distance(white * scale_a, white * scale_b + shift)
-    assert distance == pytest.approx(float(shift.square().sum() + (scale_a - scale_b).square().sum()), abs=1e-9)
-
-
-def test_frechet_distance_equals_the_product_form_and_is_a_distance():
-    generator = torch.Generator().manual_seed(1)
-    a = torch.randn(60, 4, generator=generator) @ torch.randn(4, 4, generator=generator)
-    b = torch.randn(50, 4, generator=generator) + 0.3
-    root_trace = torch.linalg.eigvals(torch.cov(a.double().T) @ torch.cov(b.double().T)).real.sqrt().sum()
-    expected = (
-        (a.double().mean(0) - b.double().mean(0)).square().sum()
-        + torch.cov(a.double().T).trace()
-        + torch.cov(b.double().T).trace()
-        - 2 * root_trace
-    )
-    assert frechet_distance(a, b) == pytest.approx(float(expected), abs=1e-9)
-    assert frechet_distance(b, a) == pytest.approx(float(expected), abs=1e-9)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
-
-
-def test_frechet_distance_with_fewer_rows_than_features_stays_sound():
-    feature = torch.randn(5, 40, generator=torch.Generator().manual_seed(2))
-    assert 0 <= frechet_distance(feature, feature) < 1e-4
-    assert frechet_distance(feature[:, :1], feature[:, :1] + 2) == pytest.approx(4, abs=1e-6)
-
-
-def test_frechet_distance_refuses_what_has_no_covariance():
-    feature = torch.zeros(4, 3)
-    with pytest.raises(ValueError, match=r"features_a is \(1, 3\)"):
-        frechet_distance(feature[:1], feature)
-    with pytest.raises(ValueError, match="not finite"):
-        frechet_distance(feature, feature / 0)
-    with pytest.raises(ValueError, match="width 3 and features_b 2"):
-        frechet_distance(feature, feature[:, :2])

@@ -1,14 +1,17 @@
-"""Picture quality as large pretrained networks see it: LPIPS, FID and FVD, where their weights are present."""
+"""Picture quality as large pretrained networks see it: LPIPS, FID and FVD, where their weights are present.
+
+Needs torchmetrics: pip install "worldenv[metrics]".
+"""
 
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv.errors import UserError
-from worldenv.evaluation.pictures import frechet_distance
 
 # TorchScript files as StyleGAN2-ADA (the first two) and StyleGAN-V publish them; none comes with this package.
 FILES = {"lpips": "vgg16.pt", "fid": "inception-2015-12-05.pt", "fvd": "i3d_torchscript.pt"}
@@ -18,7 +21,9 @@ VIDEO_FRAMES = 10  # the fewest that it reads
 
 
 def present(folder: Path) -> dict[str, Path]:
-    """Metric -> file, for the files that `folder` has. Raises UserError if it has none of them."""
+    """Metric -> file, for the files that `folder` has. Raises UserError if it has none, or torchmetrics is missing."""
+    if find_spec("torchmetrics") is None:
+        raise UserError('--eval.weights needs torchmetrics, which is not installed: pip install "worldenv[metrics]"')
     found = {metric: folder / name for metric, name in FILES.items() if (folder / name).is_file()}
     if not found:
         raise UserError(f"{folder} has no weights to measure with; put there any of {', '.join(FILES.values())}")
@@ -47,10 +52,12 @@ def perceptual_quality(
             found[metric] = [part.mean().item() for part in apart.view(len(imagined), -1).split(chunk, dim=1)]
         elif metric == "fid":
             features = ([network(x, return_features=True) for x in _frames(video)] for video in pairs)
-            found[metric] = frechet_distance(*map(torch.cat, features))
+            imagined_features, true_features = map(torch.cat, features)
+            found[metric] = frechet_distance(true_features, imagined_features)
         elif pairs[0].shape[1] >= VIDEO_FRAMES and len(imagined) > 1:
             features = ([_video_features(network, x) for x in video.split(VIDEOS_AT_ONCE)] for video in pairs)
-            found[metric] = frechet_distance(*map(torch.cat, features))
+            imagined_features, true_features = map(torch.cat, features)
+            found[metric] = frechet_distance(true_features, imagined_features)
     return found
 
 
@@ -77,3 +84,26 @@ def _video_features(network: torch.jit.ScriptModule, video: Tensor) -> Tensor:  
     large = F.interpolate(video.flatten(0, 1).float(), size, mode="bilinear", align_corners=False)
     scaled = (large / 127.5 - 1).unflatten(0, (n, -1)).transpose(1, 2)
     return network(scaled, rescale=False, resize=False, return_features=True)
+
+
+def frechet_distance(
+    true: Tensor,  # [n, D] features
+    imagined: Tensor,  # [m, D]
+) -> float:
+    """Squared Frechet distance of the two Gaussians fitted to the features: FID on image, FVD on video features.
+
+        |m_t - m_i|^2 + tr(C_t) + tr(C_i) - 2 tr((C_t C_i)^(1/2))
+
+    Raises ValueError for fewer than two rows or values that are not finite.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance  # an extra, and slow to import
+
+    for name, features in (("true", true), ("imagined", imagined)):
+        if features.ndim != 2 or len(features) < 2 or not torch.isfinite(features).all():
+            raise ValueError(f"{name} is {list(features.shape)}: it should be [n >= 2, D], with finite values")
+    same = nn.Identity()  # the features are there already
+    same.num_features = true.shape[1]
+    distance = FrechetInceptionDistance(feature=same).set_dtype(torch.float64)
+    distance.update(true.double(), real=True)
+    distance.update(imagined.double(), real=False)
+    return max(0.0, distance.compute().item())

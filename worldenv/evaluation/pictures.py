@@ -75,30 +75,3 @@ def _ssim_map(a: Tensor, b: Tensor) -> Tensor:  # [n, H, W, 3] float64 -> [3 n, 
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     return luminance * (2 * covariance + c2) / (variance_a + variance_b + c2)
-
-
-def frechet_distance(
-    features_a: Tensor,  # [n, D]
-    features_b: Tensor,  # [m, D]
-) -> float:
-    """Squared Frechet distance of the two Gaussians fitted to the features: FID on image, FVD on video features.
-
-        |m_a - m_b|^2 + tr(C_a) + tr(C_b) - 2 tr((C_a C_b)^(1/2))
-
-    In float64; the last trace is the sum of the roots of the eigenvalues of the symmetric C_a^(1/2) C_b C_a^(1/2).
-    Raises ValueError for fewer than two rows, different widths or values that are not finite.
-    """
-    for name, feature in (("features_a", features_a), ("features_b", features_b)):
-        if feature.ndim != 2 or feature.shape[0] < 2 or feature.shape[1] < 1:
-            raise ValueError(f"{name} is {tuple(feature.shape)}: it should be [n >= 2, D >= 1]")
-        if not torch.isfinite(feature).all():
-            raise ValueError(f"{name} has values that are not finite")
-    if features_a.shape[1] != features_b.shape[1]:
-        raise ValueError(f"features_a has width {features_a.shape[1]} and features_b {features_b.shape[1]}: make equal")
-    features_a, features_b = features_a.double(), features_b.double()
-    covariance_a, covariance_b = (torch.cov(x.T).reshape(x.shape[1], -1) for x in (features_a, features_b))
-    eigenvalue, eigenvector = torch.linalg.eigh(covariance_a)
-    root_a = eigenvector * eigenvalue.clamp(min=0).sqrt() @ eigenvector.T
-    roots = torch.linalg.eigvalsh(root_a @ covariance_b @ root_a).clamp(min=0).sqrt()
-    squared_mean = (features_a.mean(0) - features_b.mean(0)).square().sum()
-    return max(0.0, float(squared_mean + covariance_a.trace() + covariance_b.trace() - 2 * roots.sum()))
