@@ -1,5 +1,6 @@
 import sys
 import types
+import warnings
 
 import pytest
 import torch
@@ -75,3 +76,10 @@ def test_an_old_device_is_named(monkeypatch):
 def test_unknown_backend_is_refused():
     with pytest.raises(ValueError, match="backend is 'fast'; it should be one of flash-attn"):
         attention(*tokens(), "fast")
+
+
+def test_torchs_own_is_compiled_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled = torch.compile(lambda query, key, value: attention(query, key, value), backend="eager")
+        torch.testing.assert_close(compiled(*tokens()), attention(*tokens()))

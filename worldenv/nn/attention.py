@@ -99,7 +99,9 @@ def attention(
     backend = backend or WANTED
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it should be one of {', '.join(BACKENDS)}")
-    reason = why_not(backend) or ("needs CUDA tensors" if backend in INSTALL and not query.is_cuda else None)
+    reason = None
+    if backend in INSTALL:  # only these are probed: torch.compile warns of the cached probe
+        reason = why_not(backend) or (None if query.is_cuda else "needs CUDA tensors")
     if reason:
         raise ValueError(f"attention backend {backend} cannot be used: {reason}")
     return CALLS[backend](query, key, value)
