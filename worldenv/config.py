@@ -14,6 +14,7 @@ from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import EngineConfig
 from worldenv.training.config import ScratchConfig, tiny_scratch
 
+PARTS = ("suite", "policy", "world", "reflector")
 PACKAGE = Path(__file__).resolve().parent
 SEEDS = {"seed": Within(0, 2**32 - 1), "start_seed": Within(-(2**31), 2**31 - 1)}
 
@@ -25,7 +26,7 @@ class TrainConfig:
     seed: int = 0  # of all randomness
     start_seed: int = 0  # of 32 bits: other held-out start states for the evaluations
     run: Path | None = None  # run folder; default: runs/<suite>-<date>-<time>
-    resume: bool = False  # continue the run in --run where it was interrupted
+    resume: bool = False  # continue the run in --run, with its settings; --rl.iterations may be more than before
     from_scratch: bool = False  # first make all models of the embedded suite; with --help: the options of its stages
     models: Path | None = None  # folder with the models' files; default: the weights in the package
     suite: str = "tabletop"  # true environment; as the next three: a name, or module:function of your own (docs/)
@@ -60,20 +61,23 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure a policy in the true environment and in imagination."""
+    """Measure a policy in the true environment and in imagination.
+
+    None means what the run used, if `models` is a run, or else the default of worldenv-train.
+    """
 
     models: Path | None = None  # a run folder, or a folder with the models; default: the weights in the package
-    suite: str | None = None  # this and the next three: as in worldenv-train; default: what the run used, or tabletop
+    run: Path | None = None  # folder for the results; default: runs/eval-<date>-<time>
+    suite: str | None = None  # this and all that follows: as in worldenv-train; default: what the run used
     policy: str | None = None
     world: str | None = None
     reflector: str | None = None
-    seed: int = 0
-    start_seed: int = 0  # of 32 bits: fresh held-out start states
-    run: Path | None = None  # folder for the results; default: runs/eval-<date>-<time>
-    precision: Literal["auto", "float32", "int8"] = "auto"
-    device: Literal["cpu", "cuda"] = "cpu"
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    seed: int | None = None
+    start_seed: int | None = None  # of 32 bits: fresh held-out start states
+    precision: Literal["auto", "float32", "int8"] | None = None
+    device: Literal["cpu", "cuda"] | None = None
+    engine: EngineConfig | None = None
+    eval: EvalConfig | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, **SEEDS)
@@ -90,8 +94,9 @@ def _check_run(run: Path | None, models: Path | None) -> None:
         raise FieldError(f"run and models are one folder, {run}; the results need a folder of their own")
 
 
-def _check_device(device: str, precision: str) -> None:
-    check_precision(precision)
+def _check_device(device: str | None, precision: str | None) -> None:
+    if precision is not None:
+        check_precision(precision)
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device is cuda, but torch finds no CUDA device; take --device cpu")
     if device == "cuda" and precision == "int8":
