@@ -75,6 +75,10 @@ def _checked(line: Any) -> Line:
                 raise ValueError("`non_finite` should be an object")
         elif not isinstance(value, bool | int | float | str | None):
             raise ValueError(f"`{name[:80]}` is no scalar")
-        elif isinstance(value, int | float) and not (math.isfinite(value) and abs(value) < GREATEST):
+        elif not (math.isfinite(value) if isinstance(value, float) else _is_moderate(value)):
             raise ValueError(f"`{name[:80]}` is out of range")
     return line
+
+
+def _is_moderate(value: int | str | None) -> bool:
+    return not isinstance(value, int) or -GREATEST < value < GREATEST
