@@ -44,6 +44,7 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(tiny, tmp_path, same_wei
         patch.setattr(owner, name, die_in_the_second)
         with pytest.raises(KeyboardInterrupt):
             post_train(part, tiny.starts(6), CONFIG, broken, seed=4)
+    broken.close()
     again, resumed = RunFolder.resume(tmp_path / "part", {}), tiny.engine(horizon=8)
     assert post_train(resumed, tiny.starts(6), CONFIG, again, seed=4) == counts
     assert same_weights(resumed.policy, whole.policy) and not same_weights(whole.policy, tiny.policy())

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -13,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from worldenv.data.formats.hdf5 import DAMAGE, NO_LOCKS, OpenFiles, TrajectoryFormatError, named, open_file
+from worldenv.data.formats.hdf5 import DAMAGE, OpenFiles, TrajectoryFormatError, named, open_file
 from worldenv.data.formats.libero_hdf5 import (
     FRAMES_PER_CHUNK,
     Demo,
@@ -27,6 +26,7 @@ from worldenv.data.formats.libero_hdf5 import (
 from worldenv.data.interrupts import uninterrupted
 from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError
+from worldenv.files import lock, sync
 
 __all__ = ["Trajectory", "TrajectoryFormatError", "TrajectoryReader", "TrajectoryWriter", "read_episodes"]
 
@@ -153,11 +153,11 @@ class TrajectoryWriter:
             if self._is_doubtful:
                 with TrajectoryReader(self._temporary) as reader:
                     count = sum(1 for _ in reader)
-            _sync(self._temporary)
+            sync(self._temporary)
             while os.path.lexists(path := self.folder / f"part-{self._number:05d}.h5"):
                 self._number += 1  # another writer's, where the file system has no locks
             self._temporary.rename(path)
-            _sync(self.folder)
+            sync(self.folder)
         except OSError as error:
             raise _explained(error, self._temporary) from error
         self._finished += count
@@ -236,24 +236,10 @@ def _make_folder(folder: Path, append: bool) -> None:
 
 def _lock(folder: Path) -> tuple[int, bool]:
     """The lock file, open, and whether it is certain that nobody else writes here."""
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise UserError(
-            f"{folder}: another writer is at work there; wait until it ends, or give another path"
-        ) from error
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            os.close(lock)
-            raise
-        warnings.warn(
-            f"{folder}: the file system has no locks ({error.strerror}): see to it that nobody else writes there",
-            stacklevel=3,
-        )
-        return lock, False
-    return lock, True
+    locked = lock(folder / LOCK)
+    if locked is None:
+        raise UserError(f"{folder}: another writer is at work there; wait until it ends, or give another path")
+    return locked
 
 
 def _remove_unfinished(folder: Path, is_alone: bool) -> None:
@@ -280,14 +266,3 @@ def _count_to_append(path: Path) -> int:
 
 def _explained(error: OSError, path: Path) -> OSError:
     return OSError(error.errno, f"cannot be written ({error}): free some room or mend the disk, then append", str(path))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that has no fsync of folders
-            raise
-    finally:
-        os.close(descriptor)

@@ -1,34 +1,50 @@
 """LOOP: rollout -> advantage -> update, entirely inside the world model (World-Env, arXiv 2509.24948)."""
 
+import os
 import time
 import warnings
+from pathlib import Path
 
 import torch
 
 from worldenv.errors import UserError
 from worldenv.interfaces.observation import Starts
 from worldenv.records.checkpoint import load_state, save_state
+from worldenv.records.checksum import checksum
 from worldenv.records.progress import Progress
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.advantage import group_advantage
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.learner import Learner
+from worldenv.rl.state import COUNTS, check_state
 from worldenv.rollout.engine import Engine
 
 STAGE = "post_train"
 
 
 def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: RunFolder, seed: int) -> dict[str, int]:
-    """Improve `engine.policy` in imagination, in place; resumable after any iteration. Returns the run's counts."""
+    """Improve `engine.policy` in imagination, in place; resumable after any iteration. Returns the run's counts.
+
+    A resumed run needs the policy that it began with: its weights are checked, and then replaced by those of the
+    state. Raises CheckpointError, before anything is changed, if the state is damaged or is not of this run, and
+    UserError if metrics.jsonl lacks iterations that the state has.
+    """
     learner = Learner(engine.policy, config)
     path = folder.checkpoints / f"{STAGE}.state.safetensors"
-    first, counts = 0, {"groups": 0, "groups_without_signal": 0, "broken_episodes": 0, "skipped_steps": 0}
-    if path.exists():
+    run = {"seed": seed, "first_policy": checksum({}, engine.policy.state_dict())}
+    first, counts = 0, dict.fromkeys(COUNTS, 0)
+    if os.path.lexists(path):
         state = load_state(path)
+        check_state(path, state, run, learner)
+        _check_lines(path, state["iteration"], folder)
         engine.policy.load_state_dict(state["policy"])
         learner.optimizer.load_state_dict(state["optimizer"])
         first, counts = state["iteration"], state["counts"]
         learner.skipped = counts["skipped_steps"]
+    elif len(folder.metrics(STAGE)) > 1:  # more than the one line that a kill can leave without a state
+        warnings.warn(
+            f"{path} is missing: practice begins again, and the lines that it logged are removed", stacklevel=2
+        )
     folder.truncate(STAGE, first)
     with Progress(config.iterations, "practising in imagination", done=first) as progress:
         for iteration in range(first, config.iterations):
@@ -36,6 +52,7 @@ def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: 
             folder.log(STAGE, iteration, **figures)
             save_state(
                 path,
+                run=run,
                 policy=engine.policy.state_dict(),
                 optimizer=learner.optimizer.state_dict(),
                 iteration=iteration + 1,
@@ -43,6 +60,15 @@ def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: 
             )
             progress.advance(reward=figures["reward"], success=f"{100 * figures['imagined_success']:.0f} %")
     return counts
+
+
+def _check_lines(path: Path, iterations: int, folder: RunFolder) -> None:
+    steps = [line["step"] for line in folder.metrics(STAGE)]
+    if steps[:iterations] != list(range(iterations)):
+        raise UserError(
+            f"{folder.path / 'metrics.jsonl'} lacks iterations of the {iterations} that {path.name} has: restore it "
+            f"from a copy, or delete {path} to practise again from the beginning"
+        )
 
 
 def _iterate(

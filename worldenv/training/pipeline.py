@@ -17,10 +17,11 @@ from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
 from worldenv.data.trajectory import Trajectory
 from worldenv.evaluation.measure import in_turn
 from worldenv.evaluation.truth import act_in_true
+from worldenv.files import write_text
 from worldenv.interfaces.world import WorldModel
 from worldenv.nn.instruction import tokenize
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
-from worldenv.records.checkpoint import atomic_write_text, load_weights, save_weights
+from worldenv.records.checkpoint import load_weights, save_weights
 from worldenv.records.model_card import write_card
 from worldenv.records.model_files import RANGES, save_model
 from worldenv.records.progress import Progress
@@ -199,7 +200,7 @@ class Pipeline:
         starts = self.suite.reset(in_turn(self.suite, EPISODES), numbers, "train")
         networks = {"policy": policy, "world": world.network, "reflector": reflector}
         ranges = measure_ranges(networks, engine, starts, self.seed)
-        atomic_write_text(path, json.dumps(ranges, indent=1) + "\n")
+        write_text(path, json.dumps(ranges, indent=1) + "\n")
 
     def imagining(self) -> WorldModel:
         """The world model that the stages before have made."""

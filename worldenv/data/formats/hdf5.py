@@ -1,6 +1,5 @@
 """HDF5 files that may be damaged or lie, read so that what is wrong with them is said in one line."""
 
-import errno
 import math
 import os
 import threading
@@ -14,10 +13,10 @@ import h5py
 import numpy as np
 
 from worldenv.errors import UserError
+from worldenv.files import NO_LOCKS
 
 # What h5py raises on files that are damaged. HDF5 has no error of its own.
 DAMAGE = (OSError, ValueError, KeyError, RuntimeError, TypeError, OverflowError, AttributeError)
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system that has none
 OPEN_FILES = 64
 MAX_COMPRESSION = 1100  # the limit of gzip is 1032
 SMALL_BYTES = 2**16  # the limit of attributes; below it an array may claim what it likes
