@@ -60,7 +60,7 @@ def write_videos(
 
 
 def file_name(name: str) -> str:
-    """A name that a user chose, as a part of a file's name: any other character than ASCII letters, digits, . _ - is _."""
+    """A name of the user's own as part of a file's name: ASCII letters, digits and . _ - stay, the others become _."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")[:LONGEST_NAME] or "unnamed"
 
 
@@ -90,9 +90,7 @@ def train(config: TrainConfig, command: str = "") -> dict:
         return _practise(parts, engine, config, folder, began, command)
 
 
-def _practise(
-    parts: Parts, engine: Engine, config: TrainConfig, folder: RunFolder, began: float, command: str
-) -> dict:
+def _practise(parts: Parts, engine: Engine, config: TrainConfig, folder: RunFolder, began: float, command: str) -> dict:
     loaded = time.monotonic() - began  # from scratch: made
     before = _measured(parts, engine, config, folder, "before")
     measured = time.monotonic() - began

@@ -2,13 +2,13 @@
 
 import io
 import re
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import sys
 import tyro
 
 from worldenv.config import PARTS, EvaluateConfig, TrainConfig, presets
@@ -28,7 +28,7 @@ EVALUATE_HELP = """Measure a policy in the true environment and in imagination, 
 
 With --models RUN every setting is the run's own unless it is given, so its last measurement comes out again.
 """
-WHERE = re.compile(r"Error parsing (?:__tyro-dummy-inner__)?\.?([\w.-]*):")
+WHERE = re.compile(r"Error parsing (?:__tyro-dummy-inner__\.)?([a-z][\w.-]*):")  # in what tyro prints
 Config = TypeVar("Config", TrainConfig, EvaluateConfig)
 
 
@@ -40,7 +40,7 @@ class _Short(TrainConfig):
 
 
 def training(words: Sequence[str]) -> TrainConfig:
-    """The configuration that `worldenv-train` is given. Raises UserError; ends the program for --help and bad options."""
+    """The configuration that `worldenv-train` is given. Raises UserError, or SystemExit at --help and bad options."""
     given, words = _given(words), list(words)
     chosen = presets()
     if words and not words[0].startswith("-") and words[0] not in chosen:
@@ -63,7 +63,7 @@ def training(words: Sequence[str]) -> TrainConfig:
 
 
 def _saved(run: Path, given: dict[str, str]) -> TrainConfig:
-    run = TrainConfig(run=run).run  # checks the path, and finds ~
+    run = _parsed(lambda: TrainConfig(run=run)).run  # checks the path, and finds ~
     folder = RunFolder(run)
     device = "cpu" if "device" in given else folder.config.get("device", "cpu")
     return replace(saved_config(folder, device=device), run=run, resume=True)
@@ -73,7 +73,7 @@ def evaluation(words: Sequence[str]) -> EvaluateConfig:
     """The configuration that `worldenv-eval` is given; as `training`."""
     given = _given(words)
     known = {name: given[name] for name in ("models", *PARTS, "precision", "device") if name in given}
-    base = resolved(EvaluateConfig(**known))
+    base = _parsed(lambda: resolved(EvaluateConfig(**known)))
     return _parsed(lambda: _cli(EvaluateConfig, base, words, "worldenv-eval", EVALUATE_HELP))
 
 
@@ -100,19 +100,22 @@ def _parsed(parse: Callable[[], Config]) -> Config:
     try:
         with redirect_stderr(said):
             return parse()
+    except FieldError as error:
+        raise UserError(_as_option(error, "")) from None
     except SystemExit as end:
         cause: BaseException | None = end
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__ or cause.__context__
         if isinstance(cause, FieldError):
-            raise UserError(f"--{_prefix(said.getvalue())}{cause}") from None
+            raise UserError(_as_option(cause, said.getvalue())) from None
         if cause is not None:
             raise cause from None
         sys.stderr.write(said.getvalue())
         raise
 
 
-def _prefix(box: str) -> str:
-    """Where in the configuration tyro saw an error, as options begin there: `rl.`."""
+def _as_option(error: FieldError, box: str) -> str:
+    """The message with the name of the option for that of the field; tyro says in its box where the field is."""
     place = WHERE.search(" ".join(box.replace("│", " ").split()))
-    return f"{place[1].replace('_', '-')}." if place and place[1] else ""
+    field, _, rest = str(error).partition(" ")
+    return f"--{f'{place[1]}.{field}' if place else field} ".replace("_", "-") + rest

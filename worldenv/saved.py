@@ -50,9 +50,10 @@ def saved_config(folder: RunFolder, **replaced: Any) -> TrainConfig:
     Raises UserError if the folder is no training run, or its config.json does not hold what it should.
     """
     if "rl" not in folder.config:
-        raise UserError(f"{folder.path} is no training run of this version: its config.json has no settings of practice")
+        raise UserError(f"{folder.path} is no training run of this version: its config.json has no settings of rl")
     kept = {name: value for name, value in folder.config.items() if name != "modules"}
-    return from_document(TrainConfig, kept | {"run": None, "resume": False} | replaced, str(folder.path / "config.json"))
+    kept |= {"run": None, "resume": False} | replaced
+    return from_document(TrainConfig, kept, str(folder.path / "config.json"))
 
 
 def check_unchanged(folder: RunFolder, config: TrainConfig) -> None:

@@ -40,12 +40,13 @@ def patient_streams() -> Iterator[None]:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
-    stderr = open(os.devnull, "w") if sys.stderr is None else sys.stderr  # noqa: SIM115: as long as the process
-    try:
-        with redirect_stderr(Patient(stderr)):
-            yield
-    finally:
-        _flush(stderr)
+    with open(os.devnull, "w") as nowhere:
+        stderr = sys.stderr or nowhere
+        try:
+            with redirect_stderr(Patient(stderr)):
+                yield
+        finally:
+            _flush(stderr)
 
 
 def print_result(text: str) -> str | None:
