@@ -168,18 +168,8 @@ def models(tiny, tmp_path_factory):
     return path
 
 
-WORDS = [
-    "--eval.episodes",
-    "10",
-    "--eval.imagined",
-    "4",
-    "--eval.quality",
-    "2",
-    "--eval.videos",
-    "0",
-    "--engine.horizon",
-    "8",
-]
+WORDS = ["--eval.episodes", "10", "--eval.imagined", "4", "--eval.quality", "2", "--eval.videos", "0"]
+WORDS += ["--engine.horizon", "8"]
 PRACTICE = ["--rl.starts", "2", "--rl.siblings", "2", "--rl.signal", "1e-9", "--start-seed", "3"]
 
 

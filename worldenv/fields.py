@@ -114,7 +114,7 @@ def _path(name: str, value: Any) -> Path:
 def shown(value: Any) -> str:
     """A value as messages show it: in one line, cut if it is long."""
     try:
-        text = repr(value)
+        text = repr(str(value) if isinstance(value, Path) else value)
     except ValueError:  # Python prints no integer of more than 4,300 digits
         return f"a number of {value.bit_length():,} bits"
     text = " ".join(text.split())

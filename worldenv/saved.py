@@ -60,7 +60,7 @@ def check_unchanged(folder: RunFolder, config: TrainConfig) -> None:
     """Raise UserError unless `config` continues the run: all is as it was, but for more iterations."""
     saved = settled(saved_config(folder, device=config.device))
     changed = [
-        f"{option} is {shown(_plain(new))}, was {shown(_plain(old))}"
+        f"{option} is {shown(new)}, was {shown(old)}"
         for option, old, new in differences(saved, config)
         if option not in MAY_DIFFER and not (option == "--rl.iterations" and new > old)
     ]
@@ -69,10 +69,6 @@ def check_unchanged(folder: RunFolder, config: TrainConfig) -> None:
             f"the run {folder.path} cannot be continued with other settings: {'; '.join(changed)}; leave them out, or "
             "choose another --run"
         )
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
 
 
 def find_modules(folder: RunFolder, names: Iterable[str]) -> None:

@@ -1,5 +1,7 @@
 """The standard streams of a command: closed, full or broken ones cost the work nothing."""
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -26,6 +28,13 @@ class Patient:
         return getattr(self._stream, name)
 
 
+class Closed(io.TextIOBase):
+    """Stands for a stdout that the caller has closed: writing fails, as on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EBADF, "stdout is closed")
+
+
 @contextmanager
 def patient_streams() -> Iterator[None]:
     """Inside, writing to stderr never fails, and stdout can print any character.
@@ -38,6 +47,8 @@ def patient_streams() -> Iterator[None]:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = Closed()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     with open(os.devnull, "w") as nowhere:
@@ -46,18 +57,16 @@ def patient_streams() -> Iterator[None]:
             with redirect_stderr(Patient(stderr)):
                 yield
         finally:
+            _flush(sys.stdout)
             _flush(stderr)
 
 
 def print_result(text: str) -> str | None:
     """Print to stdout; returns why it could not be printed, or None."""
-    if sys.stdout is None:
-        return "it is closed"
     try:
         print(text)
         sys.stdout.flush()
     except OSError as error:
-        _flush(sys.stdout)
         return error.strerror or str(error)
     return None
 
