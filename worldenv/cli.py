@@ -4,6 +4,7 @@ What needs torch is imported late, so that an interruption is answered in one li
 """
 
 import json
+import logging
 import signal
 import sys
 import threading
@@ -57,6 +58,7 @@ def _with_memory(run: Callable[[Any, str], dict], config: Any, command: str) -> 
 
 def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot write to the home folder
     with patient_streams(), _ended_by_sigterm():
         try:
             result = work(words, " ".join([program, *words]))

@@ -85,7 +85,7 @@ def _cli(kind: type, default: Any, words: Sequence[str], program: str, about: st
 def _given(words: Sequence[str]) -> dict[str, str]:
     """Option -> the word after it. Raises UserError for a word that is empty: an unset variable of a script."""
     given = {}
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, [*words, ""][1:], strict=True):
         name, equals, value = word.partition("=")
         if not word or (equals and not value and name.startswith("--")):
             raise UserError(f"an option or its value is empty: {' '.join(map(repr, words))}")

@@ -16,3 +16,6 @@ def test_evaluation_that_cannot_be_made_is_refused(field, value):
 def test_perceptual_weights_are_looked_for_before_any_work(tmp_path):
     with pytest.raises(UserError, match="has no weights to measure with"):
         EvalConfig(weights=tmp_path)
+    (tmp_path / "vgg16.pt").write_bytes(b"<html>404</html>")
+    with pytest.raises(UserError, match="vgg16.pt is not a TorchScript file, is damaged, or cannot be read"):
+        EvalConfig(weights=tmp_path)
