@@ -1,6 +1,7 @@
 """The jobs' parts: videos, which parts an evaluation takes, and what is saved of a run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,23 @@ def test_more_videos_than_imagined_episodes_are_written_all_the_same(folder, tmp
     assert names == [f"before-{i}-{TASKS[i].name}.webp" for i in range(2)]
     assert len(measured.trajectories) == 10 and len(measured.imagined.stopped) == 1
     assert measured.document()["n"] == 10
+
+
+def test_names_of_tasks_and_suites_are_safe_as_names_of_files(folder, tmp_path, monkeypatch):
+    names = ["a/b", "../x", "\u00fc \n\0", "", ".", "plain-name_1.5", "x" * 300]
+    assert [job.file_name(name) for name in names] == ["a_b", "x", "unnamed", "unnamed", "unnamed", names[5], "x" * 60]
+    parts, run = load(folder), RunFolder.create(tmp_path / "run", {})
+    engine = make_engine(parts, EngineConfig(horizon=8))
+    measured = measure(parts.suite, parts.policy, parts.reflector, engine, SMALL, 0, 0, "small")
+    measured.trajectories[0] = replace(measured.trajectories[0], task="../../caf\u00e9/x")
+    job.write_videos(run, engine, measured, SMALL, 0, "before")
+    assert (run.videos / "before-0-caf_x.webp").exists()
+
+
+def test_default_run_folder_is_named_after_the_suite(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = job._create(TrainConfig(suite="json:loads"), "my suite/7")
+    assert run.path.parent.name == "runs" and run.path.name.startswith("my_suite_7-2")
 
 
 def test_views_of_a_video_are_shown_next_to_each_other():

@@ -66,12 +66,12 @@ def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: S
             how, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
             _end(f"\n{program}: {how}; {_advice(program, stop)}", code)
         except UserError as error:
-            _end(f"{program}: {error}", 2)
+            _end(f"{program}: {_in_one_line(error)}", 2)
         except OSError as error:
             if error.errno is None:  # not from the system
                 raise
             place = "" if error.filename is None else f"{error.filename}: "
-            _end(f"{program}: {place}{error.strerror}", 1)
+            _end(f"{program}: {_in_one_line(place)}{error.strerror}", 1)
         else:
             if problem := print_result(json.dumps(result, allow_nan=False)):
                 _end(f"{program}: stdout takes no result ({problem}); it is in {result['run']}/result.json", 1)
@@ -82,6 +82,10 @@ def _advice(program: str, stop: KeyboardInterrupt) -> str:
     if kept and program == "worldenv-train":
         return f"continue with: {program} --resume --run {kept[0]}"
     return "run it again"
+
+
+def _in_one_line(message: object) -> str:
+    return "\\n".join(str(message).splitlines())  # the name of a file may hold line breaks
 
 
 def _end(line: str, code: int) -> None:
