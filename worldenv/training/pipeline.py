@@ -3,7 +3,6 @@
 Every stage writes its result once and is skipped when the result is there, so an interrupted run continues.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +16,12 @@ from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
 from worldenv.data.trajectory import Trajectory
 from worldenv.evaluation.measure import in_turn
 from worldenv.evaluation.truth import act_in_true
-from worldenv.files import write_text
 from worldenv.interfaces.world import WorldModel
 from worldenv.nn.instruction import tokenize
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
 from worldenv.records.checkpoint import load_weights, save_weights
 from worldenv.records.model_card import write_card
-from worldenv.records.model_files import RANGES, save_model
+from worldenv.records.model_files import RANGES, save_model, save_ranges
 from worldenv.records.progress import Progress
 from worldenv.records.run_folder import RunFolder
 from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
@@ -200,7 +198,7 @@ class Pipeline:
         starts = self.suite.reset(in_turn(self.suite, EPISODES), numbers, "train")
         networks = {"policy": policy, "world": world.network, "reflector": reflector}
         ranges = measure_ranges(networks, engine, starts, self.seed)
-        write_text(path, json.dumps(ranges, indent=1) + "\n")
+        save_ranges(path, ranges, networks)
 
     def imagining(self) -> WorldModel:
         """The world model that the stages before have made."""
