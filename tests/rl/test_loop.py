@@ -184,11 +184,14 @@ def test_state_that_does_not_fit_the_run_is_refused(tiny, tmp_path, name, value,
         resumed(tiny, run.path)
 
 
-def test_metrics_that_lack_iterations_of_the_state_are_named(tiny, tmp_path):
+def test_metrics_that_are_not_those_of_the_state_are_named(tiny, tmp_path):
     run = other_file(tmp_path, tiny)
-    (run.path / "metrics.jsonl").unlink()
-    with pytest.raises(UserError, match="metrics.jsonl lacks iterations of the 1 that .* has: restore it"):
-        resumed(tiny, run.path)
+    metrics = run.path / "metrics.jsonl"
+    line = metrics.read_text()
+    for text in ("", 3 * line, line.replace('"step": 0', '"step": 1')):
+        metrics.write_text(text)
+        with pytest.raises(UserError, match="metrics.jsonl does not have one line for each of the 1 iterations that"):
+            resumed(tiny, run.path)
 
 
 def test_state_that_was_removed_lets_practice_begin_again_and_says_so(tiny, tmp_path):

@@ -64,10 +64,11 @@ def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: 
 
 def _check_lines(path: Path, iterations: int, folder: RunFolder) -> None:
     steps = [line["step"] for line in folder.metrics(STAGE)]
-    if steps[:iterations] != list(range(iterations)):
+    logged = len(steps)  # a kill between line and state leaves one line more
+    if steps != list(range(logged)) or logged not in (iterations, iterations + 1):
         raise UserError(
-            f"{folder.path / 'metrics.jsonl'} lacks iterations of the {iterations} that {path.name} has: restore it "
-            f"from a copy, or delete {path} to practise again from the beginning"
+            f"{folder.path / 'metrics.jsonl'} does not have one line for each of the {iterations} iterations that "
+            f"{path.name} has: restore it from a copy, or delete {path} to practise again from the beginning"
         )
 
 
