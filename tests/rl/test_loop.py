@@ -137,7 +137,7 @@ def resumed(tiny, path, config=CONFIG):
 
 @pytest.mark.parametrize(
     ("other", "message"),
-    [({"seed": 5}, "it has the seed 5, this run has 4"), ({"policy_seed": 1}, "its policy began with other weights")],
+    [({"seed": 5}, "it has the seed 5, this run has 4"), ({"policy_seed": 1}, "its model began with other weights")],
 )
 def test_state_of_another_run_is_refused_before_anything_changes(tiny, tmp_path, same_weights, other, message):
     run, foreign = other_file(tmp_path, tiny), other_file(tmp_path, tiny, "foreign", **other)
@@ -161,9 +161,9 @@ def changed(state, name, value):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("run", None, "no state of post-training of this version"),
-        ("policy", [], "no state of post-training of this version"),
-        ("iteration", True, "no state of post-training of this version"),
+        ("run", None, "not a state of this stage and version"),
+        ("policy", [], "not a state of this stage and version"),
+        ("iteration", True, "not a state of this stage and version"),
         ("iteration", 0, "has 0 iterations, and the run is to have 3"),
         ("iteration", 4, "has 4 iterations, and the run is to have 3"),
         ("counts", {"groups": 1}, "its counts are damaged"),
