@@ -2,6 +2,7 @@
 
 import os
 import random
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -215,6 +216,22 @@ def test_state_that_claims_what_it_does_not_hold_is_refused(tmp_path, node):
     write_claim(tmp_path / "a.safetensors", {"model": node})
     with pytest.raises(CheckpointError, match=r"a\.safetensors: not a state that save_state wrote"):
         load_state(tmp_path / "a.safetensors")
+
+
+def test_state_that_is_replaced_while_it_is_read_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
+    path, opened = tmp_path / "a.safetensors", checkpoint.safe_open
+    save_state(path, model=torch.zeros(9), step=0)
+
+    @contextmanager
+    def replaced(*given, **named):
+        with opened(*given, **named) as file:  # what is read of it from now on may be of the second
+            monkeypatch.setattr(checkpoint, "safe_open", opened)
+            save_state(path, model=torch.ones(9), step=1)
+            yield file
+
+    monkeypatch.setattr(checkpoint, "safe_open", replaced)
+    state = load_state(path)
+    assert state["step"] == 1 and state["model"].eq(1).all()
 
 
 def test_state_without_a_checksum_is_refused(tmp_path):
