@@ -16,8 +16,11 @@ from worldenv.interfaces.policy import Decision
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.world import WorldModel
+from worldenv.rollout.checks import check_seed, given_tensor
 from worldenv.rollout.episodes import Episodes, Step
-from worldenv.rollout.runner import Runner, check_seed
+from worldenv.rollout.runner import Runner
+
+BOUNDED = ("frames", "proprio", "text", "action")
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ class WorldModelEnv:
         exist.
         """
         e = self.config.envs
-        mask = torch.ones(e, dtype=torch.bool, device=self.device) if mask is None else mask.to(self.device)
+        mask = torch.ones(e, dtype=torch.bool, device=self.device) if mask is None else mask
+        mask = given_tensor("mask", mask, self.device)
         if mask.shape != (e,) or mask.dtype != torch.bool:
             raise UserError(f"mask is {mask.dtype} {list(mask.shape)}; it should be torch.bool [{e}]")
         slots, rows = mask.nonzero()[:, 0], None if starts is None else self._rows(starts)
@@ -133,7 +137,7 @@ class WorldModelEnv:
         return self.observe()
 
     def _rows(self, starts: Tensor) -> Tensor:
-        rows = torch.as_tensor(starts, device="cpu")
+        rows = given_tensor("starts", starts, torch.device("cpu"))
         if rows.ndim != 1 or rows.dtype != torch.int64 or not len(rows):
             raise UserError(f"starts is {rows.dtype} {list(rows.shape)}; it should be torch.int64 [M], M >= 1")
         if int(rows.min()) < 0 or int(rows.max()) >= len(self.starts):
@@ -155,6 +159,8 @@ class WorldModelEnv:
         The bounds of proprio cover the starts and what the robot can report.
         """
         seen, robot = self.starts.seen, self.world.robot
+        if name not in BOUNDED:
+            raise UserError(f"there are no bounds of {name!r}; there are bounds of {', '.join(BOUNDED)}")
         if name == "frames":
             low, high = (0, 255) if self.config.frame_dtype == torch.uint8 else (-1, 1)
             one = seen.frames[0].to(self.config.frame_dtype)
@@ -192,7 +198,7 @@ class WorldModelEnv:
         Raises UserError before the first reset, and on an action of another shape.
         """
         live, wanted = self._live(), (self.config.envs, self.chunk, self.world.robot.action_size)
-        action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
+        action = given_tensor("action", action, self.device, torch.float32)
         if action.shape != wanted:
             raise UserError(f"action is {list(action.shape)}; it should be {list(wanted)}: a chunk for every episode")
         live.action.copy_(action)

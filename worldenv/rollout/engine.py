@@ -13,11 +13,12 @@ from worldenv.interfaces.policy import Decision, Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.world import WorldModel
+from worldenv.rollout.checks import check_seed
 from worldenv.rollout.decide import check_views, decide
 from worldenv.rollout.episodes import Episodes, Rollouts, Step
 from worldenv.rollout.memory import free_bytes, ran_out
 from worldenv.rollout.parallel import CPU, sent
-from worldenv.rollout.runner import Runner, check_seed
+from worldenv.rollout.runner import Runner
 
 MEMORY_SHARE = 0.5  # of what is free, for the slots; the rest is for activations
 
