@@ -18,19 +18,22 @@ from worldenv.robot.robot import Robot
 MOST_EPISODES = 2**62  # greatest number of an episode
 
 
-def check_starts(starts: Starts, world: WorldModel) -> None:
-    """Raise UserError if there is no start, or if the starts do not fit the world model."""
+def check_kind(starts: Starts) -> None:
+    """Raise UserError unless these are starts, made of tensors, and not none."""
     if not isinstance(starts, Starts) or not isinstance(starts.seen, Observation):
-        raise UserError(
-            f"starts is {_described(starts)}; it should be Starts of an Observation, as Suite.reset returns"
-        )
+        raise UserError(f"starts is {_described(starts)}; it should be Starts of an Observation, as a suite returns")
     for name in ("frames", "proprio", "camera", "text"):
         tensor = getattr(starts.seen, name)
         if not isinstance(tensor, Tensor) and not (tensor is None and name == "camera"):
             raise UserError(f"{name} of the starts is {_described(tensor)}; it should be a tensor")
-    n = len(starts.seen.frames) if starts.seen.frames.ndim else 0
-    if not n:
+    if not starts.seen.frames.ndim or not len(starts.seen.frames):
         raise UserError("there are no starts; at least one is needed")
+
+
+def check_starts(starts: Starts, world: WorldModel) -> None:
+    """Raise UserError if there is no start, or if the starts do not fit the world model."""
+    check_kind(starts)
+    n = len(starts)
     _check_fit(starts.seen, n, world)
     for name, tensor in (("proprio", starts.seen.proprio), ("camera", starts.seen.camera)):
         if tensor is not None and not tensor.isfinite().all():
@@ -118,6 +121,7 @@ def check_seed(seed: int) -> None:
 
 def check_run(starts: Starts, siblings: int, seed: int, first_episode: int, **flags: bool) -> None:
     """Raise UserError for arguments of `Engine.run` that are not of their kind, or whose episodes have no numbers."""
+    check_kind(starts)
     check_seed(seed)
     if isinstance(siblings, bool) or not isinstance(siblings, Integral) or siblings < 1:
         raise UserError(

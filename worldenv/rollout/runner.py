@@ -3,7 +3,9 @@
 `Engine`, where a policy acts, and the environments of `worldenv.envs`, where the caller does, both use this runner.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +21,8 @@ from worldenv.rollout.checks import Untouched, check_decision, check_imagined, c
 from worldenv.rollout.episodes import Episodes, Step
 from worldenv.rollout.graphs import Graphs
 from worldenv.rollout.memory import fitting
-from worldenv.rollout.parallel import in_parts, sent
+from worldenv.rollout.parallel import after_fork, in_parts, sent
+from worldenv.rollout.weights import Weights
 
 PROBED = 8  # episodes of a trial pass that measures how much GPU memory a pass needs
 BEGUN_AT_ONCE = 256  # episodes, on a GPU: their memory is made first, and then copied into the slots
@@ -39,6 +42,7 @@ class Runner:
         batch: int | None = None,  # episodes per network pass; None: what fits a CPU's cache or a GPU's memory
         graphs: bool = True,  # on a GPU: record a chunk as a CUDA graph and replay it
         takes_actions: bool = False,  # the caller acts: every slot has room for its next chunk of actions
+        policy: Any = None,  # whose weights `decide` uses
     ):
         if chunk < 1:
             raise UserError(f"chunk is {chunk}; a chunk has at least one action")
@@ -46,6 +50,7 @@ class Runner:
         self.wanted_batch, self.replays, self.takes_actions = batch, graphs, takes_actions
         self.starts: Starts | None = None
         self.read: tuple[Any, Any] = (None, None)  # what the policy and the reflector read from the texts
+        self.weights, self._turn = Weights(policy, world, reflector), threading.Lock()
         self.give_up_slots()
 
     def give_up_slots(self) -> None:
@@ -54,6 +59,27 @@ class Runner:
         self.graphs = Graphs()
         self.batch = self.wanted_batch
         self.checked = False  # whether the models have been seen to return what they should
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Give the slots to the calling thread, and the models their own precision whatever modes of torch it is in.
+
+        Weights that changed since the last call act from here on. Raises UserError if another call is not over.
+        """
+        if not self._turn.acquire(blocking=False):
+            raise UserError(
+                "this engine or environment is in use, by another thread or by the call that led here: make one for "
+                "each thread; they may share the models"
+            )
+        try:
+            after_fork()
+            device = "cuda" if self.world.device.type == "cuda" else "cpu"
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+                if self.weights.renew():
+                    self.graphs = Graphs()  # recorded graphs read the old tensors
+                yield
+        finally:
+            self._turn.release()
 
     @torch.no_grad()
     def open(self, starts: Starts, read: Callable[[tuple[str, ...]], Any] = lambda texts: None) -> None:
