@@ -1,6 +1,6 @@
 """Models on disk: one safetensors file each, with its kind and the configuration that rebuilds it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -44,6 +44,17 @@ def load_model(
     if metadata.get("kind") != kind:
         raise CheckpointError(f"{path} holds a {metadata.get('kind', 'model of unknown kind')}; a {kind} was expected")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()}
-    model = network(config(**values), **options)
+    model = _in_float32(lambda: network(config(**values), **options))
     load_weights(path, model)
     return model.float().to(memory_format=torch.channels_last).eval(), metadata
+
+
+def _in_float32(build: Callable[[], Network]) -> Network:
+    """build() while float32 is torch's default: with another one of the caller's, weights would be rounded as they are
+    copied."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        return build()
+    finally:
+        torch.set_default_dtype(before)
