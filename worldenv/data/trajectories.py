@@ -126,11 +126,13 @@ class TrajectoryWriter:
         self._temporary = self.folder / f".part-{self._number:05d}.{secrets.token_hex(4)}.h5"
         # Mode "x" opens with O_EXCL, which follows no link. Nobody else knows the name, so no lock is needed.
         try:
-            self._file = h5py.File(self._temporary, "x", libver=("earliest", "v108"), locking=False)
-            self._data, self._is_doubtful = write_header(self._file), False
-            self._file.flush()
-        except OSError as error:
+            _try_room(self._temporary)
+            file = h5py.File(self._temporary, "x", libver=("earliest", "v108"), locking=False)
+            self._data, self._is_doubtful = write_header(file), False
+            file.flush()
+        except DAMAGE as error:
             raise _explained(error, self._temporary) from error
+        self._file = file
 
     def _reserve(self, trajectory: Trajectory) -> None:
         # Room for what does not compress, and for a chunk of each view that is filled up.
@@ -169,7 +171,9 @@ class TrajectoryWriter:
                 self._number += 1  # another writer's, where the file system has no locks
             self._temporary.rename(path)
             _sync(self.folder)
-        except OSError as error:
+        except TrajectoryFormatError:
+            raise
+        except DAMAGE as error:
             raise _explained(error, self._temporary) from error
         self._finished += count
 
@@ -309,6 +313,19 @@ def _count_to_append(path: Path) -> int:
     if any(demo.foreign for demo in demos):
         raise TrajectoryFormatError(f"{path}: /data has no worldenv_format: append only to data of this package")
     return len(demos)
+
+
+def _try_room(path: Path) -> None:
+    """Raise OSError if there is no room for the index of a new file. HDF5 should never meet a full disk."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        os.posix_fallocate(file, 0, INDEX_ROOM_BYTES)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+    finally:
+        os.close(file)
+        path.unlink()
 
 
 def _explained(error: Exception, path: Path) -> UserError:

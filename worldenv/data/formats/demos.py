@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from worldenv.data.formats.foreign import File, read_foreign
-from worldenv.data.formats.hdf5 import TrajectoryFormatError, array, listed, member, named, whole_number
+from worldenv.data.formats.hdf5 import TrajectoryFormatError, array, keys, listed, member, named, whole_number
 from worldenv.data.formats.layout import (
     FORMAT_VERSION,
     FRAMES_PER_CHUNK,
@@ -34,7 +34,7 @@ class Demo:
     foreign: File | None  # None: ours
     steps: int  # T
     views: tuple[str, ...]
-    keys: tuple[str, ...]  # [V], of the datasets with their pictures
+    pictures: tuple[str, ...]  # [V], of the datasets with their pictures
     size: tuple[int, int]  # H, W
     last: tuple[str, int] | None  # group and row of frame T; None: it is row T of obs
     labels: dict[str, Any]  # instruction, task, start, split, source
@@ -80,7 +80,7 @@ def read_frames(file: h5py.File, demo: Demo, steps: np.ndarray, out: np.ndarray)
     with named(demo.path, f"/data/{demo.name}"):
         group, has_last = file["data"][demo.name], demo.last is not None and len(steps) > 0 and steps[-1] == demo.steps
         count = len(steps) - has_last
-        for number, key in enumerate(demo.keys):
+        for number, key in enumerate(demo.pictures):
             frames = group[f"obs/{key}"]
             for begin, end in _runs(steps[:count], frames.chunks):
                 _read_run(frames, steps[begin:end], out[begin:end, number])
@@ -99,29 +99,31 @@ def _read_demo(
         raise ValueError("is no group")
     if foreign is None:
         steps, labels = read_own(group), read_labels(group)
-        keys, last = tuple(f"{view}_rgb" for view in steps["views"]), ("final_obs", 0)
+        pictures, last = tuple(f"{view}_rgb" for view in steps["views"]), ("final_obs", 0)
     else:
-        (steps, keys, last), labels = read_foreign(group, foreign), foreign.labels(group, name, index)
+        (steps, pictures, last), labels = read_foreign(group, foreign), foreign.labels(group, name, index)
     check_steps(**steps)
     check_labels(**labels)
     length = len(steps["actions"])
     if "num_samples" in group.attrs and (said := whole_number(group, "num_samples")) != length + (last is None):
         raise ValueError(f"has num_samples {said}, but {length + (last is None)} actions")
-    size = _frame_size(group, keys, last, length)
+    size = _frame_size(group, pictures, last, length)
     checks = read_checks(group, steps, labels) if foreign is None else None
     if instruction is not None:
         labels = labels | {"instruction": instruction}
-    return Demo(path, name, foreign, length, steps["views"], keys, size, last, labels, checks), steps
+    return Demo(path, name, foreign, length, steps["views"], pictures, size, last, labels, checks), steps
 
 
-def _frame_size(demo: h5py.Group, keys: tuple[str, ...], last: tuple[str, int] | None, steps: int) -> tuple[int, int]:
+def _frame_size(
+    demo: h5py.Group, pictures: tuple[str, ...], last: tuple[str, int] | None, steps: int
+) -> tuple[int, int]:
     parts = [("obs", steps + (last is None))]
     if last is not None:
         parts.append((last[0], last[1] + 1))
     found = {
         f"{name}/{key}": array(demo, f"{name}/{key}", f"uint8 [{n}, H, W, 3]", None)
         for name, n in parts
-        for key in keys
+        for key in pictures
     }
     (first, one), *others = ((key, frames.shape[1:3]) for key, frames in found.items())
     for key, size in others:
@@ -156,7 +158,9 @@ def _runs(steps: np.ndarray, chunks: tuple[int, ...] | None) -> Iterator[tuple[i
 def _checked_data(path: Path, file: h5py.File) -> h5py.Group:
     data = member(file, "data")
     if not isinstance(data, h5py.Group):
-        raise TrajectoryFormatError(f"{path}: /data is missing (found {listed(file)}): not a LIBERO or robomimic file")
+        raise TrajectoryFormatError(
+            f"{path}: /data is missing (found {listed(keys(file))}): not a LIBERO or robomimic file"
+        )
     if "worldenv_format" in data.attrs:
         version = whole_number(data, "worldenv_format")
         if not 1 <= version <= FORMAT_VERSION:
@@ -167,7 +171,7 @@ def _checked_data(path: Path, file: h5py.File) -> h5py.Group:
 
 
 def _counted_names(path: Path, data: h5py.Group, is_own: bool) -> list[str]:
-    names = [name for name in data if name.startswith("demo_") and name.removeprefix("demo_").isdecimal()]
+    names = [name for name in keys(data) if name.startswith("demo_") and name.removeprefix("demo_").isdecimal()]
     names.sort(key=lambda name: int(name.removeprefix("demo_")))
     if not is_own and "num_demos" not in data.attrs:
         return names

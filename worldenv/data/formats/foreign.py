@@ -24,7 +24,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from worldenv.data.formats.hdf5 import listed, member, names, text, values
+from worldenv.data.formats.hdf5 import keys, listed, member, names, text, values
 from worldenv.data.formats.layout import Steps
 
 FIRST_VIEWS = ("agentview", "eye_in_hand")
@@ -114,9 +114,9 @@ def _views(demo: h5py.Group) -> dict[str, str]:
     obs = member(demo, "obs")
     if not isinstance(obs, h5py.Group):
         raise ValueError("the group obs is missing")
-    found = {match[1]: key for key in obs if (match := PICTURE.fullmatch(key))}
+    found = {match[1]: key for key in keys(obs) if (match := PICTURE.fullmatch(key))}
     if not found:
-        raise ValueError(f"obs has no pictures, <view>_rgb or <view>_image [T, H, W, 3] (found {listed(obs)})")
+        raise ValueError(f"obs has no pictures, <view>_rgb or <view>_image [T, H, W, 3] (found {listed(keys(obs))})")
     order = sorted(found, key=lambda view: (*(view != first for first in FIRST_VIEWS), view))
     return {view: found[view] for view in order}
 
@@ -134,11 +134,11 @@ def _proprio(demo: h5py.Group, group: str, rows: int) -> np.ndarray:  # [T, 7] f
 def _first(demo: h5py.Group, group: str, choices: tuple, rows: int) -> list[np.ndarray]:
     if not isinstance(found := member(demo, group), h5py.Group):
         raise ValueError(f"{group} is no group")
-    for keys in choices:
-        if all(member(demo, f"{group}/{key}") is not None for key, _ in keys):
-            return [values(demo, f"{group}/{key}", f"float [T, {size}]", rows) for key, size in keys]
-    wanted = ", or ".join(" and ".join(f"{key} [T, {size}]" for key, size in keys) for keys in choices)
-    raise ValueError(f"{group} has not {wanted} (found {listed(found)})")
+    for parts in choices:
+        if all(member(demo, f"{group}/{key}") is not None for key, _ in parts):
+            return [values(demo, f"{group}/{key}", f"float [T, {size}]", rows) for key, size in parts]
+    wanted = ", or ".join(" and ".join(f"{key} [T, {size}]" for key, size in parts) for parts in choices)
+    raise ValueError(f"{group} has not {wanted} (found {listed(keys(found))})")
 
 
 def _text_of(owner: h5py.HLObject, attribute: str, key: str) -> str | None:

@@ -70,7 +70,7 @@ def array(
     fits = len(shape) == len(sizes) and all(
         found == int(size) if size.isdecimal() else found > 0 for found, size in zip(shape[1:], sizes[1:], strict=True)
     )
-    if not is_kind or dtype.kind not in "fiub" or not fits:
+    if not is_kind or dtype.kind not in "fiub" or h5py.check_enum_dtype(dtype) or not fits:
         raise ValueError(f"{key} is {dtype} {list(shape)}, it should be {expected}")
     length = int(sizes[0]) if sizes[0].isdecimal() else rows
     if length is not None and shape[0] != length:
@@ -97,6 +97,11 @@ def names(group: h5py.Group, key: str) -> list[str]:
         raise ValueError(f"{key} is {dataset.dtype} {list(dataset.shape)}, it should be text")
     _check_claim(dataset, key)
     return [name.decode("utf-8") if isinstance(name, bytes) else name for name in dataset[()].ravel().tolist()]
+
+
+def keys(group: h5py.Group) -> list[str]:
+    """What lies in a group, but for names that are not UTF-8."""
+    return [key for key in group if isinstance(key, str)]
 
 
 def listed(names: Iterable[str]) -> str:

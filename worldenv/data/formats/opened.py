@@ -118,6 +118,8 @@ class OpenFiles:
 
 def open_file(path: Path) -> ReadFile:
     """Open for reading. Where the file system has no locks, none is taken. Raises TrajectoryFormatError."""
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its other end
+        raise TrajectoryFormatError(f"{path}: it is no file")
     try:
         return ReadFile(path)
     except FileNotFoundError as error:
