@@ -109,7 +109,7 @@ def cannot_be_written(path: Path, error: OSError) -> UserError:
 
 def reason(error: OSError) -> str:
     """What the system says, without the path."""
-    return error.strerror or " ".join(str(error).split())
+    return os.strerror(error.errno) if error.errno else " ".join(str(error).split())
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

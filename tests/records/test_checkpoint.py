@@ -2,6 +2,7 @@
 
 import os
 import random
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -217,6 +218,22 @@ def test_state_that_claims_what_it_does_not_hold_is_refused(tmp_path, node):
         load_state(tmp_path / "a.safetensors")
 
 
+def test_state_that_is_replaced_while_it_is_read_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
+    path, opened = tmp_path / "a.safetensors", checkpoint.safe_open
+    save_state(path, model=torch.zeros(9), step=0)
+
+    @contextmanager
+    def replaced(*given, **named):
+        with opened(*given, **named) as file:  # what is read of it from now on may be of the second
+            monkeypatch.setattr(checkpoint, "safe_open", opened)
+            save_state(path, model=torch.ones(9), step=1)
+            yield file
+
+    monkeypatch.setattr(checkpoint, "safe_open", replaced)
+    state = load_state(path)
+    assert state["step"] == 1 and state["model"].eq(1).all()
+
+
 def test_state_without_a_checksum_is_refused(tmp_path):
     save_file({}, tmp_path / "old.safetensors", {checkpoint.STATE_KEY: '{"step": 1}'})
     with pytest.raises(CheckpointError, match="has no checksum, so an older version wrote it"):
@@ -239,3 +256,94 @@ def test_weights_may_be_read_by_whom_the_umask_lets(tmp_path, umask, mode):
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == mode
+
+
+# Damage.
+
+
+def test_every_flipped_byte_is_refused_or_changes_nothing(tmp_path):
+    path, network, about = tmp_path / "a.safetensors", nn.Linear(3, 2), {"seed": 3, "levels": [1.0, 0.5], "text": "ä"}
+    save_weights(path, network, about)
+    content, refused = path.read_bytes(), 0
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            weights, metadata = load_weights(path, network)
+        except CheckpointError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+        else:  # the flip was in the name of the checksum
+            assert metadata.items() >= about.items() and torch.equal(weights["bias"], network.bias)
+    assert refused >= len(content) - 6
+
+
+def test_state_with_a_flipped_byte_is_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_state(path, step=3, random=torch.arange(20))
+    content = path.read_bytes()
+    path.write_bytes(content[:-3] + bytes([content[-3] ^ 4]) + content[-2:])
+    with pytest.raises(CheckpointError, match="a.safetensors: damaged: its content does not have the checksum"):
+        load_state(path)
+
+
+def test_file_of_an_older_version_has_no_checksum_and_is_read(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors", {"worldenv": '{"kind": "policy"}'})
+    weights, metadata = load_weights(tmp_path / "a.safetensors")
+    assert torch.equal(weights["a"], torch.ones(2)) and metadata == {"kind": "policy"}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("{", "its metadata is not JSON"), ("[" * 100_000, "its metadata is not JSON"), ("[1]", "no JSON object")],
+)
+def test_metadata_that_is_no_document_is_refused(tmp_path, text, why):
+    save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors", {"worldenv": text})
+    with pytest.raises(CheckpointError, match=f"a.safetensors: .*{why}"):
+        load_weights(tmp_path / "a.safetensors")
+
+
+def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "zero"):
+        with pytest.raises(CheckpointError, match="not a file, but a folder, a pipe or a device"):
+            load_weights(path)
+    with pytest.raises(CheckpointError, match="cannot be read: File name too long"):
+        load_weights(tmp_path / ("a" * 300))
+
+
+def test_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    save_weights(tmp_path / "a.safetensors", nn.Linear(1, 1), {})
+
+    def refuse(*given, **more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "safe_open", refuse)
+    with pytest.raises(CheckpointError, match="a.safetensors cannot be read: Permission denied"):
+        load_weights(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_and_a_mask_may_be_infinite(tmp_path, value):
+    network, path = nn.Linear(2, 2), tmp_path / "a.safetensors"
+    network.register_buffer("mask", torch.full((2,), -torch.inf))
+    save_weights(path, network, {})
+    load_weights(path, network)
+    weights = network.state_dict()
+    weights["weight"] = weights["weight"].clone().fill_(value)
+    save_weights(path, weights, {})
+    before = network.weight.clone()
+    with pytest.raises(CheckpointError, match="holds numbers that are not finite, in weight"):
+        load_weights(path, network)
+    save_weights(path, network.double().state_dict() | {"bias": torch.full((2,), 1e300, dtype=torch.float64)}, {})
+    with pytest.raises(CheckpointError, match="not finite, in bias"):  # as float32
+        load_weights(path, network.float())
+    assert torch.equal(network.weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_weights_of_another_kind_of_number_are_refused(tmp_path, dtype):
+    network, path = nn.Linear(2, 2), tmp_path / "a.safetensors"
+    save_weights(path, network.state_dict() | {"bias": torch.ones(2).to(dtype)}, {})
+    with pytest.raises(CheckpointError, match=f"kinds of numbers: bias is {dtype} in the file and torch.float32"):
+        load_weights(path, network)

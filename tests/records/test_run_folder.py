@@ -342,3 +342,20 @@ def test_default_run_path_is_named_by_its_second():
     assert path.parent == Path("runs") and re.fullmatch(r"tabletop-\d{8}-\d{6}", path.name)
     age = datetime.now() - datetime.strptime(path.name, "tabletop-%Y%m%d-%H%M%S")
     assert -1 < age.total_seconds() < 5
+
+
+def test_what_killed_writers_left_is_removed_by_the_next_owner(run):
+    (run.path / "models").mkdir()
+    run.close()
+    places = (run.path, run.checkpoints, run.videos, run.path / "models")
+    for place in places:
+        (place / ".a.safetensors.0123abcd.partial").mkdir()
+        (place / ".a.safetensors.0123abcd.partial" / ".tmp123").write_text("half")
+        (place / "mine.partial").write_text("kept")
+    RunFolder.resume(run.path, CONFIG).close()
+    assert [sorted(entry.name for entry in place.glob("*.partial")) for place in places] == 4 * [["mine.partial"]]
+
+
+def test_configuration_that_changes_is_saved(run):
+    run.rewrite_config(CONFIG | {"seed": 8})
+    assert run.config["seed"] == 8 == RunFolder(run.path).config["seed"]

@@ -99,18 +99,9 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], key: str, document: d
 
 def _read_tensors(path: Path, key: str, writer: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     check_file(path)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            # Copies: the file may be replaced or cut while the tensors are in use.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path}: not a complete safetensors file ({one_line(error)}); it was cut short or is of another kind: "
-            "delete it and use the checkpoint before it, or make it again"
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
+    while (found := _read_once(path)) is None:
+        pass
+    tensors, metadata = found
     if key not in metadata:
         found = _shortened(sorted(metadata)) or "nothing"
         raise CheckpointError(f"{path}: not written by {writer} (its metadata holds {found}); give another file")
@@ -118,6 +109,34 @@ def _read_tensors(path: Path, key: str, writer: str) -> tuple[dict[str, Tensor],
     if key == STATE_KEY and not has_checksum:
         raise CheckpointError(f"{path}: has no checksum, so an older version wrote it; begin again with another --run")
     return tensors, document
+
+
+def _read_once(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Tensors and metadata; None if another file took the name meanwhile: safetensors opens it for each of the two."""
+    before = _version(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            # Copies: the file may be replaced or cut while the tensors are in use.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        if _version(path) != before:
+            return None
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
+        raise CheckpointError(
+            f"{path}: not a complete safetensors file ({one_line(error)}); it was cut short or is of another kind: "
+            "delete it and use the checkpoint before it, or make it again"
+        ) from error
+    return (tensors, metadata) if _version(path) == before else None
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def check_file(path: Path) -> None:

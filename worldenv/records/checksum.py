@@ -1,4 +1,4 @@
-"""What a document and its tensors are known by, so that a file that changed on the disk is not taken for the old one."""
+"""What a document and its tensors are known by, so that a file that changed on the disk is not taken for sound."""
 
 import hashlib
 import json

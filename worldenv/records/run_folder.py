@@ -103,17 +103,12 @@ class RunFolder:
         saved one (each field is named with both values), or if it cannot be written.
         """
         folder = cls(path)
-        changes = [] if config is None else _differences(folder.config, json.loads(_dump(config)))
-        if changes:
-            rest = f" and {len(changes) - SHOWN_DIFFERENCES} more" if len(changes) > SHOWN_DIFFERENCES else ""
-            raise UserError(
-                f"run folder {folder.path} was made with another configuration: "
-                f"{'; '.join(changes[:SHOWN_DIFFERENCES])}{rest}. "
-                "Give the saved values to resume it, or choose another --run"
-            )
         descriptor, is_alone = _own(folder.path)
         folder._hold(descriptor)
         try:
+            folder.config = read_json(folder._config_path)  # again: the owner before may have changed it
+            if config is not None:
+                folder._check_unchanged(config)
             folder._take_up(is_alone)
         except OSError as error:
             folder.close()
@@ -224,6 +219,16 @@ class RunFolder:
 
     def _hold(self, descriptor: int) -> None:
         self._unlock = weakref.finalize(self, os.close, descriptor)
+
+    def _check_unchanged(self, config: dict[str, Any]) -> None:
+        changes = _differences(self.config, json.loads(_dump(config)))
+        if changes:
+            rest = f" and {len(changes) - SHOWN_DIFFERENCES} more" if len(changes) > SHOWN_DIFFERENCES else ""
+            raise UserError(
+                f"run folder {self.path} was made with another configuration: "
+                f"{'; '.join(changes[:SHOWN_DIFFERENCES])}{rest}. "
+                "Give the saved values to resume it, or choose another --run"
+            )
 
     def _take_up(self, is_alone: bool) -> None:
         """Bring a run folder that was left at any moment into order."""

@@ -9,17 +9,18 @@ import torch
 
 from worldenv.errors import UserError
 from worldenv.interfaces.observation import Starts
-from worldenv.records.checkpoint import load_state, save_state
-from worldenv.records.checksum import checksum
+from worldenv.records.checkpoint import CheckpointError, load_state, save_state
 from worldenv.records.progress import Progress
+from worldenv.records.resumption import check_state, identity
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.advantage import group_advantage
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.learner import Learner
-from worldenv.rl.state import COUNTS, check_state
 from worldenv.rollout.engine import Engine
 
 STAGE = "post_train"
+COUNTS = ("groups", "groups_without_signal", "broken_episodes", "skipped_steps")
+PARTS = {"policy": dict, "iteration": int, "counts": dict}  # of a state, besides what all states have
 
 
 def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: RunFolder, seed: int) -> dict[str, int]:
@@ -31,11 +32,12 @@ def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: 
     """
     learner = Learner(engine.policy, config)
     path = folder.checkpoints / f"{STAGE}.state.safetensors"
-    run = {"seed": seed, "first_policy": checksum({}, engine.policy.state_dict())}
+    run = identity(seed, engine.policy)
     first, counts = 0, dict.fromkeys(COUNTS, 0)
     if os.path.lexists(path):
         state = load_state(path)
-        check_state(path, state, run, learner)
+        check_state(path, state, PARTS, run, engine.policy, "policy", learner.optimizer)
+        _check_progress(path, state["iteration"], state["counts"], config)
         _check_lines(path, state["iteration"], folder)
         engine.policy.load_state_dict(state["policy"])
         learner.optimizer.load_state_dict(state["optimizer"])
@@ -62,12 +64,23 @@ def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: 
     return counts
 
 
+def _check_progress(path: Path, iteration: int, counts: dict[str, int], config: PostTrainConfig) -> None:
+    if not 1 <= iteration <= config.iterations:
+        raise CheckpointError(
+            f"{path}: has {iteration} iterations, and the run is to have {config.iterations}; give at least as many "
+            "--rl.iterations"
+        )
+    if counts.keys() != set(COUNTS) or any(type(count) is not int or count < 0 for count in counts.values()):
+        raise CheckpointError(f"{path}: its counts are damaged; begin again with another --run")
+
+
 def _check_lines(path: Path, iterations: int, folder: RunFolder) -> None:
     steps = [line["step"] for line in folder.metrics(STAGE)]
-    if steps[:iterations] != list(range(iterations)):
+    logged = len(steps)  # a kill between line and state leaves one line more
+    if steps != list(range(logged)) or logged not in (iterations, iterations + 1):
         raise UserError(
-            f"{folder.path / 'metrics.jsonl'} lacks iterations of the {iterations} that {path.name} has: restore it "
-            f"from a copy, or delete {path} to practise again from the beginning"
+            f"{folder.path / 'metrics.jsonl'} does not have one line for each of the {iterations} iterations that "
+            f"{path.name} has: restore it from a copy, or delete {path} to practise again from the beginning"
         )
 
 

@@ -246,15 +246,16 @@ def rotary_angles(side: int, head: int) -> tuple[Tensor, Tensor]:  # [head / 2],
     for_column, for_time = pairs - pairs // 4 - for_row, pairs // 4
 
     def rates(count: int) -> Tensor:
-        return ROTARY_BASE ** (-torch.arange(count) / count)
+        return ROTARY_BASE ** (-torch.arange(count, dtype=torch.float32) / count)
 
-    row, column = torch.arange(side).repeat_interleave(side)[:, None], torch.arange(side).repeat(side)[:, None]
-    time = torch.cat([rates(for_time), torch.zeros(for_row + for_column)])
-    space = torch.cat([torch.zeros(side * side, for_time), row * rates(for_row), column * rates(for_column)], dim=1)
+    place = torch.arange(side, dtype=torch.float32)
+    row, column = place.repeat_interleave(side)[:, None], place.repeat(side)[:, None]
+    time = torch.cat([rates(for_time), torch.zeros(for_row + for_column, dtype=torch.float32)])
+    space = torch.cat([row.new_zeros(side * side, for_time), row * rates(for_row), column * rates(for_column)], dim=1)
     return time, space
 
 
 def fourier(t: Tensor, width: int) -> Tensor:  # [B] -> [B, width]
-    rates = torch.exp(torch.linspace(0, math.log(1000.0), width // 2, device=t.device))
+    rates = torch.exp(torch.linspace(0, math.log(1000.0), width // 2, dtype=torch.float32, device=t.device))
     angle = t.float()[:, None] * rates
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
