@@ -16,6 +16,7 @@ from worldenv.evaluation.measure import measure
 from worldenv.records.checkpoint import load_weights
 from worldenv.records.model_files import save_model, shipped
 from worldenv.records.run_folder import RunFolder
+from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import EngineConfig
 from worldenv.saved import document, resolved, settled
 from worldenv.suites.tabletop.scenes import TASKS
@@ -174,6 +175,26 @@ def test_composer_is_not_trained_for_hours_to_be_refused_on_a_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     with pytest.raises(UserError, match="the composer has no GPU kernels: train it with --device cpu"):
         TrainConfig(from_scratch=True, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"eval": EvalConfig(episodes=100_000)},
+            r"frames of 100,000 true episodes take 100.\d\d GB .* lower --eval.epi",
+        ),
+        ({"rl": PostTrainConfig(starts=10_000, siblings=100)}, "records of 1,000,000 episodes of"),
+        ({"engine": EngineConfig(horizon=1_000_000), "eval": EvalConfig(imagined=500)}, "records of 500 episodes"),
+    ],
+)
+def test_memory_is_said_before_any_work(folder, tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr("worldenv.job.free_bytes", lambda device: 4 << 30)
+    monkeypatch.setattr("worldenv.rollout.engine.free_bytes", lambda device: 1 << 30)
+    config = TrainConfig(models=folder, run=tmp_path / "run", **{"rl": PostTrainConfig(starts=2, siblings=2)} | change)
+    with pytest.raises(UserError, match=message):
+        job.train(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_run_of_another_version_is_not_evaluated_with_other_parts(tmp_path):

@@ -139,8 +139,8 @@ def test_handler_of_the_caller_stays(monkeypatch):
     [
         (PermissionError(13, "Permission denied", "/x/y"), 1, "worldenv-eval: /x/y: Permission denied"),
         (OSError(28, "No space left on device"), 1, "worldenv-eval: No space left on device"),
-        (MemoryError("Unable to allocate 9 TiB"), 2, "memory ran out: lower --eval.episodes, --rl.starts"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "memory ran out: lower"),
+        (MemoryError("Unable to allocate 9 TiB"), 2, "out of memory: lower --eval.episodes, --rl.starts"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "out of memory: lower"),
     ],
 )
 def test_world_that_fails_is_said_in_one_line(monkeypatch, capsys, error, code, line):

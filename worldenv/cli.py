@@ -45,15 +45,11 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
 
 
 def _with_memory(run: Callable[[Any, str], dict], config: Any, command: str) -> dict:
-    from worldenv.rollout.memory import keep_freed_memory, ran_out
+    from worldenv.rollout.memory import keep_freed_memory, out_of_memory_says
 
     keep_freed_memory()
-    try:
+    with out_of_memory_says(LESS_MEMORY):
         return run(config, command)
-    except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, MemoryError) or ran_out(error)):
-            raise
-        raise UserError(f"memory ran out: {LESS_MEMORY} ({error})") from error
 
 
 def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: Sequence[str] | None) -> None:
