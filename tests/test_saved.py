@@ -201,3 +201,28 @@ def test_iterations_are_added_to_a_run_from_another_folder(capsys, models, tmp_p
     with pytest.raises(SystemExit):  # the policy of 2 iterations is not taken for that of 3
         cli.evaluate(["--models", "../run"])
     assert f"the run {run} has not ended; continue it with: worldenv-train --resume" in capsys.readouterr().err
+
+
+def test_run_that_makes_its_models_keeps_its_folder_open_to_the_end(capsys, models, tmp_path, monkeypatch):
+    made = []
+
+    def make(config, folder):
+        made.append(folder)
+        folder.log("base", 4, loss=1.0)
+        return models
+
+    monkeypatch.setattr("worldenv.evaluation.measure.PRACTICE_STARTS", 30)
+    monkeypatch.setattr(job, "_made_from_scratch", make)
+    words = ["tabletop", "--from-scratch", "--run", str(tmp_path / "run"), "--rl.iterations", "1", *WORDS, *PRACTICE]
+    cli.train(words)
+    assert json.loads(capsys.readouterr().out) == RunFolder(tmp_path / "run").result()
+    RunFolder.resume(made[0].path).close()  # it was closed
+
+    def interrupt(config, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "_made_from_scratch", interrupt)
+    words[3] = str(tmp_path / "other")
+    with pytest.raises(SystemExit):
+        cli.train(words)
+    assert capsys.readouterr().err.endswith(f"continue with: worldenv-train --resume --run {tmp_path / 'other'}\n")

@@ -4,7 +4,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,15 +81,14 @@ def train(config: TrainConfig, command: str = "") -> dict:
     if config.resume and (ended := _ended(config)) is not None:
         return ended
     check_names(*(getattr(config, name) for name in PARTS))  # before hours of training
-    folder = _open(config, config.suite) if config.from_scratch else None
-    with _said_where(folder):
+    with ExitStack() as opened:
+        folder = opened.enter_context(_noted(_open(config, config.suite))) if config.from_scratch else None
         found = _made_from_scratch(config, folder) if folder else config.models or shipped()
         parts = load(found, **{name: getattr(config, name) for name in PARTS}, device=config.device)
         engine = make_engine(parts, config.engine, config.precision)
         _check_memory(parts, engine, config, config.rl.starts * config.rl.siblings)
-    # After loading, so that a wrong path or precision leaves no folder behind.
-    folder = folder or _open(config, parts.suite.name)
-    with _said_where(folder):
+        if folder is None:  # after loading, so that a wrong path or precision leaves no folder behind
+            folder = opened.enter_context(_noted(_open(config, parts.suite.name)))
         return _practise(parts, engine, config, folder, began, command)
 
 
@@ -140,8 +139,7 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict:
     parts = _parts_of(config)
     engine = make_engine(parts, config.engine, config.precision)
     _check_memory(parts, engine, config, config.eval.imagined)
-    folder = _create(config, "eval", {"command": command})
-    with _said_where(folder):
+    with _noted(_create(config, "eval", {"command": command})) as folder:
         measured = _measured(parts, engine, config, folder, "evaluation")
         result = {
             "success": measured.document(),
@@ -161,17 +159,14 @@ def _about(config: TrainConfig | EvaluateConfig, folder: RunFolder, command: str
 
 
 @contextmanager
-def _said_where(folder: RunFolder | None) -> Iterator[None]:
-    """Close the folder in the end, and note on an interruption which folder holds what is done."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        if folder is not None:
+def _noted(folder: RunFolder) -> Iterator[RunFolder]:
+    """Close the folder in the end; an interruption gets the note which folder holds what is done."""
+    with folder:
+        try:
+            yield folder
+        except KeyboardInterrupt as stop:
             stop.add_note(str(folder.path))
-        raise
-    finally:
-        if folder is not None:
-            folder.close()
+            raise
 
 
 def _measured(
