@@ -359,3 +359,12 @@ def test_what_killed_writers_left_is_removed_by_the_next_owner(run):
 def test_configuration_that_changes_is_saved(run):
     run.rewrite_config(CONFIG | {"seed": 8})
     assert run.config["seed"] == 8 == RunFolder(run.path).config["seed"]
+
+
+def test_lock_that_leads_elsewhere_is_named_and_not_followed(run, tmp_path):
+    run.close()
+    (run.path / ".lock").unlink()
+    (run.path / ".lock").symlink_to(tmp_path / "made")
+    with pytest.raises(UserError, match=r"\.lock cannot be written \(Too many levels of symbolic links\)"):
+        RunFolder.resume(run.path, CONFIG)
+    assert not (tmp_path / "made").exists()

@@ -278,7 +278,10 @@ class RunFolder:
 
 def _own(path: Path) -> tuple[int, bool]:
     """The lock of a run folder, as a descriptor, and whether it is certain that nobody else has it."""
-    locked = lock(path / LOCK)
+    try:
+        locked = lock(path / LOCK)
+    except OSError as error:
+        raise cannot_be_written(path / LOCK, error) from error
     if locked is None:
         raise FolderTaken(
             f"run folder {path} is in use by another process, or open in this one: wait until that ends, or choose "
