@@ -86,7 +86,7 @@ def _case(draw: random.Random, source: Path, file: str, damage: str, use: str) -
             if [path.name for path in secret.iterdir()] != ["a.txt"] or (secret / "a.txt").read_text() != SECRET:
                 raise Silent("a file outside the run was touched")
         report = run / "report.html"
-        if report.is_file() and SECRET in report.read_text():
+        if not report.is_symlink() and report.is_file() and SECRET in report.read_text():
             raise Silent("the report shows a file from outside the run")
 
     return act
