@@ -1,6 +1,7 @@
 """The jobs' parts: videos, which parts an evaluation takes, and what is saved of a run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from worldenv.evaluation.measure import measure
 from worldenv.records.checkpoint import load_weights
 from worldenv.records.model_files import save_model, shipped
 from worldenv.records.run_folder import RunFolder
+from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import EngineConfig
 from worldenv.saved import document, resolved, settled
 from worldenv.suites.tabletop.scenes import TASKS
@@ -72,6 +74,23 @@ def test_more_videos_than_imagined_episodes_are_written_all_the_same(folder, tmp
     assert names == [f"before-{i}-{TASKS[i].name}.webp" for i in range(2)]
     assert len(measured.trajectories) == 10 and len(measured.imagined.stopped) == 1
     assert measured.document()["n"] == 10
+
+
+def test_names_of_tasks_and_suites_are_safe_as_names_of_files(folder, tmp_path, monkeypatch):
+    names = ["a/b", "../x", "\u00fc \n\0", "", ".", "plain-name_1.5", "x" * 300]
+    assert [job.file_name(name) for name in names] == ["a_b", "x", "unnamed", "unnamed", "unnamed", names[5], "x" * 60]
+    parts, run = load(folder), RunFolder.create(tmp_path / "run", {})
+    engine = make_engine(parts, EngineConfig(horizon=8))
+    measured = measure(parts.suite, parts.policy, parts.reflector, engine, SMALL, 0, 0, "small")
+    measured.trajectories[0] = replace(measured.trajectories[0], task="../../caf\u00e9/x")
+    job.write_videos(run, engine, measured, SMALL, 0, "before")
+    assert (run.videos / "before-0-caf_x.webp").exists()
+
+
+def test_default_run_folder_is_named_after_the_suite(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = job._create(TrainConfig(suite="json:loads"), "my suite/7")
+    assert run.path.parent.name == "runs" and run.path.name.startswith("my_suite_7-2")
 
 
 def test_views_of_a_video_are_shown_next_to_each_other():
@@ -156,6 +175,26 @@ def test_composer_is_not_trained_for_hours_to_be_refused_on_a_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     with pytest.raises(UserError, match="the composer has no GPU kernels: train it with --device cpu"):
         TrainConfig(from_scratch=True, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"eval": EvalConfig(episodes=100_000)},
+            r"frames of 100,000 true episodes take 100.\d\d GB .* lower --eval.epi",
+        ),
+        ({"rl": PostTrainConfig(starts=10_000, siblings=100)}, "records of 1,000,000 episodes of"),
+        ({"engine": EngineConfig(horizon=1_000_000), "eval": EvalConfig(imagined=500)}, "records of 500 episodes"),
+    ],
+)
+def test_memory_is_said_before_any_work(folder, tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr("worldenv.job.free_bytes", lambda device: 4 << 30)
+    monkeypatch.setattr("worldenv.rollout.engine.free_bytes", lambda device: 1 << 30)
+    config = TrainConfig(models=folder, run=tmp_path / "run", **{"rl": PostTrainConfig(starts=2, siblings=2)} | change)
+    with pytest.raises(UserError, match=message):
+        job.train(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_run_of_another_version_is_not_evaluated_with_other_parts(tmp_path):

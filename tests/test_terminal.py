@@ -116,6 +116,31 @@ def test_interruption_is_answered_in_one_line_also_while_torch_is_imported(numbe
         assert process.returncode == code and err.strip() == f"worldenv-train: {how}; run it again"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_what_another_user_may_not_read_or_write_is_named(tmp_path):
+    locked = tmp_path / "locked"
+    (locked / "models").mkdir(parents=True)
+    locked.chmod(0o700)
+    for path in (tmp_path, *tmp_path.parents):
+        path.chmod(path.stat().st_mode | 0o5)
+    program = (  # imported first: another user may not be able to read the package
+        "import os, sys\nfrom worldenv import cli, job, options\nos.environ.pop('HOME', None)\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\ngetattr(cli, sys.argv[1])(sys.argv[2:])"
+    )
+
+    def as_nobody(*words: str) -> str:
+        command = [sys.executable, "-P", "-c", program, *words]
+        ended = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ROOT}, cwd=tmp_path, timeout=60
+        )
+        assert ended.returncode in (1, 2) and ended.stdout == "" and ended.stderr.count("\n") == 1, ended.stderr
+        return ended.stderr
+
+    assert f"{locked}/models" in as_nobody("evaluate", "--models", str(locked / "models"))
+    assert f"{locked}/run" in as_nobody("train", "--resume", "--run", str(locked / "run"))
+    assert f"{locked}" in as_nobody("evaluate", "--eval.weights", str(locked))
+
+
 def test_handler_of_the_caller_stays(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     with cli._ended_by_sigterm(), pytest.raises(cli.Terminated):
@@ -139,8 +164,8 @@ def test_handler_of_the_caller_stays(monkeypatch):
     [
         (PermissionError(13, "Permission denied", "/x/y"), 1, "worldenv-eval: /x/y: Permission denied"),
         (OSError(28, "No space left on device"), 1, "worldenv-eval: No space left on device"),
-        (MemoryError("Unable to allocate 9 TiB"), 2, "memory ran out: lower --eval.episodes, --rl.starts"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "memory ran out: lower"),
+        (MemoryError("Unable to allocate 9 TiB"), 2, "out of memory: lower --eval.episodes, --rl.starts"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "out of memory: lower"),
     ],
 )
 def test_world_that_fails_is_said_in_one_line(monkeypatch, capsys, error, code, line):

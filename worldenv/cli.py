@@ -45,15 +45,11 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
 
 
 def _with_memory(run: Callable[[Any, str], dict], config: Any, command: str) -> dict:
-    from worldenv.rollout.memory import keep_freed_memory, ran_out
+    from worldenv.rollout.memory import keep_freed_memory, out_of_memory_says
 
     keep_freed_memory()
-    try:
+    with out_of_memory_says(LESS_MEMORY):
         return run(config, command)
-    except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, MemoryError) or ran_out(error)):
-            raise
-        raise UserError(f"memory ran out: {LESS_MEMORY} ({error})") from error
 
 
 def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: Sequence[str] | None) -> None:
@@ -66,12 +62,12 @@ def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: S
             how, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
             _end(f"\n{program}: {how}; {_advice(program, stop)}", code)
         except UserError as error:
-            _end(f"{program}: {error}", 2)
+            _end(f"{program}: {_in_one_line(error)}", 2)
         except OSError as error:
             if error.errno is None:  # not from the system
                 raise
             place = "" if error.filename is None else f"{error.filename}: "
-            _end(f"{program}: {place}{error.strerror}", 1)
+            _end(f"{program}: {_in_one_line(place)}{error.strerror}", 1)
         else:
             if problem := print_result(json.dumps(result, allow_nan=False)):
                 _end(f"{program}: stdout takes no result ({problem}); it is in {result['run']}/result.json", 1)
@@ -82,6 +78,10 @@ def _advice(program: str, stop: KeyboardInterrupt) -> str:
     if kept and program == "worldenv-train":
         return f"continue with: {program} --resume --run {kept[0]}"
     return "run it again"
+
+
+def _in_one_line(message: object) -> str:
+    return "\\n".join(str(message).splitlines())  # the name of a file may hold line breaks
 
 
 def _end(line: str, code: int) -> None:

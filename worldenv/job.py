@@ -16,7 +16,7 @@ from worldenv.assemble import Parts, check_names, load, make_engine
 from worldenv.config import PARTS, EvaluateConfig, TrainConfig
 from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
-from worldenv.evaluation.measure import Measurement, measure, practice_starts
+from worldenv.evaluation.measure import Measurement, held_out, measure, practice_starts
 from worldenv.evaluation.truth import starts_of
 from worldenv.files import read_json
 from worldenv.records.checkpoint import load_weights, save_weights
@@ -26,10 +26,12 @@ from worldenv.records.run_folder import RunFolder
 from worldenv.records.video import side_by_side, write_video
 from worldenv.rl.loop import STAGE, post_train
 from worldenv.rollout.engine import Engine
+from worldenv.rollout.memory import free_bytes
 from worldenv.saved import POLICY, check_unchanged, document, find_modules, is_run, resolved, saved_config, settled
 
 FPS = 6
 REPORT = "report.html"
+COPIES = 2  # of the frames of true episodes: as they come, and by episode
 LONGEST_NAME = 60  # characters of a task or suite in the name of a file
 
 
@@ -84,10 +86,25 @@ def train(config: TrainConfig, command: str = "") -> dict:
         found = _made_from_scratch(config, folder) if folder else config.models or shipped()
         parts = load(found, **{name: getattr(config, name) for name in PARTS}, device=config.device)
         engine = make_engine(parts, config.engine, config.precision)
+        _check_memory(parts, engine, config, config.rl.starts * config.rl.siblings)
     # After loading, so that a wrong path or precision leaves no folder behind.
     folder = folder or _open(config, parts.suite.name)
     with _said_where(folder):
         return _practise(parts, engine, config, folder, began, command)
+
+
+def _check_memory(parts: Parts, engine: Engine, config: TrainConfig | EvaluateConfig, imagined: int) -> None:
+    """Raise UserError, before any work, if the records of true or of imagined episodes do not fit in memory."""
+    suite, episodes = parts.suite, config.eval.episodes
+    one, free = suite.reset(*held_out(suite, config.start_seed, 1), "test"), free_bytes(torch.device("cpu"))
+    true = COPIES * episodes * (suite.horizon + 1) * one.seen.frames[0].numel()
+    if true > free:
+        raise UserError(
+            f"the frames of {episodes:,} true episodes take {true / 1e9:.2f} GB while they are recorded; "
+            f"{free / 1e9:.2f} GB are free: lower --eval.episodes"
+        )
+    for count in (imagined, min(config.eval.imagined, episodes)):
+        engine.check_memory(one.to(engine.world.device), count)
 
 
 def _practise(parts: Parts, engine: Engine, config: TrainConfig, folder: RunFolder, began: float, command: str) -> dict:
@@ -122,6 +139,7 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict:
     began, config = time.monotonic(), settled(resolved(config))
     parts = _parts_of(config)
     engine = make_engine(parts, config.engine, config.precision)
+    _check_memory(parts, engine, config, config.eval.imagined)
     folder = _create(config, "eval", {"command": command})
     with _said_where(folder):
         measured = _measured(parts, engine, config, folder, "evaluation")

@@ -13,7 +13,7 @@ import tyro
 
 from worldenv.config import PARTS, EvaluateConfig, TrainConfig, presets
 from worldenv.errors import UserError, nearest
-from worldenv.fields import FieldError
+from worldenv.fields import FieldError, shown
 from worldenv.records.run_folder import RunFolder
 from worldenv.saved import resolved, saved_config
 from worldenv.training.config import ScratchConfig
@@ -29,6 +29,11 @@ EVALUATE_HELP = """Measure a policy in the true environment and in imagination, 
 With --models RUN every setting is the run's own unless it is given, so its last measurement comes out again.
 """
 WHERE = re.compile(r"Error parsing (?:__tyro-dummy-inner__\.)?([a-z][\w.-]*):")  # in what tyro prints
+LONGEST_PROBLEM = 200  # characters; it may quote a number of thousands of digits
+PROBLEM = re.compile(
+    "(?:Value error|Invalid choice|Missing argument) (?:Error parsing )?(.*?)"
+    " (?:Got errors:|Argument helptext:|For full helptext)"
+)
 Config = TypeVar("Config", TrainConfig, EvaluateConfig)
 
 
@@ -45,8 +50,9 @@ def training(words: Sequence[str]) -> TrainConfig:
     chosen = presets()
     if words and not words[0].startswith("-") and words[0] not in chosen:
         raise UserError(f"unknown preset {words[0]!r}{nearest(words[0], chosen)}")
+    makes_models = any(name.startswith(("from-scratch", "scratch")) for name in given)
     if "resume" not in given:
-        if not given.keys() & {"from-scratch"} and not any(name.startswith("scratch") for name in given):
+        if not makes_models:
             chosen = {name: (about, _Short(**vars(config))) for name, (about, config) in chosen.items()}
         config = _parsed(
             lambda: tyro.extras.overridable_config_cli(
@@ -57,7 +63,7 @@ def training(words: Sequence[str]) -> TrainConfig:
     if "run" not in given:
         raise UserError("--resume needs --run: the folder of the run to continue")
     base = _saved(Path(given["run"]), given)
-    shown = TrainConfig if base.from_scratch else _Short
+    shown = TrainConfig if base.from_scratch or makes_models else _Short
     words = words[1:] if words[0] in chosen else words  # what the run used counts, and no preset
     return TrainConfig(**vars(_parsed(lambda: _cli(shown, shown(**vars(base)), words, "worldenv-train", TRAIN_HELP))))
 
@@ -84,11 +90,12 @@ def _cli(kind: type, default: Any, words: Sequence[str], program: str, about: st
 
 def _given(words: Sequence[str]) -> dict[str, str]:
     """Option -> the word after it. Raises UserError for a word that is empty: an unset variable of a script."""
-    given = {}
+    given, before = {}, "the first word"
     for word, after in zip(words, [*words, ""][1:], strict=True):
         name, equals, value = word.partition("=")
         if not word or (equals and not value and name.startswith("--")):
-            raise UserError(f"an option or its value is empty: {' '.join(map(repr, words))}")
+            raise UserError(f"{shown(name) if equals else before} is empty; give it a value, or leave it out")
+        before = shown(word)
         if name.startswith("--"):
             given[name[2:].replace("_", "-")] = value if equals else after
     return given
@@ -110,12 +117,18 @@ def _parsed(parse: Callable[[], Config]) -> Config:
             raise UserError(_as_option(cause, said.getvalue())) from None
         if cause is not None:
             raise cause from None
+        if problem := PROBLEM.search(_unboxed(said.getvalue())):
+            raise UserError(problem[1][:LONGEST_PROBLEM]) from None
         sys.stderr.write(said.getvalue())
         raise
 
 
+def _unboxed(box: str) -> str:
+    return " ".join(re.sub("[│─╭╮╰╯]|-{9,}", " ", box).split())
+
+
 def _as_option(error: FieldError, box: str) -> str:
     """The message with the name of the option for that of the field; tyro says in its box where the field is."""
-    place = WHERE.search(" ".join(box.replace("│", " ").split()))
+    place = WHERE.search(_unboxed(box))
     field, _, rest = str(error).partition(" ")
     return f"--{f'{place[1]}.{field}' if place else field} ".replace("_", "-") + rest

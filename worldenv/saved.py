@@ -91,7 +91,9 @@ def find_modules(folder: RunFolder, names: Iterable[str]) -> None:
             sys.path.insert(_last_resort(), root)
         found = getattr(import_module(module), "__file__", None)
         if found is None or Path(found).resolve() != file:
-            raise UserError(f"{advice}, but {found} comes first here; name the part to take that one, or go elsewhere")
+            raise UserError(
+                f"{advice}, but {found} comes first here; go elsewhere, or name the part to evaluate that one"
+            )
 
 
 def _last_resort() -> int:
