@@ -17,6 +17,7 @@ from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.suite import Suite, Task
 from worldenv.records.progress import Progress
+from worldenv.rollout.checks import check_begun, check_seed, check_suite
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.episodes import Rollouts
 from worldenv.rollout.replay import replay
@@ -73,9 +74,16 @@ def held_out(suite: Suite, start_seed: int, count: int) -> tuple[list[Task], lis
 
 
 def practice_starts(suite: Suite, seed: int) -> Starts:
-    """First observations of the training split, the tasks in turn: where practice begins."""
-    first = PRACTICE_FIRST + seed * PRACTICE_STARTS
-    return suite.reset(in_turn(suite, PRACTICE_STARTS), range(first, first + PRACTICE_STARTS), "train")
+    """First observations of the training split, the tasks in turn: where practice begins.
+
+    Raises UserError for a seed that is no integer, and if the suite does not return what its interface says.
+    """
+    check_seed(seed)
+    check_suite(suite)
+    first = PRACTICE_FIRST + int(seed) * PRACTICE_STARTS
+    begun = suite.reset(in_turn(suite, PRACTICE_STARTS), range(first, first + PRACTICE_STARTS), "train")
+    check_begun(begun, suite, PRACTICE_STARTS)
+    return begun
 
 
 def measure(
