@@ -23,8 +23,7 @@ from worldenv.ops import missing_faces
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.model_files import RANGES, ROLES, load_ranges, shipped
 from worldenv.reflector.small import SmallReflector
-from worldenv.robot.robot import Robot
-from worldenv.rollout.checks import check_count, check_members, check_suite, check_views_named
+from worldenv.rollout.checks import check_count, check_members, check_robot, check_suite, check_views_named
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.suites.tabletop.suite import TabletopSuite
 from worldenv.worlds.causal.world import CausalWorld
@@ -178,8 +177,8 @@ def _folder(models: Path | str | None) -> Path:
 
 def _device(device: torch.device | str) -> torch.device:
     try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
+        found = torch.device(device) if isinstance(device, str | torch.device) else None
+    except RuntimeError:
         found = None
     if found is None or found.type not in ("cpu", "cuda"):
         raise UserError(f"device is {brief(device)}; it should be cpu or cuda, or one of several: cuda:0, cuda:1 ...")
@@ -198,8 +197,7 @@ def _check_parts(parts: Parts) -> None:
         part = getattr(parts, role)
         check_views_named(f"the {role}", part.views)
         check_count(f"chunk of the {role}", part.chunk)
-    if not isinstance(parts.world.robot, Robot):
-        raise UserError(f"robot of the world is a {type(parts.world.robot).__name__}; it should be worldenv.Robot")
+    check_robot("world", parts.world.robot)
     if tuple(parts.suite.views) != tuple(parts.world.views):
         raise UserError(
             f"the suite shows the views {', '.join(parts.suite.views)}, the world model imagines "

@@ -162,7 +162,7 @@ def _altered_starts(rng: random.Random) -> tuple[str, Any]:
         "numpy": lambda x: x.numpy(),
         "list": lambda x: x.tolist(),
         "one more dimension": lambda x: x[None],
-        "flat": lambda x: x.flatten(),
+        "flat": lambda x: x.flatten()[:, None],
         "scalar": lambda x: x.flatten()[0],
         "fewer": lambda x: x[:2],
         "none": lambda x: x[:0],

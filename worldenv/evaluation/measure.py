@@ -9,7 +9,7 @@ import torch
 
 from worldenv.data.trajectory import Trajectory
 from worldenv.evaluation.config import EvalConfig
-from worldenv.evaluation.perceptual import perceptual_quality
+from worldenv.evaluation.perceptual import check_networks, perceptual_quality
 from worldenv.evaluation.pictures import psnr, ssim
 from worldenv.evaluation.truth import Outcome, act_in_true, judge_frames, judge_outcome, judge_trajectories, starts_of
 from worldenv.interfaces.observation import Starts
@@ -100,6 +100,8 @@ def measure(
 
     `engine` imagines with the same policy and reflector, perhaps in 8 bits.
     """
+    if config.weights:
+        check_networks(config.weights, engine.world.size)
     tasks, starts = held_out(suite, start_seed, config.episodes)
     with Progress(4, title) as progress:
         trajectories = act_in_true(policy, suite, tasks, starts, "test")

@@ -12,9 +12,12 @@ from worldenv.errors import UserError, brief
 def as_numbers(name: str, values: Any) -> np.ndarray:  # float64
     """The values as an array. Raises UserError if they are no numbers."""
     try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name} is {brief(values)}; it should be numbers") from error
+        array = np.asarray(values)
+    except ValueError:  # rows of several lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "iuf":
+        raise UserError(f"{name} is {brief(values)}; it should be numbers")
+    return array.astype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)

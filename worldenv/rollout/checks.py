@@ -37,6 +37,7 @@ def check_starts(starts: Starts, world: WorldModel) -> None:
     check_kind(starts)
     check_members("world", world, WorldModel)
     check_count("chunk of the world", world.chunk)
+    check_robot("world", world.robot)
     n = len(starts)
     if world.device.type == "meta":
         raise UserError("the world model is on the device meta, where nothing is computed; load it on cpu or cuda")
@@ -134,13 +135,18 @@ def check_views_named(whose: str, views: Sequence[str]) -> None:
         raise UserError(f"{whose} has the views {brief(views)}; they should be a tuple of distinct names")
 
 
+def check_robot(role: str, robot: Robot) -> None:
+    """Raise UserError unless the robot of a part is one."""
+    if not isinstance(robot, Robot):
+        raise UserError(f"robot of the {role} is {_described(robot)}; it should be worldenv.Robot")
+
+
 def check_suite(suite: Suite) -> None:
     """Raise UserError for a suite that lacks a member, or whose tasks cannot be told apart or say nothing."""
     check_members("suite", suite, Suite)
     check_count("horizon of the suite", suite.horizon)
     check_views_named("the suite", suite.views)
-    if not isinstance(suite.robot, Robot):
-        raise UserError(f"robot of the suite is a {type(suite.robot).__name__}; it should be worldenv.Robot")
+    check_robot("suite", suite.robot)
     if not isinstance(suite.tasks, Sequence) or not suite.tasks:
         raise UserError(f"the suite {suite.name} has no tasks; at least one is needed")
     names = [task.name for task in suite.tasks]
