@@ -310,7 +310,7 @@ def own(rng: random.Random) -> tuple[str, Callable]:
             if use == "practice_starts":
                 suite.practising = True
                 return worldenv.practice_starts(suite, 0)
-            return worldenv.act_in_true(parts_of().policy, suite, list(suite.tasks)[:2], [0, 1], "test")
+            return worldenv.act_in_true(parts_of().policy, suite, suite_of().tasks[:2], [0, 1], "test")
 
         if use == "practice_starts" and name.startswith("step"):
             use = "act_in_true"

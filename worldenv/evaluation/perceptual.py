@@ -1,7 +1,7 @@
 """Picture quality as large pretrained networks see it: LPIPS, FID and FVD, where their weights are present.
 
-Needs torchmetrics: pip install "worldenv[metrics]". A TorchScript file is a program, which is run as it is loaded: it is
-loaded only from the folder that the user names with --eval.weights, so name only a folder of files that you trust.
+Needs torchmetrics: pip install "worldenv[metrics]". A TorchScript file is a program, and loading it may run it. It is
+loaded only from the folder that the user names with --eval.weights: name only a folder of files that you trust.
 """
 
 import warnings
@@ -44,13 +44,8 @@ def check_networks(
     blank = torch.zeros(1, VIDEO_FRAMES, 3, *size, dtype=torch.uint8)
     for metric, path in present(folder).items():
         network = _load(path)
-        calls = {
-            "lpips": lambda: _lpips(network, blank[0], blank[0])[:, None],
-            "fid": lambda: network(blank[0], return_features=True),
-            "fvd": lambda: _video_features(network, blank),
-        }
         try:
-            found = calls[metric]()
+            found = _blank_features(metric, network, blank)
         except Exception as error:  # whatever a network raises that is another one
             raise UserError(f"{path} is no network for {metric.upper()}: {one_line(error)}") from error
         if not isinstance(found, Tensor) or found.ndim != 2 or not found.isfinite().all():
@@ -86,6 +81,12 @@ def perceptual_quality(
             imagined_features, true_features = map(torch.cat, features)
             found[metric] = frechet_distance(true_features, imagined_features)
     return found
+
+
+def _blank_features(metric: str, network: torch.jit.ScriptModule, blank: Tensor) -> Tensor:
+    if metric == "lpips":
+        return _lpips(network, blank[0], blank[0])[:, None]
+    return network(blank[0], return_features=True) if metric == "fid" else _video_features(network, blank)
 
 
 def _load(path: Path) -> torch.jit.ScriptModule:

@@ -178,7 +178,7 @@ def check_run(starts: Starts, siblings: int, seed: int, first_episode: int, **fl
             f"siblings is {brief(siblings)}; it should be a whole number: every start needs at least one episode"
         )
     counted = isinstance(first_episode, Integral) and not isinstance(first_episode, bool)
-    if not counted or not 0 <= first_episode <= MOST_EPISODES - len(starts) * siblings:
+    if not counted or not 0 <= int(first_episode) <= MOST_EPISODES - len(starts) * int(siblings):
         raise UserError(f"first_episode is {brief(first_episode)}; it should be a whole number, from 0 to 2^62")
     for name, flag in flags.items():
         if not isinstance(flag, bool):
