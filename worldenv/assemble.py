@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
-from worldenv.errors import UserError, brief, nearest
+from worldenv.errors import UserError, nearest
+from worldenv.fields import shown
 from worldenv.interfaces.observation import Starts
 from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
@@ -167,7 +168,7 @@ def _folder(models: Path | str | None) -> Path:
         return shipped()
     if not isinstance(models, str | os.PathLike) or not str(models).strip():
         raise UserError(
-            f"models is {brief(models)}; it should be the path of a folder, or None for the shipped weights"
+            f"models is {shown(models)}; it should be the path of a folder, or None for the shipped weights"
         )
     folder = Path(models).expanduser()
     if os.path.exists(folder) and not folder.is_dir():
@@ -181,7 +182,7 @@ def _device(device: torch.device | str) -> torch.device:
     except RuntimeError:
         found = None
     if found is None or found.type not in ("cpu", "cuda"):
-        raise UserError(f"device is {brief(device)}; it should be cpu or cuda, or one of several: cuda:0, cuda:1 ...")
+        raise UserError(f"device is {shown(device)}; it should be cpu or cuda, or one of several: cuda:0, cuda:1 ...")
     return torch.device("cpu") if found.type == "cpu" else found  # cpu:0 would count as another device
 
 
@@ -211,7 +212,7 @@ def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
     Raises UserError if there is no such name, module or function. Modules of the working directory are found, too.
     """
     if not isinstance(name, str):
-        raise UserError(f"{role} is {brief(name)}; it should be a name, or module:function of your own")
+        raise UserError(f"{role} is {shown(name)}; it should be a name, or module:function of your own")
     if ":" not in name:
         if name not in known:
             raise UserError(f"unknown {role} {name!r}{nearest(name, known)}; for your own: module:function")

@@ -21,8 +21,3 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if not names:
         return " — there are no valid names"
     return " — valid names: " + ", ".join(names)
-
-
-def brief(value: object) -> str:
-    """What an error message shows of a value: one line, of at most 100 characters."""
-    return " ".join(repr(value).split())[:100]

@@ -226,3 +226,11 @@ def test_closed_environment_and_options_and_seeds_of_another_kind_are_refused(ma
     for use in (envs.reset, lambda: envs.step(torch.zeros(5, 4, 7))):
         with pytest.raises(UserError, match="the environment is closed"):
             use()
+
+
+@pytest.mark.parametrize("version", ["1.3.0", "0.29.1", "1.2.0a1"])
+def test_gymnasium_that_counts_episodes_wrongly_is_refused_in_one_line(monkeypatch, version):
+    monkeypatch.setattr(gym, "__version__", version)
+    monkeypatch.delitem(sys.modules, "worldenv.envs.gymnasium_env")
+    with pytest.raises(UserError, match=f"^gymnasium {version} counts .*; install 1.4 or newer: .*$"):
+        importlib.import_module("worldenv.envs.gymnasium_env")

@@ -311,8 +311,8 @@ def test_other_errors_and_a_single_slot_without_memory_end_the_run(tiny, starts)
 
 
 def test_bad_configurations_are_refused(tiny):
-    for bad in ({"horizon": 0}, {"capacity": 0}, {"batch": 0}):
-        with pytest.raises(UserError, match="horizon, capacity and batch must be positive"):
+    for bad in ({"horizon": 0}, {"capacity": 10**7}, {"batch": True}, {"horizon": 1.5}, {"graphs": 1}):
+        with pytest.raises(UserError, match=f"^{next(iter(bad))} is .*; it should be "):
             EngineConfig(**bad)
     with pytest.raises(UserError, match=r"the engine needs a horizon: EngineConfig\(horizon=...\), in actions"):
         tiny.engine(horizon=None)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from worldenv.errors import UserError
+from worldenv.fields import COUNT, check_fields
 from worldenv.interfaces.observation import Key, Starts
 from worldenv.interfaces.policy import Decision
 from worldenv.interfaces.reflector import Reflector
@@ -40,10 +41,7 @@ class EnvConfig:
     graphs: bool = True  # on a GPU: replay what was recorded instead of launching every kernel
 
     def __post_init__(self) -> None:
-        if min(n for n in (self.envs, self.horizon, self.batch, self.chunk) if n is not None) < 1:
-            raise UserError(f"envs, chunk, horizon and batch must be positive: {self}")
-        if self.reward not in ("final", "progress"):
-            raise UserError(f"reward is {self.reward!r}; it should be 'final' or 'progress'")
+        check_fields(self, envs=COUNT, chunk=COUNT, horizon=COUNT, batch=COUNT)
         if self.frame_dtype != torch.uint8 and not self.frame_dtype.is_floating_point:
             raise UserError(f"frame_dtype is {self.frame_dtype}; it should be torch.uint8 or a floating-point dtype")
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from worldenv.data.record import Record
 from worldenv.data.trajectory import Trajectory
-from worldenv.errors import UserError, brief
+from worldenv.errors import UserError
+from worldenv.fields import shown
 from worldenv.interfaces.observation import Key, Observation, Starts, table_of
 from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
@@ -69,13 +70,13 @@ def act_in_true(
 def _checked_episodes(suite: Suite, tasks: Sequence[Task], starts: Sequence[int]) -> Sequence[Task]:
     check_suite(suite)
     if not isinstance(tasks, Sequence) or not all(hasattr(task, "instructions") for task in tasks):
-        raise UserError(f"tasks is {brief(tasks)}; it should be a sequence of tasks of the suite: suite.tasks[:3]")
+        raise UserError(f"tasks is {shown(tasks)}; it should be a sequence of tasks of the suite: suite.tasks[:3]")
     counted = isinstance(starts, Sequence | np.ndarray | Tensor) and all(
         isinstance(start, Integral) for start in starts
     )
     if not counted or len(starts) != len(tasks) or not len(tasks):
         raise UserError(
-            f"there are {len(tasks)} tasks, and starts is {brief(starts)}; it should be an integer for every task"
+            f"there are {len(tasks)} tasks, and starts is {shown(starts)}; it should be an integer for every task"
         )
     return tasks
 
@@ -83,7 +84,7 @@ def _checked_episodes(suite: Suite, tasks: Sequence[Task], starts: Sequence[int]
 def _checked_scale(perturb: float | Tensor, episodes: int) -> Tensor:  # [1, 1, 1] or [E, 1, 1] float32
     scale = given_tensor("perturb", perturb, torch.device("cpu"), torch.float32)
     if scale.ndim > 1 or scale.numel() not in (1, episodes) or not scale.isfinite().all():
-        raise UserError(f"perturb is {brief(perturb)}; it should be a finite number, or one for each episode")
+        raise UserError(f"perturb is {shown(perturb)}; it should be a finite number, or one for each episode")
     return scale.view(-1, 1, 1)
 
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldenv.errors import UserError, brief
+from worldenv.errors import UserError
+from worldenv.fields import shown
 from worldenv.interfaces.slots import Slots
 
 
@@ -81,7 +82,7 @@ def table_of(instructions: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:  # 
     """
     several = isinstance(instructions, Iterable) and not isinstance(instructions, str)
     if not several or not all(isinstance(text, str) for text in instructions):
-        raise UserError(f"instructions is {brief(instructions)}; it should be a sequence of strings")
+        raise UserError(f"instructions is {shown(instructions)}; it should be a sequence of strings")
     texts = tuple(sorted(set(instructions)))
     row = {text: i for i, text in enumerate(texts)}
     return texts, torch.tensor([row[text] for text in instructions], dtype=torch.int64, device="cpu")

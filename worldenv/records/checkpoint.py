@@ -1,8 +1,8 @@
 """Weights and resumable states on disk: one safetensors file each, no pickle, written completely or not at all."""
 
 import json
-import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from worldenv.errors import UserError
+from worldenv.files import replace_whole
 from worldenv.records.checksum import CHECKSUM, checksum
 
 WEIGHTS_KEY = "worldenv"
 STATE_KEY = "worldenv_state"
+ARRAY_TYPE = re.compile(r"[<>|][biufc]\d{1,2}")
 
 
 class CheckpointError(UserError):
@@ -65,35 +67,10 @@ def load_state(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     tensors, structure = _read_tensors(path, STATE_KEY, "save_state")
-    return {name: _decode(node, tensors) for name, node in structure.items()}
-
-
-def atomic_write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file atomically: after a crash it is the old one or the new one."""
-    _replace_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _replace_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    # One fixed name, so that the file which a killed run left behind is overwritten by the next run.
-    temporary = path.with_name(f".{path.name}.partial")
     try:
-        write(temporary)
-        temporary.chmod(0o644)  # safetensors writes files that only their owner may read
-        _sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    # The new name itself is only safe once its folder is on disk.
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return {name: _decode(node, tensors) for name, node in structure.items()}
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a state that save_state wrote ({one_line(error)})") from error
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], key: str, document: dict[str, Any]) -> None:
@@ -110,27 +87,56 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], key: str, document: d
     text = json.dumps(document)
     # One entry of metadata only: safetensors writes several in a random order.
     metadata = {key: json.dumps(json.loads(text) | {CHECKSUM: checksum(json.loads(text), separate)})}
-    _replace_atomically(path, lambda temporary: save_file(separate, temporary, metadata))
+
+    def write(made: Path) -> None:
+        try:
+            save_file(separate, made, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error  # of the system, which safetensors hides in its own
+
+    replace_whole(path, write)
 
 
 def _read_tensors(path: Path, key: str, writer: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     check_file(path)
+    while (found := _read_once(path)) is None:
+        pass
+    tensors, metadata = found
+    if key not in metadata:
+        found = _shortened(sorted(metadata)) or "nothing"
+        raise CheckpointError(f"{path}: not written by {writer} (its metadata holds {found}); give another file")
+    document, has_checksum = _checked_document(path, metadata[key], tensors)
+    if key == STATE_KEY and not has_checksum:
+        raise CheckpointError(f"{path}: has no checksum, so an older version wrote it; begin again with another --run")
+    return tensors, document
+
+
+def _read_once(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Tensors and metadata; None if another file took the name meanwhile: safetensors opens it for each of the two."""
+    before = _version(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             # Copies: the file may be replaced or cut while the tensors are in use.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
+        if _version(path) != before:
+            return None
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
         raise CheckpointError(
             f"{path}: not a complete safetensors file ({one_line(error)}); it was cut short or is of another kind: "
             "delete it and use the checkpoint before it, or make it again"
         ) from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
-    if key not in metadata:
-        found = _shortened(sorted(metadata)) or "nothing"
-        raise CheckpointError(f"{path}: not written by {writer} (its metadata holds {found}); give another file")
-    return tensors, _checked_document(path, metadata[key], tensors)
+    return (tensors, metadata) if _version(path) == before else None
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def check_file(path: Path) -> None:
@@ -138,6 +144,7 @@ def check_file(path: Path) -> None:
     block."""
     try:
         if path.is_file():
+            path.open("rb").close()  # safetensors says of a file that may not be read that there is none
             return
         found = f"{path}: not a file, but a folder, a pipe or a device" if path.exists() else ""
     except OSError as error:
@@ -145,8 +152,8 @@ def check_file(path: Path) -> None:
     raise CheckpointError(f"{found or f'{path}: there is no such file'}; check the path")
 
 
-def _checked_document(path: Path, text: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The document in a file's metadata. A file of an older version has no checksum."""
+def _checked_document(path: Path, text: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Any], bool]:
+    """The document in a file's metadata, and whether it has a checksum; a file of an older version has none."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -159,7 +166,7 @@ def _checked_document(path: Path, text: str, tensors: dict[str, Tensor]) -> dict
             f"{path}: damaged: its content does not have the checksum that it was written with; copy it again from "
             "where it came from, or make it again"
         )
-    return document
+    return document, expected is not None
 
 
 def one_line(error: Exception) -> str:
@@ -241,13 +248,15 @@ def _checked_key(key: Any, name: str) -> str | int:
 def _decode(node: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(node, dict):
         return node
-    if "tensor" in node:
-        return tensors[node["tensor"]]
-    if "array" in node:
-        flat = np.frombuffer(tensors[node["array"]].numpy().tobytes(), node["dtype"])
-        return flat.reshape(node["shape"]).copy()
-    if "dict" in node:
-        return {key: _decode(entry, tensors) for key, entry in node["dict"]}
-    if "tuple" in node:
-        return tuple(_decode(entry, tensors) for entry in node["tuple"])
-    return [_decode(entry, tensors) for entry in node["list"]]
+    (kind, content), *details = node.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "array":
+        described = dict(details)
+        if not ARRAY_TYPE.fullmatch(described["dtype"]):
+            raise ValueError(f"dtype {described['dtype'][:80]!r}")
+        flat = np.frombuffer(tensors[content].numpy().tobytes(), described["dtype"])
+        return flat.reshape(described["shape"]).copy()
+    if kind == "dict":
+        return {key: _decode(entry, tensors) for key, entry in content}
+    return {"list": list, "tuple": tuple}[kind](_decode(entry, tensors) for entry in content)

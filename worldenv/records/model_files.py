@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from worldenv.errors import nearest
+from worldenv.files import write_text
 from worldenv.records.checkpoint import (
     CheckpointError,
-    atomic_write_text,
     check_file,
     check_fit,
     load_weights,
@@ -64,14 +65,41 @@ def load_model(
     largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
     try:
         made = _configuration(config, metadata.get("config"), max(PLAUSIBLE, largest))
-        with torch.device("meta"):
-            plan = network(made, **options)  # has shapes, and takes no memory
+        with _Budget(sum(tensor.numel() for tensor in weights.values())):
+            model = _in_float32(lambda: network(made, **options))
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
         raise CheckpointError(f"{path}: its configuration is that of no {kind}: {one_line(error)}") from error
-    check_fit(path, weights, plan)
-    model = network(made, **options)
+    check_fit(path, weights, model)
     model.load_state_dict(weights)
     return model.float().to(memory_format=torch.channels_last).eval(), metadata
+
+
+class _Budget(TorchFunctionMode):
+    """While a model is built: raises ValueError before it takes more memory than weights of a file need."""
+
+    factories = (torch.empty, torch.zeros, torch.ones, torch.randn)
+
+    def __init__(self, numbers: int):
+        super().__init__()
+        self.left = 2 * numbers + PLAUSIBLE**2  # the file may lack some, and some are made twice
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if function in self.factories:
+            self.left -= math.prod(args[0] if isinstance(args[0], tuple | list) else args)
+        if self.left < 0:
+            raise ValueError("it has many more weights than the file")
+        return function(*args, **(kwargs or {}))
+
+
+def _in_float32(build: Callable[[], Network]) -> Network:
+    """build() while float32 is torch's default: with another one of the caller's, weights would be rounded as they are
+    copied."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        return build()
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _configuration(config: type, values: Any, largest: int) -> Any:
@@ -103,7 +131,7 @@ def _is_like(value: Any, default: Any) -> bool:
 def save_ranges(path: Path, ranges: Mapping[str, LayerRanges], networks: Mapping[str, nn.Module]) -> None:
     """Write the ranges of networks, by role, with a checksum of each that ties them to the network's weights."""
     sums = {role: checksum(found, networks[role].state_dict()) for role, found in ranges.items()}
-    atomic_write_text(path, json.dumps({**ranges, CHECKSUM: sums}, indent=1) + "\n")
+    write_text(path, json.dumps({**ranges, CHECKSUM: sums}, indent=1) + "\n")
 
 
 def load_ranges(

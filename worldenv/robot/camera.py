@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from worldenv.errors import UserError, brief
+from worldenv.errors import UserError
+from worldenv.fields import shown
 
 
 def as_numbers(name: str, values: Any) -> np.ndarray:  # float64
@@ -16,7 +17,7 @@ def as_numbers(name: str, values: Any) -> np.ndarray:  # float64
     except ValueError:  # rows of several lengths
         array = np.asarray(None)
     if array.dtype.kind not in "iuf":
-        raise UserError(f"{name} is {brief(values)}; it should be numbers")
+        raise UserError(f"{name} is {shown(values)}; it should be numbers")
     return array.astype(np.float64)
 
 
@@ -38,11 +39,11 @@ class Camera:
         for name, shape in (("intrinsics", (3, 3)), ("extrinsics", (4, 4))):
             matrix = as_numbers(name, getattr(self, name))
             if matrix.shape != shape or not np.isfinite(matrix).all():
-                raise UserError(f"{name} should be a finite {list(shape)} matrix, but is {brief(matrix.tolist())}")
+                raise UserError(f"{name} should be a finite {list(shape)} matrix, but is {shown(matrix.tolist())}")
             object.__setattr__(self, name, matrix)
         for name, pixels in (("height", self.height), ("width", self.width)):
             if isinstance(pixels, bool) or not isinstance(pixels, Integral) or pixels < 1:
-                raise UserError(f"{name} is {brief(pixels)}; it should be a number of pixels, at least 1")
+                raise UserError(f"{name} is {shown(pixels)}; it should be a number of pixels, at least 1")
 
     @classmethod
     def look_at(
@@ -57,9 +58,9 @@ class Camera:
         Raises UserError if the view is straight up or down, where "up" has no meaning, or fov_deg is not in (0, 180).
         """
         if not isinstance(fov_deg, Real) or not 0.0 < fov_deg < 180.0:
-            raise UserError(f"fov_deg is {brief(fov_deg)}; it should lie between 0 and 180 degrees")
+            raise UserError(f"fov_deg is {shown(fov_deg)}; it should lie between 0 and 180 degrees")
         if not isinstance(size, Integral) or size < 1:
-            raise UserError(f"size is {brief(size)}; it should be a number of pixels, at least 1")
+            raise UserError(f"size is {shown(size)}; it should be a number of pixels, at least 1")
         eye, target = as_numbers("eye", eye), as_numbers("target", target)
         if eye.shape != (3,) or target.shape != (3,):
             raise UserError(

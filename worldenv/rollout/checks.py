@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldenv.errors import UserError, brief
+from worldenv.errors import UserError
+from worldenv.fields import shown
 from worldenv.interfaces.observation import Observation, Starts
 from worldenv.interfaces.policy import Decision
 from worldenv.interfaces.slots import Slots
@@ -106,14 +107,14 @@ def check_texts(texts: Sequence[str]) -> None:
         raise UserError(f"the table of instructions is {_described(texts)}; it should be a sequence of strings")
     if wrong := [text for text in texts if not isinstance(text, str) or not text.strip()]:
         raise UserError(
-            f"the table of instructions holds {brief(wrong[0])}; an instruction is a string that is not empty"
+            f"the table of instructions holds {shown(wrong[0])}; an instruction is a string that is not empty"
         )
 
 
 def check_count(name: str, value: int) -> None:
     """Raise UserError unless a value is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise UserError(f"{name} is {brief(value)}; it should be a positive integer")
+        raise UserError(f"{name} is {shown(value)}; it should be a positive integer")
 
 
 def check_members(role: str, part: Any, interface: type) -> None:
@@ -132,7 +133,7 @@ def check_views_named(whose: str, views: Sequence[str]) -> None:
     """Raise UserError unless views are distinct names."""
     named = isinstance(views, tuple | list) and all(isinstance(view, str) for view in views)
     if not named or not views or len(set(views)) < len(views):
-        raise UserError(f"{whose} has the views {brief(views)}; they should be a tuple of distinct names")
+        raise UserError(f"{whose} has the views {shown(views)}; they should be a tuple of distinct names")
 
 
 def check_robot(role: str, robot: Robot) -> None:
@@ -166,7 +167,7 @@ def check_suite(suite: Suite) -> None:
 def check_seed(seed: int) -> None:
     """Raise UserError unless the seed is an integer of 64 bits."""
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
-        raise UserError(f"seed is {brief(seed)}; it should be an integer of 64 bits")
+        raise UserError(f"seed is {shown(seed)}; it should be an integer of 64 bits")
 
 
 def check_run(starts: Starts, siblings: int, seed: int, first_episode: int, **flags: bool) -> None:
@@ -175,14 +176,14 @@ def check_run(starts: Starts, siblings: int, seed: int, first_episode: int, **fl
     check_seed(seed)
     if isinstance(siblings, bool) or not isinstance(siblings, Integral) or siblings < 1:
         raise UserError(
-            f"siblings is {brief(siblings)}; it should be a whole number: every start needs at least one episode"
+            f"siblings is {shown(siblings)}; it should be a whole number: every start needs at least one episode"
         )
     counted = isinstance(first_episode, Integral) and not isinstance(first_episode, bool)
     if not counted or not 0 <= int(first_episode) <= MOST_EPISODES - len(starts) * int(siblings):
-        raise UserError(f"first_episode is {brief(first_episode)}; it should be a whole number, from 0 to 2^62")
+        raise UserError(f"first_episode is {shown(first_episode)}; it should be a whole number, from 0 to 2^62")
     for name, flag in flags.items():
         if not isinstance(flag, bool):
-            raise UserError(f"{name} is {brief(flag)}; it should be True or False")
+            raise UserError(f"{name} is {shown(flag)}; it should be True or False")
 
 
 def given_tensor(name: str, value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

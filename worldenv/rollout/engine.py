@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from worldenv.errors import UserError
+from worldenv.fields import COUNT, check_fields
 from worldenv.interfaces.observation import Key, Starts
 from worldenv.interfaces.policy import Decision, Policy
 from worldenv.interfaces.reflector import Reflector
@@ -35,8 +36,7 @@ class EngineConfig:
     graphs: bool = True  # on a GPU: record a chunk as a CUDA graph and replay it
 
     def __post_init__(self) -> None:
-        if min((n for n in (self.horizon, self.capacity, self.batch) if n is not None), default=1) < 1:
-            raise UserError(f"horizon, capacity and batch must be positive: {self}")
+        check_fields(self, horizon=COUNT, capacity=COUNT, batch=COUNT)
 
 
 @dataclass
