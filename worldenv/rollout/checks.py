@@ -170,7 +170,9 @@ def check_seed(seed: int) -> None:
         raise UserError(f"seed is {shown(seed)}; it should be an integer of 64 bits")
 
 
-def check_run(starts: Starts, siblings: int, seed: int, first_episode: int, **flags: bool) -> None:
+def check_run(
+    starts: Starts, siblings: int, seed: int, first_episode: int, **flags: bool
+) -> tuple[int, int, int]:  # the numbers, which may have been NumPy's, as Python's
     """Raise UserError for arguments of `Engine.run` that are not of their kind, or whose episodes have no numbers."""
     check_kind(starts)
     check_seed(seed)
@@ -184,6 +186,7 @@ def check_run(starts: Starts, siblings: int, seed: int, first_episode: int, **fl
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise UserError(f"{name} is {shown(flag)}; it should be True or False")
+    return int(siblings), int(seed), int(first_episode)
 
 
 def given_tensor(name: str, value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
