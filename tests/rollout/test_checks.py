@@ -251,6 +251,7 @@ class Task:
         ({"tasks": (Task("a", "put it"),)}, "the table of instructions is a str"),
         ({"tasks": (Task("a", ("",)),)}, "the table of instructions holds ''"),
         ({"tasks": ()}, "the suite tabletop has no tasks"),
+        ({"tasks": (None,)}, "a task of the suite tabletop has no name or no instructions"),
         ({"horizon": 2.5}, "horizon of the suite is 2.5; it should be a positive integer"),
         ({"views": "agentview"}, "the suite has the views 'agentview'; they should be a tuple of distinct names"),
         ({"robot": None}, "robot of the suite is a NoneType; it should be worldenv.Robot"),

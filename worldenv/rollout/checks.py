@@ -150,6 +150,8 @@ def check_suite(suite: Suite) -> None:
     check_robot("suite", suite.robot)
     if not isinstance(suite.tasks, Sequence) or not suite.tasks:
         raise UserError(f"the suite {suite.name} has no tasks; at least one is needed")
+    if not all(hasattr(task, name) for task in suite.tasks for name in ("name", "instructions")):
+        raise UserError(f"a task of the suite {suite.name} has no name or no instructions: see worldenv.Task")
     names = [task.name for task in suite.tasks]
     for task, name in zip(suite.tasks, names, strict=True):
         # Names become parts of the names of files.
