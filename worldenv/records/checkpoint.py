@@ -146,6 +146,7 @@ def check_file(path: Path) -> None:
     block."""
     try:
         if path.is_file():
+            path.open("rb").close()  # safetensors says of a file that may not be read that there is none
             return
         found = f"{path}: not a file, but a folder, a pipe or a device" if path.exists() else ""
     except OSError as error:

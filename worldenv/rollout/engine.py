@@ -88,7 +88,8 @@ class Engine:
         Raises UserError for starts that do not fit the world model, for decisions of a wrong shape, for records that
         do not fit the memory, and in a second thread. When memory runs out, it goes on with half as many slots.
         """
-        check_run(starts, siblings, seed, first_episode, explore=explore, stop=stop, video=video)
+        flags = {"explore": explore, "stop": stop, "video": video}
+        siblings, seed, first_episode = check_run(starts, siblings, seed, first_episode, **flags)
         with out_of_memory_says(FEWER), self.runner.alone():
             self.runner.open(starts, self.policy.read)
             out = self._make_room(starts, siblings, video)
@@ -110,7 +111,7 @@ class Engine:
 
     def check_memory(self, starts: Starts, siblings: int, video: bool = False) -> None:
         """Raise UserError, with the figures, if the records of such a `run` do not fit the memory that is free."""
-        check_run(starts, siblings, 0, 0, video=video)
+        siblings, *_ = check_run(starts, siblings, 0, 0, video=video)
         _, each = self.bytes_per_episode(starts, video)
         _check_records(len(starts) * siblings, each, free_bytes(starts.device))
 
