@@ -153,7 +153,7 @@ class Engine:
         """Imagine all episodes of a run; with half the slots where memory runs out."""
         over = self._all_over(run)
         while len(over):
-            slots = len(over) if self.runner.episodes is None else len(self.runner.episodes)
+            slots = max(len(over), 0 if self.runner.episodes is None else len(self.runner.episodes))
             try:
                 over = self._advance(over, run)
                 continue
