@@ -1,10 +1,10 @@
 """Limits of memory under which a rollout cannot keep its slots: it halves them until it fits, and comes out the same.
 
     python -P tests/fuzz/out_of_memory.py               # 10 limits, 8 bits and float32, one and two threads
-    python -P tests/fuzz/out_of_memory.py --limits 1    # the same of the least limit alone
+    python -P tests/fuzz/out_of_memory.py --limits 1    # only the least limit of each
 
-Ends with status 1 unless every run halved its slots, or said in one line that not even one slot fits, and every
-finished one equals the run without a limit: exactly in 8 bits, up to rounding in floats.
+Ends with status 1 unless every run halved its slots until it fitted, or said in one line that not even one slot fits,
+and every finished one equals the run without a limit: exactly in 8 bits, up to rounding in floats.
 """
 
 import argparse
@@ -17,6 +17,8 @@ import sys
 import time
 import traceback
 import warnings
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a forked process cannot use the threads of its parent
@@ -32,29 +34,29 @@ from worldenv.rollout.engine import EngineConfig
 from worldenv.rollout.episodes import Rollouts
 
 SLOTS, HORIZON, LIMIT_S, TOLERANCE = 96, 8, 120, 2e-3
-SHARES = [0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6]  # of the memory that the run takes without a limit
+# Of address space beyond that of a small run. oneDNN, which floats use, keeps its code for every size of batch.
+ROOM_MIB = {"int8": [8, 10, 12, 14, 16, 18, 20, 24, 28, 32], "float32": [70, 80, 90, 100, 110, 120, 130, 140, 150, 160]}
+NO_LIMIT = resource.RLIM_INFINITY
 HALVED = re.compile(r"out of memory with (\d+) slots.*; continuing with (\d+)")
 
 
-def address_space(peak: bool = False) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    name = "VmPeak:" if peak else "VmSize:"
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
-
-
-def imagined(parts: Parts, starts: Starts, precision: str, threads: int, room: int | None) -> tuple[Rollouts, dict]:
-    """A rollout in this process, with `room` bytes of address space beyond what it has after a small one."""
+def imagined(parts: Parts, starts: Starts, precision: str, threads: int, room: int | None) -> tuple[Rollouts, list]:
+    """A rollout in this process, with `room` bytes of address space beyond what it has after a small one; and the numbers
+    of slots before and after each halving."""
     torch.set_num_threads(threads)
     engine = make_engine(parts, EngineConfig(HORIZON, SLOTS), precision)
     engine.run(starts.pick(torch.arange(2 * threads)), 1, 0, stop=False)
-    before = address_space()
+    torch.ones(1 << 20).add_(1)  # OpenMP ends the process where it cannot make its threads: it makes them now
+    before = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     if room is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (before + room,) * 2)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        out = engine.run(starts, 2, 0, stop=False)
-    steps = [tuple(map(int, match.groups())) for w in said if (match := HALVED.search(str(w.message)))]
-    return out, {"grown": address_space(peak=True) - before, "halved": steps}
+        resource.setrlimit(resource.RLIMIT_AS, (before + room, NO_LIMIT))
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            out = engine.run(starts, 2, 0, stop=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (NO_LIMIT, NO_LIMIT))
+    return out, [tuple(map(int, match.groups())) for w in said if (match := HALVED.search(str(w.message)))]
 
 
 def apart(mine: Rollouts, other: Rollouts) -> float:
@@ -89,47 +91,41 @@ def in_child(work) -> dict:
     return json.loads(answer) if answer else {"end": "hang" if status is None else f"crash, wait status {status}"}
 
 
-def tried(parts: Parts, starts: Starts, precision: str, threads: int, share: float, file: Path, grown: int) -> dict:
-    def work() -> dict:
-        expected = torch.load(file, weights_only=False)
-        out, facts = imagined(parts, starts, precision, threads, int(share * grown))
-        return facts | {"end": "finished", "apart": apart(out, expected)}
-
-    return in_child(work)
-
-
-def is_right(found: dict, precision: str) -> bool:
-    if found["end"] == "refused":
-        return found["says"].startswith("out of memory:")
-    halves = found.get("halved", [])
-    each = all(after == before // 2 for before, after in halves)
+def judged(found: dict, precision: str) -> str:
+    """What a run under a limit came to: halved, single (not even one slot fits, in one line), or WRONG."""
+    if found["end"] == "refused" and found["says"].startswith("out of memory with a single slot:"):
+        return "single"
+    halved = found.get("halved", [])
+    each = bool(halved) and all(after == before // 2 for before, after in halved)
     near = found.get("apart", 1.0) <= (0.0 if precision == "int8" else TOLERANCE)
-    return found["end"] == "finished" and bool(halves) and each and near
+    return "halved" if found["end"] == "finished" and each and near else "WRONG"
 
 
 def main(limits: int, folder: Path) -> int:
     parts = load()
     starts = practice_starts(parts.suite, 0).pick(torch.arange(SLOTS))
-    wrong = finished = 0
+    ends = Counter()
     for precision in ("int8", "float32") if is_fast() else ("float32",):
         for threads in (1, 2):
-            file = folder / f"{precision}-{threads}.pt"
+            file, given = folder / "expected.pt", (parts, starts, precision, threads)
 
-            def whole(precision=precision, threads=threads, file=file) -> dict:
-                out, facts = imagined(parts, starts, precision, threads, None)
-                torch.save(out, file)
-                return facts
+            def whole(given=given, file=file) -> dict:
+                torch.save(imagined(*given, None)[0], file)
+                return {}
 
-            grown = in_child(whole)["grown"]
-            for share in SHARES[:limits]:
-                found = tried(parts, starts, precision, threads, share, file, grown)
-                right = is_right(found, precision)
-                wrong, finished = wrong + (not right), finished + (found["end"] == "finished")
+            def limited(mib: int, given=given, file=file) -> dict:
+                out, halved = imagined(*given, mib << 20)
+                return {"end": "finished", "halved": halved, "apart": apart(out, torch.load(file, weights_only=False))}
+
+            in_child(whole)
+            for mib in ROOM_MIB[precision][:limits]:
+                found = in_child(partial(limited, mib))
+                end = judged(found, precision)
+                ends[end] += 1
                 told = found.get("says") or f"{found.get('halved')}, apart by {found.get('apart', -1):.1e}"
-                mib = share * grown / 2**20
-                print(f"{precision:8}{threads} threads {mib:6.1f} MiB  {'' if right else 'WRONG '}{found['end']}: {told}")
-    print(json.dumps({"wrong": wrong, "finished": finished}))
-    return int(bool(wrong))
+                print(f"{precision:8}{threads} threads {mib:4} MiB  {end} ({found['end']}): {told}", flush=True)
+    print(json.dumps(dict(ends)))
+    return int(bool(ends["WRONG"] or not ends["halved"]))
 
 
 if __name__ == "__main__":

@@ -301,7 +301,7 @@ def test_other_errors_and_a_single_slot_without_memory_end_the_run(tiny, starts)
     engine = tiny.engine(horizon=16, capacity=1)
     for error, kind, says in (
         (RuntimeError("something else"), RuntimeError, "something else"),
-        (torch.OutOfMemoryError("CUDA"), UserError, "out of memory: take fewer starts or siblings"),
+        (torch.OutOfMemoryError("CUDA"), UserError, "out of memory with a single slot: free some memory, or take"),
     ):
         engine.reflector.judge = lambda *arguments, error=error: (_ for _ in ()).throw(error)
         with pytest.raises(kind, match=says):
