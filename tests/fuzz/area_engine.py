@@ -1,6 +1,5 @@
 """Engines under random settings, modes of torch and changes of weights: they imagine what a plain engine does."""
 
-import copy
 import random
 import threading
 import warnings
@@ -109,17 +108,18 @@ def check(mine: Rollouts, other: Rollouts, precision: str) -> None:
 
 
 def cases(rng: random.Random) -> Iterator[Case]:
+    given()  # once, before processes are forked
     while True:
         chosen = {
             "precision": rng.choice(["int8", "float32"]) if is_fast() else "float32",
-            "horizon": rng.randint(1, 6),
-            "count": rng.randint(1, 6),
-            "siblings": rng.randint(1, 3),
+            "horizon": rng.choice([1, 3, 4, 6]),  # a chunk has 4 actions
+            "count": rng.randint(1, 3),
+            "siblings": rng.randint(1, 2),
             "seed": rng.choice([0, 1, -1, 2**40, -(2**63), 2**63 - 1]),
             "first_episode": rng.choice([0, 5, 2**33]),
             "threads": rng.choice([1, 2]),
-            "capacity": rng.choice([None, 1, 2, 3, 7]),
-            "batch": rng.choice([None, 1, 2, 5]),
+            "capacity": rng.choice([None, 1, 2, 3]),
+            "batch": rng.choice([None, 1, 2]),
             "modes": sorted(rng.sample(sorted(MODES), rng.choice([0, 1, 1, 2, 3]))),
             "change": rng.choice([None, *CHANGES]),
             "part": rng.choice(["policy", "world", "reflector"]),
@@ -145,7 +145,7 @@ def _act(
     together: bool,
 ) -> None:
     warnings.simplefilter("ignore")
-    parts, starts = copy.deepcopy(given()[0]), given()[1].pick(torch.arange(count))
+    parts, starts = given()[0], given()[1].pick(torch.arange(count))  # of this process: a change stays in it
     run = partial(Engine.run, siblings=siblings, seed=seed, first_episode=first_episode, stop=False, video=True)
     ours = [engine(parts, precision, horizon, capacity=capacity, batch=batch) for _ in range(1 + together)]
     if change is not None:
