@@ -41,8 +41,8 @@ HALVED = re.compile(r"out of memory with (\d+) slots.*; continuing with (\d+)")
 
 
 def imagined(parts: Parts, starts: Starts, precision: str, threads: int, room: int | None) -> tuple[Rollouts, list]:
-    """A rollout in this process, with `room` bytes of address space beyond what it has after a small one; and the numbers
-    of slots before and after each halving."""
+    """A rollout in this process, with `room` bytes of address space beyond what it has after a small one, and the
+    numbers of slots before and after each halving."""
     torch.set_num_threads(threads)
     engine = make_engine(parts, EngineConfig(HORIZON, SLOTS), precision)
     engine.run(starts.pick(torch.arange(2 * threads)), 1, 0, stop=False)
@@ -132,6 +132,6 @@ if __name__ == "__main__":
     import tempfile
 
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--limits", type=int, default=len(SHARES))
+    options.add_argument("--limits", type=int, default=10)
     with tempfile.TemporaryDirectory() as scratch:
         sys.exit(main(options.parse_args().limits, Path(scratch)))

@@ -251,7 +251,7 @@ def test_records_that_do_not_fit_are_refused_with_figures_before_any_episode_beg
             engine.check_memory(starts, 3, video=True)
             continue
         monkeypatch.setattr(engine, "_advance", None)
-        says = f"the records of 21 episodes of {each:,} bytes take 0.00 GB; 0.00 GB are free, .* run the starts in parts"
+        says = f"the records of 21 episodes of {each:,} bytes take 0.00 GB; 0.00 GB are free, .* in parts"
         for refused in (engine.check_memory, lambda *given, video: engine.run(*given, SEED, video=video)):
             with pytest.raises(UserError, match=says):
                 refused(starts, 3, video=True)

@@ -100,7 +100,9 @@ print(first < 3 << 30, abs(first - free_bytes(torch.device("cpu")) - (1 << 28)) 
 
 
 # What the compiled ops raise where a tensor cannot be made, and where one of their vectors cannot.
-TORCH_SAYS = 'torch_call_dispatcher( "aten::{}", "", stack.data(), ( ((0ULL + 2) << 56) )) API call failed at ops.h, line 9'
+TORCH_SAYS = (
+    'torch_call_dispatcher( "aten::{}", "", stack.data(), ( ((0ULL + 2) << 56) )) API call failed at ops.h, line 9'
+)
 
 
 def test_errors_that_say_memory_ran_out_are_known():
@@ -122,7 +124,11 @@ def test_errors_that_say_memory_ran_out_are_known():
 
 
 def test_out_of_memory_becomes_one_line_and_other_errors_stay_as_they_are():
-    for error, kind in ((MemoryError(), UserError), (RuntimeError("std::bad_alloc"), UserError), (KeyError(1), KeyError)):
+    for error, kind in (
+        (MemoryError(), UserError),
+        (RuntimeError("std::bad_alloc"), UserError),
+        (KeyError(1), KeyError),
+    ):
         with pytest.raises(kind) as raised, memory.out_of_memory_says("take less"):
             raise error
         assert kind is KeyError or str(raised.value) == "out of memory: take less"

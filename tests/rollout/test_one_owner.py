@@ -11,7 +11,9 @@ from worldenv.errors import UserError
 from worldenv.nn.int8 import in_int8, measured
 from worldenv.rollout.engine import Engine, EngineConfig
 
-IN_USE = "this engine or environment is in use, by another thread or by the call that led here: make one for each thread"
+IN_USE = (
+    "this engine or environment is in use, by another thread or by the call that led here: make one for each thread"
+)
 
 
 def held(owner, hook, use):

@@ -159,8 +159,14 @@ def nan(parts):
         (parametrized, "the layers of a .*Conv were replaced after its copy"),
         (replaced_far_up, "the layers of a SmallPolicy were replaced after its copy"),
         (nan, "a weight is not finite; it cannot be rounded to 8 bits"),
-        (lambda parts: parts.policy.double(), "a weight is torch.float64 on cpu; layers in 8 bits are made of torch.fl"),
-        (lambda parts: parts.policy.to("meta"), "a weight is torch.float32 on meta; layers in 8 bits are made of .* CPU"),
+        (
+            lambda parts: parts.policy.double(),
+            "a weight is torch.float64 on cpu; layers in 8 bits are made of torch.fl",
+        ),
+        (
+            lambda parts: parts.policy.to("meta"),
+            "a weight is torch.float32 on meta; layers in 8 bits are made of .* CPU",
+        ),
     ],
 )
 def test_changes_that_8_bits_cannot_follow_are_refused(tiny, ranges, change, says):
