@@ -62,7 +62,7 @@ def test_training_ends_in_one_json_line_and_its_run_can_be_evaluated(capsys, mod
     assert folder.config["seed"] == 3 and folder.config["rl"]["siblings"] == 2
 
     err = refused(capsys, cli.train, words)
-    assert err.count("\n") == 1 and f"run folder {run} is not empty: use --resume" in err
+    assert err.count("\n") == 1 and f"run folder {run} is not empty: choose another --run" in err
     assert folder.result() == result
 
     _check_resume(capsys, words, result, run)

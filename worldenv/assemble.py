@@ -1,6 +1,6 @@
 """Suite, policy, world model and reflector by name: the only file that knows which classes there are."""
 
-import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from worldenv.interfaces.world import WorldModel
 from worldenv.nn.int8 import Conv, Int8, Linear, Ranges, check_precision, in_int8, is_fast
 from worldenv.ops import missing_faces
 from worldenv.policy.small import SmallPolicy
-from worldenv.records.model_files import RANGES, shipped
+from worldenv.records.model_files import RANGES, ROLES, load_ranges, shipped
 from worldenv.reflector.small import SmallReflector
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.suites.tabletop.suite import TabletopSuite
@@ -79,7 +79,7 @@ class Parts:
             raise UserError(f"the models have no {RANGES}, which --precision int8 needs; take auto")
         if not possible:
             raise UserError(f"the models are on {self.world.device}; --precision int8 is for the CPU")
-        return replace(self, **{name: self._in_int8(name) for name in ("policy", "world", "reflector")})
+        return replace(self, **{name: self._in_int8(name) for name in ROLES})
 
     def _in_int8(self, name: str) -> Any:
         part, ranges = getattr(self, name), self.ranges.get(name)
@@ -96,7 +96,7 @@ class Parts:
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks, by the names under which `ranges` lists them."""
-        return {name: _network(getattr(self, name)) for name in ("policy", "world", "reflector")}
+        return {name: _network(getattr(self, name)) for name in ROLES}
 
 
 def _modules(part: Any) -> Iterable[nn.Module]:
@@ -131,13 +131,12 @@ def load(
         named("policy", policy, POLICIES)(folder, made),
         named("world", world, WORLDS)(folder, made),
         named("reflector", reflector, REFLECTORS)(folder, made),
-        _ranges(folder, {"policy": policy, "world": world, "reflector": reflector}) if world == "composer" else None,
     )
     _check_parts(parts)
-    roles = ("policy", "world", "reflector")
-    for role in roles:
+    parts.ranges = _ranges(folder, {"policy": policy, "world": world, "reflector": reflector}, parts)
+    for role in ROLES:
         _check_faces(role, getattr(parts, role), torch.device(device))
-    for role in roles:
+    for role in ROLES:
         _move(getattr(parts, role), device)
     return parts
 
@@ -187,13 +186,12 @@ def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
         ) from error
 
 
-def _ranges(folder: Path, names: Mapping[str, str]) -> dict[str, Ranges] | None:
+def _ranges(folder: Path, names: Mapping[str, str], parts: Parts) -> dict[str, Ranges] | None:
     """Those of the parts of this package; a part of the user's own was not measured."""
     path = folder / RANGES
-    if not path.exists():
+    if names["world"] != "composer" or not os.path.lexists(path):
         return None
-    ranges = json.loads(path.read_text(encoding="utf-8"))
-    return {role: ranges.get(role, {"": None}) for role, name in names.items() if ":" not in name}
+    return load_ranges(path, {role: _network(getattr(parts, role)) for role in ROLES if ":" not in names[role]})
 
 
 def _check_faces(role: str, part: Any, device: torch.device) -> None:

@@ -186,7 +186,7 @@ def ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("name", ["write_demo", "_sync"])
+@pytest.mark.parametrize("name", ["write_demo", "sync"])
 def test_ctrl_c_waits_until_the_trajectory_is_written(make, same, tmp_path, monkeypatch, ctrl_c, name):
     usual = getattr(trajectories, name)
 

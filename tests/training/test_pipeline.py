@@ -12,6 +12,7 @@ import torch
 from worldenv.assemble import load
 from worldenv.config import presets
 from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
+from worldenv.errors import UserError
 from worldenv.records.run_folder import RunFolder
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training import pipeline, world_stages
@@ -208,3 +209,12 @@ def test_causal_world_model_goes_through_all_its_stages_and_continues_where_it_w
     assert not (models / "composer.safetensors").exists() and not (models / "ranges.json").exists()
     stages = ["base", "finetune", "causal_teacher", "causal_student", "adapt", "reflector"]
     assert folder.stages() == stages
+
+
+def test_full_disk_in_a_stage_is_one_line_that_names_what_it_was_to_make(tmp_path, monkeypatch):
+    def full(pipeline, path):
+        raise OSError(28, "a long story", "file")
+
+    monkeypatch.setattr(Pipeline, "make_base", full)
+    with pytest.raises(UserError, match=r"models/base.safetensors cannot be written \(No space left on device\): free"):
+        Pipeline(RunFolder.create(tmp_path / "run", {}), CONFIG, 1, "composer").run()

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -15,13 +14,14 @@ import h5py
 import numpy as np
 
 from worldenv.data.formats.demos import Demo, read_file, read_frames, read_steps
-from worldenv.data.formats.hdf5 import DAMAGE, NO_LOCKS, TrajectoryFormatError, listed, named
+from worldenv.data.formats.hdf5 import DAMAGE, TrajectoryFormatError, listed, named
 from worldenv.data.formats.layout import FRAMES_PER_CHUNK, Steps, count_demos, write_demo, write_header
 from worldenv.data.formats.opened import OpenFiles, open_file
 from worldenv.data.interrupts import uninterrupted
 from worldenv.data.paths import as_path
 from worldenv.data.trajectory import Trajectory, check_text
 from worldenv.errors import UserError
+from worldenv.files import lock, sync
 
 __all__ = ["Trajectory", "TrajectoryFormatError", "TrajectoryReader", "TrajectoryWriter", "read_episodes"]
 
@@ -166,11 +166,11 @@ class TrajectoryWriter:
             if self._is_doubtful:
                 with TrajectoryReader(self._temporary) as reader:
                     count = sum(1 for _ in reader)
-            _sync(self._temporary)
+            sync(self._temporary)
             while os.path.lexists(path := self.folder / f"part-{self._number:05d}.h5"):
                 self._number += 1  # another writer's, where the file system has no locks
             self._temporary.rename(path)
-            _sync(self.folder)
+            sync(self.folder)
         except TrajectoryFormatError:
             raise
         except DAMAGE as error:
@@ -271,26 +271,12 @@ def _make_folder(folder: Path, append: bool) -> None:
 def _lock(folder: Path) -> tuple[int, bool]:
     """The lock file, open, and whether it is certain that nobody else writes here."""
     try:
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        locked = lock(folder / LOCK)
     except OSError as error:
         raise _explained(error, folder / LOCK) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise UserError(
-            f"{folder}: another writer is at work there; wait until it ends, or give another path"
-        ) from error
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            os.close(lock)
-            raise _explained(error, folder / LOCK) from error
-        warnings.warn(
-            f"{folder}: the file system has no locks ({error.strerror}): see to it that nobody else writes there",
-            stacklevel=3,
-        )
-        return lock, False
-    return lock, True
+    if locked is None:
+        raise UserError(f"{folder}: another writer is at work there; wait until it ends, or give another path")
+    return locked
 
 
 def _remove_unfinished(folder: Path, is_alone: bool) -> None:
@@ -333,14 +319,3 @@ def _explained(error: Exception, path: Path) -> UserError:
         return UserError(f"{path}: you may not write there ({error.strerror}): give another path")
     why = getattr(error, "strerror", None) or error
     return UserError(f"{path}: cannot be written ({why}): free some room or mend the disk, then append")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that has no fsync of folders
-            raise
-    finally:
-        os.close(descriptor)

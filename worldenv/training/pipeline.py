@@ -3,7 +3,6 @@
 Every stage writes its result once and is skipped when the result is there, so an interrupted run continues.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.data.clips import Clips
-from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
+from worldenv.data.trajectories import TrajectoryFormatError, TrajectoryReader, TrajectoryWriter
 from worldenv.data.trajectory import Trajectory
+from worldenv.errors import UserError
 from worldenv.evaluation.measure import in_turn
 from worldenv.evaluation.truth import act_in_true
+from worldenv.files import cannot_be_written
 from worldenv.interfaces.world import WorldModel
 from worldenv.nn.instruction import tokenize
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
-from worldenv.records.checkpoint import atomic_write_text, load_weights, save_weights
+from worldenv.records.checkpoint import CheckpointError, load_weights, save_weights
 from worldenv.records.model_card import write_card
-from worldenv.records.model_files import RANGES, save_model
+from worldenv.records.model_files import RANGES, save_model, save_ranges
 from worldenv.records.progress import Progress
 from worldenv.records.run_folder import RunFolder
 from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
@@ -60,19 +61,40 @@ class Pipeline:
         self._replays: tuple[Clips, Clips] | None = None
 
     def run(self) -> Path:
-        """Make whatever is missing, in order; returns the folder of the models."""
-        self.models.mkdir(exist_ok=True)
-        self.data.mkdir(exist_ok=True)
+        """Make whatever is missing, in order; returns the folder of the models.
+
+        Raises UserError naming what cannot be written, as on a full disk; there the run can be resumed.
+        """
         for path, make in self.stages():
             if path.name in EXTRA_DATA and not self.config.extra_data:
                 continue
-            card = path.with_suffix(".md")
-            if not path.exists():
-                card.unlink(missing_ok=True)
-                make(path)
-            if path.suffix == ".safetensors" and not card.exists():
-                write_card(path)
+            try:
+                path.parent.mkdir(exist_ok=True)
+                self._make(path, make)
+            except OSError as error:
+                raise cannot_be_written(path, error) from error
+            except (CheckpointError, TrajectoryFormatError) as error:
+                raise self._explained(error) from error
         return self.models
+
+    def _explained(self, error: UserError) -> UserError:
+        """The error with what to delete, where it names something that a stage of this run makes."""
+        made = [path for path, _ in self.stages()]
+        made += [path.with_suffix(".partial") for path in made] + list(self.folder.checkpoints.glob("*.safetensors"))
+        named = [path for path in made if str(path) in str(error)]
+        if not named:
+            return error
+        return type(error)(
+            f"{error}; to have it made again, delete {max(named, key=lambda path: len(str(path)))}, then resume"
+        )
+
+    def _make(self, path: Path, make: Callable[[Path], None]) -> None:
+        card = path.with_suffix(".md")
+        if not path.exists():
+            card.unlink(missing_ok=True)
+            make(path)
+        if path.suffix == ".safetensors" and not card.exists():
+            write_card(path)
 
     def stages(self) -> list[Stage]:
         """The stages in order; the world model's own stand where the data is there and nothing needs it yet."""
@@ -96,8 +118,17 @@ class Pipeline:
 
     def clips(self) -> Clips:
         """Demonstrations and, with extra data, exploration and what was acted again; the frames stay on disk."""
-        names = ("demonstrations", *(EXTRA_DATA if self.config.extra_data else ()))
-        return Clips.open(self.data / name for name in names)
+        return self.recorded("demonstrations", *(EXTRA_DATA if self.config.extra_data else ()))
+
+    def recorded(self, *names: str) -> Clips:
+        """Data sets of this run. Raises TrajectoryFormatError if episodes are missing."""
+        clips = Clips.open(self.data / name for name in names)
+        folders = [demo.path.parent for demo in clips.stored.demos]
+        for path in (self.data / name for name in names if name in EXTRA_DATA):
+            found, expected = folders.count(path), getattr(self.config, path.name) * len(self.suite.tasks)
+            if found != expected:
+                raise TrajectoryFormatError(f"{path}: {found} of {expected} episodes are there")
+        return clips
 
     def train(
         self,
@@ -147,7 +178,7 @@ class Pipeline:
 
     def make_finetuned(self, path: Path) -> None:
         policy, schedule = self.base().policy, self.config.finetune
-        demonstrations = Clips.open(self.data / "demonstrations").in_memory()
+        demonstrations = self.recorded("demonstrations").in_memory()
         loss = imitation_loss(policy, demonstrations, schedule.batch)
         save_model(path, policy, "policy", self.train(policy, loss, schedule, "finetune"))
 
@@ -170,7 +201,7 @@ class Pipeline:
 
     def record_again(self, path: Path) -> None:
         """Explored successes in turn (all explored episodes, where none succeeded)."""
-        clips, reader = (read(self.data / "exploration") for read in (Clips.open, TrajectoryReader))
+        clips, reader = self.recorded("exploration"), TrajectoryReader(self.data / "exploration")
         explored = clips.success.any(1).nonzero()[:, 0].tolist() or range(len(clips))
 
         def again(numbers: range) -> list[Trajectory]:
@@ -199,7 +230,7 @@ class Pipeline:
         starts = self.suite.reset(in_turn(self.suite, EPISODES), numbers, "train")
         networks = {"policy": policy, "world": world.network, "reflector": reflector}
         ranges = measure_ranges(networks, engine, starts, self.seed)
-        atomic_write_text(path, json.dumps(ranges, indent=1) + "\n")
+        save_ranges(path, ranges, networks)
 
     def imagining(self) -> WorldModel:
         """The world model that the stages before have made."""

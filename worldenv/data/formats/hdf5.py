@@ -1,6 +1,5 @@
 """What lies in HDF5 files that may be damaged or lie, read so that what is wrong is said in one line."""
 
-import errno
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from worldenv.errors import UserError
 
 # What h5py raises on files that are damaged. HDF5 has no error of its own.
 DAMAGE = (OSError, ValueError, KeyError, RuntimeError, TypeError, OverflowError, AttributeError)
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system that has none
 MAX_COMPRESSION = 1100  # the limit of gzip is 1032
 SMALL_BYTES = 2**16  # the limit of attributes; below it an array may claim what it likes
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import h5py
 
-from worldenv.data.formats.hdf5 import DAMAGE, NO_LOCKS, TrajectoryFormatError
+from worldenv.data.formats.hdf5 import DAMAGE, TrajectoryFormatError
+from worldenv.files import NO_LOCKS
 
 OPEN_FILES = 64
 HEAP = b"GCOL"
