@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -102,6 +103,22 @@ def compiled(torch) -> dict:
     return {"ext_modules": extensions, "cmdclass": {"build_ext": BuildExtension}}
 
 
+def folders(fresh: Path) -> dict:
+    """Options of setuptools: objects are kept for the next build, everything else is made anew in `fresh`.
+
+    A wheel takes all that lies in build/lib, and an sdist all that an old list of sources names, so that files which
+    the tree no longer has would come back. A tree that cannot be written keeps nothing.
+    """
+    kept = ROOT / "build"
+    if not os.access(kept if kept.exists() else ROOT, os.W_OK):
+        kept = fresh / "build"
+    return {
+        "build": {"build_base": str(kept), "build_lib": str(fresh / "lib")},
+        "bdist_wheel": {"bdist_dir": str(fresh / "wheel")},
+        "egg_info": {"egg_base": str(fresh)},
+    }
+
+
 def build() -> dict:
     if os.environ.get("WORLDENV_NO_EXT"):  # an sdist compiles nothing, so it needs no torch
         return {"install_requires": [*DEPENDENCIES, "torch>=2.11"]}
@@ -112,7 +129,9 @@ def build() -> dict:
     return {"install_requires": [*DEPENDENCIES, pin], **compiled(torch)}
 
 
+FRESH = tempfile.TemporaryDirectory(prefix="worldenv-build-")  # removed when this build ends
 setup(
+    options=folders(Path(FRESH.name)),
     packages=[*find_packages(include=["worldenv", "worldenv.*"]), "worldenv.kernels"],
     # kernels/ has no __init__.py: a top-level package of that name would shadow the one on PyPI.
     package_dir={"worldenv": "worldenv", "worldenv.kernels": "kernels/triton_ops"},

@@ -211,3 +211,11 @@ def test_without_the_library_the_import_says_what_to_install(monkeypatch, librar
     extra = module.removesuffix("_env")
     with pytest.raises(ImportError, match=rf'pip install "worldenv\[{extra}\]"'):
         importlib.import_module(f"worldenv.envs.{module}")
+
+
+@pytest.mark.parametrize("version", ["1.3.0", "0.29.1", "1.2.0a1"])
+def test_gymnasium_that_counts_episodes_wrongly_is_refused_in_one_line(monkeypatch, version):
+    monkeypatch.setattr(gym, "__version__", version)
+    monkeypatch.delitem(sys.modules, "worldenv.envs.gymnasium_env")
+    with pytest.raises(UserError, match=f"^gymnasium {version} counts .*; install 1.4 or newer: .*$"):
+        importlib.import_module("worldenv.envs.gymnasium_env")

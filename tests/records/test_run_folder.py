@@ -114,7 +114,7 @@ def test_file_system_without_locks_still_takes_a_run(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.warns(UserWarning, match="has no locks"):
+    with pytest.warns(UserWarning, match=f"^{tmp_path / 'run'}: the file system has no locks"):
         RunFolder.create(tmp_path / "run", CONFIG).close()
     left = tmp_path / "run" / ".a.01234567.partial"
     left.mkdir()

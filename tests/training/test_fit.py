@@ -62,9 +62,25 @@ def rates_of(schedule):
     return rates
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"batch": 0}, {"learning_rate": 0.0}, {"learning_rate": math.nan}])
-def test_schedule_without_learning_is_refused(bad):
-    with pytest.raises(UserError, match="must be positive"):
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("steps", 10**12),
+        ("batch", 0),
+        ("batch", 2.5),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.nan),
+        ("warmup", -0.1),
+        ("warmup", 1.1),
+        ("weight_decay", -1e-4),
+        ("weight_decay", math.inf),
+        ("save_every_s", math.nan),
+    ],
+)
+def test_schedule_that_cannot_be_followed_is_refused(field, value):
+    bad = {field: value}
+    with pytest.raises(UserError, match=f"^{field} is "):
         Schedule(**{"steps": 1, "batch": 1, "learning_rate": 1e-3, **bad})
 
 

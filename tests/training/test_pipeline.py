@@ -1,9 +1,8 @@
 """All models from nothing, at the smallest size: every stage once, continued after a kill, repeated for nothing."""
 
-import functools
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 
 import numpy as np
 import pytest
@@ -30,7 +29,9 @@ def small():
             (pipeline, "SmallReflectorConfig", {"width": 64, "channels": 16, "blocks": 1}),
             (world_stages, "ComposerConfig", {"widths": (8, 16, 32), "layers": 1, "heads": 2}),
         ):
-            patch.setattr(module, name, functools.partial(getattr(module, name), **sizes))
+            config = getattr(module, name)
+            fields = [(field, type(size), size) for field, size in sizes.items()]
+            patch.setattr(module, name, make_dataclass(name, fields, bases=(config,), frozen=True))
         yield patch
 
 

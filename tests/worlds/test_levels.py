@@ -26,10 +26,24 @@ def make(tiny, request):
 
 
 @pytest.mark.parametrize(
-    "levels", [(), (0.5,), (1.0, 1.0), (1.0, 0.0), (1.0, 0.5, 0.7), (float("nan"),), (1.0, float("nan"))]
+    "levels",
+    [
+        (),
+        (0.5,),
+        (1.0, 1.0),
+        (1.0, 0.0),
+        (1.0, 0.5, 0.7),
+        (float("nan"),),
+        (1.0, float("nan")),
+        (True, 0.5),
+        ("1.0",),
+        1.0,
+        None,
+        [1 - i / 2000 for i in range(1001)],
+    ],
 )
 def test_levels_that_lead_nowhere_are_refused(make, levels):
-    with pytest.raises(ValueError, match="levels is .*; they should begin with 1.0 and fall, all above 0"):
+    with pytest.raises(UserError, match="levels is .*; they should begin with 1.0 and fall, all above 0"):
         make(ROBOT, levels)
 
 

@@ -15,6 +15,12 @@ try:
 except ImportError as error:
     raise ImportError(f'{error}; install it: pip install "worldenv[gymnasium]"') from error
 
+if tuple(map(int, gym.__version__.split(".")[:2])) < (1, 4):  # their statistics wrappers ignore SAME_STEP autoreset
+    raise UserError(
+        f"gymnasium {gym.__version__} counts the lengths and returns of episodes wrongly around WorldModelVectorEnv; "
+        'install 1.4 or newer: pip install "worldenv[gymnasium]"'
+    )
+
 
 class WorldModelVectorEnv(VectorEnv):
     """`WorldModelEnv` as a Gymnasium vector environment.

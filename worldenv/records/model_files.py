@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
@@ -65,13 +65,24 @@ def load_model(
     try:
         made = _configuration(config, metadata.get("config"), max(PLAUSIBLE, largest))
         with torch.device("meta"):
-            plan = network(made, **options)  # has shapes, and takes no memory
+            plan = _in_float32(lambda: network(made, **options))  # has shapes, and takes no memory
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
         raise CheckpointError(f"{path}: its configuration is that of no {kind}: {one_line(error)}") from error
     check_fit(path, weights, plan)
-    model = network(made, **options)
+    model = _in_float32(lambda: network(made, **options))
     model.load_state_dict(weights)
     return model.float().to(memory_format=torch.channels_last).eval(), metadata
+
+
+def _in_float32(build: Callable[[], Network]) -> Network:
+    """build() while float32 is torch's default: with another one of the caller's, weights would be rounded as they are
+    copied."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        return build()
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _configuration(config: type, values: Any, largest: int) -> Any:

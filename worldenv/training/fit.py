@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from worldenv.errors import UserError
+from worldenv.fields import COUNT, MOST, SHARE, Within, check_fields
 from worldenv.records.checkpoint import CheckpointError, load_state, save_state
 from worldenv.records.progress import Progress
 from worldenv.records.resumption import check_state, identity
@@ -33,8 +34,15 @@ class Schedule:
     save_every_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or not self.learning_rate > 0:
-            raise UserError(f"steps, batch and learning_rate must be positive: {self}")
+        check_fields(
+            self,
+            steps=Within(1, 1_000 * MOST),
+            batch=COUNT,
+            learning_rate=Within(0, 10, open_low=True),
+            warmup=SHARE,
+            weight_decay=Within(0, 10),
+            save_every_s=Within(0, MOST),
+        )
 
     def of(self, optimizer: torch.optim.Optimizer) -> SequentialLR:
         """The scheduler of an optimizer that has not stepped yet."""

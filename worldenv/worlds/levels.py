@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from worldenv.errors import UserError
+from worldenv.fields import shown
 from worldenv.ops.philox import USES, Use
 from worldenv.records.checkpoint import CheckpointError
 
-MOST = USES - Use.AGAIN  # every step draws random numbers of its own
+MOST = USES - Use.AGAIN  # every level is one more pass, which draws random numbers of its own
 
 
 def check_levels(levels: Sequence[float]) -> tuple[float, ...]:
     """The noise levels. Raises UserError unless they begin with 1 (pure noise), fall, and stay above 0."""
-    if not isinstance(levels, Sequence) or not all(isinstance(x, Real) for x in levels) or len(levels) > MOST:
-        raise UserError(f"levels is {str(levels)[:100]!r}; it should be a sequence of at most {MOST} numbers")
-    levels = tuple(levels)
-    if not levels or levels[0] != 1 or not levels[-1] > 0 or any(not a > b for a, b in pairwise(levels)):
-        raise UserError(f"levels is {levels}; they should begin with 1.0 and fall, all above 0")
-    return levels
+    given = isinstance(levels, list | tuple) and all(isinstance(x, Real) and not isinstance(x, bool) for x in levels)
+    fall = given and 0 < len(levels) <= MOST and levels[0] == 1 and levels[-1] > 0
+    if not fall or any(not a > b for a, b in pairwise(levels)):
+        raise UserError(f"levels is {shown(levels)}; they should begin with 1.0 and fall, all above 0; at most {MOST}")
+    return tuple(levels)
 
 
 def levels_of(path: Path, metadata: Mapping[str, Any]) -> tuple[float, ...]:
