@@ -12,13 +12,13 @@ STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # LibTorch stable ABI 
 CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden"]  # no -std: torch appends its own
 DEPENDENCIES = [
     "numpy>=1.26",
-    "h5py>=3.10",
+    "h5py>=3.13",  # the HDF5 that 3.10 brings crashes on broken files
     "safetensors>=0.4",
-    "tyro>=0.9",
+    "tyro>=1.0",
     "rich>=13",
     "tensorboard>=2.16",
     "matplotlib>=3.8",
-    "pillow>=10",
+    "pillow>=10.1",
 ]
 
 
