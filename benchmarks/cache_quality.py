@@ -26,9 +26,10 @@ from worldenv.rollout.memory import keep_freed_memory
 from worldenv.rollout.replay import replay
 from worldenv.suites.tabletop.demonstrate import Disturbed
 from worldenv.suites.tabletop.suite import TabletopSuite
+from worldenv.training.config import TOKENIZER_FRAMES
 from worldenv.training.fit import Schedule, fit
 from worldenv.training.pretrain import disturbed_episodes
-from worldenv.training.train_causal import TOKENIZER_FRAMES, causal_loss, fit_tokenizer
+from worldenv.training.train_causal import causal_loss, fit_tokenizer
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import LEVELS, CausalWorld
 

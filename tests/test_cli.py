@@ -62,18 +62,24 @@ def test_training_ends_in_one_json_line_and_its_run_can_be_evaluated(capsys, mod
     assert folder.config["seed"] == 3 and folder.config["rl"]["siblings"] == 2
 
     err = refused(capsys, cli.train, words)
-    assert err.count("\n") == 1 and f"run folder {run} is not empty: use --resume" in err
+    assert err.count("\n") == 1 and f"run folder {run} is not empty: choose another --run" in err
     assert folder.result() == result
 
     _check_resume(capsys, words, result, run)
-    cli.evaluate(["--models", str(run), "--run", str(tmp_path / "eval"), "--seed", "3", "--start-seed", "-5", *SMALL])
+    cli.evaluate(["--models", str(run), "--run", str(tmp_path / "eval")])  # all settings are those of the run
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["success"] == result["success_after"]  # the models that it practised with, not the shipped ones
 
 
 def _check_resume(capsys, words, result, run):
     err = refused(capsys, cli.train, [*words, "--resume", "--rl.clip", "0.15"])
-    assert "rl.clip was 0.2, now 0.15" in err
+    assert "cannot be continued with other settings: --rl.clip is 0.15, was 0.2; leave them out" in err
+    files = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    cli.train(["--resume", "--run", str(run)])
+    out, err = capsys.readouterr()
+    assert json.loads(out) == result and err.count("\n") == 1 and "has ended after 2 iterations" in err
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == files  # nothing is touched
+    (run / "result.json").unlink()
     cli.train([*words, "--resume"])
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     for name in ("success_before", "imagined_success", "counts"):
@@ -98,14 +104,22 @@ def test_evaluation_ends_in_one_json_line(capsys, models, tmp_path):
         (["tabeltop"], "unknown preset 'tabeltop' — did you mean \"tabletop\"?"),
         (["tabletop", "--resume"], "--resume needs --run"),
         (["tabletop", "--from-scratch", "--models", "x"], "leave out --models, or leave out --from-scratch"),
-        (["tabletop", "--rl.siblings", "1"], "siblings is 1; leave-one-out needs at least 2"),
-        (["tabletop", "--rl.iterations", "0"], "iterations, starts, epochs, minibatch and accumulate must be"),
-        (["tabletop", "--rl.clip", "1.5"], "clip must lie in (0, 1)"),
-        (["tabletop", "--engine.horizon", "0"], "horizon, capacity and batch must be positive"),
-        (["tabletop", "--eval.episodes", "3"], "--eval.episodes must be at least 10"),
-        (["tabletop", "--scratch.base.steps", "0"], "steps, batch and learning_rate must be positive"),
-        (["tabletop", "--scratch.action-episodes", "0"], "action_episodes is 0"),
+        (["tabletop", "--rl.siblings", "1"], "--rl.siblings is 1; it should be a whole number from 2"),
+        (["tabletop", "--rl.learning-rate", "nan"], "--rl.learning-rate is nan; it should be a number above 0"),
+        (["tabletop", "--rl.accumulate", "300"], "--rl.accumulate is 300; it should not exceed minibatch, 256"),
+        (["tabletop", "--engine.horizon", "0"], "--engine.horizon is 0; it should be"),
+        (["tabletop", "--eval.episodes", "1000000000000"], "--eval.episodes is 1000000000000; it should be"),
+        (["tabletop", "--scratch.base.steps", "0"], "--scratch.base.steps is 0; it should be"),
+        (["tabletop", "--scratch.causal.width", "0"], "--scratch.causal.width is 0; it should be"),
+        (["tabletop", "--scratch.causal.image-size", "128"], "--scratch.causal is of image_size 128; the pictures"),
+        (["tabletop", "--scratch.causal-levels", "1", "nan"], "--scratch.causal-levels is nan; it should be"),
+        (["tabletop", "--scratch.action-episodes", "0"], "--scratch.action-episodes is 0"),
         (["tabletop", "--seed", "-1"], "--seed is -1"),
+        (["tabletop", "--run", ""], "an option or its value is empty: 'tabletop' '--run' ''"),
+        (["tabletop", "--models="], "an option or its value is empty: 'tabletop' '--models='"),
+        (["tabletop", "--run", "x" * 300], "which no file can be called: File name too long"),
+        (["--resume"], "--resume needs --run"),
+        (["--resume", "--run", "nowhere"], "run folder nowhere does not exist"),
         (["tabletop", "--world", "compser"], "unknown world 'compser' — did you mean \"composer\"?; for your own: mod"),
         (["tabletop", "--policy", "nowhere_7:make"], "policy 'nowhere_7:make' cannot be found: No module named 'now"),
         (["tabletop", "--suite", "json:make"], "suite 'json:make' cannot be found: module 'json' has no attribute"),
@@ -122,7 +136,10 @@ def test_mistake_is_one_line_on_stderr(capsys, tmp_path, words, message):
     [
         (["--seed", "-1"], "--seed is -1"),
         (["--models", "nowhere"], "nowhere/policy.safetensors: there is no such file"),
-        (["--eval.imagined", "0"], "--eval.imagined and --eval.quality at least 1"),
+        (["--eval.imagined", "0"], "--eval.imagined is 0; it should be"),
+        (["--precision", "int4"], "--precision is 'int4'; it should be auto or float32 or int8"),
+        (["--models", "a\0b"], "--models is 'a\\x00b', which no file can be called"),
+        (["--suite", ""], "an option or its value is empty"),
     ],
 )
 def test_mistake_of_an_evaluation_is_one_line_too(capsys, words, message):
@@ -176,7 +193,8 @@ def test_interruption_says_how_to_go_on(capsys, models, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as end:
         cli.train(["tabletop", "--models", models, "--run", str(tmp_path / "run"), *SMALL])
     out, err = capsys.readouterr()
-    assert end.value.code == 130 and out == "" and "--resume" in err
+    advice = f"worldenv-train: interrupted; continue with: worldenv-train --resume --run {tmp_path / 'run'}\n"
+    assert end.value.code == 130 and out == "" and err.endswith(advice)
 
 
 def test_options_of_the_stages_are_shown_to_who_makes_the_models_and_to_nobody_else(capsys):

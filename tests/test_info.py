@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from worldenv import __version__, info, kernels, ops
+from worldenv import __version__, info, kernels, ops, terminal
 
 
 def run_info(*arguments, **environment):
@@ -123,3 +123,10 @@ def test_unknown_op_is_an_error():
         ops.missing_faces(["philox", "levitate"], torch.device("cpu"))
     with pytest.raises(ModuleNotFoundError, match="worldenv.ops.levitate"):
         info.face("levitate")
+
+
+def test_information_that_stdout_does_not_take_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout", terminal.Closed())
+    with pytest.raises(SystemExit) as end:
+        info.main(["--json"])
+    assert end.value.code == 1 and capsys.readouterr().err == "worldenv-info: stdout is closed\n"

@@ -16,6 +16,7 @@ from worldenv.records.checkpoint import load_weights
 from worldenv.records.model_files import save_model, shipped
 from worldenv.records.run_folder import RunFolder
 from worldenv.rollout.engine import EngineConfig
+from worldenv.saved import document, resolved, settled
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import CausalWorld
@@ -41,7 +42,7 @@ def run_of(folder, tiny, tmp_path):
     """A run folder that has practised: with models of its own (as from scratch does), or with those of `folder`."""
 
     def make(own: bool, **config) -> RunFolder:
-        saved = job._saved(TrainConfig(models=None if own else folder, **config))
+        saved = document(TrainConfig(models=None if own else folder, **config))
         run = RunFolder.create(tmp_path / "run", saved)
         if own:
             (run.path / "models").mkdir()
@@ -51,6 +52,11 @@ def run_of(folder, tiny, tmp_path):
         return run
 
     return make
+
+
+def parts_of(**config):
+    """What an evaluation with these settings would measure."""
+    return job._parts_of(resolved(EvaluateConfig(**config)))
 
 
 def halved(policy):
@@ -78,29 +84,29 @@ def test_views_of_a_video_are_shown_next_to_each_other():
 
 @pytest.mark.parametrize("own", [True, False])
 def test_evaluation_of_a_run_takes_its_post_trained_policy(folder, tiny, run_of, same_weights, own):
-    parts = job._parts_of(EvaluateConfig(models=run_of(own).path))
+    parts = parts_of(models=run_of(own).path)
     assert same_weights(parts.policy, halved(tiny.policy(seed=9)))
     assert same_weights(parts.reflector, halved(tiny.reflector())) and isinstance(parts.world, ComposerWorld)
-    plain = job._parts_of(EvaluateConfig(models=folder))
+    plain = parts_of(models=folder)
     assert same_weights(plain.policy, halved(tiny.policy()))
-    assert job._parts_of(EvaluateConfig(models=folder, reflector="zero-shot")).reflector.zero_shot
+    assert parts_of(models=folder, reflector="zero-shot").reflector.zero_shot
 
 
 def test_evaluation_of_a_run_takes_the_parts_that_the_run_used_unless_others_are_named(run_of):
     run = run_of(False, world="causal", reflector="zero-shot").path
-    used = job._parts_of(EvaluateConfig(models=run))
+    used = parts_of(models=run)
     assert isinstance(used.world, CausalWorld) and used.reflector.zero_shot
-    other = job._parts_of(EvaluateConfig(models=run, world="composer"))
+    other = parts_of(models=run, world="composer")
     assert isinstance(other.world, ComposerWorld) and other.reflector.zero_shot
-    assert not job._parts_of(EvaluateConfig(models=run, reflector="small")).reflector.zero_shot
+    assert not parts_of(models=run, reflector="small").reflector.zero_shot
 
 
 def test_evaluation_of_a_run_on_the_shipped_weights_finds_them(tmp_path, same_weights):
-    run = RunFolder.create(tmp_path / "run", job._saved(TrainConfig()))
+    run = RunFolder.create(tmp_path / "run", document(TrainConfig()))
     policy = load().policy
     policy.action_head[-1].bias.data += 1
     job._save_policy(run, policy, TrainConfig(seed=5), "command")
-    parts = job._parts_of(EvaluateConfig(models=run.path))
+    parts = parts_of(models=run.path)
     assert same_weights(parts.policy, policy) and same_weights(parts.world.network, load(shipped()).world.network)
     _, about = load_weights(run.checkpoints / "policy.safetensors")
     assert about["kind"] == "policy" and about["made"] == {"command": "command", "seed": 5}
@@ -109,13 +115,13 @@ def test_evaluation_of_a_run_on_the_shipped_weights_finds_them(tmp_path, same_we
 def test_run_without_a_policy_yet_is_named(folder, run_of):
     run = run_of(True)
     (run.checkpoints / "policy.safetensors").unlink()
-    with pytest.raises(UserError, match="is not complete, it has no policy.safetensors yet: go on with --resume --run"):
-        job._parts_of(EvaluateConfig(models=run.path))
+    with pytest.raises(UserError, match="has not ended; continue it with: worldenv-train --resume --run"):
+        parts_of(models=run.path)
 
 
-def test_saved_configuration_leaves_out_where_the_run_lies_and_is_computed(tmp_path):
-    saved = job._saved(TrainConfig(run=tmp_path, resume=True, seed=3, world="causal"))
-    assert saved["seed"] == 3 and saved["world"] == "causal" and not {"run", "resume", "device"} & saved.keys()
+def test_saved_configuration_leaves_out_where_the_run_lies(tmp_path):
+    saved = document(TrainConfig(run=tmp_path, resume=True, seed=3, world="causal"))
+    assert saved["seed"] == 3 and saved["world"] == "causal" and not {"run", "resume"} & saved.keys()
     assert saved == json.loads(json.dumps(saved))
 
 
@@ -154,10 +160,13 @@ def test_composer_is_not_trained_for_hours_to_be_refused_on_a_gpu(monkeypatch):
 
 def test_run_of_another_version_is_not_evaluated_with_other_parts(tmp_path):
     run = RunFolder.create(tmp_path / "old", {"zero_shot_judge": True})
-    with pytest.raises(UserError, match="no training run of this version: its config.json names no suite"):
+    with pytest.raises(UserError, match="is no training run of this version: its config.json has no settings of rl"):
         job.load_run(run.path)
 
 
-def test_models_of_a_run_are_found_from_another_folder(tmp_path, monkeypatch):
+def test_saved_paths_are_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert job._saved(TrainConfig(models=Path("here")))["models"] == str(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("worldenv.evaluation.config.present", lambda folder: {})
+    saved = document(settled(TrainConfig(models=Path("here"), eval=EvalConfig(weights=Path("~/there")))))
+    assert saved["models"] == str(tmp_path / "here") and saved["eval"]["weights"] == str(tmp_path / "home" / "there")

@@ -20,8 +20,10 @@ FORBIDDEN_NAMES = {"utils", "helpers", "common", "core", "base"}
 LAYERS = (
     {"__main__"},
     {"cli", "info"},
+    {"options"},
     {"job"},
     {"assemble"},
+    {"saved"},
     {"config"},
     {"training"},
     {"rl", "evaluation"},
@@ -38,7 +40,7 @@ LAYERS = (
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 LEAF_LEVEL = len(LAYERS)
-SIBLING_LEVEL = 9  # these meet in rollout and training, and never import each other
+SIBLING_LEVEL = LEVEL["policy"]  # these meet in rollout and training, and never import each other
 PARTS = {"policy", "worlds", "reflector", "suites"}
 KNOW_PARTS = PARTS | {"assemble", "training"}  # all others know the interfaces, and no class behind them
 DOORS = {"_C": {"ops"}, "_cuda": {"ops"}, "kernels": {"ops", "info"}, "_tabletop": {"suites"}}

@@ -1,6 +1,6 @@
 """Suite, policy, world model and reflector by name: the only file that knows which classes there are."""
 
-import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,8 +21,10 @@ from worldenv.interfaces.world import WorldModel
 from worldenv.nn.int8 import Conv, Int8, Linear, Ranges, check_precision, in_int8, is_fast
 from worldenv.ops import missing_faces
 from worldenv.policy.small import SmallPolicy
-from worldenv.records.model_files import RANGES, shipped
+from worldenv.records.model_files import RANGES, ROLES, load_ranges, shipped
 from worldenv.reflector.small import SmallReflector
+from worldenv.robot.robot import Robot
+from worldenv.rollout.checks import check_count, check_suite, check_views_named
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.suites.tabletop.suite import TabletopSuite
 from worldenv.worlds.causal.world import CausalWorld
@@ -40,6 +42,7 @@ def _load_causal(path: Path, suite: Suite) -> CausalWorld:
     return CausalWorld.load(path, suite.robot, suite.views[0])
 
 
+INTERFACES = {"suite": Suite, "policy": Policy, "world": WorldModel, "reflector": Reflector}
 # Name -> what builds the part: a suite from nothing, the others from the folder of the models and the suite.
 SUITES: dict[str, Callable[[], Suite]] = {"tabletop": TabletopSuite}
 POLICIES: dict[str, Callable[[Path, Suite], Policy]] = {
@@ -79,7 +82,7 @@ class Parts:
             raise UserError(f"the models have no {RANGES}, which --precision int8 needs; take auto")
         if not possible:
             raise UserError(f"the models are on {self.world.device}; --precision int8 is for the CPU")
-        return replace(self, **{name: self._in_int8(name) for name in ("policy", "world", "reflector")})
+        return replace(self, **{name: self._in_int8(name) for name in ROLES})
 
     def _in_int8(self, name: str) -> Any:
         part, ranges = getattr(self, name), self.ranges.get(name)
@@ -96,7 +99,7 @@ class Parts:
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks, by the names under which `ranges` lists them."""
-        return {name: _network(getattr(self, name)) for name in ("policy", "world", "reflector")}
+        return {name: _network(getattr(self, name)) for name in ROLES}
 
 
 def _modules(part: Any) -> Iterable[nn.Module]:
@@ -121,23 +124,24 @@ def load(
     The function of a suite takes no argument; those of the others take the folder of the models (a Path) and the suite.
     Raises UserError for an unknown name, CheckpointError for a file that is missing or damaged.
     """
-    folder = Path(models).expanduser() if models is not None else shipped()
+    folder, device = _folder(models), _device(device)
     check_names(suite, policy, world, reflector)
     made = named("suite", suite, SUITES)()
-    if not made.tasks:
-        raise UserError(f"the suite {suite} has no tasks; at least one is needed")
+    _check_members("suite", made)
+    check_suite(made)
     parts = Parts(
         made,
         named("policy", policy, POLICIES)(folder, made),
         named("world", world, WORLDS)(folder, made),
         named("reflector", reflector, REFLECTORS)(folder, made),
-        _ranges(folder, {"policy": policy, "world": world, "reflector": reflector}) if world == "composer" else None,
     )
     _check_parts(parts)
-    roles = ("policy", "world", "reflector")
-    for role in roles:
-        _check_faces(role, getattr(parts, role), torch.device(device))
-    for role in roles:
+    parts.ranges = _ranges(folder, {"policy": policy, "world": world, "reflector": reflector}, parts)
+    for role in ROLES:
+        _check_faces(role, getattr(parts, role), device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device is {device}; torch finds {torch.cuda.device_count()} CUDA devices here: take cpu")
+    for role in ROLES:
         _move(getattr(parts, role), device)
     return parts
 
@@ -150,16 +154,52 @@ def check_names(suite: str, policy: str, world: str, reflector: str) -> None:
     named("reflector", reflector, REFLECTORS)
 
 
+def _folder(models: Path | str | None) -> Path:
+    if models is None:
+        return shipped()
+    if not isinstance(models, str | os.PathLike) or not str(models).strip():
+        raise UserError(f"models is {models!r}; it should be the path of a folder, or None for the shipped weights")
+    folder = Path(models).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"models is {folder}, which is no folder; give the folder of the models")
+    return folder
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise UserError(f"device is {str(device)!r}; it should be cpu or cuda, or one of several: cuda:0, cuda:1 ...")
+    return torch.device("cpu") if found.type == "cpu" else found  # cpu:0 would count as another device
+
+
+def _check_members(role: str, part: Any) -> None:
+    """Raise UserError for a part that lacks a member of its interface."""
+    interface = INTERFACES[role]
+    members = [*interface.__annotations__, *vars(interface)]
+    wanted = [name for name in members if not name.startswith("_")] + ["state_dict"] * (role == "policy")
+    if missing := [name for name in wanted if not hasattr(part, name)]:
+        raise UserError(
+            f"the {role} {type(part).__name__} lacks {', '.join(missing)}: see worldenv.{interface.__name__}"
+        )
+
+
 def _check_parts(parts: Parts) -> None:
-    """Raise UserError for a part that lacks a member of its interface, and for views that differ."""
-    interfaces = {"suite": Suite, "policy": Policy, "world": WorldModel, "reflector": Reflector}
-    for role, interface in interfaces.items():
-        part, members = getattr(parts, role), [*interface.__annotations__, *vars(interface)]
-        wanted = [name for name in members if not name.startswith("_")] + ["state_dict"] * (role == "policy")
-        if missing := [name for name in wanted if not hasattr(part, name)]:
-            raise UserError(
-                f"the {role} {type(part).__name__} lacks {', '.join(missing)}: see worldenv.{interface.__name__}"
-            )
+    """Raise UserError for a part that lacks a member of its interface or has one of another kind, and for views that
+    differ."""
+    if not isinstance(parts, Parts):
+        raise UserError(f"parts is a {type(parts).__name__}; it should be worldenv.Parts, as worldenv.load returns")
+    for role in INTERFACES:
+        _check_members(role, getattr(parts, role))
+    check_suite(parts.suite)
+    for role in ("policy", "world"):
+        part = getattr(parts, role)
+        check_views_named(f"the {role}", part.views)
+        check_count(f"chunk of the {role}", part.chunk)
+    if not isinstance(parts.world.robot, Robot):
+        raise UserError(f"robot of the world is a {type(parts.world.robot).__name__}; it should be worldenv.Robot")
     if tuple(parts.suite.views) != tuple(parts.world.views):
         raise UserError(
             f"the suite shows the views {', '.join(parts.suite.views)}, the world model imagines "
@@ -172,6 +212,8 @@ def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
 
     Raises UserError if there is no such name, module or function. Modules of the working directory are found, too.
     """
+    if not isinstance(name, str):
+        raise UserError(f"{role} is {name!r}; it should be a name, or module:function of your own")
     if ":" not in name:
         if name not in known:
             raise UserError(f"unknown {role} {name!r}{nearest(name, known)}; for your own: module:function")
@@ -180,20 +222,22 @@ def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
     if "" not in sys.path:
         sys.path.append("")  # last, so that no file of the working directory takes the place of a library
     try:
-        return getattr(import_module(module), function)
+        found = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: an empty name, a relative one
         raise UserError(
             f"{role} {name!r} cannot be found: {error}. It should be module:function, importable"
         ) from error
+    if not callable(found):
+        raise UserError(f"{role} {name!r} is a {type(found).__name__}; it should be a function that builds the {role}")
+    return found
 
 
-def _ranges(folder: Path, names: Mapping[str, str]) -> dict[str, Ranges] | None:
+def _ranges(folder: Path, names: Mapping[str, str], parts: Parts) -> dict[str, Ranges] | None:
     """Those of the parts of this package; a part of the user's own was not measured."""
     path = folder / RANGES
-    if not path.exists():
+    if names["world"] != "composer" or not os.path.lexists(path):
         return None
-    ranges = json.loads(path.read_text(encoding="utf-8"))
-    return {role: ranges.get(role, {"": None}) for role, name in names.items() if ":" not in name}
+    return load_ranges(path, {role: _network(getattr(parts, role)) for role in ROLES if ":" not in names[role]})
 
 
 def _check_faces(role: str, part: Any, device: torch.device) -> None:
@@ -215,6 +259,8 @@ def _move(part: Any, device: torch.device | str) -> None:
 
 def make_engine(parts: Parts, config: EngineConfig = DEFAULT_ENGINE, precision: str = "auto") -> Engine:
     """The engine that imagines with these parts; precision: float32, int8, or auto (int8 where the CPU is fast)."""
+    _check_parts(parts)
+    _check_config(config, EngineConfig)
     imagining = parts.to_imagine(precision)
     config = replace(config, horizon=config.horizon or parts.suite.horizon)
     return Engine(imagining.policy, imagining.world, imagining.reflector, config)
@@ -222,6 +268,13 @@ def make_engine(parts: Parts, config: EngineConfig = DEFAULT_ENGINE, precision: 
 
 def make_env(parts: Parts, starts: Starts, config: EnvConfig = DEFAULT_ENV, precision: str = "auto") -> WorldModelEnv:
     """An environment of imagined episodes for another training loop; `precision` as in `make_engine`."""
+    _check_parts(parts)
+    _check_config(config, EnvConfig)
     imagining = parts.to_imagine(precision)
     config = replace(config, horizon=config.horizon or parts.suite.horizon)
     return WorldModelEnv(imagining.world, imagining.reflector, starts, config)
+
+
+def _check_config(config: Any, kind: type) -> None:
+    if not isinstance(config, kind):
+        raise UserError(f"config is a {type(config).__name__}; it should be worldenv.{kind.__name__}")

@@ -1,89 +1,107 @@
-"""`worldenv-train` and `worldenv-eval`: parse, run, and end stdout with one JSON line."""
+"""`worldenv-train` and `worldenv-eval`: parse, run, and end stdout with one JSON line.
 
-import io
-import json
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
-from dataclasses import dataclass, field
-from typing import Annotated
-
-import tyro
-
-from worldenv import job
-from worldenv.config import EvaluateConfig, TrainConfig, presets
-from worldenv.errors import UserError, nearest
-from worldenv.rollout.memory import keep_freed_memory
-from worldenv.training.config import ScratchConfig
-
-TRAIN_HELP = """Improve a vision-language-action policy by reinforcement learning inside a learned world model.
-
-Start with:  worldenv-train tabletop            (3 to 5 minutes on two CPU cores)
-             worldenv-train tabletop-quick      (15 seconds, to see that everything works)
+What needs torch is imported late, so that an interruption is answered in one line from the first moment on.
 """
 
+import json
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-@dataclass(frozen=True)
-class _Short(TrainConfig):
-    """Without the many options of the stages that make the models."""
+from worldenv.errors import UserError
+from worldenv.terminal import patient_streams, print_result
 
-    scratch: Annotated[ScratchConfig, tyro.conf.Suppress] = field(default_factory=ScratchConfig)
+LESS_MEMORY = "lower --eval.episodes, --rl.starts, --rl.siblings or --engine.capacity"
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM."""
 
 
 def train(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-train PRESET [options]`."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
 
-    def parse() -> TrainConfig:
-        chosen = presets()
-        if words and not words[0].startswith("-") and words[0] not in chosen:
-            raise UserError(f"unknown preset {words[0]!r}{nearest(words[0], chosen)}")
-        if not any(word.startswith(("--from-scratch", "--scratch")) for word in words):
-            chosen = {name: (about, _Short(**vars(config))) for name, (about, config) in chosen.items()}
-        config = tyro.extras.overridable_config_cli(chosen, args=words, prog="worldenv-train", description=TRAIN_HELP)
-        return TrainConfig(**vars(config))
+    def work(words: Sequence[str], command: str) -> dict:
+        from worldenv import job, options
 
-    _main(parse, "worldenv-train", words)
+        return _with_memory(job.train, options.training(words), command)
+
+    _main(work, "worldenv-train", arguments)
 
 
 def evaluate(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-eval [options]`."""
+
+    def work(words: Sequence[str], command: str) -> dict:
+        from worldenv import job, options
+
+        return _with_memory(job.evaluate, options.evaluation(words), command)
+
+    _main(work, "worldenv-eval", arguments)
+
+
+def _with_memory(run: Callable[[Any, str], dict], config: Any, command: str) -> dict:
+    from worldenv.rollout.memory import keep_freed_memory, ran_out
+
+    keep_freed_memory()
+    try:
+        return run(config, command)
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, MemoryError) or ran_out(error)):
+            raise
+        raise UserError(f"memory ran out: {LESS_MEMORY} ({error})") from error
+
+
+def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
-    about = "Measure a policy in the true environment and in imagination, on held-out start states."
-    _main(lambda: tyro.cli(EvaluateConfig, args=words, prog="worldenv-eval", description=about), "worldenv-eval", words)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot write to the home folder
+    with patient_streams(), _ended_by_sigterm():
+        try:
+            result = work(words, " ".join([program, *words]))
+        except KeyboardInterrupt as stop:
+            how, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+            _end(f"\n{program}: {how}; {_advice(program, stop)}", code)
+        except UserError as error:
+            _end(f"{program}: {error}", 2)
+        except OSError as error:
+            if error.errno is None:  # not from the system
+                raise
+            place = "" if error.filename is None else f"{error.filename}: "
+            _end(f"{program}: {place}{error.strerror}", 1)
+        else:
+            if problem := print_result(json.dumps(result, allow_nan=False)):
+                _end(f"{program}: stdout takes no result ({problem}); it is in {result['run']}/result.json", 1)
 
 
-def _refused_in_one_line(parse: Callable[[], TrainConfig | EvaluateConfig]) -> TrainConfig | EvaluateConfig:
-    # When a configuration raises, tyro prints the error in a box with its own inner types, and exits.
-    said = io.StringIO()
+def _advice(program: str, stop: KeyboardInterrupt) -> str:
+    kept = getattr(stop, "__notes__", None)
+    if kept and program == "worldenv-train":
+        return f"continue with: {program} --resume --run {kept[0]}"
+    return "run it again"
+
+
+def _end(line: str, code: int) -> None:
+    print(line, file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM raises Terminated, unless the caller has a handler of its own."""
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
     try:
-        with redirect_stderr(said):
-            return parse()
-    except SystemExit as end:
-        cause: BaseException | None = end
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is not None:
-            raise cause from None
-        sys.stderr.write(said.getvalue())
-        raise
-
-
-def _main(parse: Callable[[], TrainConfig | EvaluateConfig], program: str, words: Sequence[str]) -> None:
-    try:
-        config = _refused_in_one_line(parse)
-        keep_freed_memory()
-        run = job.train if isinstance(config, TrainConfig) else job.evaluate
-        result = run(config, " ".join([program, *words]))
-    except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        advice = (
-            "continue with --resume and --run, the folder of this run"
-            if program == "worldenv-train"
-            else "run it again"
-        )
-        print(f"\n{program}: interrupted; {advice}", file=sys.stderr)
-        raise SystemExit(130) from None
-    print(json.dumps(result, allow_nan=False))
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

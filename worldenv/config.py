@@ -8,10 +8,15 @@ import torch
 
 from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
+from worldenv.fields import FieldError, Within, check_fields
 from worldenv.nn.int8 import check_precision
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import EngineConfig
 from worldenv.training.config import ScratchConfig, tiny_scratch
+
+PARTS = ("suite", "policy", "world", "reflector")
+PACKAGE = Path(__file__).resolve().parent
+SEEDS = {"seed": Within(0, 2**32 - 1), "start_seed": Within(-(2**31), 2**31 - 1)}
 
 
 @dataclass(frozen=True)
@@ -19,9 +24,9 @@ class TrainConfig:
     """Improve a policy inside its world model, and measure it in the true environment before and after."""
 
     seed: int = 0  # of all randomness
-    start_seed: int = 0  # any integer: other held-out start states for the evaluations
+    start_seed: int = 0  # of 32 bits: other held-out start states for the evaluations
     run: Path | None = None  # run folder; default: runs/<suite>-<date>-<time>
-    resume: bool = False  # continue the run in --run where it was interrupted
+    resume: bool = False  # continue the run in --run, with its settings; --rl.iterations may be more than before
     from_scratch: bool = False  # first make all models of the embedded suite; with --help: the options of its stages
     models: Path | None = None  # folder with the models' files; default: the weights in the package
     suite: str = "tabletop"  # true environment; as the next three: a name, or module:function of your own (docs/)
@@ -36,6 +41,8 @@ class TrainConfig:
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
 
     def __post_init__(self) -> None:
+        check_fields(self, **SEEDS)
+        _check_run(self.run, self.models)
         if self.resume and self.run is None:
             raise UserError("--resume needs --run: the folder of the run to continue")
         if self.from_scratch and self.models is not None:
@@ -49,42 +56,47 @@ class TrainConfig:
             raise UserError(
                 "the composer has no GPU kernels: train it with --device cpu, or take --world causal (tabletop-causal)"
             )
-        _check_seed(self.seed)
         _check_device(self.device, self.precision)
-        check_precision(self.precision)
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure a policy in the true environment and in imagination."""
+    """Measure a policy in the true environment and in imagination.
+
+    None means what the run used, if `models` is a run, or else the default of worldenv-train.
+    """
 
     models: Path | None = None  # a run folder, or a folder with the models; default: the weights in the package
-    suite: str | None = None  # this and the next three: as in worldenv-train; default: what the run used, or tabletop
+    run: Path | None = None  # folder for the results; default: runs/eval-<date>-<time>
+    suite: str | None = None  # this and all that follows: as in worldenv-train; default: what the run used
     policy: str | None = None
     world: str | None = None
     reflector: str | None = None
-    seed: int = 0
-    start_seed: int = 0  # any integer: fresh held-out start states
-    run: Path | None = None  # folder for the results; default: runs/eval-<date>-<time>
-    precision: Literal["auto", "float32", "int8"] = "auto"
-    device: Literal["cpu", "cuda"] = "cpu"
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    seed: int | None = None
+    start_seed: int | None = None  # of 32 bits: fresh held-out start states
+    precision: Literal["auto", "float32", "int8"] | None = None
+    device: Literal["cpu", "cuda"] | None = None
+    engine: EngineConfig | None = None
+    eval: EvalConfig | None = None
 
     def __post_init__(self) -> None:
-        _check_seed(self.seed)
+        check_fields(self, **SEEDS)
+        _check_run(self.run, self.models)
         _check_device(self.device, self.precision)
-        check_precision(self.precision)
 
 
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**32:
-        raise UserError(f"--seed is {seed}; it must lie between 0 and 2**32 - 1")
+def _check_run(run: Path | None, models: Path | None) -> None:
+    if run is None:
+        return
+    if run.resolve().is_relative_to(PACKAGE):
+        raise FieldError(f"run is {run}, in the folder of the package itself; choose another one")
+    if models is not None and run.resolve() == models.resolve():
+        raise FieldError(f"run and models are one folder, {run}; the results need a folder of their own")
 
 
-def _check_device(device: str, precision: str) -> None:
-    if device not in ("cpu", "cuda"):
-        raise UserError(f"--device is {device!r}; it should be cpu or cuda (CUDA_VISIBLE_DEVICES says which card)")
+def _check_device(device: str | None, precision: str | None) -> None:
+    if precision is not None:
+        check_precision(precision)
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device is cuda, but torch finds no CUDA device; take --device cpu")
     if device == "cuda" and precision == "int8":

@@ -4,12 +4,14 @@ import argparse
 import json
 import pkgutil
 import platform
+import sys
 from importlib import metadata
 
 import torch
 
 from worldenv import __version__, kernels, ops
 from worldenv.nn import attention, int8
+from worldenv.terminal import patient_streams, print_result
 
 
 def op_names() -> list[str]:
@@ -99,8 +101,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="worldenv-info", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines to read")
     options = parser.parse_args(arguments)
-    info = collect()
-    print(json.dumps(info) if options.json else report(info))
+    with patient_streams():
+        info = collect()
+        if problem := print_result(json.dumps(info) if options.json else report(info)):
+            print(f"worldenv-info: {problem}", file=sys.stderr)
+            raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The two jobs of the command line. `train`: measure, practise in imagination, measure again. `evaluate`: measure."""
 
-import json
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,21 +13,24 @@ import torch
 from torch import nn
 
 from worldenv.assemble import Parts, check_names, load, make_engine
-from worldenv.config import EvaluateConfig, TrainConfig
+from worldenv.config import PARTS, EvaluateConfig, TrainConfig
 from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.measure import Measurement, measure, practice_starts
 from worldenv.evaluation.truth import starts_of
+from worldenv.files import read_json
 from worldenv.records.checkpoint import load_weights, save_weights
 from worldenv.records.model_files import shipped
 from worldenv.records.progress import human_seconds, table
-from worldenv.records.run_folder import RunFolder, default_run_path
+from worldenv.records.run_folder import RunFolder
 from worldenv.records.video import side_by_side, write_video
 from worldenv.rl.loop import STAGE, post_train
 from worldenv.rollout.engine import Engine
+from worldenv.saved import POLICY, check_unchanged, document, find_modules, is_run, resolved, saved_config, settled
 
 FPS = 6
-PARTS = ("suite", "policy", "world", "reflector")
+REPORT = "report.html"
+LONGEST_NAME = 60  # characters of a task or suite in the name of a file
 
 
 def write_videos(
@@ -52,7 +56,12 @@ def write_videos(
         )
         ending = "success" if measurement.true.success["own_stop"][i] else "failure"
         caption = f"{name}: {trajectory.instruction} (true: {ending})"
-        write_video(folder.videos / f"{name}-{i}-{trajectory.task}.webp", frames, FPS, caption=caption)
+        write_video(folder.videos / f"{name}-{i}-{file_name(trajectory.task)}.webp", frames, FPS, caption=caption)
+
+
+def file_name(name: str) -> str:
+    """A name of the user's own as part of a file's name: ASCII letters, digits and . _ - stay, the others become _."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")[:LONGEST_NAME] or "unnamed"
 
 
 def _wide(video: np.ndarray) -> np.ndarray:  # [T, V, H, W, 3] -> [T, H, V W, 3]
@@ -61,14 +70,27 @@ def _wide(video: np.ndarray) -> np.ndarray:  # [T, V, H, W, 3] -> [T, H, V W, 3]
 
 
 def train(config: TrainConfig, command: str = "") -> dict:
-    """The main job; returns the document that is also the last line of stdout and result.json."""
-    began = time.monotonic()
+    """The main job; returns the document that is also the last line of stdout and result.json.
+
+    To resume a run that has ended, without more iterations, changes nothing and returns its result. Raises UserError if
+    a run to resume was made with other settings.
+    """
+    began, config = time.monotonic(), settled(config)
+    if config.resume and (ended := _ended(config)) is not None:
+        return ended
     check_names(*(getattr(config, name) for name in PARTS))  # before hours of training
-    folder = _open(config) if config.from_scratch else None
-    found = _made_from_scratch(config, folder) if folder else config.models or shipped()
-    parts = load(found, **{name: getattr(config, name) for name in PARTS}, device=config.device)
-    engine = make_engine(parts, config.engine, config.precision)
-    folder = folder or _open(config)  # after loading, so that a wrong path or precision leaves no folder behind
+    folder = _open(config, config.suite) if config.from_scratch else None
+    with _said_where(folder):
+        found = _made_from_scratch(config, folder) if folder else config.models or shipped()
+        parts = load(found, **{name: getattr(config, name) for name in PARTS}, device=config.device)
+        engine = make_engine(parts, config.engine, config.precision)
+    # After loading, so that a wrong path or precision leaves no folder behind.
+    folder = folder or _open(config, parts.suite.name)
+    with _said_where(folder):
+        return _practise(parts, engine, config, folder, began, command)
+
+
+def _practise(parts: Parts, engine: Engine, config: TrainConfig, folder: RunFolder, began: float, command: str) -> dict:
     loaded = time.monotonic() - began  # from scratch: made
     before = _measured(parts, engine, config, folder, "before")
     measured = time.monotonic() - began
@@ -87,36 +109,51 @@ def train(config: TrainConfig, command: str = "") -> dict:
         "world_model": after.quality,
         "counts": counts,
         "time_shares": _shares(folder, loaded, measured - loaded + time.monotonic() - began - practised),
-        "wall_s": time.monotonic() - began,
-        "seed": config.seed,
-        "start_seed": config.start_seed,
-        "run": str(folder.path),
-        "command": command,
+        "wall_s": _earlier_s(folder) + time.monotonic() - began,
     }
-    return _finish(folder, result)
+    return _finish(folder, result | _about(config, folder, command))
 
 
 def evaluate(config: EvaluateConfig, command: str = "") -> dict:
-    """Measure the models of a folder; returns the document that is also the last line of stdout and result.json."""
-    began = time.monotonic()
+    """Measure the models of a folder, or of a run with all that the run used and `config` does not say otherwise.
+
+    Returns the document that is also the last line of stdout and result.json.
+    """
+    began, config = time.monotonic(), settled(resolved(config))
     parts = _parts_of(config)
     engine = make_engine(parts, config.engine, config.precision)
-    folder = RunFolder.create(config.run or default_run_path("eval"), _saved(config) | {"command": command})
-    measured = _measured(parts, engine, config, folder, "evaluation")
-    result = {
-        "success": measured.document(),
-        "imagined_success": measured.imagined_success,
-        "imagined_minus_true": measured.imagined_minus_true,
-        "false_stop": measured.true.false_stop,
-        "missed_stop": measured.true.missed_stop,
-        "world_model": measured.quality,
-        "wall_s": time.monotonic() - began,
-        "seed": config.seed,
-        "start_seed": config.start_seed,
-        "run": str(folder.path),
-        "command": command,
-    }
-    return _finish(folder, result)
+    folder = _create(config, "eval", {"command": command})
+    with _said_where(folder):
+        measured = _measured(parts, engine, config, folder, "evaluation")
+        result = {
+            "success": measured.document(),
+            "imagined_success": measured.imagined_success,
+            "imagined_minus_true": measured.imagined_minus_true,
+            "false_stop": measured.true.false_stop,
+            "missed_stop": measured.true.missed_stop,
+            "world_model": measured.quality,
+            "wall_s": time.monotonic() - began,
+        }
+        return _finish(folder, result | _about(config, folder, command))
+
+
+def _about(config: TrainConfig | EvaluateConfig, folder: RunFolder, command: str) -> dict:
+    run = str(folder.path.resolve())
+    return {"seed": config.seed, "start_seed": config.start_seed, "run": run, "command": command}
+
+
+@contextmanager
+def _said_where(folder: RunFolder | None) -> Iterator[None]:
+    """Close the folder in the end, and note on an interruption which folder holds what is done."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if folder is not None:
+            stop.add_note(str(folder.path))
+        raise
+    finally:
+        if folder is not None:
+            folder.close()
 
 
 def _measured(
@@ -138,7 +175,7 @@ def _save_policy(folder: RunFolder, policy: nn.Module, config: TrainConfig, comm
     about = {"kind": "policy", "made": {"command": command, "seed": config.seed}}
     if hasattr(policy, "config"):
         about["config"] = asdict(policy.config)
-    save_weights(folder.checkpoints / "policy.safetensors", policy, about)
+    save_weights(folder.checkpoints / POLICY, policy, about)
 
 
 def load_run(
@@ -148,45 +185,73 @@ def load_run(
 ) -> Parts:
     """The parts that a training run used, with its post-trained policy.
 
-    Raises UserError if the folder is not a training run or the run is not complete, CheckpointError for a damaged file.
+    Raises UserError if the folder is no training run or the run has not ended, CheckpointError for a damaged file.
     """
     path = Path(run).expanduser()
-    used, policy = RunFolder(path).config, path / "checkpoints" / "policy.safetensors"
-    if "suite" not in used:
-        raise UserError(f"{path} is no training run of this version: its config.json names no suite")
+    folder = RunFolder(path)
+    used, policy = saved_config(folder, device="cpu", precision="auto"), folder.checkpoints / POLICY
     if not policy.exists():
-        raise UserError(
-            f"the run {path} is not complete, it has no {policy.name} yet: go on with --resume --run {path}"
-        )
+        raise UserError(f"the run {path} has not ended; continue it with: worldenv-train --resume --run {path}")
+    names = {name: getattr(used, name) for name in PARTS}
+    find_modules(folder, (name for role, name in names.items() if role not in others))
     made = path / "models"
-    if not made.is_dir():
-        made = Path(used.get("models") or shipped())
-    parts = load(made, **{name: used[name] for name in PARTS if name in used} | others, device=device)
+    found = made if made.is_dir() else used.models or shipped()
+    parts = load(found, **names | others, device=device)
     load_weights(policy, parts.policy)
     return parts
 
 
 def _parts_of(config: EvaluateConfig) -> Parts:
     """The parts of a folder of models, or of a run folder."""
-    given = Path(config.models or shipped()).expanduser()
-    chosen = {name: getattr(config, name) for name in PARTS if getattr(config, name) is not None}
-    read = load_run if (given / "checkpoints").is_dir() else load
-    return read(given, **chosen, device=config.device)
+    read = load_run if is_run(config.models) else load
+    return read(config.models or shipped(), **{name: getattr(config, name) for name in PARTS}, device=config.device)
 
 
-def _open(config: TrainConfig) -> RunFolder:
-    saved = _saved(config)
-    path = config.run or default_run_path(config.suite.rpartition(":")[2])
-    return RunFolder.resume(path, saved) if config.resume else RunFolder.create(path, saved)
+def _ended(config: TrainConfig) -> dict | None:
+    """The result of the run to resume, if it has ended and is to have no more iterations."""
+    folder = RunFolder(config.run)
+    check_unchanged(folder, config)
+    find_modules(folder, (getattr(config, name) for name in PARTS))
+    result, done = folder.result(), folder.config["rl"]["iterations"]
+    if result is None or config.rl.iterations > done:
+        return None
+    if not (folder.path / REPORT).exists():  # killed right before
+        _report(folder)
+    print(
+        f"the run {folder.path} has ended after {done} iterations, and nothing is done; more are added with "
+        "--rl.iterations",
+        file=sys.stderr,
+    )
+    return result
 
 
-def _saved(config: TrainConfig | EvaluateConfig) -> dict:
-    fields = asdict(config)
-    if config.models is not None:  # the run may be evaluated from another folder
-        fields["models"] = config.models.expanduser().resolve()
-    for name in ("run", "resume", "device"):  # these may differ when a run is resumed
-        fields.pop(name, None)
-    return json.loads(json.dumps(fields, default=str))
+def _open(config: TrainConfig, name: str) -> RunFolder:
+    if not config.resume:
+        return _create(config, name)
+    folder = RunFolder.resume(config.run)
+    if config.rl.iterations > folder.config["rl"]["iterations"]:
+        _add_iterations(folder, config.rl.iterations)
+    return folder
+
+
+def _create(config: TrainConfig | EvaluateConfig, name: str, about: dict[str, str] | None = None) -> RunFolder:
+    kept = document(config) | (about or {})
+    return RunFolder.create(config.run, kept) if config.run else RunFolder.begin(file_name(str(name)), kept)
+
+
+def _add_iterations(folder: RunFolder, iterations: int) -> None:
+    """Set the result and the policy of the shorter run aside: until the longer one has ended, there are none."""
+    before = folder.config["rl"]["iterations"]
+    for path in (folder.path / "result.json", folder.checkpoints / POLICY):
+        if path.exists():
+            path.rename(path.with_stem(f"{path.stem}-{before}"))
+    folder.rewrite_config(folder.config | {"rl": folder.config["rl"] | {"iterations": iterations}})
+
+
+def _earlier_s(folder: RunFolder) -> float:
+    """Seconds that earlier sessions took: to the last line that they logged, or to the result of a shorter run."""
+    results = [read_json(path) for path in folder.path.glob("result-*.json")]
+    return max([folder.earlier_s, *(result.get("wall_s") or 0.0 for result in results)])
 
 
 def _pair(before: Measurement, after: Measurement, figure) -> dict[str, float]:
@@ -203,14 +268,17 @@ def _shares(folder: RunFolder, models: float, evaluate: float) -> dict[str, floa
 
 
 def _finish(folder: RunFolder, result: dict) -> dict:
-    from worldenv.records.report import write_report  # imports matplotlib, which nothing else here needs
-
     folder.write_result(result)
-    report = write_report(folder)
+    report = _report(folder)
     _print_table(result)
     print(f"report: {report}   ({human_seconds(result['wall_s'])})", file=sys.stderr)
-    folder.close()
     return folder.result()
+
+
+def _report(folder: RunFolder) -> Path:
+    from worldenv.records.report import write_report  # imports matplotlib, which nothing else here needs
+
+    return write_report(folder)
 
 
 def _print_table(result: dict) -> None:

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -96,13 +98,22 @@ class Simulator {
   void each(F&& f) {  // worlds share nothing, so the split over threads changes no result
     py::gil_scoped_release release;
     const int64_t n = size(), parts = std::max<int64_t>(1, std::min<int64_t>(threads_, n / 8));
-    const auto run = [&](int64_t part) {
-      for (int64_t i = part * n / parts; i < (part + 1) * n / parts; ++i) f(world_[i], i);
+    std::vector<std::exception_ptr> failed(parts);  // none may leave a thread, and all threads must be joined
+    const auto run = [&](int64_t part) noexcept {
+      try {
+        for (int64_t i = part * n / parts; i < (part + 1) * n / parts; ++i) f(world_[i], i);
+      } catch (...) { failed[part] = std::current_exception(); }
     };
     std::vector<std::thread> pool;
-    for (int64_t p = 1; p < parts; ++p) pool.emplace_back(run, p);
+    pool.reserve(parts);
+    int64_t begun = 1;
+    try {
+      for (; begun < parts; ++begun) pool.emplace_back(run, begun);
+    } catch (const std::system_error&) {}  // no memory for one more thread: this one does the rest
     run(0);
+    for (int64_t part = begun; part < parts; ++part) run(part);
     for (auto& t : pool) t.join();
+    for (const auto& error : failed) if (error) std::rethrow_exception(error);
   }
 
   std::vector<World> world_;

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from worldenv.data.clips import Clips
-from worldenv.data.formats import libero_hdf5
+from worldenv.data.formats import demos
 from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
 from worldenv.errors import UserError
 
@@ -125,11 +125,11 @@ def _sum(clips, seed):
 
 def test_each_chunk_of_a_file_is_read_once_and_runs_are_bounded():
     steps = torch.tensor([0, 5, 9, 15, 40, 41, 60, 64, 100]).numpy()
-    found = list(libero_hdf5._runs(steps, (16, 8, 8, 3)))
+    found = list(demos._runs(steps, (16, 8, 8, 3)))
     assert [steps[a:b].tolist() for a, b in found] == [[0, 5, 9, 15], [40, 41], [60], [64], [100]]
-    assert [steps[a:b].tolist() for a, b in libero_hdf5._runs(steps, None)][:3] == [[0], [5], [9]]
-    assert list(libero_hdf5._runs(steps[:0], None)) == []
-    long = list(libero_hdf5._runs(torch.arange(200).numpy(), (16, 8, 8, 3)))
+    assert [steps[a:b].tolist() for a, b in demos._runs(steps, None)][:3] == [[0], [5], [9]]
+    assert list(demos._runs(steps[:0], None)) == []
+    long = list(demos._runs(torch.arange(200).numpy(), (16, 8, 8, 3)))
     assert long == [(0, 64), (64, 128), (128, 192), (192, 200)]
 
 

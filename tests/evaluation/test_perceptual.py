@@ -77,7 +77,7 @@ def test_folder_without_weights_is_refused(tmp_path, videos):
 
 def test_damaged_file_is_named(weights, videos):
     (weights / FILES["lpips"]).write_bytes(b"no network")
-    with pytest.raises(UserError, match="vgg16.pt is not a TorchScript file, or is damaged"):
+    with pytest.raises(UserError, match="vgg16.pt is not a TorchScript file, is damaged, or cannot"):
         perceptual_quality(weights, *videos, chunk=4)
 
 

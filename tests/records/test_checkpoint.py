@@ -1,10 +1,13 @@
 """Checkpoints: exact, atomic, and plain about what does not fit."""
 
+import os
 import random
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -12,7 +15,6 @@ from worldenv.errors import UserError, nearest
 from worldenv.records import checkpoint
 from worldenv.records.checkpoint import (
     CheckpointError,
-    atomic_write_text,
     load_state,
     load_weights,
     save_state,
@@ -162,28 +164,80 @@ def test_what_cannot_be_stored_is_named_by_entry(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("step", ["save_file", "_sync"])
-def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step):
+def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     save_state(path, step=1)
 
     def fail(*arguments):
-        raise OSError("No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint, step, fail)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(UserError, match=r"a\.safetensors cannot be written \(.*No space left.*free some space"):
         save_state(path, step=2)
     assert load_state(path) == {"step": 1} and [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_text_is_replaced_whole(tmp_path, monkeypatch):
-    atomic_write_text(tmp_path / "a.json", "früher")
-    atomic_write_text(tmp_path / "a.json", "später")
-    assert (tmp_path / "a.json").read_text(encoding="utf-8") == "später"
-    monkeypatch.setattr(checkpoint.os, "replace", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        atomic_write_text(tmp_path / "a.json", "nie")
-    assert (tmp_path / "a.json").read_text(encoding="utf-8") == "später" and len(list(tmp_path.iterdir())) == 1
+def test_flipped_byte_in_a_state_is_found(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_state(path, model=torch.arange(100.0), step=3)
+    content = bytearray(path.read_bytes())
+    for place in (len(content) - 1, len(content) - 201, content.index(b"step") + 8):
+        damaged = content.copy()
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"a\.safetensors"):
+            load_state(path)
+    path.write_bytes(content)
+    assert load_state(path)["step"] == 3
+
+
+def write_claim(path, structure):
+    """A state file with a right checksum, whatever it claims."""
+    checkpoint._write_tensors(path, {"a": torch.zeros(3)}, checkpoint.STATE_KEY, structure)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {},
+        {"tensor": "b"},
+        {"tensor": ["a"]},
+        {"array": "a", "dtype": "O", "shape": [1]},
+        {"array": "a", "dtype": "<f4", "shape": [7]},
+        {"array": "a", "dtype": "<f4"},
+        {"set": [1]},
+        {"dict": 3},
+        {"dict": [[1]]},
+        {"dict": [[[], 1]]},
+        {"list": 5},
+    ],
+)
+def test_state_that_claims_what_it_does_not_hold_is_refused(tmp_path, node):
+    write_claim(tmp_path / "a.safetensors", {"model": node})
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: not a state that save_state wrote"):
+        load_state(tmp_path / "a.safetensors")
+
+
+def test_state_that_is_replaced_while_it_is_read_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
+    path, opened = tmp_path / "a.safetensors", checkpoint.safe_open
+    save_state(path, model=torch.zeros(9), step=0)
+
+    @contextmanager
+    def replaced(*given, **named):
+        with opened(*given, **named) as file:  # what is read of it from now on may be of the second
+            monkeypatch.setattr(checkpoint, "safe_open", opened)
+            save_state(path, model=torch.ones(9), step=1)
+            yield file
+
+    monkeypatch.setattr(checkpoint, "safe_open", replaced)
+    state = load_state(path)
+    assert state["step"] == 1 and state["model"].eq(1).all()
+
+
+def test_state_without_a_checksum_is_refused(tmp_path):
+    save_file({}, tmp_path / "old.safetensors", {checkpoint.STATE_KEY: '{"step": 1}'})
+    with pytest.raises(CheckpointError, match="has no checksum, so an older version wrote it"):
+        load_state(tmp_path / "old.safetensors")
 
 
 def test_nearest_name_is_offered_else_the_list():
@@ -194,7 +248,102 @@ def test_nearest_name_is_offered_else_the_list():
     assert issubclass(CheckpointError, UserError) and issubclass(UserError, ValueError)
 
 
-def test_weights_may_be_read_by_everyone_on_the_machine(tmp_path):
-    path = tmp_path / "weights.safetensors"
-    save_weights(path, {"a": torch.zeros(2)}, {})
-    assert path.stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_weights_may_be_read_by_whom_the_umask_lets(tmp_path, umask, mode):
+    path, before = tmp_path / "weights.safetensors", os.umask(umask)
+    try:
+        save_weights(path, {"a": torch.zeros(2)}, {})
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
+
+
+# Damage.
+
+
+def test_every_flipped_byte_is_refused_or_changes_nothing(tmp_path):
+    path, network, about = tmp_path / "a.safetensors", nn.Linear(3, 2), {"seed": 3, "levels": [1.0, 0.5], "text": "ä"}
+    save_weights(path, network, about)
+    content, refused = path.read_bytes(), 0
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            weights, metadata = load_weights(path, network)
+        except CheckpointError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+        else:  # the flip was in the name of the checksum
+            assert metadata.items() >= about.items() and torch.equal(weights["bias"], network.bias)
+    assert refused >= len(content) - 6
+
+
+def test_state_with_a_flipped_byte_is_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_state(path, step=3, random=torch.arange(20))
+    content = path.read_bytes()
+    path.write_bytes(content[:-3] + bytes([content[-3] ^ 4]) + content[-2:])
+    with pytest.raises(CheckpointError, match="a.safetensors: damaged: its content does not have the checksum"):
+        load_state(path)
+
+
+def test_file_of_an_older_version_has_no_checksum_and_is_read(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors", {"worldenv": '{"kind": "policy"}'})
+    weights, metadata = load_weights(tmp_path / "a.safetensors")
+    assert torch.equal(weights["a"], torch.ones(2)) and metadata == {"kind": "policy"}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("{", "its metadata is not JSON"), ("[" * 100_000, "its metadata is not JSON"), ("[1]", "no JSON object")],
+)
+def test_metadata_that_is_no_document_is_refused(tmp_path, text, why):
+    save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors", {"worldenv": text})
+    with pytest.raises(CheckpointError, match=f"a.safetensors: .*{why}"):
+        load_weights(tmp_path / "a.safetensors")
+
+
+def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "zero"):
+        with pytest.raises(CheckpointError, match="not a file, but a folder, a pipe or a device"):
+            load_weights(path)
+    with pytest.raises(CheckpointError, match="cannot be read: File name too long"):
+        load_weights(tmp_path / ("a" * 300))
+
+
+def test_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    save_weights(tmp_path / "a.safetensors", nn.Linear(1, 1), {})
+
+    def refuse(*given, **more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "safe_open", refuse)
+    with pytest.raises(CheckpointError, match="a.safetensors cannot be read: Permission denied"):
+        load_weights(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_and_a_mask_may_be_infinite(tmp_path, value):
+    network, path = nn.Linear(2, 2), tmp_path / "a.safetensors"
+    network.register_buffer("mask", torch.full((2,), -torch.inf))
+    save_weights(path, network, {})
+    load_weights(path, network)
+    weights = network.state_dict()
+    weights["weight"] = weights["weight"].clone().fill_(value)
+    save_weights(path, weights, {})
+    before = network.weight.clone()
+    with pytest.raises(CheckpointError, match="holds numbers that are not finite, in weight"):
+        load_weights(path, network)
+    save_weights(path, network.double().state_dict() | {"bias": torch.full((2,), 1e300, dtype=torch.float64)}, {})
+    with pytest.raises(CheckpointError, match="not finite, in bias"):  # as float32
+        load_weights(path, network.float())
+    assert torch.equal(network.weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_weights_of_another_kind_of_number_are_refused(tmp_path, dtype):
+    network, path = nn.Linear(2, 2), tmp_path / "a.safetensors"
+    save_weights(path, network.state_dict() | {"bias": torch.ones(2).to(dtype)}, {})
+    with pytest.raises(CheckpointError, match=f"kinds of numbers: bias is {dtype} in the file and torch.float32"):
+        load_weights(path, network)

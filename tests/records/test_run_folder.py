@@ -1,8 +1,12 @@
 """Run folders: never overwritten, resumed exactly, and readable after a kill."""
 
+import errno
+import itertools
 import json
+import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -16,8 +20,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from worldenv.errors import UserError
 from worldenv.records import run_folder
-from worldenv.records.run_folder import RunFolder, default_run_path
+from worldenv.records.run_folder import FolderTaken, RunFolder, default_run_path
 
+FILES = {"config.json", "checkpoints", "videos", ".lock"}
 CONFIG = {"seed": 3, "policy": {"width": 64, "layers": (2, 3)}, "path": Path("a"), "weight": float("inf")}
 
 
@@ -36,34 +41,154 @@ def points(folder, tag):
 
 
 def test_new_run_has_its_configuration_and_folders(run):
-    assert {path.name for path in run.path.iterdir()} == {"config.json", "checkpoints", "videos"}
+    assert {path.name for path in run.path.iterdir()} == FILES
     expected = {"seed": 3, "policy": {"width": 64, "layers": [2, 3]}, "path": "a", "weight": None}
     assert json.loads((run.path / "config.json").read_text()) == run.config == expected
     assert run.result() is None and run.metrics("any") == [] and run.stages() == []
 
 
 def test_folder_with_anything_in_it_is_never_overwritten(run, tmp_path):
-    with pytest.raises(UserError, match=r"runs/one is not empty: use --resume to continue it or choose another --run"):
+    run.close()
+    with pytest.raises(FolderTaken, match=r"runs/one is not empty: choose another --run, or continue .* --resume"):
         RunFolder.create(run.path, CONFIG)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(FolderTaken, match="is not empty, and holds no run: choose another --run"):
         RunFolder.create(tmp_path / "mine", CONFIG)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-def test_of_two_runs_that_take_a_folder_at_once_one_is_refused(tmp_path, monkeypatch):
-    probe = run_folder._probe
+def test_run_that_is_open_is_neither_resumed_nor_said_to_be_there_to_resume(run):
+    for attempt in (RunFolder.resume, RunFolder.create):
+        with pytest.raises(FolderTaken, match="runs/one is in use by another process, or open in this one") as caught:
+            attempt(run.path, CONFIG)
+        assert "--resume" not in str(caught.value)
+    assert RunFolder(run.path).config["seed"] == 3  # reading needs no lock
+    run.close()
+    RunFolder.resume(run.path, CONFIG).close()
 
-    def other_comes_first(path):
+
+def test_run_is_free_once_its_process_is_killed_or_its_object_gone(run, tmp_path):
+    run.close()
+    ready, say = os.pipe()
+    if not (child := os.fork()):
+        held = RunFolder.resume(run.path, CONFIG)
+        os.write(say, b"1")
+        signal.pause()
+        held.close()
+    os.read(ready, 1)
+    with pytest.raises(FolderTaken, match="in use by another process"):
+        RunFolder.resume(run.path, CONFIG)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    held = RunFolder.resume(run.path, CONFIG)
+    del held
+    with RunFolder.resume(run.path, CONFIG) as held:
+        held.log("a", 0)
+    RunFolder.resume(run.path, CONFIG).close()
+
+
+def test_failed_resume_lets_others_in_while_its_error_is_still_held(run):
+    run.close()
+    (run.path / "metrics.jsonl").write_text("damaged\n")
+    with pytest.raises(UserError, match="line 1, is damaged") as held:
+        RunFolder.resume(run.path, CONFIG)
+    (run.path / "metrics.jsonl").unlink()
+    RunFolder.resume(run.path, CONFIG).close()
+    assert held.value
+
+
+@pytest.mark.parametrize("write", ["log", "truncate", "write_result", "rewrite_config"])
+def test_folder_that_is_open_for_reading_or_closed_is_not_written(run, write):
+    given = {"write_result": [{}], "rewrite_config": [{}]}.get(write, ["a", 0])
+    run.close()
+    for folder in (run, RunFolder(run.path)):
+        before = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+        with pytest.raises(UserError, match="is open for reading only: use RunFolder.resume"):
+            getattr(folder, write)(*given)
+        assert before == {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+
+
+def test_file_system_without_locks_still_takes_a_run(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.warns(UserWarning, match="has no locks"):
+        RunFolder.create(tmp_path / "run", CONFIG).close()
+    left = tmp_path / "run" / ".a.01234567.partial"
+    left.mkdir()
+    with pytest.warns(UserWarning, match="has no locks"):
+        RunFolder.resume(tmp_path / "run", CONFIG).close()
+    assert left.exists()  # nobody knows whether its writer is dead
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_of_two_runs_that_take_a_folder_at_once_one_is_refused(tmp_path, monkeypatch, is_there):
+    probe, path = run_folder._probe, tmp_path / "one"
+
+    def other_comes_first(place):
         monkeypatch.setattr(run_folder, "_probe", probe)
         RunFolder.create(path, CONFIG | {"seed": 4})
-        probe(path)
+        probe(place)
 
+    if is_there:
+        path.mkdir()
     monkeypatch.setattr(run_folder, "_probe", other_comes_first)
-    with pytest.raises(UserError, match="another run has taken it"):
-        RunFolder.create(tmp_path / "one", CONFIG)
-    assert RunFolder(tmp_path / "one").config["seed"] == 4
+    with pytest.raises(FolderTaken, match="in use by another process" if is_there else "just been taken by another"):
+        RunFolder.create(path, CONFIG)
+    if not is_there:
+        assert RunFolder(path).config["seed"] == 4
+        assert [entry.name for entry in tmp_path.iterdir()] == ["one"]
+
+
+def test_two_runs_that_begin_in_one_second_have_a_folder_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_folder, "default_run_path", lambda name: Path("runs") / f"{name}-now")
+    made = [RunFolder.begin("a", CONFIG) for _ in range(3)]
+    assert [folder.path.name for folder in made] == ["a-now", "a-now-2", "a-now-3"]
+    assert sorted(os.listdir("runs")) == ["a-now", "a-now-2", "a-now-3"]
+
+
+STEPS = ("os.mkdir", "os.rename", "os.replace", "os.fsync", "os.open", "fcntl.flock")
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_kill_before_any_step_of_the_making_leaves_a_folder_that_can_be_made(tmp_path, is_there):
+    ended = 0
+    for moment in range(100):
+        path = tmp_path / str(moment) / "run"
+        if is_there:
+            path.mkdir(parents=True)
+        if not (child := os.fork()):
+            _kill_before_step(moment)
+            RunFolder.create(path, CONFIG)
+            os._exit(0)
+        ended = os.waitpid(child, 0)[1]
+        if not ended:
+            break
+        assert not (path / "config.json").exists() or RunFolder.resume(path, CONFIG).config["seed"] == 3
+        if not (path / "config.json").exists():
+            RunFolder.create(path, CONFIG).close()
+            assert {entry.name for entry in path.iterdir() if not entry.name.endswith(".partial")} == FILES
+    assert not ended and moment > 10
+
+
+def _kill_before_step(moment: int) -> None:
+    steps = itertools.count()
+
+    def guarded(step):
+        def call(*given, **named):
+            if next(steps) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(*given, **named)
+
+        return call
+
+    for name in STEPS:
+        module, step = name.split(".")
+        place = sys.modules[module]
+        setattr(place, step, guarded(getattr(place, step)))
 
 
 def test_empty_folder_is_used(tmp_path):
@@ -75,11 +200,11 @@ def test_disk_that_takes_no_data_is_refused_before_any_work(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, limits[1]))
     try:
-        with pytest.raises(UserError, match="cannot be written .*free some space or choose another --run"):
+        with pytest.raises(UserError, match="full cannot be written .*free some space"):
             RunFolder.create(tmp_path / "full", CONFIG)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list((tmp_path / "full").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
     assert RunFolder.create(tmp_path / "full", CONFIG).checkpoints.is_dir()
 
 
@@ -92,7 +217,10 @@ def test_disk_that_fills_up_while_logging_is_named(run):
             run.log("a", 1, loss=2.0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [line["step"] for line in RunFolder.resume(run.path, CONFIG).metrics("a")] == [0]
+    run.log("a", 1, loss=3.0)
+    assert [line["loss"] for line in run.metrics("a")] == [1.0, 3.0]
+    run.close()
+    assert [line["step"] for line in RunFolder.resume(run.path, CONFIG).metrics("a")] == [0, 1]
 
 
 def test_path_that_cannot_hold_a_folder_is_refused(tmp_path):
@@ -112,6 +240,7 @@ def test_resume_of_a_folder_that_is_no_run_is_refused(tmp_path):
 
 
 def test_resume_with_another_configuration_names_each_field_and_both_values(run):
+    run.close()
     changed = {"seed": 4, "policy": {"width": 64, "layers": [2]}, "path": "a", "weight": float("inf"), "new": True}
     with pytest.raises(UserError) as error:
         RunFolder.resume(run.path, changed)
@@ -193,8 +322,11 @@ def test_tensorboard_of_a_resumed_run_shows_each_point_once(run):
 
 
 def test_time_of_a_resumed_run_goes_on_where_it_was(run):
+    assert run.earlier_s == 0 and run.age_s < 60
     run.log("a", 0, time_s=100.0)
+    run.close()
     resumed = RunFolder.resume(run.path, CONFIG)
+    assert resumed.earlier_s == 100 and 100 < resumed.age_s < 160
     resumed.log("a", 1)
     resumed.close()
     assert 100.0 <= resumed.metrics("a")[1]["time_s"] < 160.0
@@ -210,3 +342,20 @@ def test_default_run_path_is_named_by_its_second():
     assert path.parent == Path("runs") and re.fullmatch(r"tabletop-\d{8}-\d{6}", path.name)
     age = datetime.now() - datetime.strptime(path.name, "tabletop-%Y%m%d-%H%M%S")
     assert -1 < age.total_seconds() < 5
+
+
+def test_what_killed_writers_left_is_removed_by_the_next_owner(run):
+    (run.path / "models").mkdir()
+    run.close()
+    places = (run.path, run.checkpoints, run.videos, run.path / "models")
+    for place in places:
+        (place / ".a.safetensors.0123abcd.partial").mkdir()
+        (place / ".a.safetensors.0123abcd.partial" / ".tmp123").write_text("half")
+        (place / "mine.partial").write_text("kept")
+    RunFolder.resume(run.path, CONFIG).close()
+    assert [sorted(entry.name for entry in place.glob("*.partial")) for place in places] == 4 * [["mine.partial"]]
+
+
+def test_configuration_that_changes_is_saved(run):
+    run.rewrite_config(CONFIG | {"seed": 8})
+    assert run.config["seed"] == 8 == RunFolder(run.path).config["seed"]

@@ -8,6 +8,7 @@ import torch
 
 from worldenv.errors import UserError
 from worldenv.policy.laplace import LaplacePolicy
+from worldenv.records.checkpoint import CheckpointError, load_state, save_state
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.loop import STAGE, post_train
@@ -44,6 +45,7 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(tiny, tmp_path, same_wei
         patch.setattr(owner, name, die_in_the_second)
         with pytest.raises(KeyboardInterrupt):
             post_train(part, tiny.starts(6), CONFIG, broken, seed=4)
+    broken.close()
     again, resumed = RunFolder.resume(tmp_path / "part", {}), tiny.engine(horizon=8)
     assert post_train(resumed, tiny.starts(6), CONFIG, again, seed=4) == counts
     assert same_weights(resumed.policy, whole.policy) and not same_weights(whole.policy, tiny.policy())
@@ -118,3 +120,85 @@ def test_iterations_in_which_no_group_has_signal_say_what_to_lower(tiny, tmp_pat
     config = replace(CONFIG, iterations=1, signal=1.0)
     with pytest.warns(UserWarning, match="iteration 1 taught nothing: .* differ by --rl.signal, 1.0; lower it"):
         post_train(tiny.engine(horizon=8), tiny.starts(6), config, RunFolder.create(tmp_path / "run", {}), seed=4)
+
+
+def other_file(tmp_path, tiny, name="other", seed=4, policy_seed=0):
+    """The folder of a run of one iteration, which is over."""
+    with RunFolder.create(tmp_path / name, {}) as folder:
+        engine = tiny.engine(horizon=8, seed=policy_seed)
+        post_train(engine, tiny.starts(6), replace(CONFIG, iterations=1), folder, seed)
+    return folder
+
+
+def resumed(tiny, path, config=CONFIG):
+    with RunFolder.resume(path, {}) as folder:
+        return post_train(tiny.engine(horizon=8), tiny.starts(6), config, folder, seed=4)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [({"seed": 5}, "it has the seed 5, this run has 4"), ({"policy_seed": 1}, "its model began with other weights")],
+)
+def test_state_of_another_run_is_refused_before_anything_changes(tiny, tmp_path, same_weights, other, message):
+    run, foreign = other_file(tmp_path, tiny), other_file(tmp_path, tiny, "foreign", **other)
+    state = run.checkpoints / f"{STAGE}.state.safetensors"
+    state.write_bytes((foreign.checkpoints / state.name).read_bytes())
+    lines, engine = figures(run), tiny.engine(horizon=8)
+    with RunFolder.resume(run.path, {}) as folder, pytest.raises(CheckpointError, match=message):
+        post_train(engine, tiny.starts(6), CONFIG, folder, seed=4)
+    assert same_weights(engine.policy, tiny.policy()) and figures(run) == lines
+
+
+def changed(state, name, value):
+    parts = load_state(state)
+    if callable(value):
+        value(parts[name])
+    else:
+        parts[name] = value
+    save_state(state, **parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("run", None, "not a state of this stage and version"),
+        ("policy", [], "not a state of this stage and version"),
+        ("iteration", True, "not a state of this stage and version"),
+        ("iteration", 0, "has 0 iterations, and the run is to have 3"),
+        ("iteration", 4, "has 4 iterations, and the run is to have 3"),
+        ("counts", {"groups": 1}, "its counts are damaged"),
+        ("counts", lambda counts: counts.update(groups=-1), "its counts are damaged"),
+        ("policy", lambda policy: policy.popitem(), "does not fit SmallPolicy; missing in the file"),
+        ("policy", lambda policy: policy.update(more=torch.zeros(1)), "in the file but not in the module: more"),
+        ("optimizer", lambda optimizer: optimizer.update(param_groups=[]), "its optimizer does not fit"),
+        ("optimizer", lambda optimizer: optimizer["param_groups"][0]["params"].pop(), "its optimizer does not fit"),
+        ("optimizer", lambda optimizer: optimizer["state"].update({99: {}}), "its optimizer does not fit"),
+        ("optimizer", lambda optimizer: optimizer["state"][0].pop("exp_avg"), "its optimizer does not fit"),
+        ("optimizer", lambda optimizer: optimizer["state"][0].update(exp_avg=torch.zeros(1)), "its optimizer does not"),
+    ],
+)
+def test_state_that_does_not_fit_the_run_is_refused(tiny, tmp_path, name, value, message):
+    run = other_file(tmp_path, tiny)
+    changed(run.checkpoints / f"{STAGE}.state.safetensors", name, value)
+    with pytest.raises(CheckpointError, match=rf"{STAGE}.state.safetensors: .*{message}"):
+        resumed(tiny, run.path)
+
+
+def test_metrics_that_are_not_those_of_the_state_are_named(tiny, tmp_path):
+    run = other_file(tmp_path, tiny)
+    metrics = run.path / "metrics.jsonl"
+    line = metrics.read_text()
+    for text in ("", 3 * line, line.replace('"step": 0', '"step": 1')):
+        metrics.write_text(text)
+        with pytest.raises(UserError, match="metrics.jsonl does not have one line for each of the 1 iterations that"):
+            resumed(tiny, run.path)
+
+
+def test_state_that_was_removed_lets_practice_begin_again_and_says_so(tiny, tmp_path):
+    with RunFolder.create(tmp_path / "run", {}) as folder:
+        counts = post_train(tiny.engine(horizon=8), tiny.starts(6), CONFIG, folder, seed=4)
+    whole = figures(folder)
+    (folder.checkpoints / f"{STAGE}.state.safetensors").unlink()
+    with pytest.warns(UserWarning, match="post_train.state.safetensors is missing: practice begins again"):
+        assert resumed(tiny, folder.path) == counts
+    assert figures(folder) == whole

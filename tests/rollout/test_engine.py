@@ -221,13 +221,42 @@ def test_slots_take_half_of_the_free_memory_and_no_more_than_episodes_need(
     tiny, starts, room, spare, slots, monkeypatch
 ):
     engine = tiny.engine(horizon=4)
-    free = room * engine.bytes_per_episode(starts)[0] + spare
-    monkeypatch.setattr(engine_module, "free_bytes", lambda device: free)
+    slot, records = engine.bytes_per_episode(starts)
+    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 21 * records + room * slot + spare)
+    monkeypatch.setattr(engine_module, "RECORDS_SHARE", 1.0)
     engine.run(starts, 3, SEED)
     assert len(engine.runner.episodes) == slots
-    given = tiny.engine(horizon=4, capacity=2)
-    given.run(starts, 3, SEED)
-    assert len(given.runner.episodes) == 2
+
+
+@pytest.mark.parametrize(("room", "slots"), [(2, 2), (1.9, 1)])
+def test_slots_that_were_asked_for_are_kept_where_they_fit_and_else_fewer_with_a_warning(
+    tiny, starts, room, slots, monkeypatch, recwarn
+):
+    engine = tiny.engine(horizon=4, capacity=2)
+    slot, records = engine.bytes_per_episode(starts)
+    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 21 * records + int(room * slot))
+    monkeypatch.setattr(engine_module, "RECORDS_SHARE", 1.0)
+    engine.run(starts, 3, SEED)
+    assert len(engine.runner.episodes) == slots
+    assert [str(w.message)[:21] for w in recwarn] == ["2 slots of 3,184 byte"] * (slots == 1)
+
+
+def test_records_that_do_not_fit_are_refused_with_figures_before_any_episode_begins(tiny, starts, monkeypatch):
+    engine = tiny.engine(horizon=4)
+    each = engine.bytes_per_episode(starts, video=True)[1]
+    assert each > engine.bytes_per_episode(starts)[1]
+    for free, fits in ((int(21 * each / 0.8) + 2, True), (int(21 * each / 0.8) - 2, False)):
+        monkeypatch.setattr(engine_module, "free_bytes", lambda device, free=free: free)
+        if fits:
+            engine.check_memory(starts, 3, video=True)
+            continue
+        monkeypatch.setattr(engine, "_advance", None)
+        says = (
+            f"the records of 21 episodes of {each:,} bytes take 0.00 GB; 0.00 GB are free, .* run the starts in parts"
+        )
+        for refused in (engine.check_memory, lambda *given, video: engine.run(*given, SEED, video=video)):
+            with pytest.raises(UserError, match=says):
+                refused(starts, 3, video=True)
 
 
 @pytest.mark.filterwarnings("ignore:out of memory with 10")
@@ -272,15 +301,18 @@ def test_memory_that_runs_out_late_halves_the_slots_that_there_are_and_frees_the
 
 def test_other_errors_and_a_single_slot_without_memory_end_the_run(tiny, starts):
     engine = tiny.engine(horizon=16, capacity=1)
-    for error in (RuntimeError("something else"), torch.OutOfMemoryError("CUDA")):
+    for error, kind, says in (
+        (RuntimeError("something else"), RuntimeError, "something else"),
+        (torch.OutOfMemoryError("CUDA"), UserError, "out of memory: take fewer starts or siblings"),
+    ):
         engine.reflector.judge = lambda *arguments, error=error: (_ for _ in ()).throw(error)
-        with pytest.raises(type(error), match=str(error)):
+        with pytest.raises(kind, match=says):
             engine.run(starts, 1, SEED)
 
 
 def test_bad_configurations_are_refused(tiny):
-    for bad in ({"horizon": 0}, {"capacity": 0}, {"batch": 0}):
-        with pytest.raises(UserError, match="horizon, capacity and batch must be positive"):
+    for bad in ({"horizon": 0}, {"capacity": 10**7}, {"batch": True}, {"horizon": 1.5}, {"graphs": 1}):
+        with pytest.raises(UserError, match=f"^{next(iter(bad))} is .*; it should be "):
             EngineConfig(**bad)
     with pytest.raises(UserError, match=r"the engine needs a horizon: EngineConfig\(horizon=...\), in actions"):
         tiny.engine(horizon=None)
@@ -295,7 +327,7 @@ def test_bad_configurations_are_refused(tiny):
     policy.views = ("agentview", "wrist", "left")
     with pytest.raises(UserError, match="the policy needs the views wrist, left, which the world model does"):
         tiny.engine(policy=policy)
-    with pytest.raises(UserError, match="siblings is 0; every start needs at least one episode"):
+    with pytest.raises(UserError, match="siblings is 0; it should be a whole number: every start needs"):
         tiny.engine().run(tiny.starts(2), 0, SEED)
     tiny.engine(horizon=4).run(tiny.starts(2), 1, np.int64(3))
     for seed in (2**63, 1.5):

@@ -191,6 +191,7 @@ def test_no_episode_waits_for_the_host_as_it_begins_and_goes_on(tiny, monkeypatc
 
         monkeypatch.setattr(engine.runner, name, run)
 
+    engine.run(tiny.starts(7), 2, 0)  # what the models return in the first chunk is checked
     watched("begin")
     watched("think")
     engine.run(tiny.starts(7), 2, 0)

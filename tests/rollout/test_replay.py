@@ -75,7 +75,7 @@ def test_no_thread_of_a_replay_keeps_a_gradient(engine, tiny):
         device, modes = engine.world.device, []
 
         def begin(self, seen, chunk):
-            return seen
+            return seen.each(torch.clone)
 
         def imagine(self, memory, seen, action, key):
             self.modes.append(torch.is_grad_enabled())

@@ -11,7 +11,8 @@ from worldenv.interfaces.observation import Key, Starts, table_of
 from worldenv.interfaces.policy import Decision
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.world import Imagined
-from worldenv.rollout.runner import Runner, _written_over, check_seed, check_starts
+from worldenv.rollout.checks import check_seed, check_starts
+from worldenv.rollout.runner import Runner, _written_over
 
 SEED = 3
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from worldenv.errors import UserError
+from worldenv.records.checkpoint import CheckpointError
 from worldenv.records.run_folder import RunFolder
 from worldenv.training import fit as loop
 from worldenv.training.fit import Schedule, fit
@@ -61,9 +62,25 @@ def rates_of(schedule):
     return rates
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"batch": 0}, {"learning_rate": 0.0}, {"learning_rate": math.nan}])
-def test_schedule_without_learning_is_refused(bad):
-    with pytest.raises(UserError, match="must be positive"):
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("steps", 10**12),
+        ("batch", 0),
+        ("batch", 2.5),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.nan),
+        ("warmup", -0.1),
+        ("warmup", 1.1),
+        ("weight_decay", -1e-4),
+        ("weight_decay", math.inf),
+        ("save_every_s", math.nan),
+    ],
+)
+def test_schedule_that_cannot_be_followed_is_refused(field, value):
+    bad = {field: value}
+    with pytest.raises(UserError, match=f"^{field} is "):
         Schedule(**{"steps": 1, "batch": 1, "learning_rate": 1e-3, **bad})
 
 
@@ -84,8 +101,8 @@ def test_interrupted_training_ends_like_an_uninterrupted_one(tmp_path, same_weig
     saves, save = [], loop._save
     part, broken = network(), RunFolder.create(tmp_path / "part", {})
 
-    def save_and_die(*arguments):
-        save(*arguments)
+    def save_and_die(*arguments, **rest):
+        save(*arguments, **rest)
         saves.append(1)
         if len(saves) == interrupted_at:
             raise KeyboardInterrupt
@@ -94,6 +111,7 @@ def test_interrupted_training_ends_like_an_uninterrupted_one(tmp_path, same_weig
     with pytest.raises(KeyboardInterrupt):
         fit(part, regression(part), schedule, "toy", broken, seed=1)
     monkeypatch.setattr(loop, "_save", save)
+    broken.close()
     resumed, again = network(), RunFolder.resume(tmp_path / "part", {})
     fit(resumed, regression(resumed), schedule, "toy", again, seed=1)
     assert same_weights(resumed, whole) and not same_weights(resumed, network())
@@ -171,3 +189,20 @@ def test_frozen_parameters_stay(folder):
     before = module[0].weight.clone()
     fit(module, regression(module), Schedule(3, 16, 1e-1), "toy", folder, seed=1)
     assert torch.equal(module[0].weight, before) and not torch.equal(module[2].weight, network()[2].weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 2}, "it has the seed 1, this run has 2"),
+        ({"module": nn.Linear(3, 1)}, "its model began with other weights"),
+        ({"schedule": Schedule(2, 16, 1e-2)}, "has 3 steps, and the stage is to have 2"),
+    ],
+)
+def test_state_of_another_training_is_refused_before_anything_changes(folder, same_weights, change, message):
+    fit(module := network(), regression(module), Schedule(3, 16, 1e-2), "toy", folder, seed=1)
+    given = {"module": network(), "schedule": Schedule(3, 16, 1e-2), "seed": 1} | change
+    before = {name: weight.clone() for name, weight in given["module"].state_dict().items()}
+    with pytest.raises(CheckpointError, match=rf"toy.state.safetensors: .*{message}"):
+        fit(given["module"], regression(given["module"]), given["schedule"], "toy", folder, given["seed"])
+    assert same_weights(given["module"], before) and len(folder.metrics("toy")) == 1

@@ -1,9 +1,8 @@
 """All models from nothing, at the smallest size: every stage once, continued after a kill, repeated for nothing."""
 
-import functools
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import torch
 from worldenv.assemble import load
 from worldenv.config import presets
 from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
+from worldenv.errors import UserError
 from worldenv.records.run_folder import RunFolder
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training import pipeline, world_stages
@@ -29,7 +29,9 @@ def small():
             (pipeline, "SmallReflectorConfig", {"width": 64, "channels": 16, "blocks": 1}),
             (world_stages, "ComposerConfig", {"widths": (8, 16, 32), "layers": 1, "heads": 2}),
         ):
-            patch.setattr(module, name, functools.partial(getattr(module, name), **sizes))
+            config = getattr(module, name)
+            fields = [(field, type(size), size) for field, size in sizes.items()]
+            patch.setattr(module, name, make_dataclass(name, fields, bases=(config,), frozen=True))
         yield patch
 
 
@@ -208,3 +210,12 @@ def test_causal_world_model_goes_through_all_its_stages_and_continues_where_it_w
     assert not (models / "composer.safetensors").exists() and not (models / "ranges.json").exists()
     stages = ["base", "finetune", "causal_teacher", "causal_student", "adapt", "reflector"]
     assert folder.stages() == stages
+
+
+def test_full_disk_in_a_stage_is_one_line_that_names_what_it_was_to_make(tmp_path, monkeypatch):
+    def full(pipeline, path):
+        raise OSError(28, "a long story", "file")
+
+    monkeypatch.setattr(Pipeline, "make_base", full)
+    with pytest.raises(UserError, match=r"models/base.safetensors cannot be written \(No space left on device\): free"):
+        Pipeline(RunFolder.create(tmp_path / "run", {}), CONFIG, 1, "composer").run()

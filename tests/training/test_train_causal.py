@@ -11,8 +11,9 @@ from worldenv.errors import UserError
 from worldenv.records.run_folder import RunFolder
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
+from worldenv.training.config import TOKENIZER_FRAMES
 from worldenv.training.fit import Schedule, fit
-from worldenv.training.train_causal import TOKENIZER_FRAMES, causal_loss, distillation_loss, fit_tokenizer
+from worldenv.training.train_causal import causal_loss, distillation_loss, fit_tokenizer
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.tokenizer import PatchTokenizer
 

@@ -1,16 +1,18 @@
 """What both world models refuse: noise levels that lead nowhere, and robots that they cannot imagine."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from worldenv.errors import UserError
+from worldenv.records.checkpoint import CheckpointError
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.world import ComposerWorld
-from worldenv.worlds.levels import check_levels
+from worldenv.worlds.levels import check_levels, levels_of
 
 ROBOT = moved_gripper(Kinematics())
 
@@ -24,11 +26,32 @@ def make(tiny, request):
 
 
 @pytest.mark.parametrize(
-    "levels", [(), (0.5,), (1.0, 1.0), (1.0, 0.0), (1.0, 0.5, 0.7), (float("nan"),), (1.0, float("nan"))]
+    "levels",
+    [
+        (),
+        (0.5,),
+        (1.0, 1.0),
+        (1.0, 0.0),
+        (1.0, 0.5, 0.7),
+        (float("nan"),),
+        (1.0, float("nan")),
+        (True, 0.5),
+        ("1.0",),
+        1.0,
+        None,
+        [1 - i / 2000 for i in range(1001)],
+    ],
 )
 def test_levels_that_lead_nowhere_are_refused(make, levels):
-    with pytest.raises(ValueError, match="levels is .*; they should begin with 1.0 and fall, all above 0"):
+    with pytest.raises(UserError, match="levels is .*; they should begin with 1.0 and fall, all above 0"):
         make(ROBOT, levels)
+
+
+@pytest.mark.parametrize("levels", [None, 1.0, "1.0", ["a"], {}, [None], [1 - i / 300 for i in range(300)]])
+def test_levels_that_are_no_numbers_or_too_many_are_refused_by_the_name_of_the_file(levels):
+    with pytest.raises(CheckpointError, match="^a.safetensors: levels is .* a sequence of at most 254 numbers"):
+        levels_of(Path("a.safetensors"), {"levels": levels})
+    assert levels_of(Path("a.safetensors"), {"levels": [1, 0.5]}) == (1, 0.5)
 
 
 def test_levels_that_fall_from_one_are_taken(make):

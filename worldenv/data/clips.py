@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldenv.data.formats.hdf5 import OpenFiles
-from worldenv.data.formats.libero_hdf5 import Demo, Steps
+from worldenv.data.formats.demos import Demo
+from worldenv.data.formats.layout import Steps
+from worldenv.data.formats.opened import OpenFiles
 from worldenv.data.frames import MemoryFrames, StoredFrames
+from worldenv.data.paths import as_path
 from worldenv.data.trajectories import Trajectory, read_episodes
 from worldenv.errors import UserError
 
@@ -49,13 +51,15 @@ class Clips:
         return cls(stored, **_stacked(steps), **dict(zip(TEXTS, texts, strict=True)), views=trajectories[0].views)
 
     @classmethod
-    def open(cls, paths: str | Path | Iterable[str | Path]) -> "Clips":
+    def open(cls, paths: str | Path | Iterable[str | Path], instruction: str | None = None) -> "Clips":
         """Frames on disk: of one data set (folder or file) or of several, one after the other.
 
         Raises TrajectoryFormatError as TrajectoryReader does, UserError if the trajectories do not fit together.
         """
-        paths, files = [paths] if isinstance(paths, str | Path) else list(paths), OpenFiles()
-        found: list[tuple[Demo, Steps]] = [pair for path in paths for pair in read_episodes(Path(path), files)]
+        paths, files = [paths] if isinstance(paths, str | bytes | Path) else list(paths), OpenFiles()
+        found: list[tuple[Demo, Steps]] = [
+            pair for path in paths for pair in read_episodes(as_path(path), files, instruction)
+        ]
         demos, steps = [demo for demo, _ in found], [part for _, part in found]
         alike = [(s["proprio"], s["actions"], s["camera"], d.views, d.size) for d, s in found]
         _check_alike([f"{demo.path}: /data/{demo.name}" for demo in demos], alike)

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldenv.data.formats.hdf5 import OpenFiles
-from worldenv.data.formats.libero_hdf5 import Demo, read_frames
+from worldenv.data.formats.demos import Demo, read_frames
+from worldenv.data.formats.opened import OpenFiles
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,10 +2,10 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import secrets
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,20 +13,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from worldenv.data.formats.hdf5 import DAMAGE, NO_LOCKS, OpenFiles, TrajectoryFormatError, named, open_file
-from worldenv.data.formats.libero_hdf5 import (
-    FRAMES_PER_CHUNK,
-    Demo,
-    Steps,
-    read_file,
-    read_frames,
-    read_steps,
-    write_demo,
-    write_header,
-)
+from worldenv.data.formats.demos import Demo, read_file, read_frames, read_steps
+from worldenv.data.formats.hdf5 import DAMAGE, TrajectoryFormatError, listed, named
+from worldenv.data.formats.layout import FRAMES_PER_CHUNK, Steps, count_demos, write_demo, write_header
+from worldenv.data.formats.opened import OpenFiles, open_file
 from worldenv.data.interrupts import uninterrupted
-from worldenv.data.trajectory import Trajectory
+from worldenv.data.paths import as_path
+from worldenv.data.trajectory import Trajectory, check_text
 from worldenv.errors import UserError
+from worldenv.files import lock, sync
 
 __all__ = ["Trajectory", "TrajectoryFormatError", "TrajectoryReader", "TrajectoryWriter", "read_episodes"]
 
@@ -44,14 +39,16 @@ class TrajectoryWriter:
     the `with` block is left, by an error or Ctrl-C too. A kill loses the open part only: its file stays until the next
     writer with `append` removes it. `len` counts the trajectories of finished parts and of the open one.
 
-    Raises FileExistsError if the folder is not empty and `append` is False, UserError if somebody else writes there,
-    TrajectoryFormatError on appending to a part that is damaged or of another kind.
+    Threads take turns; a forked copy cannot write. Raises UserError if the folder is not empty and `append` is False,
+    if it cannot be made or written, if somebody else writes there; TrajectoryFormatError on appending to a part that
+    is damaged or of another kind.
     """
 
     def __init__(self, folder: str | Path, per_file: int = 100, append: bool = False) -> None:
-        if per_file < 1:
-            raise ValueError(f"per_file is {per_file}: a part holds at least one trajectory")
-        self.folder, self.per_file = Path(folder), per_file
+        if isinstance(per_file, bool) or not isinstance(per_file, int) or per_file < 1:
+            raise UserError(f"per_file is {per_file!r}: a part holds at least one trajectory")
+        self.folder, self.per_file = as_path(folder), per_file
+        self._process, self._turn = os.getpid(), threading.RLock()
         self._file: h5py.File | None = None
         self._is_doubtful = False
         _make_folder(self.folder, append)
@@ -75,13 +72,23 @@ class TrajectoryWriter:
 
     @uninterrupted()
     def write(self, trajectory: Trajectory) -> None:
-        """Add one trajectory. Raises OSError naming the path, with all others kept, if the disk is full."""
+        """Add one trajectory. Raises UserError naming the path, with all others kept, if the disk is full."""
+        if not isinstance(trajectory, Trajectory):
+            raise UserError(f"a {type(trajectory).__name__} is no Trajectory: nothing else is written")
+        trajectory.check()  # its arrays may have been changed
+        if self._process != os.getpid():
+            raise UserError(f"{self.folder}: the writer belongs to process {self._process}: open one folder in each")
+        with self._turn:
+            self._write(trajectory)
+
+    def _write(self, trajectory: Trajectory) -> None:
         if self._lock is None:
-            raise ValueError(f"{self.folder}: the writer is closed")
+            raise UserError(f"{self.folder}: the writer is closed")
         if self._file is None:
             self._begin_part()
         # HDF5 should never meet a full disk: it can lose the file and crash the process.
         self._reserve(trajectory)
+        count, total = self._open_count(), int(self._data.attrs["total"])
         try:
             write_demo(self._data, trajectory)
             self._file.flush()
@@ -89,8 +96,9 @@ class TrajectoryWriter:
         except BaseException as error:
             self._is_doubtful = True
             with contextlib.suppress(*DAMAGE):
-                del self._data[f"demo_{self._open_count()}"]
-            if isinstance(error, OSError):
+                count_demos(self._data, count, total)
+                del self._data[f"demo_{count}"]
+            if isinstance(error, DAMAGE):
                 raise _explained(error, self._temporary) from error
             raise
         if self._open_count() >= self.per_file:
@@ -99,13 +107,16 @@ class TrajectoryWriter:
     @uninterrupted()
     def close(self) -> None:
         """Finish the open part; done already where the writer is used in a `with` block."""
-        if self._lock is None:
+        if self._process != os.getpid():
             return
-        try:
-            self._finish_part()
-        finally:
-            os.close(self._lock)
-            self._lock = None
+        with self._turn:
+            if self._lock is None:
+                return
+            try:
+                self._finish_part()
+            finally:
+                os.close(self._lock)
+                self._lock = None
 
     def _open_count(self) -> int:
         return int(self._data.attrs["num_demos"]) if self._file is not None else 0
@@ -115,11 +126,13 @@ class TrajectoryWriter:
         self._temporary = self.folder / f".part-{self._number:05d}.{secrets.token_hex(4)}.h5"
         # Mode "x" opens with O_EXCL, which follows no link. Nobody else knows the name, so no lock is needed.
         try:
-            self._file = h5py.File(self._temporary, "x", libver=("earliest", "v108"), locking=False)
-            self._data, self._is_doubtful = write_header(self._file), False
-            self._file.flush()
-        except OSError as error:
+            _try_room(self._temporary)
+            file = h5py.File(self._temporary, "x", libver=("earliest", "v108"), locking=False)
+            self._data, self._is_doubtful = write_header(file), False
+            file.flush()
+        except DAMAGE as error:
             raise _explained(error, self._temporary) from error
+        self._file = file
 
     def _reserve(self, trajectory: Trajectory) -> None:
         # Room for what does not compress, and for a chunk of each view that is filled up.
@@ -134,7 +147,7 @@ class TrajectoryWriter:
                 return  # a file system that cannot reserve: the write itself will say what is wrong
             self._trim()
             need = f"no room on the disk ({os.strerror(error.errno)}): {room / 1e6:.1f} MB are needed to go on"
-            raise OSError(error.errno, f"{need}; free some, then append", str(self.folder)) from error
+            raise UserError(f"{self.folder}: {need}; free some, then append") from error
         finally:
             os.close(file)
 
@@ -153,27 +166,32 @@ class TrajectoryWriter:
             if self._is_doubtful:
                 with TrajectoryReader(self._temporary) as reader:
                     count = sum(1 for _ in reader)
-            _sync(self._temporary)
+            sync(self._temporary)
             while os.path.lexists(path := self.folder / f"part-{self._number:05d}.h5"):
                 self._number += 1  # another writer's, where the file system has no locks
             self._temporary.rename(path)
-            _sync(self.folder)
-        except OSError as error:
+            sync(self.folder)
+        except TrajectoryFormatError:
+            raise
+        except DAMAGE as error:
             raise _explained(error, self._temporary) from error
         self._finished += count
 
 
 class TrajectoryReader:
-    """The trajectories of a data set, ours (a folder or one file) or a file of LIBERO, in the order they were written.
+    """The trajectories of a data set, ours (a folder or one file) or a file of LIBERO or robomimic, in their order.
 
-    All is checked on opening but the pictures, which are read with the trajectory. A reader may go to other processes,
-    forked or spawned. Raises TrajectoryFormatError naming the file, the group and what is wrong.
+    All is checked on opening but the pictures, which are read with the trajectory. `instruction` is that of all
+    trajectories, whatever the files say: needed where they say nothing. A reader may go to other processes, forked or
+    spawned, and threads take turns. Raises TrajectoryFormatError naming the file, the group and what is wrong.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path, self._files = Path(path), OpenFiles()
+    def __init__(self, path: str | Path, instruction: str | None = None) -> None:
+        self.path, self._files = as_path(path), OpenFiles()
+        if instruction is not None:
+            check_text("instruction", instruction)
         try:
-            self._demos = [demo for demo, _ in read_episodes(self.path, self._files)]
+            self._demos = [demo for demo, _ in read_episodes(self.path, self._files, instruction)]
         except BaseException:
             self.close()
             raise
@@ -207,53 +225,58 @@ class TrajectoryReader:
         self._files.close()
 
 
-def read_episodes(path: Path, files: OpenFiles) -> Iterator[tuple[Demo, Steps]]:
+def read_episodes(path: Path, files: OpenFiles, instruction: str | None = None) -> Iterator[tuple[Demo, Steps]]:
     """All trajectories of a folder or file but for their frames, checked as TrajectoryReader says."""
-    paths = part_paths(path) if path.is_dir() else [path]
+    paths = part_paths(path) if os.path.isdir(path) else [path]
     if not paths:
-        found = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
-        raise TrajectoryFormatError(f"{path}: the folder has no part-<number>.h5 (found {found})")
+        raise TrajectoryFormatError(_without_parts(path))
     for part in paths:
         with files.use(part) as file:
-            yield from read_file(part, file)
+            yield from read_file(part, file, instruction)
 
 
 def part_paths(folder: Path) -> list[Path]:
-    """The finished parts of a data set in their order."""
-    numbers = {path: int(match[1]) for path in folder.iterdir() if (match := PART.fullmatch(path.name))}
+    """The finished parts of a data set in their order. Raises TrajectoryFormatError if the folder cannot be read."""
+    try:
+        found = list(folder.iterdir())
+    except OSError as error:
+        raise TrajectoryFormatError(f"{folder}: cannot be read ({error.strerror})") from error
+    numbers = {path: int(match[1]) for path in found if (match := PART.fullmatch(path.name))}
     return sorted(numbers, key=numbers.get)
 
 
+def _without_parts(folder: Path) -> str:
+    found = {path.name for path in folder.iterdir()}
+    if {"meta", "data"} <= found:
+        return f"{folder}: a data set of LeRobot (meta, data), which is not read: convert it to files of LIBERO"
+    if files := sorted(name for name in found if name.endswith((".hdf5", ".h5"))):
+        return f"{folder}: the folder has no part-<number>.h5: name one of its files ({listed(files)})"
+    return f"{folder}: the folder has no part-<number>.h5 (found {listed(found)})"
+
+
 def _make_folder(folder: Path, append: bool) -> None:
-    if not folder.parent.is_dir():
-        raise FileNotFoundError(f"{folder}: the folder {folder.parent} does not exist; make it first")
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file: trajectories are written into a folder; give another path")
-    folder.mkdir(exist_ok=True)
-    if not append and any(path.name != LOCK for path in folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty: use append=True to add to it, or give another path")
+    try:
+        folder.mkdir(exist_ok=True)
+        is_empty = all(path.name == LOCK for path in folder.iterdir())
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: the folder {folder.parent} does not exist; make it first") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{folder} is a file: trajectories are written into a folder; give another path") from error
+    except OSError as error:
+        raise _explained(error, folder) from error
+    if not append and not is_empty:
+        raise UserError(f"{folder} is not empty: use append=True to add to it, or give another path")
 
 
 def _lock(folder: Path) -> tuple[int, bool]:
     """The lock file, open, and whether it is certain that nobody else writes here."""
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise UserError(
-            f"{folder}: another writer is at work there; wait until it ends, or give another path"
-        ) from error
+        locked = lock(folder / LOCK)
     except OSError as error:
-        if error.errno not in NO_LOCKS:
-            os.close(lock)
-            raise
-        warnings.warn(
-            f"{folder}: the file system has no locks ({error.strerror}): see to it that nobody else writes there",
-            stacklevel=3,
-        )
-        return lock, False
-    return lock, True
+        raise _explained(error, folder / LOCK) from error
+    if locked is None:
+        raise UserError(f"{folder}: another writer is at work there; wait until it ends, or give another path")
+    return locked
 
 
 def _remove_unfinished(folder: Path, is_alone: bool) -> None:
@@ -272,22 +295,27 @@ def _next_number(folder: Path) -> int:
 
 def _count_to_append(path: Path) -> int:
     with open_file(path) as file:
-        kinds = [demo.kind for demo, _ in read_file(path, file)]
-    if "worldenv" not in kinds:
+        demos = [demo for demo, _ in read_file(path, file)]
+    if any(demo.foreign for demo in demos):
         raise TrajectoryFormatError(f"{path}: /data has no worldenv_format: append only to data of this package")
-    return len(kinds)
+    return len(demos)
 
 
-def _explained(error: OSError, path: Path) -> OSError:
-    return OSError(error.errno, f"cannot be written ({error}): free some room or mend the disk, then append", str(path))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _try_room(path: Path) -> None:
+    """Raise OSError if there is no room for the index of a new file. HDF5 should never meet a full disk."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        os.fsync(descriptor)
+        os.posix_fallocate(file, 0, INDEX_ROOM_BYTES)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that has no fsync of folders
+        if error.errno in NO_ROOM:
             raise
     finally:
-        os.close(descriptor)
+        os.close(file)
+        path.unlink()
+
+
+def _explained(error: Exception, path: Path) -> UserError:
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+        return UserError(f"{path}: you may not write there ({error.strerror}): give another path")
+    why = getattr(error, "strerror", None) or error
+    return UserError(f"{path}: cannot be written ({why}): free some room or mend the disk, then append")

@@ -4,6 +4,8 @@
 `Engine`: it takes the policy through whole episodes and records them.
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,13 +13,19 @@ import torch
 from torch import Tensor
 
 from worldenv.errors import UserError
+from worldenv.fields import COUNT, check_fields
 from worldenv.interfaces.observation import Key, Starts
 from worldenv.interfaces.policy import Decision
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.world import WorldModel
+from worldenv.rollout.checks import check_kind, check_seed, given_tensor
 from worldenv.rollout.episodes import Episodes, Step
-from worldenv.rollout.runner import Runner, check_seed
+from worldenv.rollout.memory import free_bytes, out_of_memory_says
+from worldenv.rollout.runner import Runner
+
+BOUNDED = ("frames", "proprio", "text", "action")
+SLOTS_SHARE = 0.8  # of what is free, for the slots at most; the rest is for observations and activations
 
 
 @dataclass(frozen=True)
@@ -33,10 +41,7 @@ class EnvConfig:
     graphs: bool = True  # on a GPU: replay what was recorded instead of launching every kernel
 
     def __post_init__(self) -> None:
-        if min(n for n in (self.envs, self.horizon, self.batch, self.chunk) if n is not None) < 1:
-            raise UserError(f"envs, chunk, horizon and batch must be positive: {self}")
-        if self.reward not in ("final", "progress"):
-            raise UserError(f"reward is {self.reward!r}; it should be 'final' or 'progress'")
+        check_fields(self, envs=COUNT, chunk=COUNT, horizon=COUNT, batch=COUNT)
         if self.frame_dtype != torch.uint8 and not self.frame_dtype.is_floating_point:
             raise UserError(f"frame_dtype is {self.frame_dtype}; it should be torch.uint8 or a floating-point dtype")
 
@@ -73,17 +78,18 @@ class WorldModelEnv:
     All tensors live on the device of `starts`, where the models must be.
     """
 
-    @torch.inference_mode(False)  # as `reset`
     def __init__(self, world: WorldModel, reflector: Reflector, starts: Starts, config: EnvConfig):
+        check_kind(starts)
+        if config.horizon is None:
+            raise UserError("the environment needs a horizon: EnvConfig(horizon=...), in actions")
         self.world, self.starts, self.config, self.device = world, starts, config, starts.device
         self.chunk = config.chunk or world.chunk
         self.runner = Runner(
             world, reflector, _given, self.chunk, config.batch, graphs=config.graphs, takes_actions=True
         )
-        self.runner.open(starts)
-        if config.horizon is None:
-            raise UserError("the environment needs a horizon: EnvConfig(horizon=...), in actions")
-        self.standing = Standing.new(config.envs, self.device)
+        with self.runner.alone():
+            self.runner.open(starts)
+            self.standing = Standing.new(config.envs, self.device)
         self._order: Tensor | None = None  # [M] int64, rows of `starts`; None until there is a seed
         self._next_seed: int | None = None  # from the next reset on
 
@@ -101,7 +107,6 @@ class WorldModelEnv:
         self._order = torch.randperm(len(self.starts), generator=generator, device="cpu")
         self._seed, self._next_seed, self._begun, self._place = seed, None, 0, 0
 
-    @torch.inference_mode(False)  # slots made in inference mode could not be written outside of it
     def reset(
         self,
         mask: Tensor | None = None,  # [E] bool, which slots begin a new episode; None: all
@@ -112,8 +117,32 @@ class WorldModelEnv:
         Raises UserError if the first reset, or the first after `seed`, is not of all episodes, or if a row does not
         exist.
         """
+        with self._turn():
+            slots = self._slots_to_begin(mask, starts)
+            if len(slots):
+                with self._whole():
+                    self._begin(slots)
+            return self.observe()
+
+    def _turn(self) -> AbstractContextManager[None]:
+        stack = ExitStack()
+        stack.enter_context(out_of_memory_says("take fewer envs: EnvConfig(envs=...)"))
+        stack.enter_context(self.runner.alone())
+        return stack
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Where something fails, episodes may be half moved on: from then on there are none."""
+        try:
+            yield
+        except BaseException:
+            self.runner.give_up_slots()
+            raise
+
+    def _slots_to_begin(self, mask: Tensor | None, starts: Tensor | None) -> Tensor:  # [M] int64
         e = self.config.envs
-        mask = torch.ones(e, dtype=torch.bool, device=self.device) if mask is None else mask.to(self.device)
+        mask = torch.ones(e, dtype=torch.bool, device=self.device) if mask is None else mask
+        mask = given_tensor("mask", mask, self.device)
         if mask.shape != (e,) or mask.dtype != torch.bool:
             raise UserError(f"mask is {mask.dtype} {list(mask.shape)}; it should be torch.bool [{e}]")
         slots, rows = mask.nonzero()[:, 0], None if starts is None else self._rows(starts)
@@ -128,12 +157,10 @@ class WorldModelEnv:
             self._take_seed(self._next_seed)
         if rows is not None:
             self._order, self._place = rows, 0
-        if len(slots):
-            self._begin(slots)
-        return self.observe()
+        return slots
 
     def _rows(self, starts: Tensor) -> Tensor:
-        rows = torch.as_tensor(starts, device="cpu")
+        rows = given_tensor("starts", starts, torch.device("cpu"))
         if rows.ndim != 1 or rows.dtype != torch.int64 or not len(rows):
             raise UserError(f"starts is {rows.dtype} {list(rows.shape)}; it should be torch.int64 [M], M >= 1")
         if int(rows.min()) < 0 or int(rows.max()) >= len(self.starts):
@@ -145,9 +172,21 @@ class WorldModelEnv:
         rows, ids = self._order[(self._place + number) % len(self._order)], self._begun + number
         self._place, self._begun = self._place + len(slots), self._begun + len(slots)
         if self.runner.episodes is None:
+            self._check_memory()
             self.runner.make_slots(self.config.envs, rows, ids, self._seed, False)
         self.runner.fill(slots.cpu(), rows, ids)
         self.standing.put(slots, Standing.new(len(slots), self.device))
+
+    def _check_memory(self) -> None:
+        """Raise UserError if the slots do not fit the memory that is free."""
+        row = torch.zeros(1, dtype=torch.int64, device=self.device)
+        each, free = self.runner.begin(row, row).bytes_each(), free_bytes(self.device)
+        if self.config.envs * each > SLOTS_SHARE * free:
+            raise UserError(
+                f"{self.config.envs:,} envs of {each:,} bytes take {self.config.envs * each / 1e9:.2f} GB; "
+                f"{free / 1e9:.2f} GB are free, and at most {100 * SLOTS_SHARE:.0f} % of that may go there: take fewer, "
+                f"EnvConfig(envs={max(1, int(SLOTS_SHARE * free / each))})"
+            )
 
     def bounds(self, name: str) -> tuple[Tensor, Tensor]:
         """The least and the greatest value of each entry of one episode's frames, proprio, text or action.
@@ -155,6 +194,8 @@ class WorldModelEnv:
         The bounds of proprio cover the starts and what the robot can report.
         """
         seen, robot = self.starts.seen, self.world.robot
+        if name not in BOUNDED:
+            raise UserError(f"there are no bounds of {name!r}; there are bounds of {', '.join(BOUNDED)}")
         if name == "frames":
             low, high = (0, 255) if self.config.frame_dtype == torch.uint8 else (-1, 1)
             one = seen.frames[0].to(self.config.frame_dtype)
@@ -182,7 +223,6 @@ class WorldModelEnv:
         tensors = {"id": live.id, "start": live.row, "steps": now.steps, "score": now.score, "broken": now.broken}
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
-    @torch.inference_mode(False)
     def step(
         self,
         action: Tensor,  # [E, k, A], limited to [-1, 1]
@@ -192,12 +232,13 @@ class WorldModelEnv:
         Raises UserError before the first reset, and on an action of another shape.
         """
         live, wanted = self._live(), (self.config.envs, self.chunk, self.world.robot.action_size)
-        action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
+        action = given_tensor("action", action, self.device, torch.float32)
         if action.shape != wanted:
             raise UserError(f"action is {list(action.shape)}; it should be {list(wanted)}: a chunk for every episode")
-        live.action.copy_(action)
-        reward = torch.cat(self.runner.advance(len(live), self._seed, False, self._stand))
-        return self.observe(), reward, self.standing.terminated.clone(), self.standing.truncated.clone()
+        with self._turn(), self._whole():
+            live.action.copy_(action)
+            reward = torch.cat(self.runner.advance(len(live), self._seed, False, self._stand))
+            return self.observe(), reward, self.standing.terminated.clone(), self.standing.truncated.clone()
 
     def _live(self) -> Episodes:
         if self.runner.episodes is None:

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from worldenv.errors import UserError
 from worldenv.evaluation.perceptual import present
+from worldenv.fields import Within, check_fields
+
+MOST_EPISODES = 100_000  # held in memory at a time; more would reach into the start states of the next start seed
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,13 @@ class EvalConfig:
     weights: Path | None = None  # folder with any of the files in perceptual.py: LPIPS, FID, FVD too
 
     def __post_init__(self) -> None:
+        some = Within(1, MOST_EPISODES)
+        check_fields(
+            self,
+            episodes=Within(10, MOST_EPISODES),
+            imagined=some,
+            quality=some,
+            videos=Within(0, MOST_EPISODES),
+        )
         if self.weights is not None:
             present(self.weights)
-        if self.episodes < 10 or self.imagined < 1 or self.quality < 1 or self.videos < 0:
-            raise UserError(
-                "--eval.episodes must be at least 10, --eval.imagined and --eval.quality at least 1, "
-                "--eval.videos not negative"
-            )

@@ -6,6 +6,7 @@ Needs torchmetrics: pip install "worldenv[metrics]".
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +22,23 @@ VIDEO_FRAMES = 10  # the fewest that it reads
 
 
 def present(folder: Path) -> dict[str, Path]:
-    """Metric -> file, for the files that `folder` has. Raises UserError if it has none, or torchmetrics is missing."""
+    """Metric -> file, for the files that `folder` has.
+
+    Raises UserError if it has none, for a file of another kind, and if torchmetrics is missing.
+    """
     if find_spec("torchmetrics") is None:
         raise UserError('--eval.weights needs torchmetrics, which is not installed: pip install "worldenv[metrics]"')
     found = {metric: folder / name for metric, name in FILES.items() if (folder / name).is_file()}
     if not found:
         raise UserError(f"{folder} has no weights to measure with; put there any of {', '.join(FILES.values())}")
+    for path in found.values():
+        if not is_zipfile(path):  # as TorchScript files are: the others would be found out after a long evaluation
+            raise UserError(_not_torchscript(path))
     return found
+
+
+def _not_torchscript(path: Path) -> str:
+    return f"{path} is not a TorchScript file, is damaged, or cannot be read: fetch it again"
 
 
 @torch.no_grad()
@@ -67,7 +78,7 @@ def _load(path: Path) -> torch.jit.ScriptModule:
             warnings.simplefilter("ignore", DeprecationWarning)  # torch.export cannot read these files
             return torch.jit.load(path, map_location="cpu").eval()
     except RuntimeError as error:
-        raise UserError(f"{path} is not a TorchScript file, or is damaged: fetch it again ({error})") from None
+        raise UserError(f"{_not_torchscript(path)} ({str(error).splitlines()[0]})") from None
 
 
 def _frames(video: Tensor) -> tuple[Tensor, ...]:  # [N, T, 3, H, W] -> of [n, 3, H, W]

@@ -15,8 +15,8 @@ from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.suite import Suite, Task
 from worldenv.records.intervals import wilson_interval
+from worldenv.rollout.checks import check_judged
 from worldenv.rollout.decide import check_views, decide
-from worldenv.rollout.runner import check_judged
 
 RULES = ("oracle", "own_stop", "no_stop")
 POLICY_BATCH, REFLECTOR_BATCH, FRAMES_AT_ONCE = 128, 64, 8
@@ -106,13 +106,12 @@ def judge_frames(reflector: Reflector, starts: Starts, frames: Tensor) -> tuple[
     """Reward and stop [N, T] after every frame [N, T + 1, V, H, W, 3] but the first, on the CPU."""
     device = device_of(reflector)
     state = reflector.begin(starts.to(device).seen, reflector.read(starts.texts))
-    judged = [reflector.judge(part.to(device), state) for part in frames[:, 1:].split(FRAMES_AT_ONCE, 1)]
-    for (reward, stop), part in zip(judged, frames[:, 1:].split(FRAMES_AT_ONCE, 1), strict=True):
-        check_judged(reward, stop, *part.shape[:2])
-        if not ((reward >= 0) & (reward <= 1)).all():
-            raise UserError(
-                f"the reflector's rewards go from {reward.min():g} to {reward.max():g}; they should be in [0, 1]"
-            )
+    judged = []
+    for part in frames[:, 1:].split(FRAMES_AT_ONCE, 1):
+        judged.append(reflector.judge(part.to(device), state))
+        check_judged(judged[-1], *part.shape[:2])
+        if not judged[-1][0].isfinite().all():
+            raise UserError("the reflector's rewards of true frames are not all finite")
     return tuple(torch.cat(part, dim=1).cpu() for part in zip(*judged, strict=True))
 
 

@@ -1,15 +1,15 @@
 """Convolutions and linear layers in 8 bits, for imagining on a CPU; training computes in floats.
 
-Weights are quantised once, with one scale per output channel. Inputs are quantised to 256 levels, with a scale and a
+Weights are quantised with one scale per output channel, and again by `renew` after they changed. Inputs are quantised to 256 levels, with a scale and a
 zero point per layer that were calibrated beforehand, so that an episode does not depend on the batch it runs in. The op
 `conv_int8` multiplies, or an op that fuses several layers and takes their `layer`.
 """
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,26 @@ class Linear(nn.Linear):
         return y if onto is None else onto + y
 
 
+class Origin(NamedTuple):
+    """The module that a copy was made of, and what it consisted of then."""
+
+    module: nn.Module
+    children: dict[str, nn.Module | None]
+    parameters: tuple[str, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Origin":
+        return cls(module, dict(module._modules), tuple(module._parameters))
+
+    def check(self) -> None:
+        """Raise UserError if another module took the place of a child, or a parameter came or went."""
+        if (self.module._modules, tuple(self.module._parameters)) != (self.children, self.parameters):
+            raise UserError(
+                f"the layers of a {type(self.module).__name__} were replaced after its copy in 8 bits was made: make "
+                "the engine or the environment again"
+            )
+
+
 class Int8(nn.Module):
     """The 8-bit replacement of a `Conv` or `Linear`; it shares the weight and bias of that layer.
 
@@ -70,20 +90,38 @@ class Int8(nn.Module):
 
     def __init__(self, layer: Conv | Linear, low_high: tuple[float, float] | None):
         super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
-        weight = layer.weight.detach()
+        self._origin, self._parameters = Origin.of(layer), layer._parameters
+        self.range = low_high
+        self.stride = _stride(layer) if isinstance(layer, Conv) else None
+        self.packed = self._packed()
+
+    @property
+    def layer(self) -> Layer:
+        return self.packed[0]
+
+    def renew(self) -> None:
+        """Pack the layer again if its weight or bias is not what it was. Raises UserError if it cannot be."""
+        _, weight, bias = self.packed
+        if not (_same(self.weight, weight) and _same(self.bias, bias)):
+            self.packed = self._packed()
+
+    def _packed(self) -> tuple[Layer, Tensor, Tensor | None]:  # and the weight and bias that it was made of
+        weight, bias = (None if given is None else given.detach().clone() for given in (self.weight, self.bias))
+        if weight.dtype != torch.float32 or weight.device.type != "cpu":
+            raise UserError(
+                f"a weight is {weight.dtype} on {weight.device}; layers in 8 bits are made of torch.float32 on the "
+                "CPU: take precision float32, or float32 models on the CPU"
+            )
         if not torch.isfinite(weight).all():
-            raise ValueError("a weight is not finite; it cannot be rounded to 8 bits")
-        low, high = low_high or (-1.0, 1.0)
+            raise UserError("a weight is not finite; it cannot be rounded to 8 bits")
+        low, high = self.range or (-1.0, 1.0)
         low, high = min(low, 0.0), max(high, 1e-6)
         step, zero = (high - low) / 255, round(-low * 255 / (high - low))
         scale = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
         levels = (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round()
-        below = zero - (0.5 if low_high is None else 0.0)  # what the bias makes up for, in levels
-        bias = 0.0 if layer.bias is None else layer.bias.detach()
-        packed = pack(levels.to(torch.int8), step * scale, bias - step * scale * below * levels.flatten(1).sum(1))
-        self.layer = Layer(packed, step, zero)
-        self.stride = _stride(layer) if isinstance(layer, Conv) else None
+        below = zero - (0.5 if self.range is None else 0.0)  # what the bias makes up for, in levels
+        summand = (0.0 if bias is None else bias) - step * scale * below * levels.flatten(1).sum(1)
+        return Layer(pack(levels.to(torch.int8), step * scale, summand), step, zero), weight, bias
 
     def forward(
         self,
@@ -101,6 +139,14 @@ class Int8(nn.Module):
         onto = None if onto is None else onto.reshape(*rows, outputs)
         y = conv_int8(x.reshape(*rows, x.shape[-1]), self.layer, outputs, 1, relu, onto)
         return y.view(*x.shape[:-1], outputs)
+
+
+def _same(now: Tensor | None, then: Tensor | None) -> bool:
+    """Whether both hold the same bits; what was written through `.data` changes no version counter."""
+    if now is None or then is None:
+        return now is then
+    alike = now.dtype == then.dtype and now.device == then.device
+    return alike and torch.equal(now, then)
 
 
 def _stride(conv: Conv) -> int:
@@ -122,7 +168,7 @@ class Rowwise(nn.Module):
 
     def __init__(self, layer: nn.Linear):
         super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
+        self._origin, self._parameters = Origin.of(layer), layer._parameters
 
     def forward(self, x: Tensor) -> Tensor:
         return rowwise_linear(x, self.weight, self.bias)
@@ -145,8 +191,7 @@ class RowwiseGRU(nn.Module):
         super().__init__()
         if gru.num_layers != 1 or gru.bidirectional or not gru.batch_first or not gru.bias:
             raise ValueError(f"{gru} is another kind: it should have one layer, one direction, biases and batch_first")
-        for name, parameter in gru.named_parameters():
-            self.register_parameter(name, parameter)
+        self._origin, self._parameters = Origin.of(gru), gru._parameters
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [B, L, D], and the last step [1, B, D]
         hidden = x.new_zeros(len(x), self.weight_hh_l0.shape[1])
@@ -166,13 +211,13 @@ def in_8_bits(*layers: nn.Module) -> bool:
 
 
 def in_int8(module: Module, ranges: Ranges, prefix: str = "") -> Module:
-    """A copy of the module that computes in 8 bits and shares all parameters.
+    """A copy of the module that computes in 8 bits and shares all parameters; `renew` makes it follow their changes.
 
     Every `Conv` and `Linear` with a range is replaced by `Int8`; every other `nn.Linear` and GRU by one whose rows do
     not depend on the batch.
     """
     new = copy.copy(module)
-    new._modules = {}
+    new._origin, new._modules = Origin.of(module), {}
     for name, child in module._modules.items():
         path = prefix + name
         if isinstance(child, Conv | Linear) and path in ranges:
@@ -184,6 +229,19 @@ def in_int8(module: Module, ranges: Ranges, prefix: str = "") -> Module:
         else:
             new._modules[name] = None if child is None else in_int8(child, ranges, path + ".")
     return new
+
+
+def renew(modules: Iterable[nn.Module]) -> None:
+    """Make the modules that `in_int8` made follow what happened since then to the weights that they share.
+
+    It reads all weights of 8-bit layers: 1.6 ms for the shipped models. Raises UserError if layers were replaced, or if
+    weights can no longer be rounded to 8 bits.
+    """
+    for module in modules:
+        if (origin := module.__dict__.get("_origin")) is not None:
+            origin.check()
+        if isinstance(module, Int8):
+            module.renew()
 
 
 @contextmanager

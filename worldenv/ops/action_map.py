@@ -85,8 +85,8 @@ def _stroke(
     begin, end = _cut(begin, end), _cut(end, begin)
     ax, ay = (begin[..., :2] / begin[..., 2:])[..., None, None].unbind(2)
     bx, by = (end[..., :2] / end[..., 2:])[..., None, None].unbind(2)
-    columns = torch.arange(width, device=begin.device) + 0.5 - ax  # [B, V, 1, W], from the beginning
-    rows = torch.arange(height, device=begin.device)[:, None] + 0.5 - ay
+    columns = torch.arange(width, dtype=begin.dtype, device=begin.device) + 0.5 - ax  # [B, V, 1, W], from the beginning
+    rows = torch.arange(height, dtype=begin.dtype, device=begin.device)[:, None] + 0.5 - ay
     dx, dy = bx - ax, by - ay
     along = ((columns * dx + rows * dy) / (dx * dx + dy * dy).clamp(min=1e-12)).clamp(0.0, 1.0)
     squared_px = (columns - along * dx).square() + (rows - along * dy).square()

@@ -42,7 +42,9 @@ def _resampling(
     scale: Tensor,  # [B, P]
     size: int,
 ) -> Tensor:  # [B, P, size, size], rows of weights: out[x] = sum over x' of weight[x, x'] in[x']
-    centre = shift[..., None] + scale[..., None] * (torch.arange(size, device=shift.device) + 0.5) - 0.5
+    centre = (
+        shift[..., None] + scale[..., None] * (torch.arange(size, dtype=shift.dtype, device=shift.device) + 0.5) - 0.5
+    )
     first = centre.floor()
     t = centre - first
     taps = [((2 - t) * t - 1) * t, (3 * t - 5) * t * t + 2, ((4 - 3 * t) * t + 1) * t, (t - 1) * t * t]

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from worldenv.records.checkpoint import atomic_write_text, load_weights
+from worldenv.files import write_text
+from worldenv.records.checkpoint import load_weights
 from worldenv.records.progress import human_seconds
 
 ABOUT = {
@@ -42,5 +43,5 @@ def write_card(weights: Path) -> Path:
         else:
             lines.append(f"- {key.removesuffix('_s')}: {human_seconds(value) if key.endswith('_s') else value}")
     card = weights.with_suffix(".md")
-    atomic_write_text(card, "\n".join([*lines, "", LIMITS, ""]))
+    write_text(card, "\n".join([*lines, "", LIMITS, ""]))
     return card

@@ -1,7 +1,9 @@
 """Models on disk: one safetensors file each, with its kind and the configuration that rebuilds it."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,10 +11,24 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from worldenv.records.checkpoint import CheckpointError, load_weights, save_weights
+from worldenv.errors import nearest
+from worldenv.files import write_text
+from worldenv.records.checkpoint import (
+    CheckpointError,
+    check_file,
+    check_fit,
+    load_weights,
+    one_line,
+    save_weights,
+)
+from worldenv.records.checksum import CHECKSUM, checksum
 
 RANGES = "ranges.json"  # beside the models: least and greatest input of their layers, for 8 bits
+ROLES = ("policy", "world", "reflector")  # of the networks that have ranges
+PLAUSIBLE = 1024  # a size in a configuration may always be this great, and as great as the greatest in the file
+LARGEST = 1e30  # |input| of a layer, so that the steps between its levels are float32 numbers
 Network = TypeVar("Network", bound=nn.Module)
+LayerRanges = dict[str, tuple[float, float] | None]  # layer -> least and greatest input; None: the input is pixels
 
 
 def shipped() -> Path:
@@ -38,12 +54,110 @@ def load_model(
 ) -> tuple[Network, dict[str, Any]]:
     """Rebuild network(config(...)) from its file, in float32; returns it with the file's metadata.
 
-    Raises CheckpointError if the file is missing, damaged, or holds a model of another kind.
+    Raises CheckpointError if the file is missing, damaged, holds a model of another kind, or a configuration that its
+    weights do not fit; before memory is taken for the model.
     """
     weights, metadata = load_weights(path)
     if metadata.get("kind") != kind:
-        raise CheckpointError(f"{path} holds a {metadata.get('kind', 'model of unknown kind')}; a {kind} was expected")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()}
-    model = network(config(**values), **options)
-    load_weights(path, model)
+        found = metadata.get("kind", "model of unknown kind")
+        raise CheckpointError(f"{path} holds a {str(found)[:100]}; a {kind} was expected")
+    largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
+    try:
+        made = _configuration(config, metadata.get("config"), max(PLAUSIBLE, largest))
+        with torch.device("meta"):
+            plan = _in_float32(lambda: network(made, **options))  # has shapes, and takes no memory
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise CheckpointError(f"{path}: its configuration is that of no {kind}: {one_line(error)}") from error
+    check_fit(path, weights, plan)
+    model = _in_float32(lambda: network(made, **options))
+    model.load_state_dict(weights)
     return model.float().to(memory_format=torch.channels_last).eval(), metadata
+
+
+def _in_float32(build: Callable[[], Network]) -> Network:
+    """build() while float32 is torch's default: with another one of the caller's, weights would be rounded as they are
+    copied."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        return build()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _configuration(config: type, values: Any, largest: int) -> Any:
+    """The dataclass `config` with values from a file; raises ValueError for a value of another type than the default's.
+
+    What an older file lacks keeps its default.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"it has no configuration, but {str(values)[:100]!r}")
+    defaults = {field.name: field.default for field in fields(config)}
+    for name, value in values.items():
+        if name not in defaults:
+            raise ValueError(f"unknown field {name[:100]!r}{nearest(name, defaults)}")
+        default, numbers = defaults[name], value if isinstance(value, list) else [value]
+        one = default[0] if isinstance(default, tuple) else default
+        if isinstance(default, tuple) != isinstance(value, list) or not all(_is_like(x, one) for x in numbers):
+            raise ValueError(f"{name} is {str(value)[:100]!r}; it should be like {default!r}")
+        if any(isinstance(number, int | float) and abs(number) > largest for number in numbers):
+            raise ValueError(f"{name} is {str(value)[:100]}; no size of its weights is greater than {largest}")
+    return config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if isinstance(default, float):
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is type(default)
+
+
+def save_ranges(path: Path, ranges: Mapping[str, LayerRanges], networks: Mapping[str, nn.Module]) -> None:
+    """Write the ranges of networks, by role, with a checksum of each that ties them to the network's weights."""
+    sums = {role: checksum(found, networks[role].state_dict()) for role, found in ranges.items()}
+    write_text(path, json.dumps({**ranges, CHECKSUM: sums}, indent=1) + "\n")
+
+
+def load_ranges(
+    path: Path,
+    networks: Mapping[str, nn.Module],  # by role; those of the package's own classes
+) -> dict[str, LayerRanges]:
+    """Read the ranges of these networks.
+
+    Raises CheckpointError if the file is damaged, or if it was measured with other weights. A file of an older version
+    has no checksum.
+    """
+    check_file(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {one_line(error)}; {_REMEDY}") from error
+    if not isinstance(document, dict) or (unknown := document.keys() - {*ROLES, CHECKSUM}):
+        found = f"has {sorted(unknown)[0][:100]!r}" if isinstance(document, dict) else "is no JSON object"
+        raise CheckpointError(f"{path} {found}; it should have {', '.join(ROLES)}; {_REMEDY}")
+    sums = document.get(CHECKSUM)
+    for role, network in networks.items():
+        _check_layers(path, role, document.get(role))
+        if CHECKSUM in document and not _belongs(sums, role, document[role], network):
+            raise CheckpointError(f"{path} is damaged, or was measured with other weights of the {role}; {_REMEDY}")
+    return {role: {name: x and (x[0], x[1]) for name, x in document[role].items()} for role in networks}
+
+
+_REMEDY = "make it again (worldenv-train --from-scratch does), or delete it: then imagination is in float32"
+
+
+def _belongs(sums: Any, role: str, layers: LayerRanges, network: nn.Module) -> bool:
+    return isinstance(sums, dict) and sums.get(role) == checksum(layers, network.state_dict())
+
+
+def _check_layers(path: Path, role: str, layers: Any) -> None:
+    """Raise CheckpointError unless `layers` has for every layer null, or a low number and one that is not lower."""
+    if not isinstance(layers, dict):
+        raise CheckpointError(f"{path} has no ranges of the {role}; {_REMEDY}")
+    for name, ends in layers.items():
+        numbers = ends if isinstance(ends, list) and len(ends) == 2 else [None, None]
+        plausible = all(type(x) in (int, float) and -LARGEST <= x <= LARGEST for x in numbers)
+        if ends is not None and not (plausible and numbers[0] <= numbers[1]):
+            raise CheckpointError(
+                f"{path}: the range of {name[:100]!r} is {str(ends)[:100]}; it should be null or "
+                f"[least, greatest]; {_REMEDY}"
+            )

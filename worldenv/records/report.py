@@ -3,14 +3,16 @@
 import base64
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from worldenv import __version__
+from worldenv.errors import UserError
+from worldenv.files import read_bytes, write_text
 from worldenv.records import figures
-from worldenv.records.checkpoint import atomic_write_text
 from worldenv.records.figures import AFTER, OTHER, Series
 from worldenv.records.intervals import difference_interval, wilson_interval
 from worldenv.records.progress import format_figure, human_seconds
@@ -29,6 +31,7 @@ POST_TRAIN = {  # metric -> (title, axis label, whether it is a share of 1)
     "groups_without_signal": ("Groups without signal", "groups", False),
     "skipped_steps": ("Skipped steps", "steps", False),
 }
+CAPTION_BYTES, VIDEO_BYTES = 1 << 16, 1 << 28
 NOT_PLOTTED = {"stage", "step", "time_s", "non_finite"}
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --card: #f6f7f9; --ink: #1b1f24; --soft: #57606a; --grid: #d5d9de;
@@ -61,7 +64,7 @@ def write_report(folder: RunFolder) -> Path:
     """Render result.json, metrics.jsonl, config.json and videos/*.webp into report.html, and return its path.
 
     A part without data is replaced by a sentence that says why. Serves training (before and after) and evaluation
-    (one policy) alike.
+    (one policy) alike. Raises UserError naming the file if one of them is damaged.
     """
     result = folder.result() or {}
     evaluations = _evaluations(result)
@@ -87,7 +90,7 @@ def write_report(folder: RunFolder) -> Path:
         f'<h1>{escape(name)}</h1><p class="soft">{escape(_subtitle(result))}</p>\n{body}</body></html>\n'
     )
     path = folder.path / "report.html"
-    atomic_write_text(path, document)
+    write_text(path, document)
     return path
 
 
@@ -241,11 +244,27 @@ def _videos(folder: RunFolder) -> str:
     items = []
     for path in sorted(folder.videos.glob("*.webp")):
         note = path.with_suffix(".txt")
-        caption = note.read_text(encoding="utf-8") if note.exists() else path.stem.replace("_", " ")
-        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        caption = path.stem.replace("_", " ")
+        if os.path.lexists(note):
+            caption = _own_bytes(note, CAPTION_BYTES).decode("utf-8", "replace")
+        data = base64.b64encode(_checked_video(path)).decode("ascii")
         picture = f'<img src="data:image/webp;base64,{data}" alt="{escape(caption)}">'
         items.append(f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>")
     return f'<div class="grid">{"".join(items)}</div>' if items else _missing("the folder videos/ has no .webp file")
+
+
+def _checked_video(path: Path) -> bytes:
+    data = _own_bytes(path, VIDEO_BYTES)
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or int.from_bytes(data[4:8], "little") + 8 != len(data):
+        raise UserError(f"{path} is no complete WebP file: remove it, or restore it from a copy")
+    return data
+
+
+def _own_bytes(path: Path, limit: int) -> bytes:
+    """Of a file that is no link: the report would carry what the link leads to, a file from outside the run."""
+    if path.is_symlink():
+        raise UserError(f"{path} is a link; the report shows files of the run only: remove it, or put the file there")
+    return read_bytes(path, limit)
 
 
 def _other_stages(folder: RunFolder) -> str:

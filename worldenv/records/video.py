@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
 from worldenv.errors import UserError
+from worldenv.files import replace_whole, write_text
 
 BACKGROUND, INK, FAINT = (20, 22, 26), (232, 234, 237), (110, 116, 125)
 CURVE, STOP = (94, 166, 255), (255, 159, 67)
@@ -27,7 +28,8 @@ def write_video(
     """Write a looping animated WebP (lossy, quality 80), completely or not at all.
 
     A caption goes into a text file of the same stem, where the report looks for it. Raises UserError on a wrong
-    shape, type, rate or file name, if the folder is missing, and if Pillow was built without WebP.
+    shape, type, rate or file name, if the folder is missing, if the disk refuses the file, and if Pillow was built
+    without WebP.
     """
     path = Path(path)
     _check_frames("frames", frames)
@@ -40,13 +42,10 @@ def write_video(
     if not features.check("webp"):
         raise UserError("this Pillow was built without WebP: pip install --force-reinstall pillow")
     first, *rest = (Image.fromarray(frame) for frame in frames)
-    partial = path.with_suffix(".partial")
-    first.save(
-        partial, "WEBP", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, quality=80, method=3
-    )
-    partial.replace(path)
+    options = {"save_all": True, "append_images": rest, "duration": round(1000 / fps), "loop": 0}
+    replace_whole(path, lambda made: first.save(made, "WEBP", quality=80, method=3, **options))
     if caption:
-        path.with_suffix(".txt").write_text(caption, encoding="utf-8")
+        write_text(path.with_suffix(".txt"), caption)
 
 
 def side_by_side(

@@ -107,7 +107,7 @@ class SmallReflector(nn.Module):
         frame once. Both agree up to `samples` frames; for longer episodes, `judge` takes the mean over all frames.
         """
         b, t = frames.shape[:2]
-        chosen = torch.linspace(0, t - 1, min(t, samples), device=frames.device).round().long()
+        chosen = torch.linspace(0, t - 1, min(t, samples), dtype=torch.float32, device=frames.device).round().long()
         instruction = self.encoder.text(tokens).repeat_interleave(len(chosen), 0)
         feature = self.encode(frames[:, chosen].flatten(0, 1), instruction).view(b, len(chosen), -1)
         return torch.sigmoid(self.logit(feature[:, -1], feature[:, 0], feature.mean(1)))

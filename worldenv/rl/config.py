@@ -1,9 +1,8 @@
 """How a policy practises: the fields of `worldenv-train --rl.*`."""
 
-import math
 from dataclasses import dataclass
 
-from worldenv.errors import UserError
+from worldenv.fields import COUNT, MOST, SHARE, FieldError, Within, check_fields
 
 
 @dataclass(frozen=True)
@@ -23,17 +22,26 @@ class PostTrainConfig:
     max_skipped: int = 20  # updates with a non-finite loss or gradient before the run ends
 
     def __post_init__(self) -> None:
-        counts = (self.iterations, self.starts, self.epochs, self.minibatch, self.accumulate)
-        if min(count for count in counts if count is not None) < 1:
-            raise UserError(f"iterations, starts, epochs, minibatch and accumulate must be positive: {self}")
-        if self.siblings < 2:
-            raise UserError(f"siblings is {self.siblings}; leave-one-out needs at least 2 rollouts of a start")
-        if not 0 < self.clip < 1 or not 0 < self.learning_rate < math.inf:
-            raise UserError(f"clip must lie in (0, 1) and learning_rate be positive and finite: {self}")
-        if not 0 <= self.signal <= 1 or self.max_skipped < 0:
-            raise UserError(f"signal must lie in [0, 1] and max_skipped not be negative: {self}")
-        if self.warmup < 1:
-            raise UserError(f"warmup is {self.warmup}; it should be at least 1 (the full learning rate from the start)")
+        check_fields(
+            self,
+            iterations=COUNT,
+            starts=COUNT,
+            siblings=Within(2, MOST),  # leave-one-out needs two
+            clip=Within(0, 1, open_low=True, open_high=True),
+            learning_rate=Within(0, 10, open_low=True),
+            warmup=COUNT,  # 1: the full learning rate from the start
+            epochs=COUNT,
+            minibatch=COUNT,
+            accumulate=COUNT,
+            signal=SHARE,
+            max_skipped=Within(0, MOST),
+        )
+        if self.starts * self.siblings > MOST:
+            raise FieldError(
+                f"starts is {self.starts}, siblings {self.siblings}; the product should not exceed {MOST:,}"
+            )
+        if self.accumulate is not None and self.accumulate > self.minibatch:
+            raise FieldError(f"accumulate is {self.accumulate}; it should not exceed minibatch, {self.minibatch}")
 
     def rate(self, iteration: int) -> float:
         """The learning rate of an iteration (from 0): rises over `warmup`, falls to a tenth over all iterations."""

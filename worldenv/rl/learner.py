@@ -40,12 +40,22 @@ class Learner:
         self.parameters = policy.trainable()
         if not self.parameters:
             raise UserError("the policy has no trainable parameters: its `trainable` returned none")
+        if any(parameter.is_inference() for parameter in self.parameters):
+            raise UserError("the policy was made in torch.inference_mode and cannot be trained; make it outside of it")
         self.objective: Objective = getattr(policy, "ppo_loss", None) or partial(clipped_objective, policy)
         self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate)
         self.skipped = 0
 
     def update(self, rollouts: Rollouts, advantage: Tensor, generator: torch.Generator) -> dict[str, float]:
-        """`epochs` passes over every chunk whose episode has an advantage, in shuffled minibatches."""
+        """`epochs` passes over every chunk whose episode has an advantage, in shuffled minibatches.
+
+        It computes in the policy's own precision, with gradients, whatever autocast or grad mode the caller is in.
+        """
+        autocast = torch.autocast("cuda" if advantage.is_cuda else "cpu", enabled=False)
+        with torch.inference_mode(False), torch.enable_grad(), autocast:
+            return self._passes(rollouts, advantage, generator)
+
+    def _passes(self, rollouts: Rollouts, advantage: Tensor, generator: torch.Generator) -> dict[str, float]:
         horizon, device = rollouts.log_prob.shape[1], advantage.device
         used = (torch.arange(horizon, device=device) < rollouts.chunks[:, None]) & (advantage != 0)[:, None]
         episode, chunk = used.nonzero(as_tuple=True)
@@ -53,7 +63,7 @@ class Learner:
             return {"loss": 0.0, "clip_fraction": 0.0, "chunks": 0}
         losses, clipped = [], []
         for _ in range(self.config.epochs):
-            order = torch.randperm(len(episode), generator=generator).to(device)
+            order = torch.randperm(len(episode), generator=generator, device=generator.device).to(device)
             for part in order.split(self.config.minibatch):
                 loss, share = self._step(rollouts, advantage, episode[part], chunk[part])
                 losses.append(loss)

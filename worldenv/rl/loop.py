@@ -1,14 +1,17 @@
 """LOOP: rollout -> advantage -> update, entirely inside the world model (World-Env, arXiv 2509.24948)."""
 
+import os
 import time
 import warnings
+from pathlib import Path
 
 import torch
 
 from worldenv.errors import UserError
 from worldenv.interfaces.observation import Starts
-from worldenv.records.checkpoint import load_state, save_state
+from worldenv.records.checkpoint import CheckpointError, load_state, save_state
 from worldenv.records.progress import Progress
+from worldenv.records.resumption import check_state, identity
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.advantage import group_advantage
 from worldenv.rl.config import PostTrainConfig
@@ -16,19 +19,34 @@ from worldenv.rl.learner import Learner
 from worldenv.rollout.engine import Engine
 
 STAGE = "post_train"
+COUNTS = ("groups", "groups_without_signal", "broken_episodes", "skipped_steps")
+PARTS = {"policy": dict, "iteration": int, "counts": dict}  # of a state, besides what all states have
 
 
 def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: RunFolder, seed: int) -> dict[str, int]:
-    """Improve `engine.policy` in imagination, in place; resumable after any iteration. Returns the run's counts."""
+    """Improve `engine.policy` in imagination, in place; resumable after any iteration. Returns the run's counts.
+
+    A resumed run needs the policy that it began with: its weights are checked, and then replaced by those of the
+    state. Raises CheckpointError, before anything is changed, if the state is damaged or is not of this run, and
+    UserError if metrics.jsonl lacks iterations that the state has.
+    """
     learner = Learner(engine.policy, config)
     path = folder.checkpoints / f"{STAGE}.state.safetensors"
-    first, counts = 0, {"groups": 0, "groups_without_signal": 0, "broken_episodes": 0, "skipped_steps": 0}
-    if path.exists():
+    run = identity(seed, engine.policy)
+    first, counts = 0, dict.fromkeys(COUNTS, 0)
+    if os.path.lexists(path):
         state = load_state(path)
+        check_state(path, state, PARTS, run, engine.policy, "policy", learner.optimizer)
+        _check_progress(path, state["iteration"], state["counts"], config)
+        _check_lines(path, state["iteration"], folder)
         engine.policy.load_state_dict(state["policy"])
         learner.optimizer.load_state_dict(state["optimizer"])
         first, counts = state["iteration"], state["counts"]
         learner.skipped = counts["skipped_steps"]
+    elif len(folder.metrics(STAGE)) > 1:  # more than the one line that a kill can leave without a state
+        warnings.warn(
+            f"{path} is missing: practice begins again, and the lines that it logged are removed", stacklevel=2
+        )
     folder.truncate(STAGE, first)
     with Progress(config.iterations, "practising in imagination", done=first) as progress:
         for iteration in range(first, config.iterations):
@@ -36,6 +54,7 @@ def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: 
             folder.log(STAGE, iteration, **figures)
             save_state(
                 path,
+                run=run,
                 policy=engine.policy.state_dict(),
                 optimizer=learner.optimizer.state_dict(),
                 iteration=iteration + 1,
@@ -43,6 +62,26 @@ def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: 
             )
             progress.advance(reward=figures["reward"], success=f"{100 * figures['imagined_success']:.0f} %")
     return counts
+
+
+def _check_progress(path: Path, iteration: int, counts: dict[str, int], config: PostTrainConfig) -> None:
+    if not 1 <= iteration <= config.iterations:
+        raise CheckpointError(
+            f"{path}: has {iteration} iterations, and the run is to have {config.iterations}; give at least as many "
+            "--rl.iterations"
+        )
+    if counts.keys() != set(COUNTS) or any(type(count) is not int or count < 0 for count in counts.values()):
+        raise CheckpointError(f"{path}: its counts are damaged; begin again with another --run")
+
+
+def _check_lines(path: Path, iterations: int, folder: RunFolder) -> None:
+    steps = [line["step"] for line in folder.metrics(STAGE)]
+    logged = len(steps)  # a kill between line and state leaves one line more
+    if steps != list(range(logged)) or logged not in (iterations, iterations + 1):
+        raise UserError(
+            f"{folder.path / 'metrics.jsonl'} does not have one line for each of the {iterations} iterations that "
+            f"{path.name} has: restore it from a copy, or delete {path} to practise again from the beginning"
+        )
 
 
 def _iterate(

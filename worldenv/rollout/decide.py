@@ -3,11 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from worldenv.errors import UserError
 from worldenv.interfaces.observation import Key, Observation, shown_to
 from worldenv.interfaces.policy import Decision, Policy
+from worldenv.interfaces.slots import Slots
 
 
 def decide(
@@ -33,7 +35,20 @@ def decide(
             f"the policy decided on actions {action} of log-probability {log_prob}; they should be {wanted} "
             f"(episodes, actions of a chunk, numbers of an action) and {[b]}"
         )
-    return replace(decision, action=decision.action.float(), log_prob=decision.log_prob.float())
+    if decision.record is not None and not isinstance(decision.record, Slots):
+        raise UserError(
+            f"the policy's record is a {type(decision.record).__name__}; it should be a dataclass that inherits "
+            "worldenv.Slots, or None"
+        )
+    return replace(decision, action=_in_float32(decision.action), log_prob=_in_float32(decision.log_prob))
+
+
+def _in_float32(tensor: Tensor) -> Tensor:
+    if tensor.dtype == torch.float32:
+        return tensor
+    if not tensor.is_floating_point():
+        raise UserError(f"the policy decided in {tensor.dtype}; action and log-probability should be of a float dtype")
+    return tensor.float()
 
 
 def check_views(policy: Policy, views: tuple[str, ...], whose: str) -> None:

@@ -8,18 +8,22 @@ import torch
 from torch import Tensor
 
 from worldenv.errors import UserError
+from worldenv.fields import COUNT, check_fields
 from worldenv.interfaces.observation import Key, Starts
 from worldenv.interfaces.policy import Decision, Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.world import WorldModel
+from worldenv.rollout.checks import check_decision, check_kind, check_rewards, check_run
 from worldenv.rollout.decide import check_views, decide
 from worldenv.rollout.episodes import Episodes, Rollouts, Step
-from worldenv.rollout.memory import free_bytes, ran_out
+from worldenv.rollout.memory import Failure, free_bytes, out_of_memory_says, ran_out
 from worldenv.rollout.parallel import CPU, sent
-from worldenv.rollout.runner import Runner, check_seed
+from worldenv.rollout.runner import Runner
 
 MEMORY_SHARE = 0.5  # of what is free, for the slots; the rest is for activations
+RECORDS_SHARE = 0.8  # of what is free, for the records at most; the rest is for slots and activations
+FEWER = "take fewer starts or siblings, or run the starts in parts (first_episode numbers their episodes on)"
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,7 @@ class EngineConfig:
     graphs: bool = True  # on a GPU: record a chunk as a CUDA graph and replay it
 
     def __post_init__(self) -> None:
-        if min((n for n in (self.horizon, self.capacity, self.batch) if n is not None), default=1) < 1:
-            raise UserError(f"horizon, capacity and batch must be positive: {self}")
+        check_fields(self, horizon=COUNT, capacity=COUNT, batch=COUNT)
 
 
 @dataclass
@@ -55,6 +58,8 @@ class Engine:
 
     When an episode ends, the next one takes its slot at once. Random numbers are counter-based, so an episode does not
     depend on its slot, the other episodes or the number of threads: exactly in 8 bits, up to rounding in floats.
+    It computes in the models' own precision, without gradients, whatever autocast or grad mode the caller is in.
+    Weights that the caller changes act from the next `run` on. One run at a time: another thread needs its own engine.
     """
 
     def __init__(self, policy: Policy, world: WorldModel, reflector: Reflector, config: EngineConfig):
@@ -64,12 +69,10 @@ class Engine:
         self.policy, self.world, self.reflector, self.config = policy, world, reflector, config
         self.chunk, self.capacity = policy.chunk, config.capacity  # K
         given = partial(_decided, policy, world)  # no method: a cycle would keep the slots
-        self.runner = Runner(world, reflector, given, self.chunk, config.batch, config.graphs)
+        self.runner = Runner(world, reflector, given, self.chunk, config.batch, config.graphs, policy=policy)
         self.horizon = -(-config.horizon // self.chunk)  # T, in chunks
         self.rows = torch.zeros(0, dtype=torch.long, device=CPU)  # [E], episodes.row on the host
 
-    @torch.inference_mode(False)  # slots made in inference mode could not be written outside of it
-    @torch.no_grad()
     def run(
         self,
         starts: Starts,
@@ -82,64 +85,100 @@ class Engine:
     ) -> Rollouts:
         """The finished rollouts, siblings of one start next to each other.
 
-        Raises UserError for starts that do not fit the world model, and for decisions of a wrong shape.
+        Raises UserError for starts that do not fit the world model, for decisions of a wrong shape, for records that
+        do not fit the memory, and in a second thread. When memory runs out, it goes on with half as many slots.
         """
-        check_seed(seed)
-        if siblings < 1:
-            raise UserError(f"siblings is {siblings}; every start needs at least one episode")
-        self.runner.open(starts, self.policy.read)
-        out = self._records(starts, siblings, video)
-        waiting = torch.arange(len(out), device=CPU)
-        finished = torch.zeros_like(waiting, dtype=torch.bool)
-        run = _Run(siblings, out, seed, first_episode, explore, stop, waiting, finished)
-        over = self._room(run)
+        check_run(starts, siblings, seed, first_episode, explore=explore, stop=stop, video=video)
+        with out_of_memory_says(FEWER), self.runner.alone():
+            self.runner.open(starts, self.policy.read)
+            out = self._make_room(starts, siblings, video)
+            waiting = torch.arange(len(out), device=CPU)
+            finished = torch.zeros_like(waiting, dtype=torch.bool)
+            self._finish(_Run(siblings, out, seed, first_episode, explore, stop, waiting, finished))
+            check_rewards(out.reward)
+            if video:
+                out.video[:, 0] = starts.seen.frames.repeat_interleave(siblings, 0)
+        return out
+
+    def bytes_per_episode(self, starts: Starts, video: bool = False) -> tuple[int, int]:
+        """Bytes of a slot and of an episode's records, for episodes that begin like these."""
+        check_kind(starts)
+        with self.runner.alone():
+            self.runner.open(starts, self.policy.read)
+            slot, record = self._samples()
+            return slot.bytes_each(), self._bytes_kept(starts, video, record)
+
+    def check_memory(self, starts: Starts, siblings: int, video: bool = False) -> None:
+        """Raise UserError, with the figures, if the records of such a `run` do not fit the memory that is free."""
+        check_run(starts, siblings, 0, 0, video=video)
+        _, each = self.bytes_per_episode(starts, video)
+        _check_records(len(starts) * siblings, each, free_bytes(starts.device))
+
+    def _samples(self) -> tuple[Episodes, Slots | None]:
+        """One slot, and what the policy records of a decision, which only a decision shows."""
+        row = torch.zeros(1, dtype=torch.long, device=self.runner.starts.device)
+        slot = self.runner.begin(row, row)
+        decision = self.runner.decide(slot, self.runner.read[0], Key(0, row, row), True)
+        check_decision(decision, slot.seen)
+        return slot, decision.record
+
+    def _records(self, starts: Starts, siblings: int, video: bool, record: Slots | None) -> Rollouts:
+        actions = self.world.robot.action_size
+        return Rollouts.empty(starts, self.horizon, self.chunk, actions, record, siblings, video, self.config.horizon)
+
+    def _bytes_kept(self, starts: Starts, video: bool, record: Slots | None) -> int:
+        """Bytes of an episode's records."""
+        row = torch.zeros(1, dtype=torch.long, device=starts.device)
+        return self._records(starts.pick(row), 1, video, record).bytes_each()
+
+    def _make_room(self, starts: Starts, siblings: int, video: bool) -> Rollouts:
+        """The records of every episode, and how many slots there is memory for beside them.
+
+        Raises UserError, before anything is imagined, where the records do not fit.
+        """
+        slot, record = self._samples()
+        kept = self._bytes_kept(starts, video, record)
+        episodes, free = len(starts) * siblings, free_bytes(starts.device)
+        _check_records(episodes, kept, free)
+        left, each = free - episodes * kept, slot.bytes_each()
+        fitting = max(1, int(MEMORY_SHARE * left / each))
+        if self.capacity is None:
+            self.capacity = fitting
+        elif self.runner.episodes is None and min(self.capacity, episodes) * each > left:
+            warnings.warn(
+                f"{self.capacity} slots of {each:,} bytes do not fit the {left / 1e9:.2f} GB that are free beside the "
+                f"records; continuing with {fitting}",
+                stacklevel=3,
+            )
+            self.capacity = fitting
+        return self._records(starts, siblings, video, record)
+
+    def _finish(self, run: _Run) -> None:
+        """Imagine all episodes of a run; with half the slots where memory runs out."""
+        over = self._all_over(run)
         while len(over):
             slots = len(over) if self.runner.episodes is None else len(self.runner.episodes)
             try:
                 over = self._advance(over, run)
                 continue
-            except RuntimeError as error:
+            except Failure as error:
                 if not ran_out(error) or slots == 1:
                     raise
             over = self._halve(run, slots)  # outside of `except`: the memory of the failed step is free
-        if video:
-            out.video[:, 0] = starts.seen.frames.repeat_interleave(siblings, 0)
-        return out
 
-    @torch.inference_mode(False)  # as `run`, which goes on with what was read here
-    def bytes_per_episode(self, starts: Starts) -> tuple[int, int]:
-        """Bytes of a slot and of an episode's records, for episodes that begin like these."""
-        self.runner.open(starts, self.policy.read)
-        row = torch.zeros(1, dtype=torch.long, device=starts.device)
-        return self.runner.begin(row, row).bytes_each(), self._records(starts.pick(row)).bytes_each()
-
-    def _records(self, starts: Starts, siblings: int = 1, video: bool = False) -> Rollouts:
-        """Room for the records of every episode. One decision shows the shape of what the policy records."""
-        row = torch.zeros(1, dtype=torch.long, device=starts.device)
-        one = self.runner.begin(row, row)
-        record: Slots | None = self.runner.decide(one, self.runner.read[0], Key(0, row, row), True).record
-        actions = self.world.robot.action_size
-        return Rollouts.empty(starts, self.horizon, self.chunk, actions, record, siblings, video, self.config.horizon)
-
-    def _room(self, run: _Run) -> Tensor:  # [E] bool, all over
-        """Decide the number of slots."""
-        starts = self.runner.starts
-        if self.capacity is None:
-            row = torch.zeros(1, dtype=torch.long, device=starts.device)
-            each = self.runner.begin(row, row).bytes_each()
-            self.capacity = max(1, int(MEMORY_SHARE * free_bytes(starts.device) / each))
+    def _all_over(self, run: _Run) -> Tensor:  # [E] bool
         return torch.ones(min(self.capacity, len(run.waiting)), dtype=torch.bool, device=CPU)
 
     def _halve(self, run: _Run, slots: int) -> Tensor:  # [E] bool, all over
         """After memory ran out: begin the unfinished episodes again in half as many slots. They come out the same."""
         episodes = self.runner.episodes
         size = "" if episodes is None else f" of {episodes.bytes_each() / 2**20:.2f} MiB"
-        warnings.warn(f"out of memory with {slots} slots{size}; continuing with {slots // 2}", stacklevel=3)
+        warnings.warn(f"out of memory with {slots} slots{size}; continuing with {slots // 2}", stacklevel=4)
         self.runner.give_up_slots()
         self.capacity = slots // 2
         run.waiting = (~run.finished).nonzero()[:, 0]
         run.out.forget(run.waiting, self.config.horizon)
-        return self._room(run)
+        return self._all_over(run)
 
     def _advance(self, over: Tensor, run: _Run) -> Tensor:
         """Recycle the slots of ended episodes, then advance every resident one by a chunk; returns which ended."""
@@ -185,6 +224,15 @@ class Engine:
             runner.episodes.move(sent(source, device), sent(target, device))
             self.rows[target] = self.rows[source]
         return live
+
+
+def _check_records(episodes: int, each: int, free: int) -> None:
+    """Raise UserError unless the records of all episodes take at most their share of the free memory."""
+    if episodes * each > RECORDS_SHARE * free:
+        raise UserError(
+            f"the records of {episodes:,} episodes of {each:,} bytes take {episodes * each / 1e9:.2f} GB; "
+            f"{free / 1e9:.2f} GB are free, and at most {100 * RECORDS_SHARE:.0f} % of that may go there: {FEWER}"
+        )
 
 
 def _decided(policy: Policy, world: WorldModel, live: Episodes, read: object, key: Key, explore: bool) -> Decision:

@@ -71,14 +71,14 @@ class Rollouts(Slots):
         steps: int | None = None,  # actions after which an episode ends; None: horizon * chunk
     ) -> "Rollouts":
         e, seen = len(starts) * siblings, starts.seen
-        zeros = partial(torch.zeros, device=starts.device)
+        zeros = partial(torch.zeros, dtype=torch.float32, device=starts.device)
         return cls(
             action=zeros(e, horizon, chunk, actions),
             log_prob=zeros(e, horizon),
             reward=zeros(e, horizon, chunk),
             text=seen.text.repeat_interleave(siblings, 0),
             chunks=zeros(e, dtype=torch.long),
-            stop=torch.full((e,), steps or horizon * chunk, device=starts.device),
+            stop=torch.full((e,), steps or horizon * chunk, dtype=torch.long, device=starts.device),
             stopped=zeros(e, dtype=torch.bool),
             broken=zeros(e, dtype=torch.bool),
             record=record and record.each(lambda one: one.new_zeros(e, horizon, *one.shape[1:])),

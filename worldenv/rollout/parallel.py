@@ -1,5 +1,7 @@
 """Work on many episodes in parts: on a CPU parts that fit its cache, one thread each; on a GPU one after another."""
 
+import os
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -9,6 +11,7 @@ from torch import Tensor
 
 Result = TypeVar("Result")
 CPU = torch.device("cpu")
+HOME = os.getpid()  # of the process that imported this; a forked one has another number
 CACHED = 64  # episodes per part: activations fit a CPU's cache, and the calls cost little in comparison
 
 
@@ -37,8 +40,29 @@ def in_parts(
     parts = [slice(first, min(first + size, count)) for first in range(0, count, size)]
     if threads == 1 or len(parts) <= 1:
         return [work(part) for part in parts]
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(threads, initializer=_settle, initargs=(torch.get_default_device(),)) as pool:
         try:
             return list(pool.map(work, parts))
         finally:
             torch.set_num_threads(threads)
+
+
+def _settle(device: torch.device) -> None:
+    """Let a new thread compute alone, with the default device of its maker; the other modes of torch it has afresh."""
+    torch.set_num_threads(1)
+    if device != CPU:
+        torch.set_default_device(device)
+
+
+def after_fork() -> None:
+    """In a forked process, let torch use one thread: those of its parent are gone, and it would wait for them forever.
+
+    It says so with a warning, once.
+    """
+    if os.getpid() != HOME and torch.get_num_threads() > 1:
+        warnings.warn(
+            f"this process was forked, which torch's {torch.get_num_threads()} threads do not survive: it goes on with "
+            "1; start processes with multiprocessing's 'spawn' to keep them",
+            stacklevel=3,
+        )
+        torch.set_num_threads(1)

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from worldenv.errors import UserError
 from worldenv.interfaces.observation import Key, Starts
 from worldenv.interfaces.world import WorldModel
+from worldenv.rollout.checks import check_imagined, check_no_view, check_seed, check_starts, check_state, given_tensor
 from worldenv.rollout.parallel import in_parts
-from worldenv.rollout.runner import check_starts
 
 
 @torch.inference_mode(False)  # its threads are not in it
@@ -19,10 +20,20 @@ def replay(
 ) -> Tensor:  # [N, T' + 1, V, H, W, 3] uint8, the start frame first; T' = T rounded down to whole passes
     """What the cameras would show if the robot carried out these actions; no policy, no stop.
 
-    Raises UserError for starts that do not fit the world model.
+    Raises UserError for starts or actions that do not fit the world model, and if it does not do what its interface
+    says.
     """
     check_starts(starts, world)
+    check_seed(seed)
     k, seen = world.chunk, starts.seen
+    actions = given_tensor("actions", actions, starts.device, torch.float32)
+    n, a = len(starts), world.robot.action_size
+    if actions.ndim != 3 or (len(actions), actions.shape[2]) != (n, a):
+        raise UserError(
+            f"actions is {list(actions.shape)}; it should be [{n}, T, {a}]: starts, steps, numbers of an action"
+        )
+    if not actions.isfinite().all():
+        raise UserError("actions has numbers that are not finite")
     steps = actions.shape[1] // k * k
     out = seen.frames.new_empty(len(starts), steps + 1, *seen.frames.shape[1:])
     out[:, 0] = seen.frames
@@ -31,10 +42,13 @@ def replay(
     def work(rows: slice) -> None:
         now = seen[rows].each(torch.clone)
         memory = world.begin(now, k)
+        check_state("the world model", memory, now)
+        check_no_view("the world model", memory, now)
         ids = torch.arange(rows.start, rows.stop, device=starts.device)
         for first in range(0, steps, k):
             key = Key(seed, ids, torch.full_like(ids, first // k))
             imagined = world.imagine(memory, now, actions[rows, first : first + k], key)
+            check_imagined(imagined, world, now, k)
             now.frames.copy_(imagined.frames[:, -1])
             now.proprio.copy_(imagined.proprio[:, -1])
             out[rows, first + 1 : first + k + 1] = imagined.frames

@@ -3,8 +3,9 @@
 `Engine`, where a policy acts, and the environments of `worldenv.envs`, where the caller does, both use this runner.
 """
 
-from collections.abc import Callable
-from numbers import Integral
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -12,14 +13,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from worldenv.errors import UserError
-from worldenv.interfaces.observation import Key, Observation, Starts
+from worldenv.interfaces.observation import Key, Starts
 from worldenv.interfaces.policy import Decision
 from worldenv.interfaces.reflector import Reflector
-from worldenv.interfaces.world import Imagined, WorldModel
+from worldenv.interfaces.world import WorldModel
+from worldenv.rollout.checks import Untouched, check_decision, check_imagined, check_judged, check_starts, check_state
 from worldenv.rollout.episodes import Episodes, Step
 from worldenv.rollout.graphs import Graphs
 from worldenv.rollout.memory import fitting
-from worldenv.rollout.parallel import in_parts, sent
+from worldenv.rollout.parallel import after_fork, in_parts, sent
+from worldenv.rollout.weights import Weights
 
 PROBED = 8  # episodes of a trial pass that measures how much GPU memory a pass needs
 BEGUN_AT_ONCE = 256  # episodes, on a GPU: their memory is made first, and then copied into the slots
@@ -39,6 +42,7 @@ class Runner:
         batch: int | None = None,  # episodes per network pass; None: what fits a CPU's cache or a GPU's memory
         graphs: bool = True,  # on a GPU: record a chunk as a CUDA graph and replay it
         takes_actions: bool = False,  # the caller acts: every slot has room for its next chunk of actions
+        policy: Any = None,  # whose weights `decide` uses
     ):
         if chunk < 1:
             raise UserError(f"chunk is {chunk}; a chunk has at least one action")
@@ -46,6 +50,7 @@ class Runner:
         self.wanted_batch, self.replays, self.takes_actions = batch, graphs, takes_actions
         self.starts: Starts | None = None
         self.read: tuple[Any, Any] = (None, None)  # what the policy and the reflector read from the texts
+        self.weights, self._turn = Weights(policy, world, reflector), threading.Lock()
         self.give_up_slots()
 
     def give_up_slots(self) -> None:
@@ -54,6 +59,27 @@ class Runner:
         self.graphs = Graphs()
         self.batch = self.wanted_batch
         self.checked = False  # whether the models have been seen to return what they should
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Give the slots to the calling thread, and the models their own precision whatever modes of torch it is in.
+
+        Weights that changed since the last call act from here on. Raises UserError if another call is not over.
+        """
+        if not self._turn.acquire(blocking=False):
+            raise UserError(
+                "this engine or environment is in use, by another thread or by the call that led here: make one for "
+                "each thread; they may share the models"
+            )
+        try:
+            after_fork()
+            device = "cuda" if self.world.device.type == "cuda" else "cpu"
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+                if self.weights.renew():
+                    self.graphs = Graphs()  # recorded graphs read the old tensors
+                yield
+        finally:
+            self._turn.release()
 
     @torch.no_grad()
     def open(self, starts: Starts, read: Callable[[tuple[str, ...]], Any] = lambda texts: None) -> None:
@@ -80,6 +106,9 @@ class Runner:
         """
         seen = self.starts.seen.each(lambda tensor: tensor.index_select(0, starts))
         memory, judged = self.world.begin(seen, self.chunk), self.reflector.begin(seen, self.read[1])
+        if not self.checked:
+            check_state("the world model", memory, seen)
+            check_state("the reflector", judged, seen)
         action = None
         if self.takes_actions:
             action = seen.proprio.new_zeros(len(starts), self.chunk, self.world.robot.action_size)
@@ -129,15 +158,24 @@ class Runner:
     def think(self, live: Episodes, seed: int, explore: bool) -> Step:
         """Decide on a chunk, imagine what follows and judge it. Of the episodes, only `memory` and `judged` change."""
         key = Key(seed, live.id, live.chunk)
+        if not self.checked:
+            seen = Untouched((live.id, live.chunk, *live.seen.tensors()), live.memory)
         decision = self.decide(live, self.read[0], key, explore)
         action = decision.action
+        if not self.checked:
+            check_decision(decision, live.seen)
+            seen.check("the policy's `act`")
         imagined = self.world.imagine(live.memory, live.seen, action, key)
         if not self.checked:
-            _check_imagined(imagined, self.world, live.seen, action.shape[1])
-        reward, stop = self.reflector.judge(imagined.frames, live.judged)
+            check_imagined(imagined, self.world, live.seen, action.shape[1])
+            seen.check("the world model's `imagine`")
+            shown = Untouched((imagined.frames, *live.seen.tensors()), live.judged)
+        judged = self.reflector.judge(imagined.frames, live.judged)
         if not self.checked:
-            check_judged(reward, stop, *action.shape[:2])
+            check_judged(judged, *action.shape[:2], live.row.device)
+            shown.check("the reflector's `judge`")
             self.checked = True
+        reward, stop = judged
         finite = torch.isfinite((0 * action).sum((1, 2)) + reward.sum(1))  # a sum is finite if all terms are
         finite = finite & imagined.finite & torch.isfinite(decision.log_prob)
         stop = stop & finite[:, None]  # an episode that is not finite never succeeds
@@ -157,67 +195,3 @@ def _written_over(old: Any, new: Any) -> bool:
     for a, b in pairs:
         a.copy_(b)
     return True
-
-
-def _check_imagined(imagined: Imagined, world: WorldModel, seen: Observation, chunk: int) -> None:
-    """Raise UserError unless the world model imagined a chunk as its interface says."""
-    b, views = len(seen), list(seen.frames.shape[1:])
-    wanted = {
-        "frames": (torch.uint8, [b, chunk, *views]),
-        "proprio": (torch.float32, [b, chunk, world.robot.proprio_size]),
-        "finite": (torch.bool, [b]),
-    }
-    for name, (dtype, shape) in wanted.items():
-        tensor = getattr(imagined, name)
-        if tensor.dtype != dtype or list(tensor.shape) != shape:
-            raise UserError(
-                f"the world model imagined {name} {tensor.dtype} {list(tensor.shape)}; they should be {dtype} {shape}"
-            )
-
-
-def check_judged(reward: Tensor, stop: Tensor, episodes: int, frames: int) -> None:
-    """Raise UserError unless a reflector judged as its interface says."""
-    for name, tensor, dtype in (("reward", reward, torch.float32), ("stop", stop, torch.bool)):
-        if tensor.dtype != dtype or list(tensor.shape) != [episodes, frames]:
-            raise UserError(
-                f"the reflector returned {name} {tensor.dtype} {list(tensor.shape)}; it should be {dtype} "
-                f"{[episodes, frames]}: episodes, frames of a chunk"
-            )
-
-
-def check_starts(starts: Starts, world: WorldModel) -> None:
-    """Raise UserError if there is no start, or if the starts do not fit the world model."""
-    n, v, (height, width), p = len(starts), len(world.views), world.size, world.robot.proprio_size
-    wanted = {
-        "frames": (torch.uint8, [n, v, height, width, 3]),
-        "proprio": (torch.float32, [n, p]),
-        "camera": (torch.float32, [n, v, 3, 4]),
-        "text": (torch.int64, [n]),
-    }
-    if not n:
-        raise UserError("there are no starts; at least one is needed")
-    for name, (dtype, shape) in wanted.items():
-        tensor = getattr(starts.seen, name)
-        if tensor is None and name == "camera":
-            continue
-        if tensor.dtype != dtype or list(tensor.shape) != shape:
-            raise UserError(
-                f"{name} of the starts is {tensor.dtype} {list(tensor.shape)}; the world model takes {dtype} {shape}: "
-                f"{n} starts, {v} views ({', '.join(world.views)}) of {height} x {width} pixels, {p} numbers of "
-                "proprioception"
-            )
-        if tensor.device != world.device:
-            raise UserError(
-                f"{name} of the starts is on {tensor.device}, the world model is on {world.device}; move the starts: "
-                "starts.to(device)"
-            )
-    if not starts.seen.proprio.isfinite().all():
-        raise UserError("proprio of the starts has numbers that are not finite")
-    if not 0 <= int(starts.seen.text.min()) <= int(starts.seen.text.max()) < len(starts.texts):
-        raise UserError(f"text of the starts names rows outside the table, which has {len(starts.texts)} instructions")
-
-
-def check_seed(seed: int) -> None:
-    """Raise UserError unless the seed is an integer of 64 bits."""
-    if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
-        raise UserError(f"seed is {seed}; it should be an integer of 64 bits")

@@ -2,10 +2,16 @@
 
 from dataclasses import dataclass, fields
 
-from worldenv.errors import UserError
+from worldenv.fields import COUNT, FieldError, Within, check_fields
+from worldenv.policy.small import SmallPolicyConfig
+from worldenv.suites.tabletop.physics import HORIZON
 from worldenv.training.fit import Schedule
 from worldenv.worlds.causal.network import CausalConfig
+from worldenv.worlds.composer.network import ComposerConfig
 from worldenv.worlds.levels import check_levels
+
+MOST_EPISODES = 100_000  # of a kind, or of a kind and task; the numbers of their start states are that far apart
+TOKENIZER_FRAMES = 512  # that the tokenizer of the causal world model is fitted to
 
 
 @dataclass(frozen=True)
@@ -38,17 +44,50 @@ class ScratchConfig:
     extra_data: bool = True  # False: world model and reflector see the demonstrations only (the paper's ablation)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.action_episodes <= self.pretraining_episodes:
-            raise UserError(
-                f"action_episodes is {self.action_episodes}; it must lie between 1 and pretraining_episodes, "
+        episodes = Within(1, MOST_EPISODES)
+        check_fields(
+            self,
+            pretraining_episodes=episodes,
+            action_episodes=episodes,
+            demonstrations=episodes,
+            exploration=episodes,
+            perturb=Within(0, 100),
+            again=episodes,
+            again_noise=Within(0, 100),
+            unroll=Within(1, HORIZON // ComposerConfig.chunk),
+            causal_chunks=COUNT,
+            causal_levels=Within(0, 1, open_low=True),
+            imagined_share=Within(0, 1, open_low=True),
+        )
+        check_levels(self.causal_levels)
+        if self.action_episodes > self.pretraining_episodes:
+            raise FieldError(
+                f"action_episodes is {self.action_episodes}; it should not exceed pretraining_episodes, "
                 f"{self.pretraining_episodes}"
             )
-        if not 0 < self.imagined_share <= 1:
-            raise UserError(f"imagined_share is {self.imagined_share}; it must lie between 0 (not included) and 1")
-        if min(self.demonstrations, self.exploration, self.again, self.unroll, self.causal_chunks) < 1:
-            raise UserError(f"demonstrations, exploration, again, unroll and causal_chunks must be positive: {self}")
+        if self.adapt.batch < 2:
+            raise FieldError("adapt is of batch 1; it should be at least 2: half of it are true frames, half imagined")
+        self._check_causal()
 
-        check_levels(self.causal_levels)
+    def _check_causal(self) -> None:
+        """What the causal world model could not be trained with, and would say so after hours."""
+        size, chunk = self.causal.image_size, self.causal.chunk
+        if size != CausalConfig.image_size:
+            raise FieldError(
+                f"causal is of image_size {size}; the pictures of the suite are of {CausalConfig.image_size}"
+            )
+        if SmallPolicyConfig.chunk % chunk:
+            raise FieldError(
+                f"causal is of chunk {chunk}; the policy acts in chunks of {SmallPolicyConfig.chunk}, which should be "
+                "a multiple of it"
+            )
+        if self.causal.channels > TOKENIZER_FRAMES * self.causal.tokens:
+            raise FieldError(
+                f"causal is of {self.causal.channels} channels; the tokenizer is fitted to only "
+                f"{TOKENIZER_FRAMES * self.causal.tokens} patches: take smaller patches or fewer channels"
+            )
+        if self.causal_chunks * chunk > HORIZON:
+            raise FieldError(f"causal_chunks is {self.causal_chunks}; an episode has {HORIZON // chunk} chunks")
 
     def describe(self) -> str:
         """For a model card: what differs from the default."""

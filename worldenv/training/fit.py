@@ -1,19 +1,24 @@
 """The supervised training loop that every stage shares: resumable, logged, stopped by numbers that are not finite."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from worldenv.errors import UserError
-from worldenv.records.checkpoint import load_state, save_state
+from worldenv.fields import COUNT, MOST, SHARE, Within, check_fields
+from worldenv.records.checkpoint import CheckpointError, load_state, save_state
 from worldenv.records.progress import Progress
+from worldenv.records.resumption import check_state, identity
 from worldenv.records.run_folder import RunFolder
 
+PARTS = {"module": dict, "rate": dict, "step": int, "skipped": int, "mean": dict, "seconds": float}  # of a state
 MAX_SKIPPED_SHARE = 0.05  # of the steps; more non-finite ones than this end the run
 
 
@@ -29,8 +34,15 @@ class Schedule:
     save_every_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or not self.learning_rate > 0:
-            raise UserError(f"steps, batch and learning_rate must be positive: {self}")
+        check_fields(
+            self,
+            steps=Within(1, 1_000 * MOST),
+            batch=COUNT,
+            learning_rate=Within(0, 10, open_low=True),
+            warmup=SHARE,
+            weight_decay=Within(0, 10),
+            save_every_s=Within(0, MOST),
+        )
 
     def of(self, optimizer: torch.optim.Optimizer) -> SequentialLR:
         """The scheduler of an optimizer that has not stepped yet."""
@@ -60,7 +72,8 @@ def fit(
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, schedule.learning_rate, weight_decay=schedule.weight_decay)
     rate = schedule.of(optimizer)
-    first, skipped, mean, before_s = _resume(state_path, module, optimizer, rate)
+    run = identity(seed, module)
+    first, skipped, mean, before_s = _resume(state_path, module, optimizer, rate, run, schedule.steps)
     folder.truncate(stage, first + 1)  # a line counts the steps that are done
     began = saved_at = time.monotonic()
     with Progress(schedule.steps, stage.replace("_", " "), done=first) as progress:
@@ -81,7 +94,8 @@ def fit(
                 folder.log(stage, step + 1, **mean, skipped_steps=skipped, learning_rate=used)
             if time.monotonic() - saved_at > schedule.save_every_s or step + 1 == schedule.steps:
                 saved_at = time.monotonic()
-                _save(state_path, module, optimizer, rate, step + 1, skipped, mean, before_s + saved_at - began)
+                done = {"step": step + 1, "skipped": skipped, "mean": mean, "seconds": before_s + saved_at - began}
+                _save(state_path, module, optimizer, rate, run=run, **done)
     return before_s + time.monotonic() - began
 
 
@@ -102,26 +116,25 @@ def _step(
 
 
 def _resume(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, rate: SequentialLR
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rate: SequentialLR,
+    run: dict[str, Any],
+    steps: int,
 ) -> tuple[int, int, dict[str, float], float]:  # steps done, steps skipped, running means, seconds spent
-    if not path.exists():
+    if not os.path.lexists(path):
         return 0, 0, {}, 0.0
     state = load_state(path)
+    check_state(path, state, PARTS, run, module, "module", optimizer)
+    if not 0 <= state["step"] <= steps:
+        raise CheckpointError(f"{path}: has {state['step']} steps, and the stage is to have {steps}; use another --run")
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
     rate.load_state_dict(state["rate"])
     return state["step"], state["skipped"], state["mean"], state["seconds"]
 
 
-def _save(
-    path: Path,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rate: SequentialLR,
-    step: int,
-    skipped: int,
-    mean: dict[str, float],
-    seconds: float,
-) -> None:
-    figures = {"step": step, "skipped": skipped, "mean": mean, "seconds": seconds}
-    save_state(path, module=module.state_dict(), optimizer=optimizer.state_dict(), rate=rate.state_dict(), **figures)
+def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, rate: SequentialLR, **rest: Any) -> None:
+    parts = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "rate": rate.state_dict()}
+    save_state(path, **parts, **rest)

@@ -3,7 +3,6 @@
 Every stage writes its result once and is skipped when the result is there, so an interrupted run continues.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +16,13 @@ from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
 from worldenv.data.trajectory import Trajectory
 from worldenv.evaluation.measure import in_turn
 from worldenv.evaluation.truth import act_in_true
+from worldenv.files import cannot_be_written
 from worldenv.interfaces.world import WorldModel
 from worldenv.nn.instruction import tokenize
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
-from worldenv.records.checkpoint import atomic_write_text, load_weights, save_weights
+from worldenv.records.checkpoint import load_weights, save_weights
 from worldenv.records.model_card import write_card
-from worldenv.records.model_files import RANGES, save_model
+from worldenv.records.model_files import RANGES, save_model, save_ranges
 from worldenv.records.progress import Progress
 from worldenv.records.run_folder import RunFolder
 from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
@@ -60,19 +60,27 @@ class Pipeline:
         self._replays: tuple[Clips, Clips] | None = None
 
     def run(self) -> Path:
-        """Make whatever is missing, in order; returns the folder of the models."""
-        self.models.mkdir(exist_ok=True)
-        self.data.mkdir(exist_ok=True)
+        """Make whatever is missing, in order; returns the folder of the models.
+
+        Raises UserError naming what cannot be written, as on a full disk; there the run can be resumed.
+        """
         for path, make in self.stages():
             if path.name in EXTRA_DATA and not self.config.extra_data:
                 continue
-            card = path.with_suffix(".md")
-            if not path.exists():
-                card.unlink(missing_ok=True)
-                make(path)
-            if path.suffix == ".safetensors" and not card.exists():
-                write_card(path)
+            try:
+                path.parent.mkdir(exist_ok=True)
+                self._make(path, make)
+            except OSError as error:
+                raise cannot_be_written(path, error) from error
         return self.models
+
+    def _make(self, path: Path, make: Callable[[Path], None]) -> None:
+        card = path.with_suffix(".md")
+        if not path.exists():
+            card.unlink(missing_ok=True)
+            make(path)
+        if path.suffix == ".safetensors" and not card.exists():
+            write_card(path)
 
     def stages(self) -> list[Stage]:
         """The stages in order; the world model's own stand where the data is there and nothing needs it yet."""
@@ -199,7 +207,7 @@ class Pipeline:
         starts = self.suite.reset(in_turn(self.suite, EPISODES), numbers, "train")
         networks = {"policy": policy, "world": world.network, "reflector": reflector}
         ranges = measure_ranges(networks, engine, starts, self.seed)
-        atomic_write_text(path, json.dumps(ranges, indent=1) + "\n")
+        save_ranges(path, ranges, networks)
 
     def imagining(self) -> WorldModel:
         """The world model that the stages before have made."""

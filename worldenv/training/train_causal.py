@@ -13,7 +13,6 @@ from worldenv.worlds.causal.network import CausalNetwork
 from worldenv.worlds.causal.tokenizer import PatchTokenizer
 from worldenv.worlds.causal.world import draw_maps
 
-TOKENIZER_FRAMES = 512
 CHANGE_WEIGHT = 8.0  # how much more a token counts that differs from the one at its place in the frame before
 CHANGE_LEVEL = 0.1  # what counts as different: mean absolute difference of a token's latent
 CLEAN_SHARE = 0.5  # of the chunks are given as the past is when imagining: clean, but for MEMORY_NOISE

@@ -10,7 +10,8 @@ import torch
 from worldenv.data.clips import Clips
 from worldenv.data.frames import MemoryFrames
 from worldenv.records.model_files import load_model, save_model
-from worldenv.training.train_causal import TOKENIZER_FRAMES, causal_loss, distillation_loss, fit_tokenizer
+from worldenv.training.config import TOKENIZER_FRAMES
+from worldenv.training.train_causal import causal_loss, distillation_loss, fit_tokenizer
 from worldenv.training.train_composer import BACKGROUND_FRAMES, clean_background, student_loss, teacher_loss
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import CausalWorld

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from worldenv.errors import UserError
 from worldenv.interfaces.observation import Key, Observation
 from worldenv.robot.camera import tabletop_camera
 from worldenv.robot.kinematics import Kinematics
@@ -193,18 +194,20 @@ def test_full_size_has_400_million_parameters_and_an_episode_fits_8_mb():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"patch": 7}, "image_size must be a multiple of patch"),
-        ({"window": 3}, "window of chunk"),
-        ({"heads": 5}, "width must be a multiple of 8 heads"),
-        ({"heads": 6, "key_heads": 4}, "heads of key_heads"),
-        ({"heads": 0}, "all but window must be positive"),
-        ({"layers": 0}, "all but window must be positive"),
-        ({"patch": 0}, "all but window must be positive"),
-        ({"map_shrink": 0}, "all but window must be positive"),
-        ({"window": -2}, "all but window must be positive, and that not negative"),
-        ({"cache": "int4"}, "cache is 'int4'; it should be 'float' or 'int8'"),
+        ({"patch": 7}, "image_size is 32; it should be a multiple of patch, 7"),
+        ({"window": 3}, "window is 3; it should be a multiple of chunk, 2"),
+        ({"heads": 5}, "width is 48; it should be a multiple of 8 heads, 40"),
+        ({"heads": 6, "key_heads": 4}, "heads is 6; it should be a multiple of key_heads, 4"),
+        ({"heads": 0}, "heads is 0; it should be a whole number from 1"),
+        ({"layers": 10**9}, "layers is 1000000000; it should be a whole number from 1"),
+        ({"layers": 1000, "width": 48_000}, "width is 48000 and layers 1000, which no memory holds"),
+        ({"patch": 0}, "patch is 0"),
+        ({"map_shrink": 0}, "map_shrink is 0"),
+        ({"window": -2}, "window is -2; it should be a whole number from 0"),
+        ({"channels": 193}, "channels is 193; a patch has only 192 numbers"),
+        ({"cache": "int4"}, "cache is 'int4'; it should be float or int8"),
     ],
 )
 def test_impossible_configuration_is_refused(wrong, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         CausalConfig(**{**CONFIG.__dict__, **wrong})

@@ -1,14 +1,9 @@
-"""HDF5 files that may be damaged or lie, read so that what is wrong with them is said in one line."""
+"""What lies in HDF5 files that may be damaged or lie, read so that what is wrong is said in one line."""
 
-import errno
 import math
-import os
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -17,80 +12,15 @@ from worldenv.errors import UserError
 
 # What h5py raises on files that are damaged. HDF5 has no error of its own.
 DAMAGE = (OSError, ValueError, KeyError, RuntimeError, TypeError, OverflowError, AttributeError)
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system that has none
-OPEN_FILES = 64
 MAX_COMPRESSION = 1100  # the limit of gzip is 1032
 SMALL_BYTES = 2**16  # the limit of attributes; below it an array may claim what it likes
 
 
 class TrajectoryFormatError(UserError):
-    """A trajectory file that cannot be read: names the file, the group in it and what is wrong."""
+    """A trajectory file that cannot be read: names the file, the group in it and what is wrong, in one line."""
 
-
-class OpenFiles:
-    """HDF5 files that are open for reading in this process; the least recently used is closed first.
-
-    Copies in other processes, forked or spawned, open the files again: HDF5 cannot share them. One thread at a time
-    reads.
-    """
-
-    def __init__(self, limit: int = OPEN_FILES) -> None:
-        self.limit = limit
-        self._begin()
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getstate__(self) -> int:
-        return self.limit
-
-    def __setstate__(self, limit: int) -> None:
-        self.__init__(limit)
-
-    @contextmanager
-    def use(self, path: Path) -> Iterator[h5py.File]:
-        """The open file, for reading within the block. Raises TrajectoryFormatError if it cannot be opened."""
-        if self._process != os.getpid():
-            self.close()  # the handles of the parent, of which a fork has copies
-            self._begin()
-        with self._lock:
-            file = self._files.pop(path, None) or open_file(path)
-            self._files[path] = file
-            while len(self._files) > self.limit:
-                self._files.popitem(last=False)[1].close()
-            yield file
-
-    def close(self) -> None:
-        """Close all files; the next use opens them again."""
-        while self._files:
-            self._files.popitem()[1].close()
-
-    def _begin(self) -> None:
-        self._process, self._lock = os.getpid(), threading.RLock()
-        self._files: OrderedDict[Path, h5py.File] = OrderedDict()
-
-
-def open_file(path: Path) -> h5py.File:
-    """Open for reading. Where the file system has no locks, none is taken."""
-    if not path.is_file():
-        raise TrajectoryFormatError(f"{path}: there is no such file")
-    try:
-        try:
-            return h5py.File(path, "r", locking="best-effort")
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        if isinstance(error, BlockingIOError):
-            raise TrajectoryFormatError(f"{path}: another process has it open: close that one first") from error
-        if isinstance(error, PermissionError):
-            raise
-        if "truncated file" in str(error):
-            raise TrajectoryFormatError(f"{path}: truncated: its end is missing ({error})") from error
-        raise TrajectoryFormatError(f"{path}: not an HDF5 file, or cut off in its header ({error})") from error
-    except DAMAGE as error:
-        raise TrajectoryFormatError(f"{path}: damaged ({error})") from error
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 @contextmanager
@@ -98,7 +28,7 @@ def named(path: Path, group: str) -> Iterator[None]:
     """Errors on damaged contents become a TrajectoryFormatError that says where they were met."""
     try:
         yield
-    except (UserError, MemoryError):
+    except (TrajectoryFormatError, MemoryError):
         raise
     except DAMAGE as error:
         raise TrajectoryFormatError(f"{path}: {group}: {error}") from error
@@ -127,8 +57,10 @@ def array(
 ) -> h5py.Dataset:
     """The data set at `key`. Raises ValueError if it is missing, not as expected, or claims more than is there."""
     dataset = member(group, key)
-    if not isinstance(dataset, h5py.Dataset) or not dataset.shape:
+    if dataset is None:
         raise ValueError(f"the dataset {key} is missing")
+    if not isinstance(dataset, h5py.Dataset) or not dataset.shape:
+        raise ValueError(f"{key} is {_described(dataset)}, it should be {expected}")
     dtype, shape = dataset.dtype, dataset.shape  # h5py asks the file each time
     kind, extent = expected.removesuffix("]").split(" [")
     sizes = extent.split(", ")
@@ -136,14 +68,12 @@ def array(
     fits = len(shape) == len(sizes) and all(
         found == int(size) if size.isdecimal() else found > 0 for found, size in zip(shape[1:], sizes[1:], strict=True)
     )
-    if not is_kind or dtype.kind not in "fiub" or not fits:
+    if not is_kind or dtype.kind not in "fiub" or h5py.check_enum_dtype(dtype) or not fits:
         raise ValueError(f"{key} is {dtype} {list(shape)}, it should be {expected}")
     length = int(sizes[0]) if sizes[0].isdecimal() else rows
     if length is not None and shape[0] != length:
         raise ValueError(f"lengths differ: {key} has {shape[0]} rows, it should have {length} (actions: {rows})")
-    claimed, stored = math.prod(shape) * dtype.itemsize, dataset.id.get_storage_size()
-    if claimed > SMALL_BYTES + MAX_COMPRESSION * stored:
-        raise ValueError(f"{key} claims {claimed} bytes of values, but the file holds {stored}: it is incomplete")
+    _check_claim(dataset, key)
     return dataset
 
 
@@ -156,13 +86,35 @@ def values(group: h5py.Group, key: str, expected: str, rows: int | None) -> np.n
     return found
 
 
+def names(group: h5py.Group, key: str) -> list[str]:
+    """The texts in a data set, none if it is missing. Raises ValueError."""
+    dataset = member(group, key)
+    if not isinstance(dataset, h5py.Dataset) or not dataset.shape:
+        return []
+    if h5py.check_string_dtype(dataset.dtype) is None:
+        raise ValueError(f"{key} is {dataset.dtype} {list(dataset.shape)}, it should be text")
+    _check_claim(dataset, key)
+    return [name.decode("utf-8") if isinstance(name, bytes) else name for name in dataset[()].ravel().tolist()]
+
+
+def keys(group: h5py.Group) -> list[str]:
+    """What lies in a group, but for names that are not UTF-8."""
+    return [key for key in group if isinstance(key, str)]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Some of the names, for a message."""
+    names = sorted(names)
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "nothing"
+
+
 def texts(owner: h5py.HLObject, name: str) -> list[str]:
     """An attribute of one or more strings, of variable or fixed length, bytes included. Raises ValueError."""
-    found = np.asarray(_attribute(owner, name), dtype=object).ravel().tolist()
-    found = [text.decode("utf-8") if isinstance(text, bytes) else text for text in found]
-    if not found or not all(isinstance(text, str) for text in found):
-        raise ValueError(f"the attribute {name} is {found!r}: it should be text")
-    return found
+    _check_attribute(owner, name, h5py.h5t.STRING, "text")
+    found = np.asarray(owner.attrs[name], dtype=object).ravel().tolist()
+    if not found:
+        raise ValueError(f"the attribute {name} is empty")
+    return [text.decode("utf-8") if isinstance(text, bytes) else text for text in found]
 
 
 def text(owner: h5py.HLObject, name: str) -> str:
@@ -172,19 +124,35 @@ def text(owner: h5py.HLObject, name: str) -> str:
 
 def whole_number(owner: h5py.HLObject, name: str) -> int:
     """An attribute that is one integer. Raises ValueError."""
-    found = np.asarray(_attribute(owner, name))
-    if found.size != 1 or found.dtype.kind not in "iu":
-        raise ValueError(f"the attribute {name} is {found.tolist()!r}: it should be an integer")
+    _check_attribute(owner, name, h5py.h5t.INTEGER, "an integer")
+    found = np.asarray(owner.attrs[name])
+    if found.size != 1:
+        raise ValueError(f"the attribute {name} has {found.size} values: it should be an integer")
     return int(found.item())
 
 
-def _attribute(owner: h5py.HLObject, name: str) -> Any:
+def _check_attribute(owner: h5py.HLObject, name: str, kind: int, expected: str) -> None:
+    """Raise ValueError unless it is of this kind. HDF5 crashes in damaged attributes of some other kinds."""
     if name not in owner.attrs:
         raise ValueError(f"the attribute {name} is missing")
     attribute = owner.attrs.get_id(name)
     if attribute.shape is None:
         raise ValueError(f"the attribute {name} is empty")
+    if attribute.get_type().get_class() != kind:
+        raise ValueError(f"the attribute {name} is of another type: it should be {expected}")
     size = math.prod(attribute.shape) * attribute.dtype.itemsize
     if size > SMALL_BYTES:
         raise ValueError(f"the attribute {name} claims {size} bytes, more than an attribute can have")
-    return owner.attrs[name]
+
+
+def _check_claim(dataset: h5py.Dataset, key: str) -> None:
+    stored = min(dataset.id.get_storage_size(), dataset.file.id.get_filesize())
+    claimed = math.prod(dataset.shape) * dataset.dtype.itemsize
+    if claimed > SMALL_BYTES + MAX_COMPRESSION * stored:
+        raise ValueError(f"{key} claims {claimed} bytes of values, but the file holds {stored}: it is incomplete")
+
+
+def _described(found: h5py.HLObject) -> str:
+    if isinstance(found, h5py.Dataset):
+        return "empty" if found.shape is None else "a single value"
+    return "a group" if isinstance(found, h5py.Group) else "a datatype"

@@ -1,9 +1,9 @@
 """The physics of the embedded suite: grippers over tables, E of them at once, in C++ (csrc/tabletop)."""
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from worldenv import _tabletop
 from worldenv.errors import UserError, nearest
@@ -60,7 +60,8 @@ def hash_name(name: str) -> int:
 class Tabletop:
     """E tables at once; frames are uint8 [E, H, W, 3], proprio float32 [E, 7], as in worldenv.robot.kinematics.
 
-    Deterministic: the same starts and actions give the same frames, whatever the number of threads.
+    Deterministic: the same starts and actions give the same frames, whatever the number of threads. None: as many as
+    torch uses, which respects the CPUs that are granted (taskset, OMP_NUM_THREADS).
     """
 
     def __init__(self, image_size: int = 64, threads: int | None = None, kinematics: Kinematics | None = None):
@@ -69,7 +70,7 @@ class Tabletop:
         self.camera = tabletop_camera(image_size)
         self.kinematics = kinematics or Kinematics()
         self.image_size = image_size
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads
         self.instructions: list[str] = []
         self.tasks: list[Task] = []
 
@@ -86,7 +87,8 @@ class Tabletop:
         self.tasks = list(tasks)
         self.instructions = [instruction for _, instruction in pairs]
         camera = (np.ascontiguousarray(m) for m in (self.camera.intrinsics, self.camera.extrinsics))
-        self._sim = _tabletop.Simulator(len(tasks), self.image_size, self._threads, *camera, self.kinematics.as_array())
+        threads = self._threads or torch.get_num_threads()
+        self._sim = _tabletop.Simulator(len(tasks), self.image_size, threads, *camera, self.kinematics.as_array())
         self._sim.restore(np.stack([world for world, _ in pairs]), True)
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:

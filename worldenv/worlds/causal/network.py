@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldenv.fields import FieldError, Within, check_fields
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
 from worldenv.ops.adaln import adaln
 from worldenv.ops.constants import constant
@@ -17,6 +18,9 @@ from worldenv.ops.windowed_attention import windowed_attention
 from worldenv.worlds.causal.ring import Ring, ring_dtype
 from worldenv.worlds.causal.tokenizer import PatchTokenizer
 
+LARGEST = 65_536  # of any size of the network
+MOST_WEIGHTS = 10**10  # layers times width squared, a twelfth of the network's weights
+MULTIPLES = (("image_size", "patch"), ("patch", "map_shrink"), ("window", "chunk"), ("heads", "key_heads"))
 ROTARY_BASE = 100.0  # slowest rotation: 1 / 100 rad per place
 Attend = Callable[[int, Tensor], Tensor]  # number of the layer, qkv -> [B, M, H, D]
 
@@ -36,15 +40,21 @@ class CausalConfig:
     cache: Literal["float", "int8"] = "float"  # dtype of keys and values in the ring; float: that of the network
 
     def __post_init__(self) -> None:
-        sizes = (self.image_size, self.patch, self.channels, self.chunk, self.width, self.layers, self.heads)
-        if min(*sizes, self.key_heads, self.map_shrink) < 1 or self.window < 0:
-            raise ValueError(f"all but window must be positive, and that not negative: {self}")
-        if self.image_size % self.patch or self.patch % self.map_shrink or self.window % self.chunk:
-            raise ValueError(f"image_size must be a multiple of patch, patch of map_shrink, window of chunk: {self}")
-        if self.cache not in ("float", "int8"):
-            raise ValueError(f"cache is {self.cache!r}; it should be 'float' or 'int8'")
-        if self.width % self.heads or self.heads % self.key_heads or (self.width // self.heads) % 8:
-            raise ValueError(f"width must be a multiple of 8 heads, and heads of key_heads: {self}")
+        size = Within(1, LARGEST)
+        names = ("image_size", "patch", "channels", "chunk", "width", "layers", "heads", "key_heads", "map_shrink")
+        check_fields(self, window=Within(0, LARGEST), **dict.fromkeys(names, size))
+        for name, part in MULTIPLES:
+            whole, divisor = getattr(self, name), getattr(self, part)
+            if whole % divisor:
+                raise FieldError(f"{name} is {whole}; it should be a multiple of {part}, {divisor}")
+        if self.width % (8 * self.heads):
+            raise FieldError(f"width is {self.width}; it should be a multiple of 8 heads, {8 * self.heads}")
+        if self.layers * self.width**2 > MOST_WEIGHTS:
+            raise FieldError(
+                f"width is {self.width} and layers {self.layers}, which no memory holds; take smaller ones"
+            )
+        if self.channels > 3 * self.patch**2:
+            raise FieldError(f"channels is {self.channels}; a patch has only {3 * self.patch**2} numbers")
 
     @property
     def tokens(self) -> int:
@@ -236,15 +246,16 @@ def rotary_angles(side: int, head: int) -> tuple[Tensor, Tensor]:  # [head / 2],
     for_column, for_time = pairs - pairs // 4 - for_row, pairs // 4
 
     def rates(count: int) -> Tensor:
-        return ROTARY_BASE ** (-torch.arange(count) / count)
+        return ROTARY_BASE ** (-torch.arange(count, dtype=torch.float32) / count)
 
-    row, column = torch.arange(side).repeat_interleave(side)[:, None], torch.arange(side).repeat(side)[:, None]
-    time = torch.cat([rates(for_time), torch.zeros(for_row + for_column)])
-    space = torch.cat([torch.zeros(side * side, for_time), row * rates(for_row), column * rates(for_column)], dim=1)
+    place = torch.arange(side, dtype=torch.float32)
+    row, column = place.repeat_interleave(side)[:, None], place.repeat(side)[:, None]
+    time = torch.cat([rates(for_time), torch.zeros(for_row + for_column, dtype=torch.float32)])
+    space = torch.cat([row.new_zeros(side * side, for_time), row * rates(for_row), column * rates(for_column)], dim=1)
     return time, space
 
 
 def fourier(t: Tensor, width: int) -> Tensor:  # [B] -> [B, width]
-    rates = torch.exp(torch.linspace(0, math.log(1000.0), width // 2, device=t.device))
+    rates = torch.exp(torch.linspace(0, math.log(1000.0), width // 2, dtype=torch.float32, device=t.device))
     angle = t.float()[:, None] * rates
     return torch.cat([angle.sin(), angle.cos()], dim=-1)

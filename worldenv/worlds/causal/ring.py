@@ -45,7 +45,7 @@ class Ring(Slots):
         rows = (episodes, layers, key_heads)
         tokens = [torch.empty(*rows, places, head, dtype=dtype, device=device) for _ in range(2)]
         scaled = places if dtype == torch.int8 else 0
-        return cls(*tokens, *(torch.empty(*rows, scaled, device=device) for _ in range(2)))
+        return cls(*tokens, *(torch.empty(*rows, scaled, dtype=torch.float32, device=device) for _ in range(2)))
 
     def layer(self, number: int) -> Layer:
         keys, values, *scales = (tensor[:, number] for tensor in self.tensors())

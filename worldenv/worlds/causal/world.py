@@ -18,7 +18,7 @@ from worldenv.robot.kinematics import chunk_kinematics
 from worldenv.robot.robot import Robot
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.ring import Ring
-from worldenv.worlds.levels import check_levels
+from worldenv.worlds.levels import check_levels, levels_of
 
 LEVELS = (1.0, 0.5)  # noise levels t of the passes over a chunk
 
@@ -37,7 +37,7 @@ class CausalWorld:
     def load(cls, path: Path, robot: Robot, view: str = "agentview") -> "CausalWorld":
         """From a file that `save_model` wrote with the kind "causal" and the noise levels."""
         network, about = load_model(path, "causal", CausalNetwork, CausalConfig)
-        return cls(network, robot, about["levels"], view)
+        return cls(network, robot, levels_of(path, about), view)
 
     @property
     def device(self) -> torch.device:

@@ -24,7 +24,7 @@ from worldenv.robot.robot import Robot
 from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
 from worldenv.worlds.composer.passes import Pass, parts_of_passes, whole_passes
 from worldenv.worlds.composer.sampler import sample
-from worldenv.worlds.levels import check_levels
+from worldenv.worlds.levels import check_levels, levels_of
 
 
 @dataclass
@@ -52,7 +52,7 @@ class ComposerWorld:
     def load(cls, path: Path, robot: Robot, view: str = "agentview") -> "ComposerWorld":
         """From a file that `save_model` wrote with the kind "composer" and the noise levels."""
         network, about = load_model(path, "composer", ComposerNetwork, ComposerConfig)
-        return cls(network, robot, about["levels"], view)
+        return cls(network, robot, levels_of(path, about), view)
 
     @property
     def device(self) -> torch.device:

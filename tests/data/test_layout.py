@@ -1,8 +1,7 @@
-"""The layout of one file: ours of both versions, LIBERO's own, and files that are damaged or lie."""
+"""The layout of our own files, of both versions, and files that are damaged or lie."""
 
 import json
 import os
-import re
 import warnings
 from dataclasses import replace
 
@@ -22,37 +21,13 @@ def part(make, tmp_path):
     return tmp_path / "set" / "part-00000.h5"
 
 
-def write_libero_file(path, steps=6, views=("agentview",), numbers=(0,), attributes=("num_demos", "problem_info")):
-    rng = np.random.default_rng(0)
-    array = {
-        "actions": rng.uniform(-1, 1, (steps, 7)),
-        "rewards": np.eye(steps, dtype=np.uint8)[-1],
-        "dones": np.eye(steps, dtype=np.uint8)[-1],
-        "obs/ee_states": rng.normal(size=(steps, 6)),
-        "obs/gripper_states": np.array([[0.04, -0.04], [0.02, -0.02], [0, 0], [0.05, -0.05], [0.01, -0.03], [0, 0]]),
-    }
-    for view in views:
-        array[f"obs/{view}_rgb"] = rng.integers(0, 256, (steps, 8, 6, 3), dtype=np.uint8)
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        found = {
-            "num_demos": len(numbers),
-            "problem_info": json.dumps({"language_instruction": ["open ", "the drawer"]}),
-        }
-        data.attrs.update({name: found[name] for name in attributes})
-        for number in numbers:
-            for name, value in array.items():
-                data[f"demo_{number}/{name}"] = value
-    return array
-
-
 def test_file_has_the_layout_of_libero(part, make):
     with h5py.File(part) as file:
         data, demo = file["data"], file["data/demo_1"]
         assert data.attrs["num_demos"] == 2 and data.attrs["total"] == 7
         assert json.loads(data.attrs["problem_info"])["language_instruction"] == make(0).instruction
         assert isinstance(json.loads(data.attrs["env_args"]), dict)
-        assert demo.attrs["num_samples"] == 4 and list(demo.attrs["views"]) == ["agentview"]
+        assert demo.attrs["num_samples"] == 4 and list(demo.attrs["views"]) == [b"agentview"]
         trajectory = make(1, steps=4)
         np.testing.assert_array_equal(demo["dones"][()], np.array([0, 0, 0, 1], np.uint8), strict=True)
         np.testing.assert_array_equal(demo["rewards"][()], trajectory.success.astype(np.uint8), strict=True)
@@ -77,69 +52,20 @@ def test_file_of_version_1_opens(part, make, same):
     with h5py.File(part, "r+") as file:
         file["data"].attrs["worldenv_format"] = np.int64(1)
         for demo in file["data"].values():
-            del demo["camera"], demo.attrs["views"]
+            del demo["camera"], demo["frames_crc32"], demo.attrs["views"], demo.attrs["crc32"]
     with TrajectoryReader(part) as reader:
         same(reader, [replace(make(seed, steps=3 + seed), camera=None) for seed in range(2)])
 
 
-def test_file_of_libero_itself_opens(tmp_path):
-    path = tmp_path / "open_the_drawer_demo.hdf5"
-    array = write_libero_file(path)
-    with TrajectoryReader(path) as reader:
-        found = reader[0]
-    np.testing.assert_array_equal(found.frames[:, 0], array["obs/agentview_rgb"])
-    np.testing.assert_array_equal(found.actions, array["actions"][:-1].astype(np.float32))
-    np.testing.assert_allclose(found.proprio[:, 6], [1, 0.5, 0, 1, 0.5, 0], atol=1e-6)
-    np.testing.assert_array_equal(found.success, [False, False, False, False, True])
-    assert found.instruction == "open the drawer" and found.task == "open_the_drawer" and found.source == "expert"
-    assert found.camera is None and found.views == ("agentview",)
-
-
-def test_wrist_camera_of_libero_is_the_second_view(tmp_path):
-    array = write_libero_file(tmp_path / "a.hdf5", views=("agentview", "eye_in_hand"))
-    with TrajectoryReader(tmp_path / "a.hdf5") as reader:
-        assert reader[0].views == ("agentview", "eye_in_hand")
-        np.testing.assert_array_equal(reader[0].frames[:, 1], array["obs/eye_in_hand_rgb"])
-
-
-@pytest.mark.parametrize("attributes", [(), ("problem_info",)])
-def test_regenerated_libero_opens_with_gaps_and_success_where_it_belongs(tmp_path, attributes):
-    path = tmp_path / "KITCHEN_SCENE3_open_the_drawer_demo.hdf5"
-    write_libero_file(path, numbers=(0, 2, 10), attributes=attributes)
-    with h5py.File(path, "r+") as file:
-        file["data/demo_2/rewards"][3] = 1
-    with TrajectoryReader(path) as reader:
-        assert len(reader) == 3 and [t.start for t in reader] == [0, 1, 2]
-        assert reader[1].instruction == "open the drawer"
-        assert reader[1].success.tolist() == [False, False, False, True, False]  # obs[t] is before actions[t]
-
-
-def test_rewards_in_floats_and_a_first_demo_of_another_number_are_read(tmp_path):
-    write_libero_file(tmp_path / "a.hdf5", numbers=(1,))
-    with h5py.File(tmp_path / "a.hdf5", "r+") as file:
-        del file["data/demo_1/rewards"]
-        file["data/demo_1/rewards"] = np.array([0, 0, 0, 0.5, 0, 1.0])
-    with TrajectoryReader(tmp_path / "a.hdf5") as reader:
-        assert reader[0].success.tolist() == [False, False, True, False, True]
-
-
-def test_keys_of_robomimic_are_named_with_what_is_expected(tmp_path):
-    write_libero_file(tmp_path / "a.hdf5", attributes=())
-    with h5py.File(tmp_path / "a.hdf5", "r+") as file:
-        file.move("data/demo_0/obs/agentview_rgb", "data/demo_0/obs/agentview_image")
-    expected = r"/data/demo_0: the dataset obs/agentview_rgb is missing \(found agentview_image, ee_states.*rename"
-    with pytest.raises(TrajectoryFormatError, match=expected):
-        TrajectoryReader(tmp_path / "a.hdf5")
-
-
-@pytest.mark.parametrize("kind", ["S40", "bytes", "array"])
+@pytest.mark.parametrize("kind", ["S40", "bytes", "array", "variable"])
 def test_text_of_fixed_length_or_in_bytes_is_read(part, make, same, kind):
     with h5py.File(part, "r+") as file:
         for demo in file["data"].values():
             for name in ("language_instruction", "task", "split", "source"):
-                value = demo.attrs[name]
+                value = demo.attrs[name].decode()
                 changed = {
                     "S40": np.bytes_(value.encode()),
+                    "variable": value,
                     "array": np.array([value.encode()]),
                     "bytes": value.encode(),
                 }
@@ -169,7 +95,7 @@ def test_text_file_missing_file_and_foreign_hdf5_are_named(tmp_path):
         TrajectoryReader(tmp_path / "c.hdf5")
     with h5py.File(tmp_path / "d.hdf5", "w") as file:
         file.create_group("data")
-    with pytest.raises(TrajectoryFormatError, match=r"d\.hdf5: /data has no trajectories"):
+    with pytest.raises(TrajectoryFormatError, match=r"d\.hdf5: /data: has no trajectories"):
         TrajectoryReader(tmp_path / "d.hdf5")
 
 
@@ -212,7 +138,7 @@ def test_values_in_another_file_are_never_read(part):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("num_demos", "three", "num_demos is 'three': it should be an integer"),
+        ("num_demos", "three", "num_demos is of another type: it should be an integer"),
         ("num_demos", np.int64(10**9), "num_demos 1000000000, but /data/demo_2 is missing"),
         ("num_demos", np.int64(-1), "num_demos -1"),
         ("num_demos", h5py.Empty("i8"), "num_demos is empty"),
@@ -245,19 +171,18 @@ def test_trajectory_beyond_the_count_is_ignored(part, make, same):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_file_with_broken_bytes_gives_one_kind_of_error(part, seed):
+def test_file_with_broken_bytes_is_refused_or_read_as_it_was_written(part, make, same, seed):
     rng, content = np.random.default_rng(seed), part.read_bytes()
-    heaps = [match.start() for match in re.finditer(b"GCOL", content)]  # HDF5 2.0 can loop for ever in a broken one
-    places = [at for at in range(len(content)) if not any(heap <= at < heap + 4096 for heap in heaps)]
-    assert heaps and len(places) > 10_000
-    for _ in range(40):
+    for count in (1, 1, 8) * 20:
         broken = bytearray(content)
-        for at in rng.choice(places, size=8):
+        for at in rng.choice(len(content), size=count):
             broken[at] = rng.integers(256)
         part.write_bytes(broken)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                list(TrajectoryReader(part))
+                found = list(TrajectoryReader(part))
             except TrajectoryFormatError as error:
                 assert str(part) in str(error)
+            else:
+                same(found, [make(seed, steps=3 + seed) for seed in range(2)])

@@ -1,0 +1,164 @@
+"""What the caller does to a command's streams, and when it interrupts it, ends in one line and no lost result."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from worldenv import cli
+
+ROOT = str(Path(cli.__file__).parents[1])
+RESULT = {"run": "/there/é", "value": 1.5}
+# The command, with a job that prints progress as the real one does, and returns at once.
+PROGRAM = f"""
+import sys
+from worldenv import cli
+
+def work(words, command):
+    print("progress", file=sys.stderr, flush=True)
+    return {RESULT!a}
+
+cli._main(work, "worldenv-eval", sys.argv[1:])
+"""
+LINE = "worldenv-eval: stdout takes no result ({}); it is in /there/"
+
+
+def shell(redirection: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """Run PROGRAM under a shell with this redirection, or pipe."""
+    command = f'"$0" -P -c "$1" {redirection}'
+    path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command, sys.executable, PROGRAM],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path} | (environment or {}),
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("redirection", "reason"),
+    [
+        (">&-", "stdout is closed"),
+        (">/dev/full", "No space left on device"),
+        ("| (exec <&-; sleep 2)", "Broken pipe"),
+    ],
+)
+def test_result_that_stdout_does_not_take_is_named_and_the_code_says_so(redirection, reason):
+    ended = shell(redirection)
+    assert ended.returncode == 1 and ended.stdout == ""
+    assert ended.stderr.splitlines()[0] == "progress" and ended.stderr.count("\n") == 2
+    assert ended.stderr.splitlines()[1].startswith(LINE.format(reason))
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2> >(exec <&-; sleep 2)", "<&-", "2>&- <&-"])
+def test_stderr_that_takes_nothing_costs_nothing(redirection):
+    ended = shell(redirection)
+    assert ended.returncode == 0 and json.loads(ended.stdout) == RESULT
+
+
+def test_both_streams_may_be_closed():
+    assert shell(">&- 2>&-").returncode == 1
+
+
+def test_descriptor_that_the_caller_closed_is_not_that_of_the_next_file(tmp_path):
+    program = (
+        "import os, sys\nfrom worldenv.terminal import patient_streams\nwith patient_streams():\n"
+        f"    file = open({str(tmp_path / 'file')!r}, 'w')\n    os.write(1, b'noise'); os.write(2, b'noise')\n"
+        "    file.write(str(file.fileno()))"
+    )
+    command = ["bash", "-c", '"$0" -P -c "$1" >&- 2>&- <&-', sys.executable, program]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": ROOT}, timeout=60)
+    assert int((tmp_path / "file").read_text()) > 2
+
+
+def test_plain_locale_prints_everything():
+    plain = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ended = shell("", plain)
+    assert ended.returncode == 0 and json.loads(ended.stdout) == RESULT
+    ended = shell(">&-", plain)
+    assert ended.returncode == 1 and "/there/\\xe9/result.json" in ended.stderr
+
+
+@pytest.mark.parametrize("word", [["--help"], ["--run", "\N{SNOWMAN}" * 200]])
+def test_help_and_messages_are_printed_in_a_plain_locale(word, monkeypatch, capsys):
+    import io
+
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    with pytest.raises(SystemExit) as end:
+        cli.train(word)
+    assert end.value.code == (0 if word == ["--help"] else 2)
+    out.flush()
+    assert word != ["--help"] or b"tabletop-quick" in out.buffer.getvalue()
+
+
+@pytest.mark.parametrize(("number", "code", "how"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_interruption_is_answered_in_one_line_also_while_torch_is_imported(number, code, how):
+    program = 'print("begun", flush=True)\nfrom worldenv import cli\ncli.train(["tabletop", "--run", "/nowhere/x"])'
+    for after_s in (0.2, 0.6):
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", program],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": ROOT},
+        )
+        process.stdout.readline()
+        time.sleep(after_s)
+        process.send_signal(getattr(signal, number))
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == code and err.strip() == f"worldenv-train: {how}; run it again"
+
+
+def test_handler_of_the_caller_stays(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    with cli._ended_by_sigterm(), pytest.raises(cli.Terminated):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+    def mine(*_):
+        raise ZeroDivisionError
+
+    signal.signal(signal.SIGTERM, mine)
+    try:
+        with cli._ended_by_sigterm():
+            assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (PermissionError(13, "Permission denied", "/x/y"), 1, "worldenv-eval: /x/y: Permission denied"),
+        (OSError(28, "No space left on device"), 1, "worldenv-eval: No space left on device"),
+        (MemoryError("Unable to allocate 9 TiB"), 2, "memory ran out: lower --eval.episodes, --rl.starts"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "memory ran out: lower"),
+    ],
+)
+def test_world_that_fails_is_said_in_one_line(monkeypatch, capsys, error, code, line):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("worldenv.job.evaluate", fail)
+    with pytest.raises(SystemExit) as end:
+        cli.evaluate([])
+    err = capsys.readouterr().err
+    assert end.value.code == code and line in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError("a bug"), KeyError("a bug")])
+def test_bug_still_shows_itself(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("worldenv.job.evaluate", fail)
+    with pytest.raises(type(error)):
+        cli.evaluate([])

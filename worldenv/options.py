@@ -1,0 +1,121 @@
+"""From the words of a command line to the configuration of a run."""
+
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from worldenv.config import PARTS, EvaluateConfig, TrainConfig, presets
+from worldenv.errors import UserError, nearest
+from worldenv.fields import FieldError
+from worldenv.records.run_folder import RunFolder
+from worldenv.saved import resolved, saved_config
+from worldenv.training.config import ScratchConfig
+
+TRAIN_HELP = """Improve a vision-language-action policy by reinforcement learning inside a learned world model.
+
+Start with:  worldenv-train tabletop            (3 to 5 minutes on two CPU cores)
+             worldenv-train tabletop-quick      (15 seconds, to see that everything works)
+Go on with:  worldenv-train --resume --run RUN  (settings are those of the run; --rl.iterations may be more)
+"""
+EVALUATE_HELP = """Measure a policy in the true environment and in imagination, on held-out start states.
+
+With --models RUN every setting is the run's own unless it is given, so its last measurement comes out again.
+"""
+WHERE = re.compile(r"Error parsing (?:__tyro-dummy-inner__\.)?([a-z][\w.-]*):")  # in what tyro prints
+Config = TypeVar("Config", TrainConfig, EvaluateConfig)
+
+
+@dataclass(frozen=True)
+class _Short(TrainConfig):
+    """Without the many options of the stages that make the models."""
+
+    scratch: Annotated[ScratchConfig, tyro.conf.Suppress] = field(default_factory=ScratchConfig)
+
+
+def training(words: Sequence[str]) -> TrainConfig:
+    """The configuration that `worldenv-train` is given. Raises UserError, or SystemExit at --help and bad options."""
+    given, words = _given(words), list(words)
+    chosen = presets()
+    if words and not words[0].startswith("-") and words[0] not in chosen:
+        raise UserError(f"unknown preset {words[0]!r}{nearest(words[0], chosen)}")
+    if "resume" not in given:
+        if not given.keys() & {"from-scratch"} and not any(name.startswith("scratch") for name in given):
+            chosen = {name: (about, _Short(**vars(config))) for name, (about, config) in chosen.items()}
+        config = _parsed(
+            lambda: tyro.extras.overridable_config_cli(
+                chosen, args=words, prog="worldenv-train", description=TRAIN_HELP
+            )
+        )
+        return TrainConfig(**vars(config))
+    if "run" not in given:
+        raise UserError("--resume needs --run: the folder of the run to continue")
+    base = _saved(Path(given["run"]), given)
+    shown = TrainConfig if base.from_scratch else _Short
+    words = words[1:] if words[0] in chosen else words  # what the run used counts, and no preset
+    return TrainConfig(**vars(_parsed(lambda: _cli(shown, shown(**vars(base)), words, "worldenv-train", TRAIN_HELP))))
+
+
+def _saved(run: Path, given: dict[str, str]) -> TrainConfig:
+    run = _parsed(lambda: TrainConfig(run=run)).run  # checks the path, and finds ~
+    folder = RunFolder(run)
+    device = "cpu" if "device" in given else folder.config.get("device", "cpu")
+    return replace(saved_config(folder, device=device), run=run, resume=True)
+
+
+def evaluation(words: Sequence[str]) -> EvaluateConfig:
+    """The configuration that `worldenv-eval` is given; as `training`."""
+    given = _given(words)
+    known = {name: given[name] for name in ("models", *PARTS, "precision", "device") if name in given}
+    base = _parsed(lambda: resolved(EvaluateConfig(**known)))
+    return _parsed(lambda: _cli(EvaluateConfig, base, words, "worldenv-eval", EVALUATE_HELP))
+
+
+def _cli(kind: type, default: Any, words: Sequence[str], program: str, about: str) -> Any:
+    flat = (tyro.conf.AvoidSubcommands,)  # engine and eval are options, though they may be None
+    return tyro.cli(kind, default=default, args=words, prog=program, description=about, config=flat)
+
+
+def _given(words: Sequence[str]) -> dict[str, str]:
+    """Option -> the word after it. Raises UserError for a word that is empty: an unset variable of a script."""
+    given = {}
+    for word, after in zip(words, [*words, ""][1:], strict=True):
+        name, equals, value = word.partition("=")
+        if not word or (equals and not value and name.startswith("--")):
+            raise UserError(f"an option or its value is empty: {' '.join(map(repr, words))}")
+        if name.startswith("--"):
+            given[name[2:].replace("_", "-")] = value if equals else after
+    return given
+
+
+def _parsed(parse: Callable[[], Config]) -> Config:
+    # When a configuration raises, tyro prints the error in a box with its own inner types, and exits.
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return parse()
+    except FieldError as error:
+        raise UserError(_as_option(error, "")) from None
+    except SystemExit as end:
+        cause: BaseException | None = end
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, FieldError):
+            raise UserError(_as_option(cause, said.getvalue())) from None
+        if cause is not None:
+            raise cause from None
+        sys.stderr.write(said.getvalue())
+        raise
+
+
+def _as_option(error: FieldError, box: str) -> str:
+    """The message with the name of the option for that of the field; tyro says in its box where the field is."""
+    place = WHERE.search(" ".join(box.replace("│", " ").split()))
+    field, _, rest = str(error).partition(" ")
+    return f"--{f'{place[1]}.{field}' if place else field} ".replace("_", "-") + rest

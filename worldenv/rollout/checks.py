@@ -1,0 +1,251 @@
+"""What callers give and models return, checked before any work is done, or once in the first chunk."""
+
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldenv.errors import UserError
+from worldenv.interfaces.observation import Observation, Starts
+from worldenv.interfaces.policy import Decision
+from worldenv.interfaces.slots import Slots
+from worldenv.interfaces.suite import Suite
+from worldenv.interfaces.world import Imagined, WorldModel
+from worldenv.robot.robot import Robot
+
+MOST_EPISODES = 2**62  # greatest number of an episode
+
+
+def check_kind(starts: Starts) -> None:
+    """Raise UserError unless these are starts, made of tensors, and not none."""
+    if not isinstance(starts, Starts) or not isinstance(starts.seen, Observation):
+        raise UserError(f"starts is {_described(starts)}; it should be Starts of an Observation, as a suite returns")
+    for name in ("frames", "proprio", "camera", "text"):
+        tensor = getattr(starts.seen, name)
+        if not isinstance(tensor, Tensor) and not (tensor is None and name == "camera"):
+            raise UserError(f"{name} of the starts is {_described(tensor)}; it should be a tensor")
+    if not starts.seen.frames.ndim or not len(starts.seen.frames):
+        raise UserError("there are no starts; at least one is needed")
+
+
+def check_starts(starts: Starts, world: WorldModel) -> None:
+    """Raise UserError if there is no start, or if the starts do not fit the world model."""
+    check_kind(starts)
+    n = len(starts)
+    _check_fit(starts.seen, n, world)
+    for name, tensor in (("proprio", starts.seen.proprio), ("camera", starts.seen.camera)):
+        if tensor is not None and not tensor.isfinite().all():
+            raise UserError(f"{name} of the starts has numbers that are not finite")
+    check_texts(starts.texts)
+    if not 0 <= int(starts.seen.text.min()) <= int(starts.seen.text.max()) < len(starts.texts):
+        raise UserError(f"text of the starts names rows outside the table, which has {len(starts.texts)} instructions")
+
+
+def _check_fit(seen: Observation, n: int, world: WorldModel) -> None:
+    v, (height, width), p = len(world.views), world.size, world.robot.proprio_size
+    wanted = {
+        "frames": (torch.uint8, [n, v, height, width, 3]),
+        "proprio": (torch.float32, [n, p]),
+        "camera": (torch.float32, [n, v, 3, 4]),
+        "text": (torch.int64, [n]),
+    }
+    for name, (dtype, shape) in wanted.items():
+        tensor = getattr(seen, name)
+        if tensor is None:
+            continue
+        if tensor.dtype != dtype or list(tensor.shape) != shape or tensor.layout != torch.strided:
+            raise UserError(
+                f"{name} of the starts is {_described(tensor)}; the world model takes {dtype} {shape}: "
+                f"{n} starts, {v} views ({', '.join(world.views)}) of {height} x {width} pixels, {p} numbers of "
+                "proprioception"
+            )
+        if tensor.device != world.device:
+            raise UserError(
+                f"{name} of the starts is on {tensor.device}, the world model is on {world.device}; move the starts: "
+                "starts.to(device)"
+            )
+        if tensor.is_meta:
+            raise UserError(f"{name} of the starts is on {tensor.device}, where nothing can be computed")
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raise UserError unless `texts` is a sequence of strings that say something."""
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise UserError(f"the table of instructions is {_described(texts)}; it should be a sequence of strings")
+    if wrong := [text for text in texts if not isinstance(text, str) or not text.strip()]:
+        raise UserError(f"the table of instructions holds {wrong[0]!r}; an instruction is a string that is not empty")
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise UserError unless a value is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise UserError(f"{name} is {value!r}; it should be a positive integer")
+
+
+def check_views_named(whose: str, views: Sequence[str]) -> None:
+    """Raise UserError unless views are distinct names."""
+    named = isinstance(views, tuple | list) and all(isinstance(view, str) for view in views)
+    if not named or not views or len(set(views)) < len(views):
+        raise UserError(f"{whose} has the views {views!r}; they should be a tuple of distinct names")
+
+
+def check_suite(suite: Suite) -> None:
+    """Raise UserError for a suite whose tasks cannot be told apart, or say nothing."""
+    check_count("horizon of the suite", suite.horizon)
+    check_views_named("the suite", suite.views)
+    if not isinstance(suite.robot, Robot):
+        raise UserError(f"robot of the suite is a {type(suite.robot).__name__}; it should be worldenv.Robot")
+    if not isinstance(suite.tasks, Sequence) or not suite.tasks:
+        raise UserError(f"the suite {suite.name} has no tasks; at least one is needed")
+    names = [task.name for task in suite.tasks]
+    for task, name in zip(suite.tasks, names, strict=True):
+        # Names become parts of the names of files.
+        if not isinstance(name, str) or not name.isprintable() or not name.strip(" .") or {*name} & {*"/\\"}:
+            raise UserError(
+                f"a task of the suite {suite.name} is called {name!r}; it should be printable, without / or \\"
+            )
+        check_texts(task.instructions)
+        if not task.instructions:
+            raise UserError(f"the task {name} of the suite {suite.name} has no instruction; at least one is needed")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two tasks of the suite {suite.name} are called {twice[0]!r}; give each a name of its own")
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError unless the seed is an integer of 64 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
+        raise UserError(f"seed is {seed!r}; it should be an integer of 64 bits")
+
+
+def check_run(starts: Starts, siblings: int, seed: int, first_episode: int, **flags: bool) -> None:
+    """Raise UserError for arguments of `Engine.run` that are not of their kind, or whose episodes have no numbers."""
+    check_kind(starts)
+    check_seed(seed)
+    if isinstance(siblings, bool) or not isinstance(siblings, Integral) or siblings < 1:
+        raise UserError(
+            f"siblings is {siblings!r}; it should be a whole number: every start needs at least one episode"
+        )
+    counted = isinstance(first_episode, Integral) and not isinstance(first_episode, bool)
+    if not counted or not 0 <= first_episode <= MOST_EPISODES - len(starts) * siblings:
+        raise UserError(f"first_episode is {first_episode!r}; it should be a whole number, from 0 to 2^62")
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise UserError(f"{name} is {flag!r}; it should be True or False")
+
+
+def given_tensor(name: str, value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A caller's tensor, array or nested list, on a device, without its gradient; real numbers become `dtype`.
+
+    Raises UserError for anything else.
+    """
+    try:
+        tensor = torch.as_tensor(value, device=device).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name} is a {type(value).__name__}, of which no tensor can be made on {device}") from error
+    if dtype is None:
+        return tensor
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise UserError(f"{name} is {_described(tensor)}; it should be {dtype}")
+    return tensor.to(dtype)
+
+
+class Untouched:
+    """Tensors that a model may read and not write, and tensors that it should write in place: as they are now."""
+
+    def __init__(self, read: Iterable[Tensor], written: Slots | None = None):
+        self.read = [(tensor, tensor.clone()) for tensor in read]
+        self.written = written
+        self.places = _places(written)
+
+    def check(self, who: str) -> None:
+        """Raise UserError if `who` wrote to what it may only read, or put other tensors into what it should write."""
+        if any(not torch.equal(tensor, before) for tensor, before in self.read):
+            raise UserError(f"{who} changed its input in place; it should work on a copy: tensor.clone()")
+        if _places(self.written) != self.places:
+            raise UserError(
+                f"{who} put new tensors into its state, which are lost; it should write in place: tensor.copy_(...)"
+            )
+
+
+def _places(state: Slots | None) -> list[tuple[int, torch.Size]]:
+    return [] if state is None else [(tensor.data_ptr(), tensor.shape) for tensor in state.tensors()]
+
+
+def check_state(who: str, state: Slots, seen: Observation) -> None:
+    """Raise UserError unless a model's `begin` returned a row for each episode."""
+    check_rows(f"{who}'s `begin` returned", state, len(seen), seen.frames.device)
+
+
+def check_no_view(who: str, state: Slots, seen: Observation) -> None:
+    """Raise UserError if a state shares memory with the observation, which the caller is about to write over."""
+    mine = {tensor.untyped_storage().data_ptr() for tensor in state.tensors()}
+    if any(tensor.untyped_storage().data_ptr() in mine for tensor in (seen.frames, seen.proprio)):
+        raise UserError(f"{who}'s `begin` kept a view of the observation; it should keep a copy: tensor.clone()")
+
+
+def check_rows(what: str, rows: Slots, count: int, device: torch.device) -> None:
+    """Raise UserError unless `rows` is a dataclass of `Slots` whose tensors have `count` rows on this device."""
+    if not isinstance(rows, Slots):
+        raise UserError(f"{what} {_described(rows)}; it should be a dataclass that inherits worldenv.Slots")
+    for tensor in rows.tensors():
+        if not isinstance(tensor, Tensor) or not tensor.ndim or len(tensor) != count or tensor.device != device:
+            raise UserError(f"{what} {_described(tensor)}; it should be tensors of {count} rows on {device}")
+
+
+def check_decision(decision: Decision, seen: Observation) -> None:
+    """Raise UserError unless action, log-probability and record of a decision are on the device of the episodes."""
+    for name in ("action", "log_prob"):
+        tensor = getattr(decision, name)
+        if tensor.device != seen.frames.device:
+            raise UserError(f"the policy returned {name} on {tensor.device}; the episodes are on {seen.frames.device}")
+    if decision.record is not None:
+        check_rows("the policy returned as record", decision.record, len(seen), seen.frames.device)
+
+
+def check_imagined(imagined: Imagined, world: WorldModel, seen: Observation, chunk: int) -> None:
+    """Raise UserError unless the world model imagined a chunk as its interface says."""
+    if not isinstance(imagined, Imagined):
+        raise UserError(f"the world model's `imagine` returned {_described(imagined)}; it should be Imagined")
+    b, views = len(seen), list(seen.frames.shape[1:])
+    wanted = {
+        "frames": (torch.uint8, [b, chunk, *views]),
+        "proprio": (torch.float32, [b, chunk, world.robot.proprio_size]),
+        "finite": (torch.bool, [b]),
+    }
+    for name, (dtype, shape) in wanted.items():
+        _check_returned("the world model imagined", name, getattr(imagined, name), dtype, shape, seen.frames.device)
+    if not (imagined.proprio.isfinite().flatten(1).all(1) | ~imagined.finite).all():
+        raise UserError("the world model imagined proprio that is not finite, in episodes that it says are finite")
+
+
+def check_judged(judged: Any, episodes: int, frames: int, device: torch.device | None = None) -> None:
+    """Raise UserError unless a reflector judged as its interface says; rewards that are not finite may be anywhere."""
+    if not isinstance(judged, tuple | list) or len(judged) != 2:
+        raise UserError(f"the reflector's `judge` returned {_described(judged)}; it should be reward and stop")
+    for name, tensor, dtype in (("reward", judged[0], torch.float32), ("stop", judged[1], torch.bool)):
+        _check_returned("the reflector returned", name, tensor, dtype, [episodes, frames], device)
+    check_rewards(judged[0])
+
+
+def check_rewards(reward: Tensor) -> None:
+    """Raise UserError if a finite reward lies outside [0, 1]."""
+    wrong = reward.isfinite() & ((reward < 0) | (reward > 1))
+    if wrong.any():
+        low, high = reward[wrong].aminmax()
+        raise UserError(f"the reflector's rewards go from {low:g} to {high:g} outside [0, 1], where they should be")
+
+
+def _check_returned(
+    who: str, name: str, tensor: Any, dtype: torch.dtype, shape: list[int], device: torch.device | None
+) -> None:
+    fits = isinstance(tensor, Tensor) and tensor.dtype == dtype and list(tensor.shape) == shape
+    if not fits:
+        raise UserError(f"{who} {name} {_described(tensor)}; it should be {dtype} {shape}")
+    if device is not None and tensor.device != device:
+        raise UserError(f"{who} {name} on {tensor.device}; the episodes are on {device}")
+
+
+def _described(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -1,0 +1,34 @@
+"""The weights of the models that imagine: whether the caller changed or replaced them since the last look."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from worldenv.nn.int8 import renew
+
+
+class Weights:
+    """Those of some parts of a run: each an `nn.Module`, or an object whose `network` is one."""
+
+    def __init__(self, *parts: Any):
+        networks = (part if isinstance(part, nn.Module) else getattr(part, "network", None) for part in parts)
+        self.networks = [network for network in networks if isinstance(network, nn.Module)]
+        self.places: list[tuple] | None = None
+
+    def renew(self) -> bool:
+        """Make layers in 8 bits follow the weights; whether tensors on a GPU lie elsewhere than at the last call.
+
+        Raises UserError where a change cannot be followed.
+        """
+        modules = [module for network in self.networks for module in network.modules()]
+        renew(modules)
+        on_gpu = [tensor for tensor in _tensors(modules) if tensor.is_cuda]
+        before, self.places = self.places, [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in on_gpu]
+        return before is not None and before != self.places
+
+
+def _tensors(modules: list[nn.Module]) -> Iterator[Tensor]:
+    for module in modules:
+        for owned in (module._parameters, module._buffers, vars(module)):
+            yield from (value for value in owned.values() if isinstance(value, Tensor))

@@ -1,0 +1,119 @@
+"""What config.json keeps of a run, and the configurations that continue and evaluate the run with it."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+from worldenv.config import PARTS, EvaluateConfig, TrainConfig
+from worldenv.errors import UserError
+from worldenv.fields import differences, from_document, shown
+from worldenv.records.run_folder import RunFolder
+
+POLICY = "policy.safetensors"  # in checkpoints/: the policy of a run that has practised to its end
+MAY_DIFFER = ("--run", "--resume", "--device")  # between the sessions of a run
+Config = TypeVar("Config", TrainConfig, EvaluateConfig)
+
+
+def settled(config: Config) -> Config:
+    """The same configuration with absolute paths: it means the same in every folder."""
+    if config.models is not None:
+        config = replace(config, models=config.models.resolve())
+    if config.eval is not None and config.eval.weights is not None:
+        config = replace(config, eval=replace(config.eval, weights=config.eval.weights.resolve()))
+    return config
+
+
+def document(config: TrainConfig | EvaluateConfig) -> dict[str, Any]:
+    """What config.json keeps of a settled configuration whose parts have been found."""
+    kept = asdict(config)
+    for name in ("run", "resume"):  # where the folder lies, and which session this is
+        kept.pop(name, None)
+    files = {}
+    for module in _modules(getattr(config, name) for name in PARTS):
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file is not None and Path(file).is_file():  # not what is built in or lies in an archive
+            files[module] = str(Path(file).resolve())
+    return json.loads(json.dumps(kept | {"modules": files}, default=str))
+
+
+def _modules(names: Iterable[str]) -> list[str]:
+    return sorted({name.partition(":")[0] for name in names if ":" in name})
+
+
+def saved_config(folder: RunFolder, **replaced: Any) -> TrainConfig:
+    """The configuration of a training run, but for the fields in `replaced`.
+
+    Raises UserError if the folder is no training run, or its config.json does not hold what it should.
+    """
+    if "rl" not in folder.config:
+        raise UserError(f"{folder.path} is no training run of this version: its config.json has no settings of rl")
+    kept = {name: value for name, value in folder.config.items() if name != "modules"}
+    kept |= {"run": None, "resume": False} | replaced
+    return from_document(TrainConfig, kept, str(folder.path / "config.json"))
+
+
+def check_unchanged(folder: RunFolder, config: TrainConfig) -> None:
+    """Raise UserError unless `config` continues the run: all is as it was, but for more iterations."""
+    saved = settled(saved_config(folder, device=config.device))
+    changed = [
+        f"{option} is {shown(new)}, was {shown(old)}"
+        for option, old, new in differences(saved, config)
+        if option not in MAY_DIFFER and not (option == "--rl.iterations" and new > old)
+    ]
+    if changed:
+        raise UserError(
+            f"the run {folder.path} cannot be continued with other settings: {'; '.join(changed)}; leave them out, or "
+            "choose another --run"
+        )
+
+
+def find_modules(folder: RunFolder, names: Iterable[str]) -> None:
+    """Import the modules of the user's own parts from the files from which the run took them.
+
+    Raises UserError if a file is gone, or if another module of that name is found first.
+    """
+    kept = folder.config.get("modules")
+    if not isinstance(kept, Mapping):
+        raise UserError(f"{folder.path / 'config.json'} was made by another version of worldenv: it lacks 'modules'")
+    for module in _modules(names):
+        if module not in kept:  # built into Python, or without a file
+            continue
+        file, levels = Path(str(kept[module])), module.count(".") + 1
+        advice = f"the run {folder.path} used {module} of {file}"
+        if not file.is_file():
+            raise UserError(f"{advice}, which is gone; put it back, or name the part that should take its place")
+        root = str(file.parents[levels if file.name == "__init__.py" else levels - 1])
+        if root not in sys.path:
+            sys.path.insert(_last_resort(), root)
+        found = getattr(import_module(module), "__file__", None)
+        if found is None or Path(found).resolve() != file:
+            raise UserError(f"{advice}, but {found} comes first here; name the part to take that one, or go elsewhere")
+
+
+def _last_resort() -> int:
+    # After all libraries, whose place no file of a user takes, and before the working directory of this process.
+    return sys.path.index("", 1) if "" in sys.path[1:] else len(sys.path)
+
+
+def resolved(config: EvaluateConfig) -> EvaluateConfig:
+    """The same with every None but `run` filled in: what the run used if `models` is one, or the default.
+
+    Raises UserError as `saved_config` and `find_modules` do.
+    """
+    used: dict[str, Any] = vars(TrainConfig())
+    if is_run(config.models):
+        folder = RunFolder(config.models)
+        used = vars(saved_config(folder, device="cpu", precision="auto"))
+        used = used | {name: folder.config[name] for name in ("device", "precision")}
+        find_modules(folder, (used[name] for name in PARTS if getattr(config, name) is None))
+    lacking = [field.name for field in fields(config) if getattr(config, field.name) is None]
+    return replace(config, **{name: used[name] for name in lacking if name not in ("run", "models")})
+
+
+def is_run(path: Path | None) -> bool:
+    """Whether the folder is a run's, and not one of models."""
+    return path is not None and (path / "config.json").exists() and (path / "checkpoints").is_dir()
