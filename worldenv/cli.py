@@ -44,6 +44,15 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
     _main(work, "worldenv-eval", arguments)
 
 
+def info(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `worldenv-info [--json]`."""
+    try:
+        from worldenv.info import main
+    except (UserError, ImportError) as error:
+        _end(f"worldenv-info: {_in_one_line(error)}", 2)
+    main(arguments)
+
+
 def _with_memory(run: Callable[[Any, str], dict], config: Any, command: str) -> dict:
     from worldenv.rollout.memory import keep_freed_memory, ran_out
 
@@ -65,8 +74,8 @@ def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: S
         except KeyboardInterrupt as stop:
             how, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
             _end(f"\n{program}: {how}; {_advice(program, stop)}", code)
-        except UserError as error:
-            _end(f"{program}: {error}", 2)
+        except (UserError, ImportError) as error:
+            _end(f"{program}: {_in_one_line(error)}", 2)
         except OSError as error:
             if error.errno is None:  # not from the system
                 raise
@@ -82,6 +91,10 @@ def _advice(program: str, stop: KeyboardInterrupt) -> str:
     if kept and program == "worldenv-train":
         return f"continue with: {program} --resume --run {kept[0]}"
     return "run it again"
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())  # NumPy explains in paragraphs why it cannot be imported
 
 
 def _end(line: str, code: int) -> None:
