@@ -24,9 +24,9 @@ def _why_not_loaded(error: ImportError) -> str:
         needs = []  # it runs from a source tree
     built = f" It was built against {needs[0]}." if needs else ""
     return (
-        f"worldenv._C cannot be loaded with torch {torch.__version__} ({error}).{built} With torch 2.11 or newer, build "
-        "it again: run `pip install --no-build-isolation --no-deps .` (or `python setup.py build_ext --inplace`) in the "
-        "source tree."
+        f"worldenv._C cannot be loaded with torch {torch.__version__} ({error}).{built} With torch 2.11 or newer, "
+        "build it again: run `pip install --no-build-isolation --no-deps .` "
+        "(or `python setup.py build_ext --inplace`) in the source tree."
     )
 
 
