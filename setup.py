@@ -8,17 +8,18 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
+OLDEST_TORCH = (2, 11)
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # LibTorch stable ABI of torch 2.11
 CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden"]  # no -std: torch appends its own
 DEPENDENCIES = [
     "numpy>=1.26",
-    "h5py>=3.10",
+    "h5py>=3.13",  # the HDF5 that 3.10 brings crashes on broken files
     "safetensors>=0.4",
-    "tyro>=0.9",
+    "tyro>=1.0",
     "rich>=13",
     "tensorboard>=2.16",
     "matplotlib>=3.8",
-    "pillow>=10",
+    "pillow>=10.1",
 ]
 
 
@@ -124,6 +125,8 @@ def build() -> dict:
         return {"install_requires": [*DEPENDENCIES, "torch>=2.11"]}
     import torch
 
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+        raise SystemExit(f"torch {torch.__version__} is installed; worldenv is built against torch 2.11 or newer")
     # Exactly the torch built against: under a range pip may take the newest one, with gigabytes of CUDA.
     pin = "torch==" + torch.__version__.split("+")[0]
     return {"install_requires": [*DEPENDENCIES, pin], **compiled(torch)}

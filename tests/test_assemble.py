@@ -18,7 +18,7 @@ from worldenv.interfaces.world import WorldModel
 from worldenv.nn import int8
 from worldenv.nn.int8 import Int8
 from worldenv.records.checkpoint import CheckpointError
-from worldenv.records.model_files import save_model
+from worldenv.records.model_files import save_model, save_ranges
 from worldenv.rollout.engine import EngineConfig
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import CausalWorld
@@ -127,6 +127,61 @@ def test_module_of_the_working_directory_is_found(folder, tmp_path, monkeypatch)
     assert parts.ranges.keys() == {"world"}  # the others were not measured
     assert load(folder).ranges.keys() == {"policy", "world", "reflector"}
     assert load(folder, world="causal").ranges is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"models": 3}, "models is 3; it should be the path of a folder"),
+        ({"models": ""}, "models is ''"),
+        ({"models": "a" * 300}, "cannot be read: File name too long"),
+        ({"device": "gpu"}, "device is 'gpu'; it should be cpu or cuda"),
+        ({"device": "meta"}, "device is 'meta'"),
+        ({"device": 3}, "device is 3"),
+        ({"policy": None}, "policy is None; it should be a name, or module:function"),
+        ({"policy": "json:loads"}, "policy 'json:loads' cannot be called: .*; it should take the folder of the models"),
+        ({"suite": "json:loads"}, "suite 'json:loads' cannot be called: .*; it should take no argument"),
+        ({"world": "os:sep"}, "world 'os:sep' is a str; it should be a function that builds the world"),
+        ({"suite": "builtins:int"}, "the suite int lacks"),
+        ({"device": "cuda:99", "world": "causal"}, "device is cuda:99; torch finds . CUDA devices here"),
+    ],
+)
+def test_wrong_arguments_of_load_are_refused_in_one_line(folder, arguments, why):
+    with pytest.raises(UserError, match=why):
+        load(**{"models": folder} | arguments)
+
+
+def test_file_is_no_folder_of_models(folder):
+    with pytest.raises(UserError, match="policy.safetensors, which is no folder; give the folder of the models"):
+        load(folder / "policy.safetensors")
+
+
+def test_ranges_of_other_weights_are_refused_as_the_folder_is_loaded(folder, tiny, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    parts = load(tmp_path)
+    save_ranges(tmp_path / "ranges.json", parts.ranges, parts.networks())
+    assert load(tmp_path).ranges == parts.ranges
+    save_model(tmp_path / "policy.safetensors", tiny.policy(seed=1), "policy", {})
+    with pytest.raises(CheckpointError, match="ranges.json is damaged, or was measured with other weights of the pol"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("make", [make_engine, lambda parts, *more: make_env(parts, None, *more)])
+def test_engine_and_environment_are_made_of_parts_and_a_configuration_of_their_own(parts, make):
+    with pytest.raises(UserError, match="parts is a dict; it should be worldenv.Parts"):
+        make({})
+    with pytest.raises(UserError, match="config is a dict; it should be worldenv.E"):
+        make(parts, {})
+    parts.policy.views = "agentview"
+    with pytest.raises(UserError, match="the policy has the views 'agentview'; they should be a tuple"):
+        make(parts)
+    parts.policy.views, parts.policy.chunk = ("agentview",), 4.0
+    with pytest.raises(UserError, match="chunk of the policy is 4.0; it should be a positive integer"):
+        make(parts)
+    parts.policy = None
+    with pytest.raises(UserError, match="the policy NoneType lacks"):
+        make(parts)
 
 
 def test_parts_are_moved_where_a_part_can_be(parts):

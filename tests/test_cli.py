@@ -140,7 +140,7 @@ def test_mistake_is_one_line_on_stderr(capsys, tmp_path, words, message):
         (["--precision", "int4"], "--precision is 'int4'; it should be auto or float32 or int8"),
         (["--models", "a\0b"], "--models is 'a\\x00b', which no file can be called"),
         (["--suite", ""], "'--suite' is empty"),
-        (["--eval.weights", "no\nfolder"], "no\\nfolder has no weights"),
+        (["--eval.weights", "no\nfolder"], "no folder has no weights"),
         (["--eval.episodes", "ten"], "--eval.episodes: invalid literal for int() with base 10: 'ten'"),
         (["--device", "gpu"], "device is 'gpu'; it should be cpu or cuda"),
         (["--engine.batch", "9" * 5000], "--engine.batch: no type matching {None}|INT could be"),

@@ -13,6 +13,7 @@ from torch import nn
 
 from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
 from worldenv.errors import UserError, nearest
+from worldenv.fields import shown
 from worldenv.interfaces.observation import Starts
 from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
@@ -23,8 +24,7 @@ from worldenv.ops import missing_faces
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.model_files import RANGES, ROLES, load_ranges, shipped
 from worldenv.reflector.small import SmallReflector
-from worldenv.robot.robot import Robot
-from worldenv.rollout.checks import check_count, check_suite, check_views_named
+from worldenv.rollout.checks import check_count, check_members, check_robot, check_suite, check_views_named
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.suites.tabletop.suite import TabletopSuite
 from worldenv.worlds.causal.world import CausalWorld
@@ -126,14 +126,13 @@ def load(
     """
     folder, device = _folder(models), _device(device)
     check_names(suite, policy, world, reflector)
-    made = named("suite", suite, SUITES)()
-    _check_members("suite", made)
+    made = _built("suite", suite, SUITES)
     check_suite(made)
     parts = Parts(
         made,
-        named("policy", policy, POLICIES)(folder, made),
-        named("world", world, WORLDS)(folder, made),
-        named("reflector", reflector, REFLECTORS)(folder, made),
+        _built("policy", policy, POLICIES, folder, made),
+        _built("world", world, WORLDS, folder, made),
+        _built("reflector", reflector, REFLECTORS, folder, made),
     )
     _check_parts(parts)
     parts.ranges = _ranges(folder, {"policy": policy, "world": world, "reflector": reflector}, parts)
@@ -144,6 +143,16 @@ def load(
     for role in ROLES:
         _move(getattr(parts, role), device)
     return parts
+
+
+def _built(role: str, name: str, known: Mapping[str, Callable], *given: Any) -> Any:
+    try:
+        return named(role, name, known)(*given)
+    except TypeError as error:
+        if error.__traceback__.tb_next is None:  # not from within the function
+            takes = "the folder of the models (a Path) and the suite" if given else "no argument"
+            raise UserError(f"{role} {name!r} cannot be called: {error}; it should take {takes}") from error
+        raise
 
 
 def check_names(suite: str, policy: str, world: str, reflector: str) -> None:
@@ -158,32 +167,23 @@ def _folder(models: Path | str | None) -> Path:
     if models is None:
         return shipped()
     if not isinstance(models, str | os.PathLike) or not str(models).strip():
-        raise UserError(f"models is {models!r}; it should be the path of a folder, or None for the shipped weights")
+        raise UserError(
+            f"models is {shown(models)}; it should be the path of a folder, or None for the shipped weights"
+        )
     folder = Path(models).expanduser()
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not folder.is_dir():
         raise UserError(f"models is {folder}, which is no folder; give the folder of the models")
     return folder
 
 
 def _device(device: torch.device | str) -> torch.device:
     try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
+        found = torch.device(device) if isinstance(device, str | torch.device) else None
+    except RuntimeError:
         found = None
     if found is None or found.type not in ("cpu", "cuda"):
-        raise UserError(f"device is {str(device)!r}; it should be cpu or cuda, or one of several: cuda:0, cuda:1 ...")
+        raise UserError(f"device is {shown(device)}; it should be cpu or cuda, or one of several: cuda:0, cuda:1 ...")
     return torch.device("cpu") if found.type == "cpu" else found  # cpu:0 would count as another device
-
-
-def _check_members(role: str, part: Any) -> None:
-    """Raise UserError for a part that lacks a member of its interface."""
-    interface = INTERFACES[role]
-    members = [*interface.__annotations__, *vars(interface)]
-    wanted = [name for name in members if not name.startswith("_")] + ["state_dict"] * (role == "policy")
-    if missing := [name for name in wanted if not hasattr(part, name)]:
-        raise UserError(
-            f"the {role} {type(part).__name__} lacks {', '.join(missing)}: see worldenv.{interface.__name__}"
-        )
 
 
 def _check_parts(parts: Parts) -> None:
@@ -192,14 +192,13 @@ def _check_parts(parts: Parts) -> None:
     if not isinstance(parts, Parts):
         raise UserError(f"parts is a {type(parts).__name__}; it should be worldenv.Parts, as worldenv.load returns")
     for role in INTERFACES:
-        _check_members(role, getattr(parts, role))
+        check_members(role, getattr(parts, role), INTERFACES[role])
     check_suite(parts.suite)
     for role in ("policy", "world"):
         part = getattr(parts, role)
         check_views_named(f"the {role}", part.views)
         check_count(f"chunk of the {role}", part.chunk)
-    if not isinstance(parts.world.robot, Robot):
-        raise UserError(f"robot of the world is a {type(parts.world.robot).__name__}; it should be worldenv.Robot")
+    check_robot("world", parts.world.robot)
     if tuple(parts.suite.views) != tuple(parts.world.views):
         raise UserError(
             f"the suite shows the views {', '.join(parts.suite.views)}, the world model imagines "
@@ -213,7 +212,7 @@ def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
     Raises UserError if there is no such name, module or function. Modules of the working directory are found, too.
     """
     if not isinstance(name, str):
-        raise UserError(f"{role} is {name!r}; it should be a name, or module:function of your own")
+        raise UserError(f"{role} is {shown(name)}; it should be a name, or module:function of your own")
     if ":" not in name:
         if name not in known:
             raise UserError(f"unknown {role} {name!r}{nearest(name, known)}; for your own: module:function")

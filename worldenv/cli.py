@@ -44,6 +44,15 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
     _main(work, "worldenv-eval", arguments)
 
 
+def info(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `worldenv-info [--json]`."""
+    try:
+        from worldenv.info import main
+    except (UserError, ImportError) as error:
+        _end(f"worldenv-info: {_in_one_line(error)}", 2)
+    main(arguments)
+
+
 def _with_memory(run: Callable[[Any, str], dict], config: Any, command: str) -> dict:
     from worldenv.rollout.memory import keep_freed_memory, out_of_memory_says
 
@@ -61,7 +70,7 @@ def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: S
         except KeyboardInterrupt as stop:
             how, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
             _end(f"\n{program}: {how}; {_advice(program, stop)}", code)
-        except UserError as error:
+        except (UserError, ImportError) as error:
             _end(f"{program}: {_in_one_line(error)}", 2)
         except OSError as error:
             if error.errno is None:  # not from the system
@@ -81,7 +90,7 @@ def _advice(program: str, stop: KeyboardInterrupt) -> str:
 
 
 def _in_one_line(message: object) -> str:
-    return "\\n".join(str(message).splitlines())  # the name of a file may hold line breaks
+    return " ".join(str(message).split())  # file names may hold line breaks, and NumPy explains in paragraphs
 
 
 def _end(line: str, code: int) -> None:

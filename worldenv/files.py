@@ -22,11 +22,12 @@ JSON_BYTES = 1 << 26  # more than any JSON document of this package
 JSON_LEVELS = 50
 
 
-def lock(path: Path) -> tuple[int, bool] | None:
+def lock(path: Path, guarded: Path | None = None) -> tuple[int, bool] | None:
     """Lock a file, which is made if need be, until the descriptor is closed or the process dies.
 
     Returns the descriptor and whether it is certain that nobody else has the lock; None if somebody has. On a file
-    system without locks nothing is certain: a warning says so. Raises OSError if the file cannot be opened.
+    system without locks nothing is certain: a warning says so of `guarded`, by default the folder of the file. Raises
+    OSError if the file cannot be opened.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
@@ -39,7 +40,8 @@ def lock(path: Path) -> tuple[int, bool] | None:
             os.close(descriptor)
             raise
         warnings.warn(
-            f"{path.parent}: the file system has no locks ({error.strerror}): see to it that nobody else writes there",
+            f"{guarded or path.parent}: the file system has no locks ({error.strerror}): see to it that nobody else "
+            "writes there",
             stacklevel=3,
         )
         return descriptor, False

@@ -218,3 +218,45 @@ def test_change_of_anything_else_is_refused_on_opening(make, tmp_path, change):
             demo.attrs[change] = value + 1 if change == "start" else np.bytes_(value[::-1])
     with pytest.raises(TrajectoryFormatError, match="checksum differs|has a total of 4 steps, but .* have 5"):
         TrajectoryReader(path)
+
+
+def test_what_is_no_file_of_trajectories_is_named_for_what_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe.hdf5")
+    with pytest.raises(TrajectoryFormatError, match=r"pipe\.hdf5: it is no file"):  # opening it would never return
+        TrajectoryReader(tmp_path / "pipe.hdf5")
+    (tmp_path / "lerobot" / "meta").mkdir(parents=True)
+    (tmp_path / "lerobot" / "data").mkdir()
+    with pytest.raises(TrajectoryFormatError, match="lerobot: a data set of LeRobot .*, which is not read: convert"):
+        TrajectoryReader(tmp_path / "lerobot")
+    (tmp_path / "libero").mkdir()
+    (tmp_path / "libero" / "open_it_demo.hdf5").touch()
+    with pytest.raises(TrajectoryFormatError, match=r"name one of its files \(open_it_demo\.hdf5\)"):
+        TrajectoryReader(tmp_path / "libero")
+
+
+def test_file_that_a_killed_writer_left_marked_as_open_is_said_to_be_so(make, tmp_path):
+    with h5py.File(tmp_path / "b.hdf5", "w", libver="latest") as file:
+        file.create_group("data")
+        file.flush()
+        (tmp_path / "a.hdf5").write_bytes((tmp_path / "b.hdf5").read_bytes())
+    with pytest.raises(TrajectoryFormatError, match=r"a\.hdf5: marked as open for writing.*h5clear -s"):
+        TrajectoryReader(tmp_path / "a.hdf5")
+
+
+def test_trajectory_that_fails_between_its_two_counts_is_left_out(make, same, tmp_path, monkeypatch):
+    modify = h5py.AttributeManager.modify
+
+    def fail(attributes, name, value):
+        if name == "num_demos" and value == 2:
+            monkeypatch.setattr(h5py.AttributeManager, "modify", modify)
+            raise OSError("Can't write data")
+        modify(attributes, name, value)
+
+    with TrajectoryWriter(tmp_path / "a") as writer:
+        writer.write(make(0))
+        monkeypatch.setattr(h5py.AttributeManager, "modify", fail)
+        with pytest.raises(UserError, match="cannot be written"):
+            writer.write(make(1))
+        writer.write(make(2))
+    with TrajectoryReader(tmp_path / "a") as reader:
+        same(reader, [make(0), make(2)])

@@ -213,6 +213,21 @@ def test_without_the_library_the_import_says_what_to_install(monkeypatch, librar
         importlib.import_module(f"worldenv.envs.{module}")
 
 
+def test_closed_environment_and_options_and_seeds_of_another_kind_are_refused(make):
+    envs = make()
+    for options in (3, [1], "starts"):
+        with pytest.raises(UserError, match="options is a .*; it should be a dict"):
+            envs.reset(options=options)
+    for seed in ("a", 1.5, 2**63):
+        with pytest.raises(UserError, match="seed is .*; it should be an integer of 64 bits"):
+            envs.reset(seed=seed)
+    envs.reset(seed=0)
+    envs.close()
+    for use in (envs.reset, lambda: envs.step(torch.zeros(5, 4, 7))):
+        with pytest.raises(UserError, match="the environment is closed"):
+            use()
+
+
 @pytest.mark.parametrize("version", ["1.3.0", "0.29.1", "1.2.0a1"])
 def test_gymnasium_that_counts_episodes_wrongly_is_refused_in_one_line(monkeypatch, version):
     monkeypatch.setattr(gym, "__version__", version)

@@ -342,3 +342,19 @@ def test_new_seed_waits_for_a_reset_of_all_and_moves_no_running_episode_into_ano
     assert torch.equal(*found)
     env.reset()
     assert env.info()["id"].tolist() == [0, 1, 2]
+
+
+def test_arguments_of_which_no_tensor_can_be_made_are_refused_and_an_action_keeps_no_gradient(tiny):
+    env = tiny.env(4, envs=3)
+    with pytest.raises(UserError, match="mask is a str, of which no tensor can be made"):
+        env.reset("all")
+    with pytest.raises(UserError, match="starts is a dict, of which no tensor"):
+        env.reset(starts={})
+    env.reset()
+    for wrong in (None, "left", torch.zeros(3, 4, 7).bool(), torch.zeros(3, 4, 7) * 1j):
+        with pytest.raises(UserError, match="action is"):
+            env.step(wrong)
+    env.step(torch.zeros(3, 4, 7, requires_grad=True))
+    assert not env.runner.episodes.action.requires_grad
+    with pytest.raises(UserError, match="no bounds of 'reward'; there are bounds of frames, proprio, text, action"):
+        env.bounds("reward")

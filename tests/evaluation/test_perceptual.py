@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.measure import world_quality
-from worldenv.evaluation.perceptual import FILES, frechet_distance, perceptual_quality
+from worldenv.evaluation.perceptual import FILES, check_networks, frechet_distance, perceptual_quality
 
 
 class Vgg(nn.Module):
@@ -77,8 +77,28 @@ def test_folder_without_weights_is_refused(tmp_path, videos):
 
 def test_damaged_file_is_named(weights, videos):
     (weights / FILES["lpips"]).write_bytes(b"no network")
-    with pytest.raises(UserError, match="vgg16.pt is not a TorchScript file, is damaged, or cannot"):
+    with pytest.raises(UserError, match="vgg16.pt is not a TorchScript file, is damaged, or cannot") as found:
         perceptual_quality(weights, *videos, chunk=4)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(("metric", "network"), [("lpips", nn.Identity()), ("fid", Vgg()), ("fvd", nn.Identity())])
+def test_another_network_is_refused_in_one_line_before_any_work(weights, metric, network):
+    check_networks(weights, (8, 8))
+    torch.jit.script(network).save(weights / FILES[metric])
+    with pytest.raises(UserError, match=f"{FILES[metric]} is no network for {metric.upper()}: ") as found:
+        check_networks(weights, (8, 8))
+    assert "\n" not in str(found.value)
+
+
+def test_network_whose_features_are_not_finite_is_refused(weights):
+    class Infinite(Inception):
+        def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
+            return img.float().mean([2, 3]) / 0
+
+    torch.jit.script(Infinite()).save(weights / FILES["fid"])
+    with pytest.raises(UserError, match="is no network for FID: it returns no finite features"):
+        check_networks(weights, (8, 8))
 
 
 def test_quality_of_the_world_model_has_them_too(weights, tiny):

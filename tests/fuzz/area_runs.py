@@ -81,12 +81,12 @@ def _case(draw: random.Random, source: Path, file: str, damage: str, use: str) -
         (secret / "a.txt").write_text(SECRET)
         try:
             (ANY | TEXT | BINARY | FOLDER)[damage](draw, run / file)
-            USES[use](run, damage in MAY_PASS or (damage == "doubled" and use != "resume"))
+            USES[use](run, damage in MAY_PASS or (use != "resume" and damage in READ_AS_IT_IS))
         finally:
             if [path.name for path in secret.iterdir()] != ["a.txt"] or (secret / "a.txt").read_text() != SECRET:
                 raise Silent("a file outside the run was touched")
         report = run / "report.html"
-        if report.is_file() and SECRET in report.read_text():
+        if not report.is_symlink() and report.is_file() and SECRET in report.read_text():
             raise Silent("the report shows a file from outside the run")
 
     return act
@@ -252,12 +252,16 @@ FOLDER: dict[str, Damage] = {
     "file for tensorboard": lambda draw, run: (_remove(run / "tensorboard"), (run / "tensorboard").touch()),
     "link for .lock": lambda draw, run: ((run / ".lock").unlink(), (run / ".lock").symlink_to("../secret/new")),
     "folder for .lock": lambda draw, run: ((run / ".lock").unlink(), (run / ".lock").mkdir()),
-    "link for report.html": lambda draw, run: (run / "report.html").symlink_to("../secret/a.txt"),
+    "link for report.html": lambda draw, run: (
+        (run / "report.html").unlink(missing_ok=True),
+        (run / "report.html").symlink_to("../secret/a.txt"),
+    ),
     "old temporary file": lambda draw, run: (run / ".config.json.partial").symlink_to("../secret/a.txt"),
     "open elsewhere": _held,
     "damaged video": _video,
     "caption that is a link": _caption,
     "tensorboard elsewhere": _link_out("tensorboard"),
 }
+READ_AS_IT_IS = {"doubled", "another type"}  # lines twice, and an empty object for a configuration
 # Nothing tells that a value was another one, or that the last line or a whole file was longer or there.
 MAY_PASS = {"value", "removed", "emptied", "cut", "end of zeros", "inserted"}

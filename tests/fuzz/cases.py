@@ -1,23 +1,27 @@
 """One malformed input, and what a process of its own made of it."""
 
+import faulthandler
 import json
 import linecache
 import os
 import resource
 import select
 import signal
+import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import worldenv
 from worldenv.errors import UserError
 
 PACKAGE = str(Path(worldenv.__file__).parent)
 MEMORY_BYTES = 3 << 30  # what a case may take beyond its parent: a claim of terabytes should be refused, not tried
+OUTPUT_BYTES = 4000  # of what a case printed, that are shown
 RIGHT = ("right", "refused")
 
 
@@ -49,58 +53,70 @@ class Outcome:
 
 
 def outcome_of(case: Case, limit_s: float = 20.0) -> Outcome:
-    """Run a case in a forked process with a folder, a process group and a memory limit of its own."""
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, tempfile.TemporaryFile() as said:
-        receive, send = os.pipe()
+    """Run a case in a forked process with a folder, a process group and a memory limit of its own.
+
+    All that it started and left running in its group is killed. What it printed follows the detail of a bad outcome.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryFile() as answer,
+        tempfile.TemporaryFile() as printed,
+    ):
         child = os.fork()
         if not child:
-            os.close(receive)
-            _in_child(case, Path(folder), send, said.fileno())
-        os.close(send)
+            _in_child(case, Path(folder), answer.fileno(), printed.fileno(), limit_s)
+        os.setpgid(child, child)  # as the child does itself: whichever comes first
         try:
-            answer = _answer(receive, limit_s)
+            has_ended = _ends_within(child, limit_s)
         finally:
-            os.close(receive)
-            os.killpg(child, signal.SIGKILL) if _leads_its_group(child) else os.kill(child, signal.SIGKILL)
+            os.killpg(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
-        said.seek(0)
-        output = said.read()[-2000:].decode(errors="replace")
-    if answer is None:
-        return Outcome("hang", f"more than {limit_s:g} s\n{output}")
-    if not answer:
-        return Outcome("crash", f"wait status {status}\n{output}")
-    return Outcome(*json.loads(answer))
+        outcome = _outcome(answer, status) if has_ended else Outcome("hang", f"more than {limit_s:g} s")
+        return outcome if outcome.is_good else Outcome(outcome.kind, f"{outcome.detail}\n{_end_of(printed)}".rstrip())
 
 
-def _leads_its_group(child: int) -> bool:
+def _ends_within(child: int, limit_s: float) -> bool:
+    process = os.pidfd_open(child)
     try:
-        return os.getpgid(child) == child
-    except ProcessLookupError:
-        return False
+        return bool(select.select([process], [], [], limit_s)[0])
+    finally:
+        os.close(process)
 
 
-def _answer(receive: int, limit_s: float) -> bytes | None:
-    """What the child sent; empty if it died first, None if it took too long."""
-    end, answer = time.monotonic() + limit_s, b""
-    while (left := end - time.monotonic()) > 0:
-        if select.select([receive], [], [], left)[0]:
-            if not (part := os.read(receive, 1 << 16)):
-                return answer
-            answer += part
-    return None
+def _outcome(answer: BinaryIO, status: int) -> Outcome:
+    answer.seek(0)
+    words = answer.read()
+    if status or not words:
+        return Outcome("crash", f"exit code {os.waitstatus_to_exitcode(status)}")
+    return Outcome(*json.loads(words))
 
 
-def _in_child(case: Case, folder: Path, send: int, said: int) -> None:
-    os.setsid()
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY_BYTES, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.chdir(folder)
-    outcome = _judged(case, folder)
-    os.write(send, json.dumps([outcome.kind, outcome.detail]).encode())
-    os._exit(0)
+def _end_of(printed: BinaryIO) -> str:
+    printed.seek(0)
+    return printed.read()[-OUTPUT_BYTES:].decode(errors="replace")
+
+
+def _in_child(case: Case, folder: Path, answer: int, printed: int, limit_s: float) -> None:
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(printed, 1)
+        os.dup2(printed, 2)
+        faulthandler.enable(printed)  # says where it crashed, or what it was doing shortly before its time is over
+        faulthandler.dump_traceback_later(0.9 * limit_s, file=printed)
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY_BYTES, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.chdir(folder)
+        outcome = _judged(case, folder)
+        os.write(answer, json.dumps([outcome.kind, outcome.detail]).encode())
+        status = 0
+    finally:  # whatever happens, the child does not return into its parent's program
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
 
 
 def _judged(case: Case, folder: Path) -> Outcome:

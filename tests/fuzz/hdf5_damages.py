@@ -244,11 +244,14 @@ def _odd_names(path: Path, at: str, rng: random.Random) -> None:
 
 
 def _open_for_writing(path: Path, at: str, rng: random.Random) -> None:
-    """As a writer that was killed leaves it: version 3 of the superblock marks the file as open."""
-    _rewrite(libver="latest")(path, at, rng)
-    content = bytearray(path.read_bytes())
-    content[11] = rng.choice((1, 5))
-    path.write_bytes(content)
+    """As a writer that was killed leaves it: the newest layout marks a file as open."""
+    other = path.with_suffix(".other")
+    with h5py.File(path) as file, h5py.File(other, "w", libver="latest") as written:
+        file.copy("data", written)
+        if rng.random() < 0.5:
+            written.swmr_mode = True
+        written.flush()
+        path.write_bytes(other.read_bytes())
 
 
 def _group_in_itself(path: Path, at: str, rng: random.Random) -> None:

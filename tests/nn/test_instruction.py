@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from worldenv.errors import UserError
 from worldenv.nn.instruction import MAX_WORDS, WORDS, InstructionEncoder, tokenize
 from worldenv.suites.tabletop.scenes import TASKS, pretraining_task
 
@@ -37,6 +38,20 @@ def test_instruction_that_cannot_be_read_is_named(text):
     with pytest.raises(ValueError, match=r"should have 1 to 12 words, some of them among: put place") as error:
         tokenize(["put the red block on the green pad", text])
     assert repr(text) in str(error.value)
+
+
+def test_number_and_word_of_another_language_are_words_that_are_not_known():
+    (row,) = tokenize(["put block 2 on the größere pad"]).tolist()
+    assert [WORDS[i] for i in row[:7]] == ["put", "block", "<unknown>", "on", "the", "<unknown>", "pad"]
+    with pytest.raises(UserError, match="some of them among: put place"):
+        tokenize([" ".join(["put"] * (MAX_WORDS - 1) + ["1", "2"])])
+
+
+def test_instructions_that_would_be_read_alike_are_refused():
+    with pytest.raises(UserError, match="'put block 1 on pad' and 'put block 2 on pad' differ in unknown words alone"):
+        tokenize(["put block 1 on pad", "push the can", "put block 2 on pad"])
+    same = tokenize(["Put the can on the pad.", "put the can  on the pad"])
+    assert torch.equal(same[0], same[1])
 
 
 def test_longest_instruction_fits():

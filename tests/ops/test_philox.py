@@ -120,7 +120,7 @@ def test_backend_variable_forces_the_reference(monkeypatch):
         (torch.zeros(2), ids(0, 0), 0, r"episode is torch.float32 \[2\]; it should be torch.int64 \[B\]"),
         (ids(0, 0), ids(0, 0)[None], 0, r"chunk is torch.int64 \[1, 2\]; it should be torch.int64 \[B\]"),
         (ids(0, 0), ids(0), 0, r"episode is \[2\] on cpu and chunk \[1\] on cpu; they should agree"),
-        (ids(0), ids(0), 256, r"use is 256; it should lie in \[0, 256\)"),
+        (ids(0), ids(0), 256, r"use is 256; it should be an integer in \[0, 256\)"),
     ],
 )
 def test_wrong_input_is_refused_by_name(episode, chunk, use, message):

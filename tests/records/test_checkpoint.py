@@ -3,6 +3,7 @@
 import os
 import random
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -318,7 +319,7 @@ def test_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     def refuse(*given, **more):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checkpoint, "safe_open", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(CheckpointError, match="a.safetensors cannot be read: Permission denied"):
         load_weights(tmp_path / "a.safetensors")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -63,10 +64,23 @@ def test_damaged_line_of_metrics_is_named_by_its_number(run, line):
     run.close()
     for act in (RunFolder.resume, lambda path: write_report(RunFolder(path))):
         assert f"{path}, line 2, is damaged (" in refused(act, run.path)
-    path.write_bytes(b"".join(good) + line.encode("latin-1"))  # the last line, as a kill leaves it
+
+
+@pytest.mark.parametrize("torn", ["", "{", '{"stage": "post_train", "step"', '{"stage": "post\0\0\0', "\0\0\0"])
+def test_last_line_as_a_kill_or_a_power_failure_leaves_it_is_passed_over(run, torn):
+    path = run.path / "metrics.jsonl"
+    good = path.read_bytes()
+    path.write_bytes(good + torn.encode())
     assert len(RunFolder(run.path).metrics("post_train")) == 3
+    run.close()
     with RunFolder.resume(run.path, CONFIG) as resumed:
-        assert resumed.dropped_lines == bool(line) and path.read_bytes() == b"".join(good)
+        assert resumed.dropped_lines == bool(torn) and path.read_bytes() == good
+
+
+@pytest.mark.parametrize("content", [b"\0\0\0", b"7", b'{"step": 0', b"noise", b'{"stage": "a", "step": 0}\nnoise'])
+def test_last_line_that_no_kill_leaves_is_damage(run, content):
+    (run.path / "metrics.jsonl").write_bytes(content)
+    assert "is damaged (" in refused(run.metrics, "a")
 
 
 def test_line_that_could_not_be_read_again_is_not_written(run):
@@ -180,3 +194,13 @@ def test_copy_for_tensorboard_that_fails_is_said_once_and_the_run_goes_on(run, m
         run.log("post_train", 3)
         run.log("post_train", 4)
     assert len(said) == 1 and [line["step"] for line in run.metrics("post_train")] == [0, 1, 2, 3, 4]
+
+
+def test_copy_for_tensorboard_follows_no_link(run, tmp_path):
+    run.close()
+    shutil.rmtree(run.path / "tensorboard")
+    (tmp_path / "mine").mkdir()
+    (run.path / "tensorboard").symlink_to(tmp_path / "mine")
+    with RunFolder.resume(run.path, CONFIG) as resumed, pytest.warns(UserWarning, match="File exists"):
+        resumed.log("post_train", 3)
+    assert not any((tmp_path / "mine").iterdir())

@@ -1,10 +1,13 @@
 import json
 import math
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors import safe_open
+from torch.overrides import TorchFunctionMode
 
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
 from worldenv.records.checkpoint import CheckpointError, load_weights, save_weights
@@ -130,12 +133,28 @@ def test_model_without_a_configuration_is_refused(made, tmp_path):
         load_model(path, "policy", *CLASSES["policy"])
 
 
+class Taken(TorchFunctionMode):
+    """Counts the numbers for which memory is taken."""
+
+    numbers = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.numbers += out.numel() if function is torch.empty else 0
+        return out
+
+
 def test_configuration_takes_no_memory_before_the_weights_are_seen_to_fit(made, tmp_path):
     path = tmp_path / "x.safetensors"
     save_model(path, made["policy"], "policy", {})
     rewritten(path, lambda metadata, _: metadata["config"].update(width=1024, channels=1024, blocks=64))
-    with pytest.raises(CheckpointError, match="does not fit SmallPolicy"):  # 2.4 GB, were it built
-        load_model(path, "policy", *CLASSES["policy"])
+    with pytest.raises(CheckpointError, match="no policy: it has many more weights than the file"):
+        with Taken() as taken:  # 2.4 GB, were it built
+            load_model(path, "policy", *CLASSES["policy"])
+    assert taken.numbers < 3e6
+    with Taken() as taken:
+        SmallPolicy(made["policy"].config)
+    assert taken.numbers == sum(parameter.numel() for parameter in made["policy"].parameters())
 
 
 def test_loading_draws_the_random_numbers_that_building_draws(made, tmp_path):
@@ -146,6 +165,14 @@ def test_loading_draws_the_random_numbers_that_building_draws(made, tmp_path):
     torch.manual_seed(0)
     load_model(tmp_path / "x.safetensors", "policy", *CLASSES["policy"])
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_loading_imports_no_compiler():  # which takes seconds
+    code = (
+        "import sys, worldenv; worldenv.load(); "
+        "assert not [name for name in sys.modules if name.startswith(('torch._dynamo', 'torch._inductor'))]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # Ranges.

@@ -114,7 +114,7 @@ def test_file_system_without_locks_still_takes_a_run(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.warns(UserWarning, match="has no locks"):
+    with pytest.warns(UserWarning, match=f"^{tmp_path / 'run'}: the file system has no locks"):
         RunFolder.create(tmp_path / "run", CONFIG).close()
     left = tmp_path / "run" / ".a.01234567.partial"
     left.mkdir()
@@ -359,3 +359,12 @@ def test_what_killed_writers_left_is_removed_by_the_next_owner(run):
 def test_configuration_that_changes_is_saved(run):
     run.rewrite_config(CONFIG | {"seed": 8})
     assert run.config["seed"] == 8 == RunFolder(run.path).config["seed"]
+
+
+def test_lock_that_leads_elsewhere_is_named_and_not_followed(run, tmp_path):
+    run.close()
+    (run.path / ".lock").unlink()
+    (run.path / ".lock").symlink_to(tmp_path / "made")
+    with pytest.raises(UserError, match=r"\.lock cannot be written \(Too many levels of symbolic links\)"):
+        RunFolder.resume(run.path, CONFIG)
+    assert not (tmp_path / "made").exists()

@@ -79,7 +79,7 @@ def test_tabletop_camera_sees_the_whole_table_from_the_front():
     [
         ({"intrinsics": np.eye(4)}, r"intrinsics should be a finite \[3, 3\]"),
         ({"extrinsics": np.full((4, 4), np.nan)}, r"extrinsics should be a finite \[4, 4\]"),
-        ({"width": 0}, "height and width are 64 and 0"),
+        ({"width": 0}, "width is 0; it should be a number of pixels"),
     ],
 )
 def test_wrong_camera_is_refused_by_name(change, message):

@@ -251,9 +251,7 @@ def test_records_that_do_not_fit_are_refused_with_figures_before_any_episode_beg
             engine.check_memory(starts, 3, video=True)
             continue
         monkeypatch.setattr(engine, "_advance", None)
-        says = (
-            f"the records of 21 episodes of {each:,} bytes take 0.00 GB; 0.00 GB are free, .* run the starts in parts"
-        )
+        says = f"the records of 21 episodes of {each:,} bytes take 0.00 GB; 0.00 GB are free, .* in parts"
         for refused in (engine.check_memory, lambda *given, video: engine.run(*given, SEED, video=video)):
             with pytest.raises(UserError, match=says):
                 refused(starts, 3, video=True)
@@ -303,7 +301,7 @@ def test_other_errors_and_a_single_slot_without_memory_end_the_run(tiny, starts)
     engine = tiny.engine(horizon=16, capacity=1)
     for error, kind, says in (
         (RuntimeError("something else"), RuntimeError, "something else"),
-        (torch.OutOfMemoryError("CUDA"), UserError, "out of memory: take fewer starts or siblings"),
+        (torch.OutOfMemoryError("CUDA"), UserError, "out of memory with a single slot: free some memory, or take"),
     ):
         engine.reflector.judge = lambda *arguments, error=error: (_ for _ in ()).throw(error)
         with pytest.raises(kind, match=says):

@@ -41,19 +41,19 @@ class StoredFrames:
     """Frames that stay in their HDF5 files and are read on demand; may go to other processes."""
 
     def __init__(self, demos: Sequence[Demo], files: OpenFiles) -> None:
-        self._demos, self._files = tuple(demos), files
+        self.demos, self._files = tuple(demos), files
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """V, H, W."""
-        return (len(self._demos[0].views), *self._demos[0].size)
+        return (len(self.demos[0].views), *self.demos[0].size)
 
     def at(self, episode: Tensor, step: Tensor) -> Tensor:  # [B], [B, M] int64 -> [B, M, V, H, W, 3] uint8
         """Frames of steps that are there; those of one episode are read together, each once."""
         episodes, steps = episode.numpy(), step.numpy()
         out = np.empty((*steps.shape, *self.shape, 3), np.uint8)
         for number in np.unique(episodes):  # in the order of the files
-            rows, demo = np.flatnonzero(episodes == number), self._demos[number]
+            rows, demo = np.flatnonzero(episodes == number), self.demos[number]
             wanted, place = np.unique(steps[rows], return_inverse=True)
             found = np.empty((len(wanted), *self.shape, 3), np.uint8)
             with self._files.use(demo.path) as file:
@@ -63,4 +63,4 @@ class StoredFrames:
 
     def pick(self, index: Tensor) -> "StoredFrames":
         """The episodes [M] int64 of that index."""
-        return StoredFrames([self._demos[i] for i in index.tolist()], self._files)
+        return StoredFrames([self.demos[i] for i in index.tolist()], self._files)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from worldenv.envs.world_model_env import WorldModelEnv
 from worldenv.errors import UserError
+from worldenv.rollout.checks import check_seed
 
 try:
     import gymnasium as gym
@@ -51,6 +52,11 @@ class WorldModelVectorEnv(VectorEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Begin all episodes, or those of options["reset_mask"]; with a seed they are numbered from 0 again."""
+        self._check_open()
+        if options is not None and not isinstance(options, dict):
+            raise UserError(f"options is a {type(options).__name__}; it should be a dict")
+        if seed is not None:
+            check_seed(seed)
         super().reset(seed=seed)
         options = options or {}
         if unknown := set(options) - {"starts", "reset_mask"}:
@@ -59,7 +65,7 @@ class WorldModelVectorEnv(VectorEnv):
         if seed is not None:
             self.env.seed(seed)
         try:
-            observation = self.env.reset(None if mask is None else torch.as_tensor(mask), options.get("starts"))
+            observation = self.env.reset(mask, options.get("starts"))
         except UserError:
             self.env.seed(None)  # a refused reset changes nothing
             raise
@@ -67,12 +73,17 @@ class WorldModelVectorEnv(VectorEnv):
 
     def step(self, actions: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Any]]:
         """A chunk of k actions for every episode, [E, k, A]: observation, reward, terminated, truncated, info."""
+        self._check_open()
         observation, reward, terminated, truncated = self.env.step(actions)
         done, final = terminated | truncated, {}
         if done.any():
             final = {"final_obs": observation, "final_info": _masked(self.env.info(), done)}
             observation = self.env.reset(done)
         return observation, reward, terminated, truncated, _masked(self.env.info()) | _masked(final, done)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise UserError("the environment is closed; make another one")
 
 
 def _box(low: Tensor, high: Tensor) -> gym.spaces.Box:

@@ -9,7 +9,7 @@ import torch
 
 from worldenv.data.trajectory import Trajectory
 from worldenv.evaluation.config import EvalConfig
-from worldenv.evaluation.perceptual import perceptual_quality
+from worldenv.evaluation.perceptual import check_networks, perceptual_quality
 from worldenv.evaluation.pictures import psnr, ssim
 from worldenv.evaluation.truth import Outcome, act_in_true, judge_frames, judge_outcome, judge_trajectories, starts_of
 from worldenv.interfaces.observation import Starts
@@ -17,6 +17,7 @@ from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.suite import Suite, Task
 from worldenv.records.progress import Progress
+from worldenv.rollout.checks import check_begun, check_seed, check_suite
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.episodes import Rollouts
 from worldenv.rollout.replay import replay
@@ -73,9 +74,16 @@ def held_out(suite: Suite, start_seed: int, count: int) -> tuple[list[Task], lis
 
 
 def practice_starts(suite: Suite, seed: int) -> Starts:
-    """First observations of the training split, the tasks in turn: where practice begins."""
-    first = PRACTICE_FIRST + seed * PRACTICE_STARTS
-    return suite.reset(in_turn(suite, PRACTICE_STARTS), range(first, first + PRACTICE_STARTS), "train")
+    """First observations of the training split, the tasks in turn: where practice begins.
+
+    Raises UserError for a seed that is no integer, and if the suite does not return what its interface says.
+    """
+    check_seed(seed)
+    check_suite(suite)
+    first = PRACTICE_FIRST + int(seed) * PRACTICE_STARTS
+    begun = suite.reset(in_turn(suite, PRACTICE_STARTS), range(first, first + PRACTICE_STARTS), "train")
+    check_begun(begun, suite, PRACTICE_STARTS)
+    return begun
 
 
 def measure(
@@ -92,6 +100,8 @@ def measure(
 
     `engine` imagines with the same policy and reflector, perhaps in 8 bits.
     """
+    if config.weights:
+        check_networks(config.weights, engine.world.size)
     tasks, starts = held_out(suite, start_seed, config.episodes)
     with Progress(4, title) as progress:
         trajectories = act_in_true(policy, suite, tasks, starts, "test")

@@ -1,6 +1,7 @@
 """Picture quality as large pretrained networks see it: LPIPS, FID and FVD, where their weights are present.
 
-Needs torchmetrics: pip install "worldenv[metrics]".
+Needs torchmetrics: pip install "worldenv[metrics]". A TorchScript file is a program, and loading it may run it. It is
+loaded only from the folder that the user names with --eval.weights: name only a folder of files that you trust.
 """
 
 import warnings
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv.errors import UserError
+from worldenv.records.checkpoint import one_line
 
 # TorchScript files as StyleGAN2-ADA (the first two) and StyleGAN-V publish them; none comes with this package.
 FILES = {"lpips": "vgg16.pt", "fid": "inception-2015-12-05.pt", "fvd": "i3d_torchscript.pt"}
@@ -39,6 +41,26 @@ def present(folder: Path) -> dict[str, Path]:
 
 def _not_torchscript(path: Path) -> str:
     return f"{path} is not a TorchScript file, is damaged, or cannot be read: fetch it again"
+
+
+@torch.no_grad()
+def check_networks(
+    folder: Path,
+    size: tuple[int, int],  # of the frames
+) -> None:
+    """Let every network in `folder` read blank frames, so that a wrong one is refused before any work.
+
+    Raises UserError for a file that is not TorchScript, or whose network does not return features.
+    """
+    blank = torch.zeros(1, VIDEO_FRAMES, 3, *size, dtype=torch.uint8)
+    for metric, path in present(folder).items():
+        network = _load(path)
+        try:
+            found = _blank_features(metric, network, blank)
+        except Exception as error:  # whatever a network raises that is another one
+            raise UserError(f"{path} is no network for {metric.upper()}: {one_line(error)}") from error
+        if not isinstance(found, Tensor) or found.ndim != 2 or not found.isfinite().all():
+            raise UserError(f"{path} is no network for {metric.upper()}: it returns no finite features [n, D]")
 
 
 @torch.no_grad()
@@ -72,13 +94,19 @@ def perceptual_quality(
     return found
 
 
+def _blank_features(metric: str, network: torch.jit.ScriptModule, blank: Tensor) -> Tensor:
+    if metric == "lpips":
+        return _lpips(network, blank[0], blank[0])[:, None]
+    return network(blank[0], return_features=True) if metric == "fid" else _video_features(network, blank)
+
+
 def _load(path: Path) -> torch.jit.ScriptModule:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch.export cannot read these files
             return torch.jit.load(path, map_location="cpu").eval()
-    except RuntimeError as error:
-        raise UserError(f"{_not_torchscript(path)} ({str(error).splitlines()[0]})") from None
+    except (RuntimeError, ValueError, OSError, EOFError) as error:
+        raise UserError(f"{_not_torchscript(path)} ({one_line(error)})") from error
 
 
 def _frames(video: Tensor) -> tuple[Tensor, ...]:  # [N, T, 3, H, W] -> of [n, 3, H, W]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -10,12 +11,22 @@ from torch import Tensor, nn
 from worldenv.data.record import Record
 from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError
+from worldenv.fields import shown
 from worldenv.interfaces.observation import Key, Observation, Starts, table_of
 from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.suite import Suite, Task
 from worldenv.records.intervals import wilson_interval
-from worldenv.rollout.checks import check_judged
+from worldenv.rollout.checks import (
+    check_begun,
+    check_count,
+    check_judged,
+    check_members,
+    check_seed,
+    check_stepped,
+    check_suite,
+    given_tensor,
+)
 from worldenv.rollout.decide import check_views, decide
 
 RULES = ("oracle", "own_stop", "no_stop")
@@ -35,10 +46,16 @@ def act_in_true(
     """One true episode per (task, start state) up to the horizon, in chunks.
 
     action = mean + perturb * (draw - mean). `perturb` is one number, or one for each episode [E]; 0 gives the mean.
+
+    Raises UserError for arguments of another kind, and if suite or policy do not return what their interfaces say.
     """
-    scale = torch.as_tensor(perturb).view(-1, 1, 1)
+    scale = _checked_scale(perturb, len(_checked_episodes(suite, tasks, starts)))
+    check_seed(seed)
+    check_members("policy", policy, Policy)
+    check_count("chunk of the policy", policy.chunk)
     check_views(policy, suite.views, "the suite")
     begun = suite.reset(tasks, starts, split)
+    check_begun(begun, suite, len(tasks))
     read, device = policy.read(begun.texts), device_of(policy)
     seen, record = begun.seen, Record(suite, begun)
     for step in range(suite.horizon):
@@ -46,7 +63,29 @@ def act_in_true(
         if k == 0:
             chunk = _act(policy, suite, seen, read, step // policy.chunk, seed, scale, device).clamp(-1, 1).numpy()
         seen = record.step(chunk[:, k])
+        check_stepped(seen, record.success[-1], begun)
     return record.trajectories(tasks, starts, split, "policy")
+
+
+def _checked_episodes(suite: Suite, tasks: Sequence[Task], starts: Sequence[int]) -> Sequence[Task]:
+    check_suite(suite)
+    if not isinstance(tasks, Sequence) or not all(hasattr(task, "instructions") for task in tasks):
+        raise UserError(f"tasks is {shown(tasks)}; it should be a sequence of tasks of the suite: suite.tasks[:3]")
+    counted = isinstance(starts, Sequence | np.ndarray | Tensor) and all(
+        isinstance(start, Integral) for start in starts
+    )
+    if not counted or len(starts) != len(tasks) or not len(tasks):
+        raise UserError(
+            f"there are {len(tasks)} tasks, and starts is {shown(starts)}; it should be an integer for every task"
+        )
+    return tasks
+
+
+def _checked_scale(perturb: float | Tensor, episodes: int) -> Tensor:  # [1, 1, 1] or [E, 1, 1] float32
+    scale = given_tensor("perturb", perturb, torch.device("cpu"), torch.float32)
+    if scale.ndim > 1 or scale.numel() not in (1, episodes) or not scale.isfinite().all():
+        raise UserError(f"perturb is {shown(perturb)}; it should be a finite number, or one for each episode")
+    return scale.view(-1, 1, 1)
 
 
 def _act(

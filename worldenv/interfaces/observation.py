@@ -1,12 +1,14 @@
 """What a robot sees at one moment, where episodes begin, and what their random numbers depend on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from worldenv.errors import UserError
+from worldenv.fields import shown
 from worldenv.interfaces.slots import Slots
 
 
@@ -42,7 +44,14 @@ class Starts:
         return len(self.seen)
 
     def pick(self, index: Tensor) -> "Starts":
-        """The starts of some rows [M] int64, with the same table."""
+        """The starts of some rows [M] int64, with the same table. Raises UserError for rows that do not exist."""
+        if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.ndim != 1:
+            found = f"{index.dtype} {list(index.shape)}" if isinstance(index, Tensor) else f"a {type(index).__name__}"
+            raise UserError(f"index is {found}; it should be a tensor torch.int64 [M]")
+        if index.device != self.device:
+            raise UserError(f"index is on {index.device}, the starts are on {self.device}; move it: index.to(device)")
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+            raise UserError(f"index has rows {int(index.min())} to {int(index.max())}; there are {len(self)} starts")
         return Starts(self.seen.each(lambda tensor: tensor.index_select(0, index)), self.texts)
 
     def to(self, device: torch.device | str) -> "Starts":
@@ -67,7 +76,13 @@ class Key(NamedTuple):
 
 
 def table_of(instructions: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:  # distinct strings; [N] int64 rows of it
-    """The table of instructions of N episodes, in alphabetical order, and each episode's row in it, on the CPU."""
+    """The table of instructions of N episodes, in alphabetical order, and each episode's row in it, on the CPU.
+
+    Raises UserError unless all are strings.
+    """
+    several = isinstance(instructions, Iterable) and not isinstance(instructions, str)
+    if not several or not all(isinstance(text, str) for text in instructions):
+        raise UserError(f"instructions is {shown(instructions)}; it should be a sequence of strings")
     texts = tuple(sorted(set(instructions)))
     row = {text: i for i, text in enumerate(texts)}
     return texts, torch.tensor([row[text] for text in instructions], dtype=torch.int64, device="cpu")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from worldenv.errors import UserError
+
 WORDS = (
     *("<pad>", "<unknown>", "put", "place", "move", "set", "push", "slide", "stack", "drop", "the", "a"),
     *("on", "onto", "to", "into", "in", "top", "of", "down", "over"),
@@ -16,17 +18,24 @@ _INDEX = {word: i for i, word in enumerate(WORDS)}
 
 
 def tokenize(instructions: Sequence[str]) -> Tensor:  # [B, MAX_WORDS] int64, on the CPU
-    """Words to indices, padded with 0; a word outside the vocabulary becomes `<unknown>`.
+    """Words to indices, padded with 0; a word or number outside the vocabulary becomes `<unknown>`.
 
-    Raises ValueError if an instruction is empty, longer than MAX_WORDS words, or has no known word at all.
+    Raises UserError if an instruction is empty, longer than MAX_WORDS words, or has no known word at all, and if two
+    that differ in unknown words would be read alike.
     """
     tokens = torch.zeros(len(instructions), MAX_WORDS, dtype=torch.long, device="cpu")
+    said: dict[tuple[int, ...], list[str]] = {}
     for row, text in zip(tokens, instructions, strict=True):
-        words = re.findall(r"[a-z]+", text.lower())
+        words = re.findall(r"[^\W_]+", text.lower())
         known = [_INDEX.get(word, 1) for word in words]
         if not 0 < len(words) <= MAX_WORDS or max(known) == 1:
-            raise ValueError(
+            raise UserError(
                 f"instruction {text!r} should have 1 to {MAX_WORDS} words, some of them among: {' '.join(WORDS[2:])}"
+            )
+        if (other := said.setdefault(tuple(known), words)) != words:
+            raise UserError(
+                f"instructions {' '.join(other)!r} and {' '.join(words)!r} differ in unknown words alone, and would be "
+                f"read alike; known are: {' '.join(WORDS[2:])}"
             )
         row[: len(known)] = torch.tensor(known, device="cpu")
     return tokens

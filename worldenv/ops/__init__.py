@@ -10,23 +10,36 @@ that Triton runs every op it has on a CUDA device.
 
 import os
 from collections.abc import Sequence
-from importlib import import_module
+from importlib import import_module, metadata
 
 import torch
+
+from worldenv.errors import UserError
+
+
+def _why_not_loaded(error: ImportError) -> str:
+    try:
+        needs = [need for need in metadata.requires("worldenv") or () if need.startswith("torch==")]
+    except metadata.PackageNotFoundError:
+        needs = []  # it runs from a source tree
+    built = f" It was built against {needs[0]}." if needs else ""
+    return (
+        f"worldenv._C cannot be loaded with torch {torch.__version__} ({error}).{built} With torch 2.11 or newer, "
+        "build it again: run `pip install --no-build-isolation --no-deps .` "
+        "(or `python setup.py build_ext --inplace`) in the source tree."
+    )
+
 
 try:
     from worldenv import _C  # noqa: F401  importing it registers the CPU faces with torch
 except ImportError as error:
-    raise ImportError(
-        f"worldenv._C cannot be loaded ({error}). Build it for this Python and this torch: run `pip install .` (or "
-        "`python setup.py build_ext --inplace`) in the source tree."
-    ) from error
+    raise ImportError(_why_not_loaded(error)) from error
 
 NOT_OPS = ("constants", "packed")  # modules here that several ops share
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BACKEND = os.environ.get("WORLDENV_BACKEND", "")
 if BACKEND not in ("", "reference", "triton"):
-    raise ValueError(f"WORLDENV_BACKEND is {BACKEND!r}; it should be 'reference' or 'triton' or not be set")
+    raise UserError(f"WORLDENV_BACKEND is {BACKEND!r}; it should be 'reference' or 'triton' or not be set")
 
 CUDA_ERROR = "WORLDENV_BACKEND=triton" if BACKEND == "triton" else None  # why no CUDA C++ face can run
 if CUDA_ERROR is None:
@@ -41,9 +54,9 @@ if torch.cuda.is_available():
     if kernels.TRITON_ERROR is None:
         kernels.register()
     elif BACKEND == "triton":
-        raise ImportError(f"WORLDENV_BACKEND is 'triton', but triton cannot be loaded: {kernels.TRITON_ERROR}")
+        raise UserError(f"WORLDENV_BACKEND is 'triton', but triton cannot be loaded: {kernels.TRITON_ERROR}")
 elif BACKEND == "triton":
-    raise ImportError("WORLDENV_BACKEND is 'triton', but torch finds no CUDA device: leave it unset")
+    raise UserError("WORLDENV_BACKEND is 'triton', but torch finds no CUDA device: leave it unset")
 
 
 def has_face(name: str, device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from enum import IntEnum
 from math import pi, prod
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -74,9 +75,13 @@ def philox(
 
         sqrt(-2 log(u + 2^-24)) * (cos(2 pi v), sin(2 pi v))
 
-    Raises ValueError if a dtype, shape, device or `use` is another one.
+    Raises ValueError if a dtype, shape, device, seed or `use` is another one.
     """
+    if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed is {seed!r}; it should be an integer of 64 bits")
     for name, tensor in (("episode", episode), ("chunk", chunk)):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} is a {type(tensor).__name__}; it should be a tensor torch.int64 [B]")
         if tensor.dtype != torch.int64 or tensor.ndim != 1:
             raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}; it should be torch.int64 [B]")
     if episode.shape != chunk.shape or episode.device != chunk.device:
@@ -84,8 +89,10 @@ def philox(
             f"episode is {list(episode.shape)} on {episode.device} and chunk {list(chunk.shape)} on {chunk.device}; "
             "they should agree"
         )
-    if not 0 <= use < USES:
-        raise ValueError(f"use is {use}; it should lie in [0, {USES})")
+    if not isinstance(shape, tuple | list) or not all(isinstance(size, Integral) and size >= 0 for size in shape):
+        raise ValueError(f"shape is {shape!r}; it should be a tuple of sizes")
+    if not isinstance(use, Integral) or not 0 <= use < USES:
+        raise ValueError(f"use is {use!r}; it should be an integer in [0, {USES})")
     face = philox_reference if ops.BACKEND == "reference" else torch.ops.worldenv.philox
     return face(seed, episode, chunk, use, prod(shape), normal).view(len(episode), *shape)
 

@@ -77,7 +77,7 @@ class SmallPolicy(LaplacePolicy):
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Tensor:  # [M, C] float32
-        """The instructions as the encoder reads them. Raises ValueError for one without a known word."""
+        """The instructions as the encoder reads them. Raises UserError as `tokenize` does."""
         device = next(self.parameters()).device
         return self.encoder.text(tokenize(texts).to(device))
 

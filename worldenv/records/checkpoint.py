@@ -128,6 +128,8 @@ def _read_once(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
             f"{path}: not a complete safetensors file ({one_line(error)}); it was cut short or is of another kind: "
             "delete it and use the checkpoint before it, or make it again"
         ) from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path} does not fit into memory ({path.stat().st_size:,} bytes)") from error
     return (tensors, metadata) if _version(path) == before else None
 
 
@@ -144,6 +146,7 @@ def check_file(path: Path) -> None:
     block."""
     try:
         if path.is_file():
+            path.open("rb").close()  # safetensors says of a file that may not be read that there is none
             return
         found = f"{path}: not a file, but a folder, a pipe or a device" if path.exists() else ""
     except OSError as error:

@@ -23,7 +23,7 @@ class Events:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir()  # fails where the name is a link to somewhere else
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
         self._file = (folder / name).open("xb")
         self._writer, self._event = RecordWriter(self._file), Event

@@ -12,6 +12,7 @@ from worldenv.errors import UserError
 from worldenv.files import cannot_be_written, parse_json, read_bytes, write_text
 
 BYTES = 1 << 30  # more than the metrics of any run
+BEGINNING = b'{"stage": '  # of every line
 GREATEST = 2**63  # an integer beyond it is no count
 
 Line = dict[str, Any]
@@ -30,12 +31,17 @@ def read_lines(path: Path) -> tuple[list[Line], bool]:
         try:
             lines.append(_checked(parse_json(text)))
         except ValueError as error:
-            if number == len(texts):  # no newline ends it
+            if number == len(texts) and _is_torn(text, lines):  # no newline ends it
                 return lines, text != b""
             raise UserError(
                 f"{path}, line {number}, is damaged ({error}): restore the file from a copy, or remove that line"
             ) from error
     return lines, False
+
+
+def _is_torn(text: bytes, lines: list[Line]) -> bool:
+    """Whether this may be the beginning of a line, or what a power failure leaves of one: zeros."""
+    return text[: len(BEGINNING)] == BEGINNING[: len(text)] or bool(lines) and not text.strip(b"\0")
 
 
 def append_line(path: Path, line: Line) -> None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from worldenv.errors import nearest
 from worldenv.files import write_text
@@ -64,14 +65,30 @@ def load_model(
     largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
     try:
         made = _configuration(config, metadata.get("config"), max(PLAUSIBLE, largest))
-        with torch.device("meta"):
-            plan = _in_float32(lambda: network(made, **options))  # has shapes, and takes no memory
+        with _Budget(sum(tensor.numel() for tensor in weights.values())):
+            model = _in_float32(lambda: network(made, **options))
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
         raise CheckpointError(f"{path}: its configuration is that of no {kind}: {one_line(error)}") from error
-    check_fit(path, weights, plan)
-    model = _in_float32(lambda: network(made, **options))
+    check_fit(path, weights, model)
     model.load_state_dict(weights)
     return model.float().to(memory_format=torch.channels_last).eval(), metadata
+
+
+class _Budget(TorchFunctionMode):
+    """While a model is built: raises ValueError before it takes more memory than weights of a file need."""
+
+    factories = (torch.empty, torch.zeros, torch.ones, torch.randn)
+
+    def __init__(self, numbers: int):
+        super().__init__()
+        self.left = 2 * numbers + PLAUSIBLE**2  # the file may lack some, and some are made twice
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if function in self.factories:
+            self.left -= math.prod(args[0] if isinstance(args[0], tuple | list) else args)
+        if self.left < 0:
+            raise ValueError("it has many more weights than the file")
+        return function(*args, **(kwargs or {}))
 
 
 def _in_float32(build: Callable[[], Network]) -> Network:

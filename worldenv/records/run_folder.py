@@ -103,7 +103,7 @@ class RunFolder:
         saved one (each field is named with both values), or if it cannot be written.
         """
         folder = cls(path)
-        descriptor, is_alone = _own(folder.path)
+        descriptor, is_alone = _own(folder.path, folder.path)
         folder._hold(descriptor)
         try:
             folder.config = read_json(folder._config_path)  # again: the owner before may have changed it
@@ -201,7 +201,7 @@ class RunFolder:
     def _make(cls, place: Path, path: Path, config: str) -> Self:
         """Make a run folder at `place`, which becomes `path`; config.json, which makes it one, comes last."""
         _check_is_free(place)
-        descriptor, _ = _own(place)
+        descriptor, _ = _own(place, path)
         try:
             if _entries(place):  # another run came in between
                 raise FolderTaken(f"run folder {path} has just been taken by another run: choose another --run")
@@ -276,9 +276,12 @@ class RunFolder:
             self._events = None
 
 
-def _own(path: Path) -> tuple[int, bool]:
-    """The lock of a run folder, as a descriptor, and whether it is certain that nobody else has it."""
-    locked = lock(path / LOCK)
+def _own(place: Path, path: Path) -> tuple[int, bool]:
+    """The lock of the run folder `path`, which lies at `place` while it is made: what `lock` returns."""
+    try:
+        locked = lock(place / LOCK, path)
+    except OSError as error:
+        raise cannot_be_written(path / LOCK, error) from error
     if locked is None:
         raise FolderTaken(
             f"run folder {path} is in use by another process, or open in this one: wait until that ends, or choose "
@@ -293,7 +296,7 @@ def _check_is_free(path: Path) -> None:
         raise FolderTaken(f"run folder {path} cannot be written: it is a file or a broken link; choose another --run")
     entries = _entries(path)
     if "config.json" in entries:
-        os.close(_own(path)[0])
+        os.close(_own(path, path)[0])
         raise FolderTaken(
             f"run folder {path} is not empty: choose another --run, or continue a training run with --resume"
         )

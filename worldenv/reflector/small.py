@@ -64,7 +64,7 @@ class SmallReflector(nn.Module):
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Tensor:  # [M, C] float32
-        """The instructions as the encoder reads them. Raises ValueError for one without a known word."""
+        """The instructions as the encoder reads them. Raises UserError as `tokenize` does."""
         return self.encoder.text(tokenize(texts).to(self.done[1].weight.device))
 
     @torch.no_grad()

@@ -1,8 +1,24 @@
 """The pinhole camera of the embedded suite, the action map and the data."""
 
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
+
+from worldenv.errors import UserError
+from worldenv.fields import shown
+
+
+def as_numbers(name: str, values: Any) -> np.ndarray:  # float64
+    """The values as an array. Raises UserError if they are no numbers."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # rows of several lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "iuf":
+        raise UserError(f"{name} is {shown(values)}; it should be numbers")
+    return array.astype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -11,7 +27,7 @@ class Camera:
 
     pixel ~ intrinsics @ (extrinsics @ [point, 1])[:3]
 
-    Raises ValueError if a matrix has another shape or is not finite, or if the image is empty.
+    Raises UserError if a matrix has another shape or is not finite, or if the image is empty.
     """
 
     intrinsics: np.ndarray  # [3, 3] float64, pixels
@@ -21,12 +37,13 @@ class Camera:
 
     def __post_init__(self) -> None:
         for name, shape in (("intrinsics", (3, 3)), ("extrinsics", (4, 4))):
-            matrix = np.asarray(getattr(self, name), dtype=np.float64)
+            matrix = as_numbers(name, getattr(self, name))
             if matrix.shape != shape or not np.isfinite(matrix).all():
-                raise ValueError(f"{name} should be a finite {list(shape)} matrix, but is {matrix.tolist()}")
+                raise UserError(f"{name} should be a finite {list(shape)} matrix, but is {shown(matrix.tolist())}")
             object.__setattr__(self, name, matrix)
-        if self.height < 1 or self.width < 1:
-            raise ValueError(f"height and width are {self.height} and {self.width}; both should be at least 1")
+        for name, pixels in (("height", self.height), ("width", self.width)):
+            if isinstance(pixels, bool) or not isinstance(pixels, Integral) or pixels < 1:
+                raise UserError(f"{name} is {shown(pixels)}; it should be a number of pixels, at least 1")
 
     @classmethod
     def look_at(
@@ -38,14 +55,23 @@ class Camera:
     ) -> "Camera":
         """A square camera at `eye` that sees `target` in its centre, with the world's z axis up in the image.
 
-        Raises ValueError if the view is straight up or down, where "up" has no meaning, or fov_deg is not in (0, 180).
+        Raises UserError if the view is straight up or down, where "up" has no meaning, or fov_deg is not in (0, 180).
         """
-        if not 0.0 < fov_deg < 180.0:
-            raise ValueError(f"fov_deg is {fov_deg}; it should lie between 0 and 180 degrees")
-        eye, forward = np.asarray(eye, dtype=np.float64), np.subtract(target, eye, dtype=np.float64)
+        if not isinstance(fov_deg, Real) or not 0.0 < fov_deg < 180.0:
+            raise UserError(f"fov_deg is {shown(fov_deg)}; it should lie between 0 and 180 degrees")
+        if not isinstance(size, Integral) or size < 1:
+            raise UserError(f"size is {shown(size)}; it should be a number of pixels, at least 1")
+        eye, target = as_numbers("eye", eye), as_numbers("target", target)
+        if eye.shape != (3,) or target.shape != (3,):
+            raise UserError(
+                f"eye is {list(eye.shape)} and target {list(target.shape)}; both should be x, y, z in metres"
+            )
+        forward = target - eye
         right = np.cross(forward, (0.0, 0.0, 1.0))
-        if np.linalg.norm(right) <= 1e-9 * np.linalg.norm(forward):
-            raise ValueError(f"eye {eye.tolist()} and target {list(target)} should not be one above the other or equal")
+        if not np.linalg.norm(right) > 1e-9 * np.linalg.norm(forward):
+            raise UserError(
+                f"eye {eye.tolist()} and target {target.tolist()} should not be one above the other or equal"
+            )
         forward, right = forward / np.linalg.norm(forward), right / np.linalg.norm(right)
         rotation = np.stack([right, np.cross(forward, right), forward])  # rows: camera x, y, z in the world
         extrinsics = np.eye(4)
@@ -65,11 +91,11 @@ class Camera:
     ) -> tuple[np.ndarray, np.ndarray]:  # pixels [..., 2] (x, y) float64, depth [...] m float64
         """Where points appear in the image, and how far in front of the camera plane they are.
 
-        Pixels of a point that is not in front of the camera (depth <= 0) are NaN. Raises ValueError on a wrong shape.
+        Pixels of a point that is not in front of the camera (depth <= 0) are NaN. Raises UserError on a wrong shape.
         """
-        points = np.asarray(points, dtype=np.float64)
+        points = as_numbers("points", points)
         if points.ndim < 1 or points.shape[-1] != 3:
-            raise ValueError(f"points has shape {list(points.shape)}; its last dimension should be 3 (x, y, z)")
+            raise UserError(f"points has shape {list(points.shape)}; its last dimension should be 3 (x, y, z)")
         seen = (points @ self.extrinsics[:3, :3].T + self.extrinsics[:3, 3]) @ self.intrinsics.T
         depth = seen[..., 2]
         in_front = np.where(depth > 0.0, depth, np.nan)

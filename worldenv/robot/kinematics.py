@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from worldenv.errors import UserError
 from worldenv.ops.constants import constant
 
 NUMBERS = 7  # of a pose and of an action
@@ -19,7 +21,7 @@ TINY = 1e-300  # the least square of a length, so that it can be divided by
 class Kinematics:
     """Step sizes and limits of a gripper that is moved by 7-D deltas, as in LIBERO.
 
-    Raises ValueError if `rotation` is another word.
+    Raises UserError if `rotation` is another word, a step is not positive, or the limits are not six numbers in order.
     """
 
     translation_step: float = 0.035  # metres per unit action
@@ -31,7 +33,16 @@ class Kinematics:
 
     def __post_init__(self) -> None:
         if self.rotation not in get_args(Rotation):
-            raise ValueError(f"rotation is {self.rotation!r}; it should be one of {', '.join(get_args(Rotation))}")
+            raise UserError(f"rotation is {self.rotation!r}; it should be one of {', '.join(get_args(Rotation))}")
+        for name in ("translation_step", "rotation_step", "aperture_rate"):
+            if not is_number(step := getattr(self, name)) or step <= 0:
+                raise UserError(f"{name} is {step!r}; it should be positive and finite")
+        for name in ("low", "high"):
+            limits = getattr(self, name)
+            if not isinstance(limits, tuple | list) or len(limits) != 6 or not all(map(is_number, limits)):
+                raise UserError(f"{name} is {limits!r}; it should be six finite numbers, metres and radians")
+        if any(low > high for low, high in zip(self.low, self.high, strict=True)):
+            raise UserError(f"a lower limit of the gripper is above the upper one: {self.low} and {self.high}")
 
     def as_array(self) -> np.ndarray:  # [15] float64
         """The numbers in the order in which the compiled physics reads them. Raises ValueError unless it adds."""
@@ -39,6 +50,11 @@ class Kinematics:
             raise ValueError(f"rotation is {self.rotation!r}; the compiled simulator can only 'add'")
         steps = self.translation_step, self.rotation_step, self.aperture_rate
         return np.array([*steps, *self.low, *self.high], dtype=np.float64)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite real number, and no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def forward_kinematics(

@@ -1,17 +1,20 @@
 """What the numbers of a robot mean: sizes of action and proprioception, bounds, kinematics, gripper."""
 
 from dataclasses import dataclass
+from numbers import Real
 
 from worldenv.errors import UserError
 from worldenv.ops.action_map import Gripper
 from worldenv.robot.kinematics import Kinematics
+
+KINDS = {str: "names", Real: "numbers"}
 
 
 @dataclass(frozen=True)
 class Robot:
     """A robot as policies and world models see it. Actions lie in [-1, 1].
 
-    Raises UserError if bounds and names differ in number, or a lower bound is above the upper one.
+    Raises UserError if bounds and names differ in number or are none, or a lower bound is above the upper one.
     """
 
     proprio: tuple[str, ...]  # P names, with the unit
@@ -22,6 +25,15 @@ class Robot:
     gripper: Gripper | None = None  # its shape, for the action map; None: no action map is drawn
 
     def __post_init__(self) -> None:
+        for name, kind in (("proprio", str), ("action", str), ("low", Real), ("high", Real)):
+            values = getattr(self, name)
+            if not isinstance(values, tuple | list) or not all(isinstance(value, kind) for value in values):
+                raise UserError(f"{name} of a robot is {values!r}; it should be a tuple of {KINDS[kind]}")
+        for name, kind in (("kinematics", Kinematics), ("gripper", Gripper)):
+            if not isinstance(value := getattr(self, name), kind | None):
+                raise UserError(
+                    f"{name} of a robot is a {type(value).__name__}; it should be a {kind.__name__} or None"
+                )
         if not len(self.proprio) == len(self.low) == len(self.high) or not self.action:
             raise UserError(
                 f"a robot has {len(self.proprio)} names of proprioception, {len(self.low)} lower and {len(self.high)} "

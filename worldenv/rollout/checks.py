@@ -1,13 +1,16 @@
 """What callers give and models return, checked before any work is done, or once in the first chunk."""
 
 from collections.abc import Iterable, Sequence
+from inspect import isfunction
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from worldenv.errors import UserError
+from worldenv.fields import shown
 from worldenv.interfaces.observation import Observation, Starts
 from worldenv.interfaces.policy import Decision
 from worldenv.interfaces.slots import Slots
@@ -33,8 +36,40 @@ def check_kind(starts: Starts) -> None:
 def check_starts(starts: Starts, world: WorldModel) -> None:
     """Raise UserError if there is no start, or if the starts do not fit the world model."""
     check_kind(starts)
+    check_members("world", world, WorldModel)
+    check_count("chunk of the world", world.chunk)
+    check_robot("world", world.robot)
     n = len(starts)
-    _check_fit(starts.seen, n, world)
+    if world.device.type == "meta":
+        raise UserError("the world model is on the device meta, where nothing is computed; load it on cpu or cuda")
+    here = f"the world model is on {world.device}; move the starts: starts.to(device)"
+    _check_seen(starts.seen, n, world.size, world, "the world model takes", world.device, here)
+    _check_values(starts)
+
+
+def check_begun(begun: Starts, suite: Suite, count: int) -> None:
+    """Raise UserError unless a suite's `reset` returned the first observations of `count` episodes."""
+    check_kind(begun)
+    size = tuple(begun.seen.frames.shape[2:4])
+    here = "and should be on the CPU"
+    _check_seen(begun.seen, count, size, suite, "the suite should return", torch.device("cpu"), here)
+    _check_values(begun)
+
+
+def check_stepped(seen: Observation, done: Any, begun: Starts) -> None:
+    """Raise UserError unless a suite's `step` returned an observation like the first one, and a bool array [E]."""
+    like = isinstance(seen, Observation) and all(isinstance(tensor, Tensor) for tensor in seen.tensors())
+    if not like or len(seen) != len(begun) or not begun.seen.takes(seen) or not seen.proprio.isfinite().all():
+        raise UserError(
+            "the suite's `step` returned an observation that is not finite, or of other shapes than `reset`"
+        )
+    if not isinstance(done, np.ndarray) or done.dtype != bool or done.shape != (len(begun),):
+        raise UserError(
+            f"the suite's `step` returned done {_described(done)}; it should be a bool array [{len(begun)}]"
+        )
+
+
+def _check_values(starts: Starts) -> None:
     for name, tensor in (("proprio", starts.seen.proprio), ("camera", starts.seen.camera)):
         if tensor is not None and not tensor.isfinite().all():
             raise UserError(f"{name} of the starts has numbers that are not finite")
@@ -43,10 +78,12 @@ def check_starts(starts: Starts, world: WorldModel) -> None:
         raise UserError(f"text of the starts names rows outside the table, which has {len(starts.texts)} instructions")
 
 
-def _check_fit(seen: Observation, n: int, world: WorldModel) -> None:
-    v, (height, width), p = len(world.views), world.size, world.robot.proprio_size
+def _check_seen(
+    seen: Observation, n: int, size: Sequence[int], whose: WorldModel | Suite, takes: str, on: torch.device, here: str
+) -> None:
+    v, p = len(whose.views), whose.robot.proprio_size
     wanted = {
-        "frames": (torch.uint8, [n, v, height, width, 3]),
+        "frames": (torch.uint8, [n, v, *size, 3]),
         "proprio": (torch.float32, [n, p]),
         "camera": (torch.float32, [n, v, 3, 4]),
         "text": (torch.int64, [n]),
@@ -57,17 +94,11 @@ def _check_fit(seen: Observation, n: int, world: WorldModel) -> None:
             continue
         if tensor.dtype != dtype or list(tensor.shape) != shape or tensor.layout != torch.strided:
             raise UserError(
-                f"{name} of the starts is {_described(tensor)}; the world model takes {dtype} {shape}: "
-                f"{n} starts, {v} views ({', '.join(world.views)}) of {height} x {width} pixels, {p} numbers of "
-                "proprioception"
+                f"{name} of the starts is {_described(tensor)}; {takes} {dtype} {shape}: {n} starts, {v} views "
+                f"({', '.join(whose.views)}) of {' x '.join(map(str, size))} pixels, {p} numbers of proprioception"
             )
-        if tensor.device != world.device:
-            raise UserError(
-                f"{name} of the starts is on {tensor.device}, the world model is on {world.device}; move the starts: "
-                "starts.to(device)"
-            )
-        if tensor.is_meta:
-            raise UserError(f"{name} of the starts is on {tensor.device}, where nothing can be computed")
+        if tensor.device != on:
+            raise UserError(f"{name} of the starts is on {tensor.device}, {here}")
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -75,30 +106,52 @@ def check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise UserError(f"the table of instructions is {_described(texts)}; it should be a sequence of strings")
     if wrong := [text for text in texts if not isinstance(text, str) or not text.strip()]:
-        raise UserError(f"the table of instructions holds {wrong[0]!r}; an instruction is a string that is not empty")
+        raise UserError(
+            f"the table of instructions holds {shown(wrong[0])}; an instruction is a string that is not empty"
+        )
 
 
 def check_count(name: str, value: int) -> None:
     """Raise UserError unless a value is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise UserError(f"{name} is {value!r}; it should be a positive integer")
+        raise UserError(f"{name} is {shown(value)}; it should be a positive integer")
+
+
+def check_members(role: str, part: Any, interface: type) -> None:
+    """Raise UserError for a part that lacks a member of its interface, or whose method cannot be called."""
+    members = {**dict.fromkeys(interface.__annotations__), **vars(interface)}
+    wanted = [name for name in members if not name.startswith("_")] + ["state_dict"] * (role == "policy")
+    if missing := [name for name in wanted if not hasattr(part, name)]:
+        raise UserError(
+            f"the {role} {type(part).__name__} lacks {', '.join(missing)}: see worldenv.{interface.__name__}"
+        )
+    if wrong := [name for name in wanted if isfunction(members.get(name)) and not callable(getattr(part, name))]:
+        raise UserError(f"{wrong[0]} of the {role} {type(part).__name__} should be a method")
 
 
 def check_views_named(whose: str, views: Sequence[str]) -> None:
     """Raise UserError unless views are distinct names."""
     named = isinstance(views, tuple | list) and all(isinstance(view, str) for view in views)
     if not named or not views or len(set(views)) < len(views):
-        raise UserError(f"{whose} has the views {views!r}; they should be a tuple of distinct names")
+        raise UserError(f"{whose} has the views {shown(views)}; they should be a tuple of distinct names")
+
+
+def check_robot(role: str, robot: Robot) -> None:
+    """Raise UserError unless the robot of a part is one."""
+    if not isinstance(robot, Robot):
+        raise UserError(f"robot of the {role} is {_described(robot)}; it should be worldenv.Robot")
 
 
 def check_suite(suite: Suite) -> None:
-    """Raise UserError for a suite whose tasks cannot be told apart, or say nothing."""
+    """Raise UserError for a suite that lacks a member, or whose tasks cannot be told apart or say nothing."""
+    check_members("suite", suite, Suite)
     check_count("horizon of the suite", suite.horizon)
     check_views_named("the suite", suite.views)
-    if not isinstance(suite.robot, Robot):
-        raise UserError(f"robot of the suite is a {type(suite.robot).__name__}; it should be worldenv.Robot")
+    check_robot("suite", suite.robot)
     if not isinstance(suite.tasks, Sequence) or not suite.tasks:
         raise UserError(f"the suite {suite.name} has no tasks; at least one is needed")
+    if not all(hasattr(task, name) for task in suite.tasks for name in ("name", "instructions")):
+        raise UserError(f"a task of the suite {suite.name} has no name or no instructions: see worldenv.Task")
     names = [task.name for task in suite.tasks]
     for task, name in zip(suite.tasks, names, strict=True):
         # Names become parts of the names of files.
@@ -116,23 +169,26 @@ def check_suite(suite: Suite) -> None:
 def check_seed(seed: int) -> None:
     """Raise UserError unless the seed is an integer of 64 bits."""
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
-        raise UserError(f"seed is {seed!r}; it should be an integer of 64 bits")
+        raise UserError(f"seed is {shown(seed)}; it should be an integer of 64 bits")
 
 
-def check_run(starts: Starts, siblings: int, seed: int, first_episode: int, **flags: bool) -> None:
+def check_run(
+    starts: Starts, siblings: int, seed: int, first_episode: int, **flags: bool
+) -> tuple[int, int, int]:  # the numbers, which may have been NumPy's, as Python's
     """Raise UserError for arguments of `Engine.run` that are not of their kind, or whose episodes have no numbers."""
     check_kind(starts)
     check_seed(seed)
     if isinstance(siblings, bool) or not isinstance(siblings, Integral) or siblings < 1:
         raise UserError(
-            f"siblings is {siblings!r}; it should be a whole number: every start needs at least one episode"
+            f"siblings is {shown(siblings)}; it should be a whole number: every start needs at least one episode"
         )
     counted = isinstance(first_episode, Integral) and not isinstance(first_episode, bool)
-    if not counted or not 0 <= first_episode <= MOST_EPISODES - len(starts) * siblings:
-        raise UserError(f"first_episode is {first_episode!r}; it should be a whole number, from 0 to 2^62")
+    if not counted or not 0 <= int(first_episode) <= MOST_EPISODES - len(starts) * int(siblings):
+        raise UserError(f"first_episode is {shown(first_episode)}; it should be a whole number, from 0 to 2^62")
     for name, flag in flags.items():
         if not isinstance(flag, bool):
-            raise UserError(f"{name} is {flag!r}; it should be True or False")
+            raise UserError(f"{name} is {shown(flag)}; it should be True or False")
+    return int(siblings), int(seed), int(first_episode)
 
 
 def given_tensor(name: str, value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
@@ -161,7 +217,7 @@ class Untouched:
 
     def check(self, who: str) -> None:
         """Raise UserError if `who` wrote to what it may only read, or put other tensors into what it should write."""
-        if any(not torch.equal(tensor, before) for tensor, before in self.read):
+        if not all(((now == before) | (now != now) & (before != before)).all() for now, before in self.read):  # NaN
             raise UserError(f"{who} changed its input in place; it should work on a copy: tensor.clone()")
         if _places(self.written) != self.places:
             raise UserError(
@@ -248,4 +304,5 @@ def _check_returned(
 
 
 def _described(value: Any) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    described = isinstance(value, Tensor | np.ndarray)
+    return f"{value.dtype} {list(value.shape)}" if described else f"a {type(value).__name__}"

@@ -17,7 +17,7 @@ from worldenv.interfaces.world import WorldModel
 from worldenv.rollout.checks import check_decision, check_kind, check_rewards, check_run
 from worldenv.rollout.decide import check_views, decide
 from worldenv.rollout.episodes import Episodes, Rollouts, Step
-from worldenv.rollout.memory import Failure, free_bytes, out_of_memory_says, ran_out
+from worldenv.rollout.memory import Failure, free_bytes, out_of_memory_says, ran_out, return_freed_memory
 from worldenv.rollout.parallel import CPU, sent
 from worldenv.rollout.runner import Runner
 
@@ -88,7 +88,8 @@ class Engine:
         Raises UserError for starts that do not fit the world model, for decisions of a wrong shape, for records that
         do not fit the memory, and in a second thread. When memory runs out, it goes on with half as many slots.
         """
-        check_run(starts, siblings, seed, first_episode, explore=explore, stop=stop, video=video)
+        flags = {"explore": explore, "stop": stop, "video": video}
+        siblings, seed, first_episode = check_run(starts, siblings, seed, first_episode, **flags)
         with out_of_memory_says(FEWER), self.runner.alone():
             self.runner.open(starts, self.policy.read)
             out = self._make_room(starts, siblings, video)
@@ -110,7 +111,7 @@ class Engine:
 
     def check_memory(self, starts: Starts, siblings: int, video: bool = False) -> None:
         """Raise UserError, with the figures, if the records of such a `run` do not fit the memory that is free."""
-        check_run(starts, siblings, 0, 0, video=video)
+        siblings, *_ = check_run(starts, siblings, 0, 0, video=video)
         _, each = self.bytes_per_episode(starts, video)
         _check_records(len(starts) * siblings, each, free_bytes(starts.device))
 
@@ -157,13 +158,15 @@ class Engine:
         """Imagine all episodes of a run; with half the slots where memory runs out."""
         over = self._all_over(run)
         while len(over):
-            slots = len(over) if self.runner.episodes is None else len(self.runner.episodes)
+            slots = max(len(over), 0 if self.runner.episodes is None else len(self.runner.episodes))
             try:
                 over = self._advance(over, run)
                 continue
             except Failure as error:
-                if not ran_out(error) or slots == 1:
+                if not ran_out(error):
                     raise
+                if slots == 1:
+                    raise UserError(f"out of memory with a single slot: free some memory, or {FEWER}") from error
             over = self._halve(run, slots)  # outside of `except`: the memory of the failed step is free
 
     def _all_over(self, run: _Run) -> Tensor:  # [E] bool
@@ -175,6 +178,7 @@ class Engine:
         size = "" if episodes is None else f" of {episodes.bytes_each() / 2**20:.2f} MiB"
         warnings.warn(f"out of memory with {slots} slots{size}; continuing with {slots // 2}", stacklevel=4)
         self.runner.give_up_slots()
+        return_freed_memory()
         self.capacity = slots // 2
         run.waiting = (~run.finished).nonzero()[:, 0]
         run.out.forget(run.waiting, self.config.horizon)

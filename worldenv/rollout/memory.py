@@ -6,7 +6,7 @@ import os
 import re
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -120,6 +120,15 @@ def out_of_memory_says(advice: str) -> Iterator[None]:
         if not ran_out(error):
             raise
         raise UserError(f"out of memory: {advice}") from error
+
+
+def return_freed_memory() -> None:
+    """Give the memory of freed tensors back to the system, for libraries that take theirs from there (oneDNN's code).
+
+    Without glibc it does nothing.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_freed_memory() -> None:

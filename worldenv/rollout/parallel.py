@@ -11,7 +11,6 @@ from torch import Tensor
 
 Result = TypeVar("Result")
 CPU = torch.device("cpu")
-HOME = os.getpid()  # of the process that imported this; a forked one has another number
 CACHED = 64  # episodes per part: activations fit a CPU's cache, and the calls cost little in comparison
 
 
@@ -54,15 +53,24 @@ def _settle(device: torch.device) -> None:
         torch.set_default_device(device)
 
 
-def after_fork() -> None:
-    """In a forked process, let torch use one thread: those of its parent are gone, and it would wait for them forever.
+_inherited = 1  # threads of torch that this process had when it was forked
 
-    It says so with a warning, once.
-    """
-    if os.getpid() != HOME and torch.get_num_threads() > 1:
+
+def _note_threads() -> None:
+    global _inherited
+    _inherited = torch.get_num_threads()
+
+
+os.register_at_fork(after_in_child=_note_threads)
+
+
+def after_fork() -> None:
+    """In a process forked from one where torch used several threads, use one, and warn: the threads of the parent are
+    gone, and torch would wait for them forever."""
+    if _inherited > 1 and torch.get_num_threads() > 1:
         warnings.warn(
-            f"this process was forked, which torch's {torch.get_num_threads()} threads do not survive: it goes on with "
-            "1; start processes with multiprocessing's 'spawn' to keep them",
+            f"this process was forked, which torch's {_inherited} threads do not survive: it goes on with 1; to have "
+            "more, start processes by multiprocessing's 'spawn'",
             stacklevel=3,
         )
         torch.set_num_threads(1)

@@ -159,21 +159,22 @@ class Runner:
         """Decide on a chunk, imagine what follows and judge it. Of the episodes, only `memory` and `judged` change."""
         key = Key(seed, live.id, live.chunk)
         if not self.checked:
-            seen = Untouched((live.id, live.chunk, *live.seen.tensors()), live.memory)
+            given = Untouched((live.id, live.chunk, *live.seen.tensors()))
         decision = self.decide(live, self.read[0], key, explore)
         action = decision.action
         if not self.checked:
             check_decision(decision, live.seen)
-            seen.check("the policy's `act`")
+            given.check("the policy's `act`")
+            given = Untouched((live.id, live.chunk, action, *live.seen.tensors()), live.memory)
         imagined = self.world.imagine(live.memory, live.seen, action, key)
         if not self.checked:
             check_imagined(imagined, self.world, live.seen, action.shape[1])
-            seen.check("the world model's `imagine`")
-            shown = Untouched((imagined.frames, *live.seen.tensors()), live.judged)
+            given.check("the world model's `imagine`")
+            given = Untouched((imagined.frames, *live.seen.tensors()), live.judged)
         judged = self.reflector.judge(imagined.frames, live.judged)
         if not self.checked:
             check_judged(judged, *action.shape[:2], live.row.device)
-            shown.check("the reflector's `judge`")
+            given.check("the reflector's `judge`")
             self.checked = True
         reward, stop = judged
         finite = torch.isfinite((0 * action).sum((1, 2)) + reward.sum(1))  # a sum is finite if all terms are

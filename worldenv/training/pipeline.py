@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.data.clips import Clips
-from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
+from worldenv.data.trajectories import TrajectoryFormatError, TrajectoryReader, TrajectoryWriter
 from worldenv.data.trajectory import Trajectory
+from worldenv.errors import UserError
 from worldenv.evaluation.measure import in_turn
 from worldenv.evaluation.truth import act_in_true
 from worldenv.files import cannot_be_written
 from worldenv.interfaces.world import WorldModel
 from worldenv.nn.instruction import tokenize
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
-from worldenv.records.checkpoint import load_weights, save_weights
+from worldenv.records.checkpoint import CheckpointError, load_weights, save_weights
 from worldenv.records.model_card import write_card
 from worldenv.records.model_files import RANGES, save_model, save_ranges
 from worldenv.records.progress import Progress
@@ -72,7 +73,20 @@ class Pipeline:
                 self._make(path, make)
             except OSError as error:
                 raise cannot_be_written(path, error) from error
+            except (CheckpointError, TrajectoryFormatError) as error:
+                raise self._explained(error) from error
         return self.models
+
+    def _explained(self, error: UserError) -> UserError:
+        """The error with what to delete, where it names something that a stage of this run makes."""
+        made = [path for path, _ in self.stages()]
+        made += [path.with_suffix(".partial") for path in made] + list(self.folder.checkpoints.glob("*.safetensors"))
+        named = [path for path in made if str(path) in str(error)]
+        if not named:
+            return error
+        return type(error)(
+            f"{error}; to have it made again, delete {max(named, key=lambda path: len(str(path)))}, then resume"
+        )
 
     def _make(self, path: Path, make: Callable[[Path], None]) -> None:
         card = path.with_suffix(".md")
@@ -104,8 +118,17 @@ class Pipeline:
 
     def clips(self) -> Clips:
         """Demonstrations and, with extra data, exploration and what was acted again; the frames stay on disk."""
-        names = ("demonstrations", *(EXTRA_DATA if self.config.extra_data else ()))
-        return Clips.open(self.data / name for name in names)
+        return self.recorded("demonstrations", *(EXTRA_DATA if self.config.extra_data else ()))
+
+    def recorded(self, *names: str) -> Clips:
+        """Data sets of this run. Raises TrajectoryFormatError if episodes are missing."""
+        clips = Clips.open(self.data / name for name in names)
+        folders = [demo.path.parent for demo in clips.stored.demos]
+        for path in (self.data / name for name in names if name in EXTRA_DATA):
+            found, expected = folders.count(path), getattr(self.config, path.name) * len(self.suite.tasks)
+            if found != expected:
+                raise TrajectoryFormatError(f"{path}: {found} of {expected} episodes are there")
+        return clips
 
     def train(
         self,
@@ -155,7 +178,7 @@ class Pipeline:
 
     def make_finetuned(self, path: Path) -> None:
         policy, schedule = self.base().policy, self.config.finetune
-        demonstrations = Clips.open(self.data / "demonstrations").in_memory()
+        demonstrations = self.recorded("demonstrations").in_memory()
         loss = imitation_loss(policy, demonstrations, schedule.batch)
         save_model(path, policy, "policy", self.train(policy, loss, schedule, "finetune"))
 
@@ -178,7 +201,7 @@ class Pipeline:
 
     def record_again(self, path: Path) -> None:
         """Explored successes in turn (all explored episodes, where none succeeded)."""
-        clips, reader = (read(self.data / "exploration") for read in (Clips.open, TrajectoryReader))
+        clips, reader = self.recorded("exploration"), TrajectoryReader(self.data / "exploration")
         explored = clips.success.any(1).nonzero()[:, 0].tolist() or range(len(clips))
 
         def again(numbers: range) -> list[Trajectory]:

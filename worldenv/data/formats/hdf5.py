@@ -73,7 +73,7 @@ def array(
     length = int(sizes[0]) if sizes[0].isdecimal() else rows
     if length is not None and shape[0] != length:
         raise ValueError(f"lengths differ: {key} has {shape[0]} rows, it should have {length} (actions: {rows})")
-    _check_claim(dataset, key)
+    _check_claim(dataset, key, math.prod(shape) * dtype.itemsize)
     return dataset
 
 
@@ -93,7 +93,7 @@ def names(group: h5py.Group, key: str) -> list[str]:
         return []
     if h5py.check_string_dtype(dataset.dtype) is None:
         raise ValueError(f"{key} is {dataset.dtype} {list(dataset.shape)}, it should be text")
-    _check_claim(dataset, key)
+    _check_claim(dataset, key, math.prod(dataset.shape) * dataset.dtype.itemsize)
     return [name.decode("utf-8") if isinstance(name, bytes) else name for name in dataset[()].ravel().tolist()]
 
 
@@ -145,9 +145,10 @@ def _check_attribute(owner: h5py.HLObject, name: str, kind: int, expected: str) 
         raise ValueError(f"the attribute {name} claims {size} bytes, more than an attribute can have")
 
 
-def _check_claim(dataset: h5py.Dataset, key: str) -> None:
+def _check_claim(dataset: h5py.Dataset, key: str, claimed: int) -> None:
+    if claimed <= SMALL_BYTES:
+        return
     stored = min(dataset.id.get_storage_size(), dataset.file.id.get_filesize())
-    claimed = math.prod(dataset.shape) * dataset.dtype.itemsize
     if claimed > SMALL_BYTES + MAX_COMPRESSION * stored:
         raise ValueError(f"{key} claims {claimed} bytes of values, but the file holds {stored}: it is incomplete")
 

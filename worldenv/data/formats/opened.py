@@ -18,6 +18,7 @@ OPEN_FILES = 64
 HEAP = b"GCOL"
 HEAP_HEADER = 16  # bytes, of a heap and of an object in it
 MAX_HEAP_BYTES = 2**26
+FLAGS_AT, WRITTEN = 11, 0b101  # of a superblock of version 3: open for writing, or for that beside readers
 WHY = (  # a part of HDF5's message, and what it means
     ("truncated file", "truncated: its end is missing"),
     ("signature not found", "not an HDF5 file, or cut off in its header"),
@@ -54,11 +55,18 @@ class ReadFile(h5py.File):
                 if error.errno not in NO_LOCKS:
                     raise
             super().__init__(self._bytes, "r")
-            if (sizes := self.id.get_create_plist().get_sizes()) != (8, 8):
-                raise ValueError(f"addresses and lengths of {sizes} bytes; files with 8 are read")
+            self._check_superblock()
         except BaseException:
             self._bytes.close()
             raise
+
+    def _check_superblock(self) -> None:
+        made = self.id.get_create_plist()
+        if (sizes := made.get_sizes()) != (8, 8):
+            raise ValueError(f"addresses and lengths of {sizes} bytes; files with 8 are read")
+        flags = os.pread(self._bytes.fileno(), 1, made.get_userblock() + FLAGS_AT)
+        if made.get_version()[0] >= 3 and flags[0] & WRITTEN:  # HDF5 looks in its own drivers only
+            raise OSError("already open for writing")
 
     def close(self) -> None:
         """Close the file, and what was opened in it."""

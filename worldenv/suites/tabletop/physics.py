@@ -21,7 +21,7 @@ def task_by_name(name: str) -> Task:
     for task in TASKS:
         if task.name == name:
             return task
-    raise UserError(f"unknown task {name!r}{nearest(name, [task.name for task in TASKS])}")
+    raise UserError(f"unknown task {name!r}{nearest(str(name), [task.name for task in TASKS])}")
 
 
 def start_state(task: Task, start: int, split: str) -> tuple[np.ndarray, str]:
@@ -32,7 +32,7 @@ def start_state(task: Task, start: int, split: str) -> tuple[np.ndarray, str]:
     for an unknown split.
     """
     if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}{nearest(split, SPLITS)}")
+        raise UserError(f"unknown split {split!r}{nearest(str(split), SPLITS)}")
     entropy = [hash_name(task.name), start & (2**64 - 1)]
     random = np.random.Generator(np.random.Philox(key=np.array(entropy, dtype=np.uint64)).jumped(SPLITS.index(split)))
     world = np.zeros(_tabletop.row)
