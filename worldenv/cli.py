@@ -76,7 +76,7 @@ def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: S
             if error.errno is None:  # not from the system
                 raise
             place = "" if error.filename is None else f"{error.filename}: "
-            _end(f"{program}: {_in_one_line(place)}{error.strerror}", 1)
+            _end(f"{program}: {_in_one_line(f'{place}{error.strerror}')}", 1)
         else:
             if problem := print_result(json.dumps(result, allow_nan=False)):
                 _end(f"{program}: stdout takes no result ({problem}); it is in {result['run']}/result.json", 1)
