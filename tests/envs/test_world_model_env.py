@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from worldenv.envs import world_model_env
 from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
 from worldenv.errors import UserError
 from worldenv.robot.kinematics import Kinematics
@@ -342,3 +343,35 @@ def test_new_seed_waits_for_a_reset_of_all_and_moves_no_running_episode_into_ano
     assert torch.equal(*found)
     env.reset()
     assert env.info()["id"].tolist() == [0, 1, 2]
+
+
+def test_more_episodes_than_fit_the_memory_are_refused_with_figures(tiny, monkeypatch):
+    env = tiny.env(5, envs=1000)
+    monkeypatch.setattr(world_model_env, "free_bytes", lambda device: 1_000_000)
+    with pytest.raises(UserError, match=r"1,000 envs of [\d,]+ bytes take .* GB are free, .* EnvConfig\(envs=\d+\)"):
+        env.reset()
+    fitting = tiny.env(5, envs=5)
+    fitting.reset()
+
+
+@pytest.mark.parametrize(("error", "kind"), [(RuntimeError("std::bad_alloc"), UserError), (KeyError("x"), KeyError)])
+def test_after_a_step_that_failed_halfway_there_are_no_episodes_until_the_next_reset(tiny, error, kind):
+    env = tiny.env(5, envs=5, batch=2)
+    env.seed(0)
+    env.reset()
+    judge, calls = env.runner.reflector.judge, []
+
+    def failing(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise error
+        return judge(*given)
+
+    env.runner.reflector.judge = failing
+    action = torch.zeros(5, 4, 7)
+    with pytest.raises(kind):
+        env.step(action)
+    with pytest.raises(UserError, match="there are no episodes yet; call reset"):
+        env.step(action)
+    env.reset()
+    env.step(action)

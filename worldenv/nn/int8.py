@@ -1,8 +1,9 @@
 """Convolutions and linear layers in 8 bits, for imagining on a CPU; training computes in floats.
 
-Weights are quantised with one scale per output channel, and again by `renew` after they changed. Inputs are quantised to 256 levels, with a scale and a
-zero point per layer that were calibrated beforehand, so that an episode does not depend on the batch it runs in. The op
-`conv_int8` multiplies, or an op that fuses several layers and takes their `layer`.
+Weights are quantised with one scale per output channel, and again by `renew` after they changed. Inputs are quantised
+to 256 levels, with a scale and a zero point per layer that were calibrated beforehand, so that an episode does not
+depend on the batch it runs in. The op `conv_int8` multiplies, or an op that fuses several layers and takes their
+`layer`.
 """
 
 import copy
