@@ -175,32 +175,26 @@ def test_changes_that_8_bits_cannot_follow_are_refused(tiny, ranges, change, say
         engine.run(tiny.starts(5, 32), 2, 0)
 
 
-class OnGPU(torch.Tensor):
-    """A tensor that says that it is on a GPU."""
-
-    is_cuda = True
-
-
 def test_graphs_that_read_tensors_which_were_replaced_are_dropped(tiny):
     layer = nn.Linear(3, 2)
-    layer.register_buffer("mean", torch.zeros(3).as_subclass(OnGPU))
-    layer.angle = torch.zeros(3).as_subclass(OnGPU)  # a tensor that is neither a parameter nor a buffer
+    layer.register_buffer("mean", torch.zeros(3))
+    layer.angle = torch.zeros(3)  # a tensor that is neither a parameter nor a buffer
     weights = Weights(layer)
-    assert [weights.renew(), weights.renew()] == [False, False]
+    assert [weights.renew(on_gpu) for on_gpu in (False, True, True)] == [False] * 3
     layer.mean.add_(1)
-    assert not weights.renew()  # a recorded graph reads the new numbers
+    assert not weights.renew(True)  # a recorded graph reads the new numbers
     kept = layer.mean, layer.angle
-    layer.mean = torch.zeros(3).as_subclass(OnGPU)
-    assert weights.renew() and not weights.renew()
-    layer.angle = torch.zeros(3).as_subclass(OnGPU)
-    assert weights.renew() and not weights.renew() and kept is not None
+    layer.mean = torch.zeros(3)
+    assert weights.renew(True) and not weights.renew(True)
+    layer.angle = torch.zeros(3)
+    assert weights.renew(True) and not weights.renew(True) and kept is not None
 
 
 def test_a_runner_records_again_when_weights_were_replaced(tiny, monkeypatch):
     engine = tiny.engine()
     graphs = engine.runner.graphs
     for replaced in (False, True):
-        monkeypatch.setattr(Weights, "renew", lambda weights, replaced=replaced: replaced)
+        monkeypatch.setattr(Weights, "renew", lambda weights, on_gpu, replaced=replaced: replaced)
         with engine.runner.alone():
             assert (engine.runner.graphs is graphs) != replaced
     assert isinstance(engine.runner.graphs, Graphs)

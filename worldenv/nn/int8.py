@@ -232,15 +232,19 @@ def in_int8(module: Module, ranges: Ranges, prefix: str = "") -> Module:
     return new
 
 
+def is_copy(module: nn.Module) -> bool:
+    """Whether `in_int8` made this module."""
+    return "_origin" in vars(module)
+
+
 def renew(modules: Iterable[nn.Module]) -> None:
-    """Make the modules that `in_int8` made follow what happened since then to the weights that they share.
+    """Make modules that `in_int8` made follow what happened since then to the weights that they share.
 
     It reads all weights of 8-bit layers: 1.6 ms for the shipped models. Raises UserError if layers were replaced, or if
     weights can no longer be rounded to 8 bits.
     """
     for module in modules:
-        if (origin := module.__dict__.get("_origin")) is not None:
-            origin.check()
+        module._origin.check()
         if isinstance(module, Int8):
             module.renew()
 
