@@ -257,7 +257,10 @@ def _move(part: Any, device: torch.device | str) -> None:
 
 
 def make_engine(parts: Parts, config: EngineConfig = DEFAULT_ENGINE, precision: str = "auto") -> Engine:
-    """The engine that imagines with these parts; precision: float32, int8, or auto (int8 where the CPU is fast)."""
+    """The engine that imagines with these parts; precision: float32, int8, or auto (int8 where the CPU is fast).
+
+    Weights of the parts that change afterwards act from the next run on; parts or layers that are replaced do not.
+    """
     _check_parts(parts)
     _check_config(config, EngineConfig)
     imagining = parts.to_imagine(precision)

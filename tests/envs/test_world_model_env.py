@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from worldenv.envs import world_model_env
 from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
 from worldenv.errors import UserError
 from worldenv.robot.kinematics import Kinematics
@@ -358,3 +359,35 @@ def test_arguments_of_which_no_tensor_can_be_made_are_refused_and_an_action_keep
     assert not env.runner.episodes.action.requires_grad
     with pytest.raises(UserError, match="no bounds of 'reward'; there are bounds of frames, proprio, text, action"):
         env.bounds("reward")
+
+
+def test_more_episodes_than_fit_the_memory_are_refused_with_figures(tiny, monkeypatch):
+    env = tiny.env(5, envs=1000)
+    monkeypatch.setattr(world_model_env, "free_bytes", lambda device: 1_000_000)
+    with pytest.raises(UserError, match=r"1,000 envs of [\d,]+ bytes take .* GB are free, .* EnvConfig\(envs=\d+\)"):
+        env.reset()
+    fitting = tiny.env(5, envs=5)
+    fitting.reset()
+
+
+@pytest.mark.parametrize(("error", "kind"), [(RuntimeError("std::bad_alloc"), UserError), (KeyError("x"), KeyError)])
+def test_after_a_step_that_failed_halfway_there_are_no_episodes_until_the_next_reset(tiny, error, kind):
+    env = tiny.env(5, envs=5, batch=2)
+    env.seed(0)
+    env.reset()
+    judge, calls = env.runner.reflector.judge, []
+
+    def failing(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise error
+        return judge(*given)
+
+    env.runner.reflector.judge = failing
+    action = torch.zeros(5, 4, 7)
+    with pytest.raises(kind):
+        env.step(action)
+    with pytest.raises(UserError, match="there are no episodes yet; call reset"):
+        env.step(action)
+    env.reset()
+    env.step(action)

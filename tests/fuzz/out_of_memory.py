@@ -101,12 +101,12 @@ def judged(found: dict, precision: str) -> str:
     return "halved" if found["end"] == "finished" and each and near else "WRONG"
 
 
-def main(limits: int, folder: Path) -> int:
+def main(limits: int, all_threads: list[int], folder: Path) -> int:
     parts = load()
     starts = practice_starts(parts.suite, 0).pick(torch.arange(SLOTS))
     ends = Counter()
     for precision in ("int8", "float32") if is_fast() else ("float32",):
-        for threads in (1, 2):
+        for threads in all_threads:
             file, given = folder / "expected.pt", (parts, starts, precision, threads)
 
             def whole(given=given, file=file) -> dict:
@@ -133,5 +133,7 @@ if __name__ == "__main__":
 
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--limits", type=int, default=10)
+    options.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     with tempfile.TemporaryDirectory() as scratch:
-        sys.exit(main(options.parse_args().limits, Path(scratch)))
+        chosen = options.parse_args()
+        sys.exit(main(chosen.limits, chosen.threads, Path(scratch)))

@@ -163,3 +163,10 @@ def test_policy_without_a_parameter_to_train_is_refused():
     policy.trainable = lambda: []
     with pytest.raises(UserError, match="the policy has no trainable parameters: its `trainable` returned none"):
         Learner(policy, PostTrainConfig())
+
+
+def test_a_policy_made_in_inference_mode_is_refused(tiny):
+    with torch.inference_mode():
+        policy = tiny.policy()
+    with pytest.raises(UserError, match="the policy was made in torch.inference_mode and cannot be trained"):
+        Learner(policy, PostTrainConfig())

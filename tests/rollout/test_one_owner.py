@@ -11,9 +11,7 @@ from worldenv.errors import UserError
 from worldenv.nn.int8 import in_int8, measured
 from worldenv.rollout.engine import Engine, EngineConfig
 
-IN_USE = (
-    "this engine or environment is in use, by another thread or by the call that led here: make one for each thread"
-)
+IN_USE = "this engine or environment is in use, by another thread or by the call that led here: make one for each"
 
 
 def held(owner, hook, use):
@@ -54,12 +52,12 @@ def test_a_second_run_of_an_engine_in_another_thread_is_refused_at_once_and_the_
 
 
 def test_a_second_step_or_reset_of_an_environment_in_another_thread_is_refused_and_changes_nothing(tiny):
-    seen = []
+    seen, action = [], torch.full((5, 4, 7), 0.2)
     for disturbed in (False, True):
         env = tiny.env(5, envs=5)
         env.seed(0)
         env.reset()
-        action, out = torch.full((5, 4, 7), 0.2), []
+        out = []
         release = held(env.world, "imagine", lambda env=env, out=out: out.append(env.step(action)))
         try:
             for use in (env.reset, lambda env=env: env.step(-action)) if disturbed else ():

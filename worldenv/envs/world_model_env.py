@@ -184,7 +184,7 @@ class WorldModelEnv:
         if self.config.envs * each > SLOTS_SHARE * free:
             raise UserError(
                 f"{self.config.envs:,} envs of {each:,} bytes take {self.config.envs * each / 1e9:.2f} GB; "
-                f"{free / 1e9:.2f} GB are free, and at most {100 * SLOTS_SHARE:.0f} % of that may go there: take fewer, "
+                f"{free / 1e9:.2f} GB are free, of which at most {100 * SLOTS_SHARE:.0f} % may go there: take fewer, "
                 f"EnvConfig(envs={max(1, int(SLOTS_SHARE * free / each))})"
             )
 

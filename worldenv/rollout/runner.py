@@ -75,7 +75,7 @@ class Runner:
             after_fork()
             device = "cuda" if self.world.device.type == "cuda" else "cpu"
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-                if self.weights.renew():
+                if self.weights.renew(device == "cuda"):
                     self.graphs = Graphs()  # recorded graphs read the old tensors
                 yield
         finally:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from worldenv.nn.int8 import renew
+from worldenv.nn.int8 import is_copy, renew
 
 
 class Weights:
@@ -14,17 +14,19 @@ class Weights:
     def __init__(self, *parts: Any):
         networks = (part if isinstance(part, nn.Module) else getattr(part, "network", None) for part in parts)
         self.networks = [network for network in networks if isinstance(network, nn.Module)]
+        self.copies = [module for network in self.networks for module in network.modules() if is_copy(module)]
         self.places: list[tuple] | None = None
 
-    def renew(self) -> bool:
-        """Make layers in 8 bits follow the weights; whether tensors on a GPU lie elsewhere than at the last call.
+    def renew(self, on_gpu: bool) -> bool:
+        """Make layers in 8 bits follow the weights; on a GPU, whether tensors lie elsewhere than at the last call.
 
         Raises UserError where a change cannot be followed.
         """
+        renew(self.copies)
+        if not on_gpu:
+            return False
         modules = [module for network in self.networks for module in network.modules()]
-        renew(modules)
-        on_gpu = [tensor for tensor in _tensors(modules) if tensor.is_cuda]
-        before, self.places = self.places, [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in on_gpu]
+        before, self.places = self.places, [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in _tensors(modules)]
         return before is not None and before != self.places
 
 

@@ -1,9 +1,14 @@
 """The simulator as its users see it: deterministic, saved exactly, drawn where things are, clear when misused."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+import torch
 
 from worldenv.errors import UserError
+from worldenv.suites.tabletop import physics
 from worldenv.suites.tabletop.expert import expert_action
 from worldenv.suites.tabletop.physics import Tabletop
 from worldenv.suites.tabletop.scenes import TASKS
@@ -253,3 +258,36 @@ def test_corrupt_state_is_refused_and_changes_nothing(column, value, message):
     with pytest.raises(UserError, match=message):
         env.restore(corrupt)
     assert np.array_equal(env.state(), before)
+
+
+def test_the_suite_takes_as_many_threads_as_torch_may_use_now(monkeypatch):
+    asked = []
+    monkeypatch.setattr(physics._tabletop, "Simulator", lambda worlds, size, threads, *others: asked.append(threads))
+    env = Tabletop(16)
+    for threads in (3, 1):
+        torch.set_num_threads(threads)
+        try:
+            with pytest.raises(AttributeError):  # no simulator to restore
+                env.reset(TASKS[:1], [0], "train")
+        finally:
+            torch.set_num_threads(1)
+    assert asked == [3, 1]
+
+
+WITHOUT_THREADS = """
+import resource
+from worldenv.suites.tabletop.physics import TASKS, Tabletop
+def drawn(threads):
+    env = Tabletop(16, threads=threads)
+    env.reset([TASKS[i % 10] for i in range(640)], range(640), "train")
+    return env.frames()
+expected = drawn(1)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (24 << 20),) * 2)  # each thread wants megabytes of stack
+print((drawn(64) == expected).all())
+"""
+
+
+def test_threads_that_cannot_start_leave_their_work_to_those_that_run():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_THREADS], capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr
