@@ -172,7 +172,7 @@ def test_loading_imports_no_compiler():  # which takes seconds
         "import sys, worldenv; worldenv.load(); "
         "assert not [name for name in sys.modules if name.startswith(('torch._dynamo', 'torch._inductor'))]"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
 # Ranges.
