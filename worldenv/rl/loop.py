@@ -93,8 +93,6 @@ def _iterate(
     picked = torch.randint(len(starts), (config.starts,), generator=generator).to(starts.device)
     first = iteration * config.starts * config.siblings
     rollouts = engine.run(starts.pick(picked), config.siblings, seed, first)
-    if rollouts.record is None:
-        raise UserError("the policy cannot be trained: its `act` returned a decision whose record is None")
     finite = ~rollouts.broken
     if not finite.any():
         raise UserError(f"in iteration {iteration + 1} no imagined episode was finite: nothing can be learnt")
