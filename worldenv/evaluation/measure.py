@@ -83,7 +83,7 @@ def practice_starts(suite: Suite, seed: int) -> Starts:
     first = PRACTICE_FIRST + int(seed) * PRACTICE_STARTS
     begun = suite.reset(in_turn(suite, PRACTICE_STARTS), range(first, first + PRACTICE_STARTS), "train")
     check_begun(begun, suite, PRACTICE_STARTS)
-    return begun
+    return Starts(begun.seen.each(torch.clone), tuple(begun.texts))  # the suite may write over its own
 
 
 def measure(
