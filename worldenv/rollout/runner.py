@@ -63,6 +63,14 @@ class Runner:
         self.weights, self._turn = Weights(policy, world, reflector), threading.Lock()
         self.give_up_slots()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, and for other processes: without the lock and the recorded graphs, which belong to this one."""
+        return {name: value for name, value in vars(self).items() if name not in ("_turn", "graphs")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._turn, self.graphs = threading.Lock(), Graphs()
+
     def give_up_slots(self) -> None:
         """Free the slots and the graphs that were recorded for them."""
         self.episodes: Episodes | None = None
