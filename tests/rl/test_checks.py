@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from worldenv.errors import UserError
+from worldenv.records.run_folder import RunFolder
 from worldenv.rl.advantage import group_advantage, leave_one_out
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.learner import Learner
+from worldenv.rl.loop import post_train
 
 CONFIG = PostTrainConfig(minibatch=8, accumulate=5)
 SIBLINGS = 4
@@ -159,3 +161,79 @@ def test_rewards_that_are_not_in_groups_are_refused():
     for wrong in ((sound[0][0], sound[1][0]), (sound[0], sound[0]), (sound[0], sound[1][:1]), ([[1.0]], sound[1])):
         with pytest.raises(UserError, match="reward and finite should be tensors"):
             leave_one_out(*wrong)
+
+
+class Own(nn.Module):
+    """A policy of the user's own around the tiny one, with something else to keep."""
+
+    chunk, views = 4, ("agentview",)
+
+    def __init__(self, policy, kind=None):
+        super().__init__()
+        self.policy, self.kind, self.calls = policy, kind, 0
+        self.read, self.log_prob, self.trainable = policy.read, policy.log_prob, policy.trainable
+        kept = {
+            "an integer": torch.zeros((), dtype=torch.int64),
+            "a mask": torch.full((3,), -torch.inf),
+            "sparse": torch.eye(3).to_sparse(),
+            "on meta": torch.zeros(3, device="meta"),
+        }
+        if kind in kept:
+            self.register_buffer("kept", kept[kind])
+        if kind == "lazy":
+            self.kept = nn.LazyLinear(3)
+        if kind == "not finite":
+            self.kept = nn.Parameter(torch.full((3,), torch.nan))
+
+    def state_dict(self, *given, **more):
+        return super().state_dict(*given, **more) | ({"kept": {"a": 1}} if self.kind == "a dict" else {})
+
+    def act(self, *given):
+        self.calls += 1
+        if self.kind == "made while it acts" and self.calls == 3:
+            self.late = nn.Linear(2, 2)
+        return self.policy.act(*given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("a dict", "the entry 'kept', a dict; only tensors are saved"),
+        ("lazy", "kept.weight has no shape yet"),
+        ("sparse", "kept is torch.sparse_coo"),
+        ("on meta", "kept is torch.strided torch.float32 on meta"),
+        ("not finite", "kept holds numbers that are not finite"),
+        ("made while it acts", "late.bias came or went while it acted"),
+    ],
+)
+def test_weights_that_could_not_be_saved_or_loaded_again_are_refused_before_practice(tiny, tmp_path, kind, message):
+    engine = tiny.engine(horizon=8, policy=Own(tiny.policy(), kind))
+    config = PostTrainConfig(iterations=2, starts=2, siblings=2, signal=0.0)
+    folder = RunFolder.create(tmp_path / "run", {})
+    with pytest.raises(UserError, match=message):
+        post_train(engine, tiny.starts(3), config, folder, 0)
+    assert not list(folder.checkpoints.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["an integer", "a mask"])
+def test_buffers_of_any_dense_kind_are_saved_and_resumed(tiny, tmp_path, kind, same_weights):
+    def practised(name, stop=None):
+        engine = tiny.engine(horizon=8, policy=Own(tiny.policy(), kind))
+        config = PostTrainConfig(iterations=2, starts=2, siblings=2, signal=0.0)
+        run, calls = engine.run, []
+
+        def stopping(*given):
+            calls.append(1)
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+            return run(*given)
+
+        engine.run, path = stopping, tmp_path / name
+        with RunFolder.resume(path) if path.exists() else RunFolder.create(path, {}) as folder:
+            post_train(engine, tiny.starts(3), config, folder, 0)
+        return engine.policy
+
+    whole = practised("whole")
+    with pytest.raises(KeyboardInterrupt):
+        practised("cut", stop=2)
+    assert same_weights(practised("cut"), whole) and not same_weights(whole.policy, tiny.policy())

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from worldenv.data.trajectory import Trajectory
+from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.perceptual import check_networks, perceptual_quality
 from worldenv.evaluation.pictures import psnr, ssim
@@ -100,6 +101,11 @@ def measure(
 
     `engine` imagines with the same policy and reflector, perhaps in 8 bits.
     """
+    if suite.horizon < engine.world.chunk:
+        raise UserError(
+            f"the horizon of the suite is {suite.horizon}, less than a pass of the world model, {engine.world.chunk} "
+            "frames: its pictures cannot be compared with true ones"
+        )
     if config.weights:
         check_networks(config.weights, engine.world.size)
     tasks, starts = held_out(suite, start_seed, config.episodes)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from worldenv.errors import UserError
 from worldenv.fields import shown
@@ -20,7 +21,7 @@ def trainable(policy: Policy) -> list[nn.Parameter]:
     Raises UserError if there is none, if the order is not fixed, or if one cannot be trained or is not saved with the
     policy.
     """
-    check_members("policy", policy, Policy)
+    check_members("policy", policy, Policy, "state_dict")
     given = policy.trainable()
     if given is None or isinstance(given, Tensor | Mapping | Set | str) or not hasattr(given, "__iter__"):
         raise UserError(f"the policy's `trainable` returned a {type(given).__name__}; it should be a list")
@@ -42,6 +43,38 @@ def trainable(policy: Policy) -> list[nn.Parameter]:
             "would not be saved; keep their modules in attributes, nn.ModuleList or nn.ModuleDict"
         )
     return list({id(one): one for one in listed}.values())
+
+
+def check_saveable(policy: Policy) -> None:
+    """Raise UserError unless the weights of a policy can be saved, and loaded again."""
+    weights = policy.state_dict()
+    wrong = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise UserError(
+            f"the policy's state_dict has the entry {shown(wrong[0])}, a {type(weights[wrong[0]]).__name__}; only "
+            "tensors are saved: keep the rest out of it, and make it again when the policy is made"
+        )
+    for name, tensor in weights.items():
+        if is_lazy(tensor):
+            raise UserError(f"the policy's {name} has no shape yet; call its module once when the policy is made")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+            raise UserError(
+                f"the policy's {name} is {tensor.layout} {tensor.dtype} on {tensor.device}, which cannot be saved"
+            )
+    parameters = policy.named_parameters() if isinstance(policy, nn.Module) else ()
+    if infinite := [name for name, parameter in parameters if not parameter.isfinite().all()]:
+        raise UserError(
+            f"the policy's {infinite[0]} holds numbers that are not finite; nothing can be learnt from there"
+        )
+
+
+def check_names(policy: Policy, names: Set[str]) -> None:
+    """Raise UserError if the policy's weights have other names than when learning began."""
+    if now := policy.state_dict().keys() ^ names:
+        raise UserError(
+            f"the policy's {min(now)} came or went while it acted, so its weights would fit no policy that is made "
+            "anew; make all modules when the policy is made"
+        )
 
 
 def check_rollouts(rollouts: Any) -> None:

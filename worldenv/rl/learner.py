@@ -12,6 +12,7 @@ from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.slots import Slots
 from worldenv.rl.checks import check_rollouts, check_update, trainable
 from worldenv.rl.config import PostTrainConfig
+from worldenv.rollout.checks import check_config
 from worldenv.rollout.episodes import Rollouts
 
 FARTHEST = 20.0  # greatest |log-ratio|, so that exp stays finite
@@ -50,8 +51,7 @@ class Learner:
     """
 
     def __init__(self, policy: Policy, config: PostTrainConfig):
-        if not isinstance(config, PostTrainConfig):
-            raise UserError(f"config is a {type(config).__name__}; it should be worldenv.PostTrainConfig")
+        check_config(config, PostTrainConfig)
         self.policy, self.config = policy, config
         self.parameters = trainable(policy)
         self.begun = False  # whether a step has been made
