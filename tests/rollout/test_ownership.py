@@ -273,3 +273,27 @@ def test_a_policy_that_writes_over_what_it_sees_is_refused_in_true_episodes(tiny
 
     with pytest.raises(UserError, match="the policy's `act` changed its input in place"):
         act_in_true(Altered(policy, act=act), TabletopSuite(16), TASKS[:2], [0, 1], "test")
+
+
+def test_what_is_made_without_parts_checks_its_models_too(tiny):
+    policy, world, reflector, starts = tiny.policy(), tiny.world(), tiny.reflector(), tiny.starts(2)
+    engine, env = worldenv.EngineConfig(horizon=4), EnvConfig(horizon=4)
+    for make, message in (
+        (lambda: worldenv.Engine(None, world, reflector, engine), "the policy NoneType lacks"),
+        (lambda: worldenv.Engine(type(policy), world, reflector, engine), "the policy type lacks chunk"),
+        (lambda: worldenv.Engine(world, policy, reflector, engine), "the policy ComposerWorld lacks"),
+        (lambda: worldenv.Engine(policy, world, None, engine), "the reflector NoneType lacks"),
+        (lambda: worldenv.Engine(policy, world, reflector, env), "config is a EnvConfig; it should be worldenv.Engine"),
+        (lambda: WorldModelEnv(world, None, starts, env), "the reflector NoneType lacks"),
+        (lambda: WorldModelEnv(world, reflector, starts, None), "config is a NoneType; it should be worldenv.EnvConf"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make()
+
+
+@pytest.mark.parametrize("name", ["WorldModelVectorEnv", "TorchRLWorldModelEnv"])
+def test_adapters_of_something_else_are_refused(tiny, name):
+    pytest.importorskip("gymnasium" if name == "WorldModelVectorEnv" else "torchrl")
+    for wrong in (None, tiny.engine()):
+        with pytest.raises(UserError, match="env is a .*; it should be a WorldModelEnv, as worldenv.make_env returns"):
+            getattr(worldenv, name)(wrong)

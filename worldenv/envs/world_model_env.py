@@ -19,7 +19,14 @@ from worldenv.interfaces.policy import Decision
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.world import WorldModel
-from worldenv.rollout.checks import check_rewards, check_seed, check_starts, given_tensor
+from worldenv.rollout.checks import (
+    check_config,
+    check_members,
+    check_rewards,
+    check_seed,
+    check_starts,
+    given_tensor,
+)
 from worldenv.rollout.episodes import Episodes, Step
 from worldenv.rollout.memory import free_bytes, out_of_memory_says
 from worldenv.rollout.runner import Runner
@@ -80,6 +87,8 @@ class WorldModelEnv:
 
     def __init__(self, world: WorldModel, reflector: Reflector, starts: Starts, config: EnvConfig):
         check_starts(starts, world)
+        check_members("reflector", reflector, Reflector)
+        check_config(config, EnvConfig)
         if config.horizon is None:
             raise UserError("the environment needs a horizon: EnvConfig(horizon=...), in actions")
         self.config, self.device = config, starts.device
@@ -283,3 +292,9 @@ class WorldModelEnv:
 
 def _given(live: Episodes, read: object, key: Key, explore: bool) -> Decision:
     return Decision(live.action, torch.zeros_like(live.action[:, 0, 0]), None)
+
+
+def check_env(env: object) -> None:
+    """Raise UserError unless an adapter is given the environment that it adapts."""
+    if not isinstance(env, WorldModelEnv):
+        raise UserError(f"env is a {type(env).__name__}; it should be a WorldModelEnv, as worldenv.make_env returns")

@@ -119,16 +119,22 @@ def check_count(name: str, value: int) -> None:
         raise UserError(f"{name} is {shown(value)}; it should be a positive integer")
 
 
-def check_members(role: str, part: Any, interface: type) -> None:
-    """Raise UserError for a part that lacks a member of its interface, or whose method cannot be called."""
+def check_members(role: str, part: Any, interface: type, *more: str) -> None:
+    """Raise UserError for a part that lacks a member of its interface or one of `more`, or whose method is none."""
     members = {**dict.fromkeys(interface.__annotations__), **vars(interface)}
-    wanted = [name for name in members if not name.startswith("_")] + ["state_dict"] * (role == "policy")
+    wanted = [name for name in members if not name.startswith("_")] + [*more]
     if missing := [name for name in wanted if not hasattr(part, name)]:
         raise UserError(
             f"the {role} {type(part).__name__} lacks {', '.join(missing)}: see worldenv.{interface.__name__}"
         )
     if wrong := [name for name in wanted if isfunction(members.get(name)) and not callable(getattr(part, name))]:
         raise UserError(f"{wrong[0]} of the {role} {type(part).__name__} should be a method")
+
+
+def check_config(config: Any, kind: type) -> None:
+    """Raise UserError unless the configuration is of this class."""
+    if not isinstance(config, kind):
+        raise UserError(f"config is a {type(config).__name__}; it should be worldenv.{kind.__name__}")
 
 
 def check_views_named(whose: str, views: Sequence[str]) -> None:

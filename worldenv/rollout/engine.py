@@ -14,7 +14,7 @@ from worldenv.interfaces.policy import Decision, Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.world import WorldModel
-from worldenv.rollout.checks import check_decision, check_kind, check_rewards, check_run
+from worldenv.rollout.checks import check_config, check_decision, check_kind, check_members, check_rewards, check_run
 from worldenv.rollout.decide import check_views, decide
 from worldenv.rollout.episodes import Episodes, Rollouts, Step
 from worldenv.rollout.memory import Failure, free_bytes, out_of_memory_says, ran_out, return_freed_memory
@@ -65,6 +65,13 @@ class Engine:
     """
 
     def __init__(self, policy: Policy, world: WorldModel, reflector: Reflector, config: EngineConfig):
+        for role, part, interface in (
+            ("policy", policy, Policy),
+            ("world", world, WorldModel),
+            ("reflector", reflector, Reflector),
+        ):
+            check_members(role, part, interface)
+        check_config(config, EngineConfig)
         if config.horizon is None:
             raise UserError("the engine needs a horizon: EngineConfig(horizon=...), in actions")
         check_views(policy, world.views, "the world model")
