@@ -174,3 +174,11 @@ def test_horizon_below_a_pass_of_the_world_model_is_refused_before_any_work(tiny
     monkeypatch.setattr(module, "act_in_true", None)
     with pytest.raises(UserError, match=f"the horizon of the suite is {horizon}, less than a pass of the world model"):
         measured(replace(parts, suite=suite), SMALL)
+
+
+def test_imagined_episodes_that_broke_are_told(tiny, parts):
+    policy = tiny.policy()
+    act = policy.act
+    policy.act = lambda *given: replace(act(*given), log_prob=torch.full((len(given[0]),), torch.inf))
+    with pytest.warns(UserWarning, match="small: 1 of 1 imagined episodes had numbers that are not finite"):
+        measured(replace(parts, policy=policy), SMALL)

@@ -1,5 +1,6 @@
 """Measure a policy: in the true environment and in imagination, from the same held-out start states."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,12 @@ def measure(
         first = starts_of(trajectories[: config.imagined]).to(engine.world.device)
         imagined = engine.run(first, 1, seed, explore=False).to("cpu")
         progress.advance()
+    if broken := int(imagined.broken.sum()):
+        warnings.warn(
+            f"{title}: {broken} of {len(imagined.broken)} imagined episodes had numbers that are not finite, and count "
+            "as failures",
+            stacklevel=2,
+        )
     return Measurement(outcome, trajectories, imagined, quality, {t.name: t.instructions[0] for t in suite.tasks})
 
 
