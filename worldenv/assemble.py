@@ -24,7 +24,14 @@ from worldenv.ops import missing_faces
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.model_files import RANGES, ROLES, load_ranges, shipped
 from worldenv.reflector.small import SmallReflector
-from worldenv.rollout.checks import check_count, check_members, check_robot, check_suite, check_views_named
+from worldenv.rollout.checks import (
+    check_config,
+    check_count,
+    check_members,
+    check_robot,
+    check_suite,
+    check_views_named,
+)
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.suites.tabletop.suite import TabletopSuite
 from worldenv.worlds.causal.world import CausalWorld
@@ -192,7 +199,7 @@ def _check_parts(parts: Parts) -> None:
     if not isinstance(parts, Parts):
         raise UserError(f"parts is a {type(parts).__name__}; it should be worldenv.Parts, as worldenv.load returns")
     for role in INTERFACES:
-        check_members(role, getattr(parts, role), INTERFACES[role])
+        check_members(role, getattr(parts, role), INTERFACES[role], *["state_dict"] * (role == "policy"))
     check_suite(parts.suite)
     for role in ("policy", "world"):
         part = getattr(parts, role)
@@ -262,7 +269,7 @@ def make_engine(parts: Parts, config: EngineConfig = DEFAULT_ENGINE, precision: 
     Weights of the parts that change afterwards act from the next run on; parts or layers that are replaced do not.
     """
     _check_parts(parts)
-    _check_config(config, EngineConfig)
+    check_config(config, EngineConfig)
     imagining = parts.to_imagine(precision)
     config = replace(config, horizon=config.horizon or parts.suite.horizon)
     return Engine(imagining.policy, imagining.world, imagining.reflector, config)
@@ -271,12 +278,7 @@ def make_engine(parts: Parts, config: EngineConfig = DEFAULT_ENGINE, precision: 
 def make_env(parts: Parts, starts: Starts, config: EnvConfig = DEFAULT_ENV, precision: str = "auto") -> WorldModelEnv:
     """An environment of imagined episodes for another training loop; `precision` as in `make_engine`."""
     _check_parts(parts)
-    _check_config(config, EnvConfig)
+    check_config(config, EnvConfig)
     imagining = parts.to_imagine(precision)
     config = replace(config, horizon=config.horizon or parts.suite.horizon)
     return WorldModelEnv(imagining.world, imagining.reflector, starts, config)
-
-
-def _check_config(config: Any, kind: type) -> None:
-    if not isinstance(config, kind):
-        raise UserError(f"config is a {type(config).__name__}; it should be worldenv.{kind.__name__}")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from worldenv.assemble import Parts, make_engine
+from worldenv.errors import UserError
 from worldenv.evaluation import measure as module
 from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.measure import Measurement, held_out, in_turn, measure, practice_starts, world_quality
@@ -164,3 +165,20 @@ def test_on_a_gpu_a_policy_is_measured_as_on_the_cpu_and_learns(tiny, monkeypatc
     figures = learner.update(rollouts, group_advantage(rollouts, 4, 0.0)[0], torch.Generator().manual_seed(0))
     assert figures["chunks"] > 0 and learner.skipped == 0
     assert not torch.equal(parts.policy.action_head[-1].weight, before)
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_horizon_below_a_pass_of_the_world_model_is_refused_before_any_work(tiny, parts, monkeypatch, horizon):
+    suite = TabletopSuite(16)
+    suite.horizon = horizon
+    monkeypatch.setattr(module, "act_in_true", None)
+    with pytest.raises(UserError, match=f"the horizon of the suite is {horizon}, less than a pass of the world model"):
+        measured(replace(parts, suite=suite), SMALL)
+
+
+def test_imagined_episodes_that_broke_are_told(tiny, parts):
+    policy = tiny.policy()
+    act = policy.act
+    policy.act = lambda *given: replace(act(*given), log_prob=torch.full((len(given[0]),), torch.inf))
+    with pytest.warns(UserWarning, match="small: 1 of 1 imagined episodes had numbers that are not finite"):
+        measured(replace(parts, policy=policy), SMALL)

@@ -223,10 +223,38 @@ def test_reward_that_is_not_finite_breaks_its_episode_and_is_no_error(tiny):
     assert run(tiny, reflector=spoilt).broken.all()
 
 
-def test_memory_that_is_a_view_of_the_observation_is_refused_in_a_replay(tiny):
-    world = returning(tiny.world(), "begin", lambda out, given: replace(out, first=given[0].frames[:, 0]))
-    with pytest.raises(UserError, match="the world model's `begin` kept a view of the observation"):
-        replay(world, tiny.starts(3), torch.zeros(3, 4, 7), SEED)
+def test_memory_that_is_a_view_of_the_observation_is_as_good_as_a_copy_in_a_replay(tiny):
+    def replayed(how):
+        world = returning(tiny.world(), "begin", lambda out, given: replace(out, first=how(given[0].frames[:, 0])))
+        return replay(world, tiny.starts(3), torch.full((3, 8, 7), 0.5), SEED)
+
+    assert torch.equal(replayed(lambda frames: frames), replayed(torch.clone))
+
+
+def writing(part, method, change):
+    """A model whose method changes what it was given."""
+
+    def altered(*given):
+        out = getattr(part, method)(*given)
+        change(*given)
+        return out
+
+    return Altered(part, **{method: altered})
+
+
+@pytest.mark.parametrize(
+    ("role", "method", "change"),
+    [
+        ("policy", "act", lambda seen, read, *_: read.mul_(0.9)),
+        ("reflector", "begin", lambda seen, read: read.mul_(0.9)),
+        ("reflector", "begin", lambda seen, read: seen.proprio.mul_(0.9)),
+        ("world", "begin", lambda seen, chunk: seen.proprio.mul_(0.9)),
+    ],
+)
+def test_models_that_change_what_others_read_are_refused(tiny, role, method, change):
+    models = {"policy": tiny.policy(), "world": tiny.world(), "reflector": tiny.reflector()}
+    with pytest.raises(UserError, match=f"`{method}` changed its input in place; it should work on a copy"):
+        run(tiny, **{role: writing(models[role], method, change)})
 
 
 # Suites.

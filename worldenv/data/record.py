@@ -1,5 +1,6 @@
 """Episodes of a suite, recorded step by step."""
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,21 +11,24 @@ from worldenv.interfaces.suite import Suite, Task
 
 
 class Record:
-    """Records the episodes that a suite has just begun: `begun` is what its `reset` returned."""
+    """Records the episodes that a suite has just begun: `begun` is what its `reset` returned.
+
+    It keeps copies: a suite may write the next step into the same arrays.
+    """
 
     def __init__(self, suite: Suite, begun: Starts):
         self.suite, self.begun = suite, begun
-        self.frames, self.proprio = [begun.seen.frames.numpy()], [begun.seen.proprio.numpy()]
+        self.frames, self.proprio = [begun.seen.frames.numpy().copy()], [begun.seen.proprio.numpy().copy()]
         self.actions: list[np.ndarray] = []
         self.success: list[np.ndarray] = []
 
     def step(self, actions: np.ndarray) -> Observation:
         """Carry out actions [E, A] and record what follows; returns the new observation."""
+        self.actions.append(actions.copy())
         seen, success = self.suite.step(actions)
-        self.actions.append(actions)
-        self.success.append(success)
-        self.frames.append(seen.frames.numpy())
-        self.proprio.append(seen.proprio.numpy())
+        self.success.append(copy.copy(success))
+        self.frames.append(seen.frames.numpy().copy())
+        self.proprio.append(seen.proprio.numpy().copy())
         return seen
 
     def stacked(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldenv.envs.world_model_env import WorldModelEnv
+from worldenv.envs.world_model_env import WorldModelEnv, check_env
 from worldenv.errors import UserError
 from worldenv.rollout.checks import check_seed
 
@@ -40,6 +40,7 @@ class WorldModelVectorEnv(VectorEnv):
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "torch": True, "render_modes": []}
 
     def __init__(self, env: WorldModelEnv):
+        check_env(env)
         self.env, self.num_envs = env, env.config.envs
         self.single_observation_space = gym.spaces.Dict(
             {name: _box(*env.bounds(name)) for name in ("frames", "proprio", "text")}

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from worldenv.envs.world_model_env import WorldModelEnv
+from worldenv.envs.world_model_env import WorldModelEnv, check_env
 from worldenv.errors import UserError
 
 try:
@@ -24,6 +24,7 @@ class TorchRLWorldModelEnv(EnvBase):
     """
 
     def __init__(self, env: WorldModelEnv):
+        check_env(env)
         super().__init__(device=env.device, batch_size=torch.Size([env.config.envs]))
         self.env = env
         flag = Binary(1, shape=(env.config.envs, 1), dtype=torch.bool, device=env.device)

@@ -19,7 +19,14 @@ from worldenv.interfaces.policy import Decision
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.world import WorldModel
-from worldenv.rollout.checks import check_kind, check_seed, given_tensor
+from worldenv.rollout.checks import (
+    check_config,
+    check_members,
+    check_rewards,
+    check_seed,
+    check_starts,
+    given_tensor,
+)
 from worldenv.rollout.episodes import Episodes, Step
 from worldenv.rollout.memory import free_bytes, out_of_memory_says
 from worldenv.rollout.runner import Runner
@@ -79,19 +86,29 @@ class WorldModelEnv:
     """
 
     def __init__(self, world: WorldModel, reflector: Reflector, starts: Starts, config: EnvConfig):
-        check_kind(starts)
+        check_starts(starts, world)
+        check_members("reflector", reflector, Reflector)
+        check_config(config, EnvConfig)
         if config.horizon is None:
             raise UserError("the environment needs a horizon: EnvConfig(horizon=...), in actions")
-        self.world, self.starts, self.config, self.device = world, starts, config, starts.device
+        self.config, self.device = config, starts.device
         self.chunk = config.chunk or world.chunk
         self.runner = Runner(
             world, reflector, _given, self.chunk, config.batch, graphs=config.graphs, takes_actions=True
         )
         with self.runner.alone():
-            self.runner.open(starts)
+            self.runner.open(Starts(starts.seen.each(torch.clone), tuple(starts.texts)))  # the caller's may change
             self.standing = Standing.new(config.envs, self.device)
         self._order: Tensor | None = None  # [M] int64, rows of `starts`; None until there is a seed
         self._next_seed: int | None = None  # from the next reset on
+
+    @property
+    def world(self) -> WorldModel:
+        return self.runner.world
+
+    @property
+    def starts(self) -> Starts:
+        return self.runner.starts
 
     def seed(self, seed: int | None) -> None:
         """Use this seed from the next reset on, which must be of all episodes; they are then numbered from 0 again.
@@ -165,7 +182,7 @@ class WorldModelEnv:
             raise UserError(f"starts is {rows.dtype} {list(rows.shape)}; it should be torch.int64 [M], M >= 1")
         if int(rows.min()) < 0 or int(rows.max()) >= len(self.starts):
             raise UserError(f"starts has rows {int(rows.min())} to {int(rows.max())}; there are {len(self.starts)}")
-        return rows
+        return rows.clone()
 
     def _begin(self, slots: Tensor) -> None:
         number = torch.arange(len(slots), device="cpu")
@@ -229,7 +246,8 @@ class WorldModelEnv:
     ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:  # observation; [E] float32, [E] bool, [E] bool
         """Carry out a chunk of actions: observation, reward, terminated, truncated. No new episode begins.
 
-        Raises UserError before the first reset, and on an action of another shape.
+        Raises UserError before the first reset, on an action of another shape, and for a reflector whose reward
+        lies outside [0, 1].
         """
         live, wanted = self._live(), (self.config.envs, self.chunk, self.world.robot.action_size)
         action = given_tensor("action", action, self.device, torch.float32)
@@ -238,6 +256,7 @@ class WorldModelEnv:
         with self._turn(), self._whole():
             live.action.copy_(action)
             reward = torch.cat(self.runner.advance(len(live), self._seed, False, self._stand))
+            check_rewards(self.standing.score)
             return self.observe(), reward, self.standing.terminated.clone(), self.standing.truncated.clone()
 
     def _live(self) -> Episodes:
@@ -273,3 +292,9 @@ class WorldModelEnv:
 
 def _given(live: Episodes, read: object, key: Key, explore: bool) -> Decision:
     return Decision(live.action, torch.zeros_like(live.action[:, 0, 0]), None)
+
+
+def check_env(env: object) -> None:
+    """Raise UserError unless an adapter is given the environment that it adapts."""
+    if not isinstance(env, WorldModelEnv):
+        raise UserError(f"env is a {type(env).__name__}; it should be a WorldModelEnv, as worldenv.make_env returns")

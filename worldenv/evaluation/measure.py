@@ -1,5 +1,6 @@
 """Measure a policy: in the true environment and in imagination, from the same held-out start states."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 
 from worldenv.data.trajectory import Trajectory
+from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.perceptual import check_networks, perceptual_quality
 from worldenv.evaluation.pictures import psnr, ssim
@@ -83,7 +85,7 @@ def practice_starts(suite: Suite, seed: int) -> Starts:
     first = PRACTICE_FIRST + int(seed) * PRACTICE_STARTS
     begun = suite.reset(in_turn(suite, PRACTICE_STARTS), range(first, first + PRACTICE_STARTS), "train")
     check_begun(begun, suite, PRACTICE_STARTS)
-    return begun
+    return Starts(begun.seen.each(torch.clone), tuple(begun.texts))  # the suite may write over its own
 
 
 def measure(
@@ -100,6 +102,11 @@ def measure(
 
     `engine` imagines with the same policy and reflector, perhaps in 8 bits.
     """
+    if suite.horizon < engine.world.chunk:
+        raise UserError(
+            f"the horizon of the suite is {suite.horizon}, less than a pass of the world model, {engine.world.chunk} "
+            "frames: its pictures cannot be compared with true ones"
+        )
     if config.weights:
         check_networks(config.weights, engine.world.size)
     tasks, starts = held_out(suite, start_seed, config.episodes)
@@ -114,6 +121,12 @@ def measure(
         first = starts_of(trajectories[: config.imagined]).to(engine.world.device)
         imagined = engine.run(first, 1, seed, explore=False).to("cpu")
         progress.advance()
+    if broken := int(imagined.broken.sum()):
+        warnings.warn(
+            f"{title}: {broken} of {len(imagined.broken)} imagined episodes had numbers that are not finite, and count "
+            "as failures",
+            stacklevel=2,
+        )
     return Measurement(outcome, trajectories, imagined, quality, {t.name: t.instructions[0] for t in suite.tasks})
 
 

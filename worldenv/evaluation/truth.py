@@ -18,22 +18,25 @@ from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.suite import Suite, Task
 from worldenv.records.intervals import wilson_interval
 from worldenv.rollout.checks import (
+    Untouched,
     check_begun,
     check_count,
     check_judged,
     check_members,
+    check_rewards,
     check_seed,
+    check_state,
     check_stepped,
     check_suite,
     given_tensor,
 )
 from worldenv.rollout.decide import check_views, decide
+from worldenv.rollout.modes import own_modes
 
 RULES = ("oracle", "own_stop", "no_stop")
 POLICY_BATCH, REFLECTOR_BATCH, FRAMES_AT_ONCE = 128, 64, 8
 
 
-@torch.no_grad()
 def act_in_true(
     policy: Policy,
     suite: Suite,
@@ -56,14 +59,15 @@ def act_in_true(
     check_views(policy, suite.views, "the suite")
     begun = suite.reset(tasks, starts, split)
     check_begun(begun, suite, len(tasks))
-    read, device = policy.read(begun.texts), device_of(policy)
-    seen, record = begun.seen, Record(suite, begun)
-    for step in range(suite.horizon):
-        k = step % policy.chunk
-        if k == 0:
-            chunk = _act(policy, suite, seen, read, step // policy.chunk, seed, scale, device).clamp(-1, 1).numpy()
-        seen = record.step(chunk[:, k])
-        check_stepped(seen, record.success[-1], begun)
+    device, seen, record = device_of(policy), begun.seen, Record(suite, begun)
+    with own_modes(device, policy):
+        read = policy.read(begun.texts)
+        for step in range(suite.horizon):
+            k = step % policy.chunk
+            if k == 0:
+                chunk = _act(policy, suite, seen, read, step // policy.chunk, seed, scale, device).numpy()
+            seen = record.step(chunk[:, k])
+            check_stepped(seen, record.success[-1], begun)
     return record.trajectories(tasks, starts, split, "policy")
 
 
@@ -97,18 +101,22 @@ def _act(
     seed: int,
     scale: Tensor,
     device: torch.device,
-) -> Tensor:  # [E, K, A] float32, on the CPU
+) -> Tensor:  # [E, K, A] float32 in [-1, 1], on the CPU
     ids, out = torch.arange(len(seen)), []
     for first in range(0, len(seen), POLICY_BATCH):
         part = slice(first, first + POLICY_BATCH)
         here, row = seen[part].each(lambda tensor: tensor.to(device)), ids[part].to(device)
-        key = Key(seed, row, torch.full_like(row, number))
+        key, given = Key(seed, row, torch.full_like(row, number)), Untouched((list(here.tensors()), read))
         mean = decide(policy, suite.views, suite.robot.action_size, here, read, key, explore=False).action
+        given.check("the policy's `act`")
         if scale.any():
             drawn = decide(policy, suite.views, suite.robot.action_size, here, read, key, explore=True).action
             mean = mean + (scale if len(scale) == 1 else scale[part]).to(device) * (drawn - mean)
         out.append(mean.float().cpu())
-    return torch.cat(out)
+    action = torch.cat(out)
+    if not action.isfinite().all():
+        raise UserError("the policy's actions in true episodes are not all finite")
+    return action.clamp(-1, 1)
 
 
 def device_of(part: object) -> torch.device:
@@ -140,18 +148,21 @@ def judge_trajectories(reflector: Reflector, trajectories: Sequence[Trajectory])
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
-@torch.no_grad()
 def judge_frames(reflector: Reflector, starts: Starts, frames: Tensor) -> tuple[Tensor, Tensor]:
     """Reward and stop [N, T] after every frame [N, T + 1, V, H, W, 3] but the first, on the CPU."""
-    device = device_of(reflector)
-    state = reflector.begin(starts.to(device).seen, reflector.read(starts.texts))
-    judged = []
-    for part in frames[:, 1:].split(FRAMES_AT_ONCE, 1):
-        judged.append(reflector.judge(part.to(device), state))
-        check_judged(judged[-1], *part.shape[:2])
-        if not judged[-1][0].isfinite().all():
-            raise UserError("the reflector's rewards of true frames are not all finite")
-    return tuple(torch.cat(part, dim=1).cpu() for part in zip(*judged, strict=True))
+    device, judged = device_of(reflector), []
+    seen = starts.to(device).seen
+    with own_modes(device, reflector):
+        state = reflector.begin(seen, reflector.read(starts.texts))
+        check_state("the reflector", state, seen)
+        state = state.each(torch.clone)  # as in slots: `begin` may share tensors with others, or expand them
+        for part in frames[:, 1:].split(FRAMES_AT_ONCE, 1):
+            judged.append(reflector.judge(part.to(device), state))
+            check_judged(judged[-1], *part.shape[:2])
+            check_rewards(judged[-1][0])
+            if not judged[-1][0].isfinite().all():
+                raise UserError("the reflector's rewards of true frames are not all finite")
+        return tuple(torch.cat(part, dim=1).cpu() for part in zip(*judged, strict=True))
 
 
 @dataclass(frozen=True)

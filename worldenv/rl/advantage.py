@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from worldenv.errors import UserError
+from worldenv.rl.checks import check_groups
 from worldenv.rollout.episodes import Rollouts
 
 
@@ -10,7 +12,13 @@ def leave_one_out(
     reward: Tensor,  # [N, G] float32
     finite: Tensor,  # [N, G] bool; the others do not count
 ) -> Tensor:  # [N, G] float32
-    """A_n = R_n - mean reward of the other finite siblings; 0 if the rollout or all the others are not finite."""
+    """A_n = R_n - mean reward of the other finite siblings; 0 if the rollout or all the others are not finite.
+
+    Raises UserError for tensors of another kind.
+    """
+    alike = isinstance(reward, Tensor) and isinstance(finite, Tensor) and reward.shape == finite.shape
+    if not alike or reward.ndim != 2 or not reward.is_floating_point() or finite.dtype != torch.bool:
+        raise UserError("reward and finite should be tensors [N, G], torch.float32 and torch.bool")
     others = finite.sum(1, keepdim=True) - 1
     total = torch.where(finite, reward, 0.0).sum(1, keepdim=True)
     return torch.where(finite & (others > 0), reward - (total - reward) / others.clamp(min=1), 0.0)
@@ -19,7 +27,11 @@ def leave_one_out(
 def group_advantage(
     rollouts: Rollouts, siblings: int, signal: float
 ) -> tuple[Tensor, int]:  # [E], groups without signal
-    """The advantage of every episode. A group whose advantages are all smaller than `signal` gets 0."""
+    """The advantage of every episode. A group whose advantages are all smaller than `signal` gets 0.
+
+    Raises UserError unless `siblings` divides the number of rollouts.
+    """
+    check_groups(rollouts, siblings, signal)
     finite = ~rollouts.broken.view(-1, siblings)
     reward = torch.where(finite, rollouts.final_reward().view(-1, siblings), 0.0)
     advantage = leave_one_out(reward, finite)

@@ -1,5 +1,6 @@
 """The update of a policy by the clipped objective of PPO, through `log_prob` and `trainable`."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 from worldenv.errors import UserError
 from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.slots import Slots
+from worldenv.rl.checks import check_rollouts, check_update, trainable
 from worldenv.rl.config import PostTrainConfig
+from worldenv.rollout.checks import check_config
 from worldenv.rollout.episodes import Rollouts
 
 FARTHEST = 20.0  # greatest |log-ratio|, so that exp stays finite
@@ -25,23 +28,33 @@ def clipped_objective(
     advantage: Tensor,  # [B] float32
     clip: float,
 ) -> tuple[Tensor, Tensor]:  # loss, share of clipped ratios: []
-    """The loss of PPO through the policy's own `log_prob`: -mean(min(r A, clip(r, 1 - eps, 1 + eps) A))."""
-    ratio = torch.exp((policy.log_prob(record, action) - log_prob).clamp(-FARTHEST, FARTHEST))
+    """The loss of PPO through the policy's own `log_prob`: -mean(min(r A, clip(r, 1 - eps, 1 + eps) A)).
+
+    Raises UserError if `log_prob` does not return a number for each chunk.
+    """
+    now = policy.log_prob(record, action)
+    if not isinstance(now, Tensor) or now.shape != log_prob.shape:
+        found = list(now.shape) if isinstance(now, Tensor) else f"a {type(now).__name__}"
+        raise UserError(
+            f"the policy's `log_prob` returned {found}; it should be {list(log_prob.shape)}: a number for each chunk"
+        )
+    ratio = torch.exp((now - log_prob).clamp(-FARTHEST, FARTHEST))
     clipped = ratio.clamp(1 - clip, 1 + clip)
     loss = -torch.min(ratio * advantage, clipped * advantage).mean()
     return loss, (ratio != clipped).float().mean().detach()
 
 
 class Learner:
-    """The policy, its optimizer, and the counts that a run reports."""
+    """The policy, its optimizer, and the counts that a run reports.
+
+    Raises UserError if `policy.trainable()` does not return parameters of the policy that can be trained.
+    """
 
     def __init__(self, policy: Policy, config: PostTrainConfig):
+        check_config(config, PostTrainConfig)
         self.policy, self.config = policy, config
-        self.parameters = policy.trainable()
-        if not self.parameters:
-            raise UserError("the policy has no trainable parameters: its `trainable` returned none")
-        if any(parameter.is_inference() for parameter in self.parameters):
-            raise UserError("the policy was made in torch.inference_mode and cannot be trained; make it outside of it")
+        self.parameters = trainable(policy)
+        self.begun = False  # whether a step has been made
         self.objective: Objective = getattr(policy, "ppo_loss", None) or partial(clipped_objective, policy)
         self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate)
         self.skipped = 0
@@ -50,10 +63,14 @@ class Learner:
         """`epochs` passes over every chunk whose episode has an advantage, in shuffled minibatches.
 
         It computes in the policy's own precision, with gradients, whatever autocast or grad mode the caller is in.
+        Raises UserError for arguments that do not fit each other, and if the policy does not do what its interface
+        says.
         """
+        check_rollouts(rollouts)
+        check_update(rollouts, advantage, generator)
         autocast = torch.autocast("cuda" if advantage.is_cuda else "cpu", enabled=False)
         with torch.inference_mode(False), torch.enable_grad(), autocast:
-            return self._passes(rollouts, advantage, generator)
+            return self._passes(rollouts, advantage.detach(), generator)
 
     def _passes(self, rollouts: Rollouts, advantage: Tensor, generator: torch.Generator) -> dict[str, float]:
         horizon, device = rollouts.log_prob.shape[1], advantage.device
@@ -79,12 +96,14 @@ class Learner:
             place = (e, c)
             record = rollouts.record.each(lambda tensor, place=place: tensor[place])
             given = record, rollouts.action[place], rollouts.log_prob[place], advantage[e]
-            part, clipped = self.objective(*given, self.config.clip)
+            part, clipped = _checked(self.objective(*given, self.config.clip))
             weight = len(e) / len(episode)  # every chunk has the same weight, whichever part it is in
             (weight * part).backward()
             loss, share = loss + weight * part.detach(), share + weight * clipped
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         if torch.isfinite(loss) and torch.isfinite(norm):
+            if not self.begun:
+                self._begin(share.item())
             self.optimizer.step()
             return loss.item(), share.item()
         self.skipped += 1
@@ -93,3 +112,28 @@ class Learner:
                 f"{self.skipped} policy updates had a non-finite loss or gradient; lower --rl.learning-rate"
             )
         return 0.0, 0.0
+
+    def _begin(self, clipped: float) -> None:
+        """Warn if the ratios of the very first step, before any weight has changed, are not 1."""
+        self.begun = True
+        if clipped > 0.5:
+            warnings.warn(
+                f"before the first update {100 * clipped:.0f} % of the ratios are clipped, where all should be 1: the "
+                "policy's `log_prob` gives other numbers than its `act` did, or its weights changed since then",
+                stacklevel=5,
+            )
+
+
+def _checked(result: object) -> tuple[Tensor, Tensor]:
+    """Raise UserError unless an objective is a loss with a gradient and a share, both []."""
+    is_pair = isinstance(result, tuple | list) and len(result) == 2
+    if not is_pair or not all(isinstance(part, Tensor) and not part.ndim for part in result):
+        raise UserError(
+            "the policy's `ppo_loss` should return two tensors []: the loss and the share of clipped ratios"
+        )
+    if not result[0].requires_grad:
+        raise UserError(
+            "the loss of the policy has no gradient: its `log_prob` should compute with the parameters that "
+            "`trainable` returns, and not under torch.no_grad"
+        )
+    return result[0], result[1]

@@ -14,6 +14,7 @@ from worldenv.records.progress import Progress
 from worldenv.records.resumption import check_state, identity
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.advantage import group_advantage
+from worldenv.rl.checks import check_names, check_saveable
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.learner import Learner
 from worldenv.rollout.engine import Engine
@@ -27,10 +28,12 @@ def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: 
     """Improve `engine.policy` in imagination, in place; resumable after any iteration. Returns the run's counts.
 
     A resumed run needs the policy that it began with: its weights are checked, and then replaced by those of the
-    state. Raises CheckpointError, before anything is changed, if the state is damaged or is not of this run, and
-    UserError if metrics.jsonl lacks iterations that the state has.
+    state. Raises UserError for a policy whose weights cannot be saved. Raises CheckpointError, before anything is
+    changed, if the state is damaged or is not of this run, and UserError if metrics.jsonl lacks iterations that the
+    state has.
     """
-    learner = Learner(engine.policy, config)
+    check_saveable(engine.policy)
+    learner, names = Learner(engine.policy, config), engine.policy.state_dict().keys()
     path = folder.checkpoints / f"{STAGE}.state.safetensors"
     run = identity(seed, engine.policy)
     first, counts = 0, dict.fromkeys(COUNTS, 0)
@@ -51,6 +54,7 @@ def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: 
     with Progress(config.iterations, "practising in imagination", done=first) as progress:
         for iteration in range(first, config.iterations):
             figures = _iterate(engine, learner, starts, iteration, seed, counts)
+            check_names(engine.policy, names)
             folder.log(STAGE, iteration, **figures)
             save_state(
                 path,
@@ -93,8 +97,6 @@ def _iterate(
     picked = torch.randint(len(starts), (config.starts,), generator=generator).to(starts.device)
     first = iteration * config.starts * config.siblings
     rollouts = engine.run(starts.pick(picked), config.siblings, seed, first)
-    if rollouts.record is None:
-        raise UserError("the policy cannot be trained: its `act` returned a decision whose record is None")
     finite = ~rollouts.broken
     if not finite.any():
         raise UserError(f"in iteration {iteration + 1} no imagined episode was finite: nothing can be learnt")

@@ -1,6 +1,7 @@
 """What callers give and models return, checked before any work is done, or once in the first chunk."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import is_dataclass
 from inspect import isfunction
 from numbers import Integral
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from worldenv.errors import UserError
 from worldenv.fields import shown
@@ -117,16 +119,22 @@ def check_count(name: str, value: int) -> None:
         raise UserError(f"{name} is {shown(value)}; it should be a positive integer")
 
 
-def check_members(role: str, part: Any, interface: type) -> None:
-    """Raise UserError for a part that lacks a member of its interface, or whose method cannot be called."""
+def check_members(role: str, part: Any, interface: type, *more: str) -> None:
+    """Raise UserError for a part that lacks a member of its interface or one of `more`, or whose method is none."""
     members = {**dict.fromkeys(interface.__annotations__), **vars(interface)}
-    wanted = [name for name in members if not name.startswith("_")] + ["state_dict"] * (role == "policy")
+    wanted = [name for name in members if not name.startswith("_")] + [*more]
     if missing := [name for name in wanted if not hasattr(part, name)]:
         raise UserError(
             f"the {role} {type(part).__name__} lacks {', '.join(missing)}: see worldenv.{interface.__name__}"
         )
     if wrong := [name for name in wanted if isfunction(members.get(name)) and not callable(getattr(part, name))]:
         raise UserError(f"{wrong[0]} of the {role} {type(part).__name__} should be a method")
+
+
+def check_config(config: Any, kind: type) -> None:
+    """Raise UserError unless the configuration is of this class."""
+    if not isinstance(config, kind):
+        raise UserError(f"config is a {type(config).__name__}; it should be worldenv.{kind.__name__}")
 
 
 def check_views_named(whose: str, views: Sequence[str]) -> None:
@@ -210,8 +218,8 @@ def given_tensor(name: str, value: Any, device: torch.device, dtype: torch.dtype
 class Untouched:
     """Tensors that a model may read and not write, and tensors that it should write in place: as they are now."""
 
-    def __init__(self, read: Iterable[Tensor], written: Slots | None = None):
-        self.read = [(tensor, tensor.clone()) for tensor in read]
+    def __init__(self, read: Any, written: Slots | None = None):  # nested containers of tensors and others
+        self.read = [(tensor, tensor.clone()) for tensor in tree_leaves(read) if isinstance(tensor, Tensor)]
         self.written = written
         self.places = _places(written)
 
@@ -234,20 +242,19 @@ def check_state(who: str, state: Slots, seen: Observation) -> None:
     check_rows(f"{who}'s `begin` returned", state, len(seen), seen.frames.device)
 
 
-def check_no_view(who: str, state: Slots, seen: Observation) -> None:
-    """Raise UserError if a state shares memory with the observation, which the caller is about to write over."""
-    mine = {tensor.untyped_storage().data_ptr() for tensor in state.tensors()}
-    if any(tensor.untyped_storage().data_ptr() in mine for tensor in (seen.frames, seen.proprio)):
-        raise UserError(f"{who}'s `begin` kept a view of the observation; it should keep a copy: tensor.clone()")
-
-
 def check_rows(what: str, rows: Slots, count: int, device: torch.device) -> None:
     """Raise UserError unless `rows` is a dataclass of `Slots` whose tensors have `count` rows on this device."""
-    if not isinstance(rows, Slots):
-        raise UserError(f"{what} {_described(rows)}; it should be a dataclass that inherits worldenv.Slots")
+    if not isinstance(rows, Slots) or not is_dataclass(rows) or next(rows.tensors(), None) is None:
+        raise UserError(f"{what} {_described(rows)}; it should be a dataclass of tensors that inherits worldenv.Slots")
     for tensor in rows.tensors():
         if not isinstance(tensor, Tensor) or not tensor.ndim or len(tensor) != count or tensor.device != device:
             raise UserError(f"{what} {_described(tensor)}; it should be tensors of {count} rows on {device}")
+    try:
+        rows.each(lambda tensor: tensor)
+    except TypeError as error:
+        raise UserError(
+            f"{what} {_described(rows)}, which cannot be made of its fields in their order ({error}): no kw_only"
+        ) from error
 
 
 def check_decision(decision: Decision, seen: Observation) -> None:
@@ -261,7 +268,7 @@ def check_decision(decision: Decision, seen: Observation) -> None:
 
 
 def check_imagined(imagined: Imagined, world: WorldModel, seen: Observation, chunk: int) -> None:
-    """Raise UserError unless the world model imagined a chunk as its interface says."""
+    """Raise UserError unless the world model imagined a chunk of the shapes and dtypes that its interface says."""
     if not isinstance(imagined, Imagined):
         raise UserError(f"the world model's `imagine` returned {_described(imagined)}; it should be Imagined")
     b, views = len(seen), list(seen.frames.shape[1:])
@@ -272,17 +279,20 @@ def check_imagined(imagined: Imagined, world: WorldModel, seen: Observation, chu
     }
     for name, (dtype, shape) in wanted.items():
         _check_returned("the world model imagined", name, getattr(imagined, name), dtype, shape, seen.frames.device)
+
+
+def check_finite(imagined: Imagined) -> None:
+    """Raise UserError unless proprioception is finite wherever the world model says so."""
     if not (imagined.proprio.isfinite().flatten(1).all(1) | ~imagined.finite).all():
         raise UserError("the world model imagined proprio that is not finite, in episodes that it says are finite")
 
 
 def check_judged(judged: Any, episodes: int, frames: int, device: torch.device | None = None) -> None:
-    """Raise UserError unless a reflector judged as its interface says; rewards that are not finite may be anywhere."""
+    """Raise UserError unless a reflector returned reward and stop of the shapes and dtypes that its interface says."""
     if not isinstance(judged, tuple | list) or len(judged) != 2:
         raise UserError(f"the reflector's `judge` returned {_described(judged)}; it should be reward and stop")
     for name, tensor, dtype in (("reward", judged[0], torch.float32), ("stop", judged[1], torch.bool)):
         _check_returned("the reflector returned", name, tensor, dtype, [episodes, frames], device)
-    check_rewards(judged[0])
 
 
 def check_rewards(reward: Tensor) -> None:

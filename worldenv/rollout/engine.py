@@ -14,7 +14,7 @@ from worldenv.interfaces.policy import Decision, Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.world import WorldModel
-from worldenv.rollout.checks import check_decision, check_kind, check_rewards, check_run
+from worldenv.rollout.checks import check_config, check_decision, check_kind, check_members, check_rewards, check_run
 from worldenv.rollout.decide import check_views, decide
 from worldenv.rollout.episodes import Episodes, Rollouts, Step
 from worldenv.rollout.memory import Failure, free_bytes, out_of_memory_says, ran_out, return_freed_memory
@@ -58,20 +58,41 @@ class Engine:
 
     When an episode ends, the next one takes its slot at once. Random numbers are counter-based, so an episode does not
     depend on its slot, the other episodes or the number of threads: exactly in 8 bits, up to rounding in floats.
-    It computes in the models' own precision, without gradients, whatever autocast or grad mode the caller is in.
-    Weights that the caller changes act from the next `run` on. One run at a time: another thread needs its own engine.
+    It computes in the models' own precision, without gradients, whatever autocast or grad mode the caller is in, and
+    puts networks that are in training mode into evaluation mode.
+    Weights that the caller changes act from the next `run` on; other models need another engine. One run at a time:
+    another thread needs its own engine.
     """
 
     def __init__(self, policy: Policy, world: WorldModel, reflector: Reflector, config: EngineConfig):
+        for role, part, interface in (
+            ("policy", policy, Policy),
+            ("world", world, WorldModel),
+            ("reflector", reflector, Reflector),
+        ):
+            check_members(role, part, interface)
+        check_config(config, EngineConfig)
         if config.horizon is None:
             raise UserError("the engine needs a horizon: EngineConfig(horizon=...), in actions")
         check_views(policy, world.views, "the world model")
-        self.policy, self.world, self.reflector, self.config = policy, world, reflector, config
+        self._policy, self.config = policy, config
         self.chunk, self.capacity = policy.chunk, config.capacity  # K
         given = partial(_decided, policy, world)  # no method: a cycle would keep the slots
         self.runner = Runner(world, reflector, given, self.chunk, config.batch, config.graphs, policy=policy)
         self.horizon = -(-config.horizon // self.chunk)  # T, in chunks
         self.rows = torch.zeros(0, dtype=torch.long, device=CPU)  # [E], episodes.row on the host
+
+    @property
+    def policy(self) -> Policy:
+        return self._policy
+
+    @property
+    def world(self) -> WorldModel:
+        return self.runner.world
+
+    @property
+    def reflector(self) -> Reflector:
+        return self.runner.reflector
 
     def run(
         self,
@@ -216,8 +237,8 @@ class Engine:
         rows, run.waiting = run.waiting[: len(free)], run.waiting[len(free) :]
         begun = rows // run.siblings, rows + run.first_episode
         if runner.episodes is None or len(runner.episodes) < len(over):
+            self.rows = torch.zeros(len(over), dtype=torch.long, device=CPU)  # before what may fail: as many as slots
             runner.make_slots(len(over), *begun, run.seed, run.explore)
-            self.rows = torch.zeros(len(over), dtype=torch.long, device=CPU)
         runner.fill(free[: len(rows)], *begun, rows)
         self.rows[free[: len(rows)]] = rows
         gaps, live = free[len(rows) :], len(over) - len(free) + len(rows)

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from worldenv.errors import UserError
 from worldenv.interfaces.observation import Observation, Starts
 from worldenv.interfaces.slots import Slots, words
 
@@ -86,11 +87,15 @@ class Rollouts(Slots):
         )
 
     def note(self, live: Episodes, step: Step) -> None:
-        """Record one chunk; `live` are the episodes as they were before it. The first stop of an episode counts."""
+        """Record one chunk; `live` are the episodes as they were before it. The first stop of an episode counts.
+
+        Raises UserError for a record of the policy that is of another kind than its first one.
+        """
         row, k = live.row, step.action.shape[1]
         place = (row, live.chunk)
         self.action[place], self.log_prob[place], self.reward[place] = step.action, step.log_prob, step.reward
         if self.record is not None:
+            _check_record(self.record, step.record)
             for mine, new in zip(self.record.tensors(), step.record.tensors(), strict=True):
                 words(mine, 2)[place] = words(new.contiguous())
         if self.video is not None:
@@ -115,3 +120,14 @@ class Rollouts(Slots):
     def final_reward(self) -> Tensor:  # [E] float32
         """One scalar per episode: R at its stop, or at its last step (World-Env, arXiv 2509.24948, reward)."""
         return self.reward.flatten(1).gather(1, self.stop[:, None] - 1)[:, 0]
+
+
+def _check_record(kept: Slots, new: Slots | None) -> None:
+    mine = [(tensor.dtype, tensor.shape[2:]) for tensor in kept.tensors()]
+    others = [] if new is None else [(tensor.dtype, tensor.shape[1:]) for tensor in new.tensors()]
+    if mine != others:
+        first, found = ([f"{dtype} {list(shape)}" for dtype, shape in each] for each in (mine, others))
+        raise UserError(
+            f"the policy returned a record of {', '.join(found) or 'nothing'} for each episode, and before of "
+            f"{', '.join(first)}; it should be alike in every call, whatever the number of episodes"
+        )

@@ -6,12 +6,11 @@ from torch import Tensor
 from worldenv.errors import UserError
 from worldenv.interfaces.observation import Key, Starts
 from worldenv.interfaces.world import WorldModel
-from worldenv.rollout.checks import check_imagined, check_no_view, check_seed, check_starts, check_state, given_tensor
+from worldenv.rollout.checks import check_finite, check_imagined, check_seed, check_starts, check_state, given_tensor
+from worldenv.rollout.modes import own_modes
 from worldenv.rollout.parallel import in_parts
 
 
-@torch.inference_mode(False)  # its threads are not in it
-@torch.no_grad()
 def replay(
     world: WorldModel,
     starts: Starts,  # N, on the device of the world model
@@ -35,23 +34,26 @@ def replay(
     if not actions.isfinite().all():
         raise UserError("actions has numbers that are not finite")
     steps = actions.shape[1] // k * k
-    out = seen.frames.new_empty(len(starts), steps + 1, *seen.frames.shape[1:])
-    out[:, 0] = seen.frames
 
     @torch.no_grad()  # is of a thread alone
     def work(rows: slice) -> None:
         now = seen[rows].each(torch.clone)
         memory = world.begin(now, k)
         check_state("the world model", memory, now)
-        check_no_view("the world model", memory, now)
+        memory = memory.each(torch.clone)  # as in slots: `begin` may share tensors with others, or expand them
         ids = torch.arange(rows.start, rows.stop, device=starts.device)
         for first in range(0, steps, k):
             key = Key(seed, ids, torch.full_like(ids, first // k))
-            imagined = world.imagine(memory, now, actions[rows, first : first + k], key)
+            action = actions[rows, first : first + k].clone()  # which the world model may write over
+            imagined = world.imagine(memory, now, action, key)
             check_imagined(imagined, world, now, k)
+            check_finite(imagined)
             now.frames.copy_(imagined.frames[:, -1])
             now.proprio.copy_(imagined.proprio[:, -1])
             out[rows, first + 1 : first + k + 1] = imagined.frames
 
-    in_parts(work, len(starts), device=starts.device)
+    with own_modes(starts.device, world):
+        out = seen.frames.new_empty(len(starts), steps + 1, *seen.frames.shape[1:])
+        out[:, 0] = seen.frames
+        in_parts(work, len(starts), device=starts.device)
     return out

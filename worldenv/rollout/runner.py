@@ -17,10 +17,20 @@ from worldenv.interfaces.observation import Key, Starts
 from worldenv.interfaces.policy import Decision
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.world import WorldModel
-from worldenv.rollout.checks import Untouched, check_decision, check_imagined, check_judged, check_starts, check_state
+from worldenv.rollout.checks import (
+    Untouched,
+    check_decision,
+    check_finite,
+    check_imagined,
+    check_judged,
+    check_rewards,
+    check_starts,
+    check_state,
+)
 from worldenv.rollout.episodes import Episodes, Step
 from worldenv.rollout.graphs import Graphs
 from worldenv.rollout.memory import fitting
+from worldenv.rollout.modes import own_modes
 from worldenv.rollout.parallel import after_fork, in_parts, sent
 from worldenv.rollout.weights import Weights
 
@@ -53,6 +63,14 @@ class Runner:
         self.weights, self._turn = Weights(policy, world, reflector), threading.Lock()
         self.give_up_slots()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, and for other processes: without the lock and the recorded graphs, which belong to this one."""
+        return {name: value for name, value in vars(self).items() if name not in ("_turn", "graphs")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._turn, self.graphs = threading.Lock(), Graphs()
+
     def give_up_slots(self) -> None:
         """Free the slots and the graphs that were recorded for them."""
         self.episodes: Episodes | None = None
@@ -73,9 +91,8 @@ class Runner:
             )
         try:
             after_fork()
-            device = "cuda" if self.world.device.type == "cuda" else "cpu"
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-                if self.weights.renew(device == "cuda"):
+            with own_modes(self.world.device):
+                if self.weights.renew(self.world.device.type == "cuda"):
                     self.graphs = Graphs()  # recorded graphs read the old tensors
                 yield
         finally:
@@ -105,10 +122,15 @@ class Runner:
         `rows` are their values of `row`; None: the same as `starts`. All are [M] int64 on the device of the starts.
         """
         seen = self.starts.seen.each(lambda tensor: tensor.index_select(0, starts))
-        memory, judged = self.world.begin(seen, self.chunk), self.reflector.begin(seen, self.read[1])
-        if not self.checked:
+        given = None if self.checked else Untouched((list(seen.tensors()), self.read[1]))
+        memory = self.world.begin(seen, self.chunk)
+        if given is not None:
             check_state("the world model", memory, seen)
+            given.check("the world model's `begin`")
+        judged = self.reflector.begin(seen, self.read[1])
+        if given is not None:
             check_state("the reflector", judged, seen)
+            given.check("the reflector's `begin`")
         action = None
         if self.takes_actions:
             action = seen.proprio.new_zeros(len(starts), self.chunk, self.world.robot.action_size)
@@ -159,7 +181,7 @@ class Runner:
         """Decide on a chunk, imagine what follows and judge it. Of the episodes, only `memory` and `judged` change."""
         key = Key(seed, live.id, live.chunk)
         if not self.checked:
-            given = Untouched((live.id, live.chunk, *live.seen.tensors()))
+            given = Untouched((live.id, live.chunk, *live.seen.tensors(), self.read[0]))
         decision = self.decide(live, self.read[0], key, explore)
         action = decision.action
         if not self.checked:
@@ -167,13 +189,15 @@ class Runner:
             given.check("the policy's `act`")
             given = Untouched((live.id, live.chunk, action, *live.seen.tensors()), live.memory)
         imagined = self.world.imagine(live.memory, live.seen, action, key)
+        check_imagined(imagined, self.world, live.seen, action.shape[1])
         if not self.checked:
-            check_imagined(imagined, self.world, live.seen, action.shape[1])
+            check_finite(imagined)
             given.check("the world model's `imagine`")
             given = Untouched((imagined.frames, *live.seen.tensors()), live.judged)
         judged = self.reflector.judge(imagined.frames, live.judged)
+        check_judged(judged, *action.shape[:2], live.row.device)
         if not self.checked:
-            check_judged(judged, *action.shape[:2], live.row.device)
+            check_rewards(judged[0])
             given.check("the reflector's `judge`")
             self.checked = True
         reward, stop = judged

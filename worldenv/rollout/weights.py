@@ -6,22 +6,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from worldenv.nn.int8 import is_copy, renew
+from worldenv.rollout.modes import network_of, put_in_evaluation
 
 
 class Weights:
     """Those of some parts of a run: each an `nn.Module`, or an object whose `network` is one."""
 
     def __init__(self, *parts: Any):
-        networks = (part if isinstance(part, nn.Module) else getattr(part, "network", None) for part in parts)
-        self.networks = [network for network in networks if isinstance(network, nn.Module)]
+        self.networks = [network for network in map(network_of, parts) if network is not None]
         self.copies = [module for network in self.networks for module in network.modules() if is_copy(module)]
         self.places: list[tuple] | None = None
 
     def renew(self, on_gpu: bool) -> bool:
         """Make layers in 8 bits follow the weights; on a GPU, whether tensors lie elsewhere than at the last call.
 
-        Raises UserError where a change cannot be followed.
+        Networks in training mode are put into evaluation mode. Raises UserError where a change cannot be followed.
         """
+        for network in self.networks:
+            put_in_evaluation(network)
         renew(self.copies)
         if not on_gpu:
             return False

@@ -1,6 +1,7 @@
 """The physics of the embedded suite: grippers over tables, E of them at once, in C++ (csrc/tabletop)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,10 +87,25 @@ class Tabletop:
         pairs = [start_state(task, int(start), split) for task, start in zip(tasks, starts, strict=True)]
         self.tasks = list(tasks)
         self.instructions = [instruction for _, instruction in pairs]
+        self._sim = self._simulator()
+        self._sim.restore(np.stack([world for world, _ in pairs]), True)
+
+    def _simulator(self) -> _tabletop.Simulator:
         camera = (np.ascontiguousarray(m) for m in (self.camera.intrinsics, self.camera.extrinsics))
         threads = self._threads or torch.get_num_threads()
-        self._sim = _tabletop.Simulator(len(tasks), self.image_size, threads, *camera, self.kinematics.as_array())
-        self._sim.restore(np.stack([world for world, _ in pairs]), True)
+        return _tabletop.Simulator(len(self), self.image_size, threads, *camera, self.kinematics.as_array())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, and for other processes: the state of the tables in place of the simulator."""
+        state = self.state() if self.tasks else None
+        return {name: value for name, value in vars(self).items() if name != "_sim"} | {"_state": state}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        tables = state.pop("_state")
+        vars(self).update(state)
+        if tables is not None:
+            self._sim = self._simulator()
+            self._sim.restore(tables, False)
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         """Move the active worlds by one action [E, 7] in [-1, 1]; returns [E] bool: which worlds satisfy their task.
