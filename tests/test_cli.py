@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import pytest
 
@@ -198,6 +199,13 @@ def test_interruption_says_how_to_go_on(capsys, models, tmp_path, monkeypatch):
     out, err = capsys.readouterr()
     advice = f"worldenv-train: interrupted; continue with: worldenv-train --resume --run {tmp_path / 'run'}\n"
     assert end.value.code == 130 and out == "" and err.endswith(advice)
+
+
+def test_warning_that_the_caller_made_an_error_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("worldenv.job.train", lambda *given: warnings.warn("nothing was learnt", stacklevel=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PYTHONWARNINGS=error
+        assert refused(capsys, cli.train, ["tabletop"]) == "worldenv-train: nothing was learnt\n"
 
 
 def test_options_of_the_stages_are_shown_to_who_makes_the_models_and_to_nobody_else(capsys):

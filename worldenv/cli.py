@@ -70,7 +70,7 @@ def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: S
         except KeyboardInterrupt as stop:
             how, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
             _end(f"\n{program}: {how}; {_advice(program, stop)}", code)
-        except (UserError, ImportError) as error:
+        except (UserError, ImportError, Warning) as error:  # a warning where PYTHONWARNINGS makes it an error
             _end(f"{program}: {_in_one_line(error)}", 2)
         except OSError as error:
             if error.errno is None:  # not from the system
