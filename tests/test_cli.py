@@ -208,6 +208,12 @@ def test_warning_that_the_caller_made_an_error_is_one_line(capsys, monkeypatch):
         assert refused(capsys, cli.train, ["tabletop"]) == "worldenv-train: nothing was learnt\n"
 
 
+def test_file_of_a_stranger_sends_the_terminal_no_commands(capsys, models, tiny, tmp_path):
+    save_model(tmp_path / "policy.safetensors", tiny.policy(), "\x1b]0;mine\x07\x9b2J", {})
+    err = refused(capsys, cli.evaluate, ["--models", str(tmp_path)])
+    assert err.strip().isprintable() and r"holds a \x1b]0;mine\x07\x9b2J; a policy was expected" in err
+
+
 def test_options_of_the_stages_are_shown_to_who_makes_the_models_and_to_nobody_else(capsys):
     said = []
     for words in (["tabletop", "--help"], ["tabletop", "--from-scratch", "--help"]):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from worldenv import cli, job
 from worldenv.assemble import check_names
@@ -201,6 +202,20 @@ def test_iterations_are_added_to_a_run_from_another_folder(capsys, models, tmp_p
     with pytest.raises(SystemExit):  # the policy of 2 iterations is not taken for that of 3
         cli.evaluate(["--models", "../run"])
     assert f"the run {run} has not ended; continue it with: worldenv-train --resume" in capsys.readouterr().err
+
+
+def test_policy_that_was_deleted_is_written_again_by_a_resume(capsys, models, tmp_path, monkeypatch):
+    monkeypatch.setattr("worldenv.evaluation.measure.PRACTICE_STARTS", 30)
+    run = tmp_path / "run"
+    words = ["tabletop", "--models", str(models), "--run", str(run), "--rl.iterations", "1", *WORDS, *PRACTICE]
+    cli.train(words)
+    policy = run / "checkpoints" / "policy.safetensors"
+    weights, first = load_file(policy), json.loads(capsys.readouterr().out)
+    policy.unlink()
+    cli.train(["--resume", "--run", str(run)])
+    again = json.loads(capsys.readouterr().out)
+    assert again["success_after"] == first["success_after"] and again["counts"] == first["counts"]
+    assert all(weights[name].equal(tensor) for name, tensor in load_file(policy).items())
 
 
 def test_run_that_makes_its_models_keeps_its_folder_open_to_the_end(capsys, models, tmp_path, monkeypatch):

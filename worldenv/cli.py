@@ -90,7 +90,8 @@ def _advice(program: str, stop: KeyboardInterrupt) -> str:
 
 
 def _in_one_line(message: object) -> str:
-    return " ".join(str(message).split())  # file names may hold line breaks, and NumPy explains in paragraphs
+    # File names may hold line breaks, NumPy explains in paragraphs, and strangers' files commands of a terminal.
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(message).split()))
 
 
 def _end(line: str, code: int) -> None:

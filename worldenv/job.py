@@ -226,7 +226,8 @@ def _ended(config: TrainConfig) -> dict | None:
     check_unchanged(folder, config)
     find_modules(folder, (getattr(config, name) for name in PARTS))
     result, done = folder.result(), folder.config["rl"]["iterations"]
-    if result is None or config.rl.iterations > done:
+    is_whole = result is not None and (folder.checkpoints / POLICY).exists()  # its state has the policy, too
+    if not is_whole or config.rl.iterations > done:
         return None
     if not (folder.path / REPORT).exists():  # killed right before
         _report(folder)

@@ -3,6 +3,7 @@
 import html.parser
 import math
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -188,6 +189,18 @@ def test_all_text_is_escaped(report):
 def test_figure_text_with_markup_is_shown_as_it_is():
     plot = figures.task_bars(["<b>a$x", "c & $d$"], {"success": [0.5, None]}, "$\\frac$ <i>")
     assert {"<b>a$x", "c & $d$", "$\\frac$ <i>"} <= set(Reader(plot).texts)
+
+
+@pytest.mark.parametrize("name", ["\ud800", "\x1b[31m\0", "a\nb", "日本語 😀", "x" * 5000, "_hidden", "$\\frac{a", ""])
+def test_name_of_any_kind_leaves_room_for_the_plot_and_raises_nothing(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots = [
+            figures.task_bars([name, "b"], {"before": [0.5, 1.0], "after": [0.5, None]}, name),
+            figures.lines([figures.Series(name, [1, 2], [0.5, 1.0])], name, name, name),
+            figures.time_bars({name: 0.5}),
+        ]
+    assert all(0 < len(plot.encode()) < 40_000 for plot in plots)
 
 
 def test_report_of_an_evaluation_shows_one_policy_without_a_difference(tmp_path):
