@@ -214,6 +214,14 @@ def test_file_of_a_stranger_sends_the_terminal_no_commands(capsys, models, tiny,
     assert err.strip().isprintable() and r"holds a \x1b]0;mine\x07\x9b2J; a policy was expected" in err
 
 
+@pytest.mark.parametrize("command", [cli.train, cli.evaluate, cli.info])
+def test_working_directory_that_is_gone_is_named(capsys, tmp_path, monkeypatch, command):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "the working directory is gone or closed to you; change to another folder" in refused(capsys, command, [])
+
+
 def test_options_of_the_stages_are_shown_to_who_makes_the_models_and_to_nobody_else(capsys):
     said = []
     for words in (["tabletop", "--help"], ["tabletop", "--from-scratch", "--help"]):

@@ -5,6 +5,7 @@ What needs torch is imported late, so that an interruption is answered in one li
 
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -47,6 +48,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
 def info(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-info [--json]`."""
     try:
+        _check_place()
         from worldenv.info import main
     except (UserError, ImportError) as error:
         _end(f"worldenv-info: {_in_one_line(error)}", 2)
@@ -66,6 +68,7 @@ def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: S
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot write to the home folder
     with patient_streams(), _ended_by_sigterm():
         try:
+            _check_place()
             result = work(words, " ".join([program, *words]))
         except KeyboardInterrupt as stop:
             how, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
@@ -80,6 +83,13 @@ def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: S
         else:
             if problem := print_result(json.dumps(result, allow_nan=False)):
                 _end(f"{program}: stdout takes no result ({problem}); it is in {result['run']}/result.json", 1)
+
+
+def _check_place() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:  # torch would not start
+        raise UserError("the working directory is gone or closed to you; change to another folder") from error
 
 
 def _advice(program: str, stop: KeyboardInterrupt) -> str:

@@ -243,8 +243,12 @@ def _open(config: TrainConfig, name: str) -> RunFolder:
     if not config.resume:
         return _create(config, name)
     folder = RunFolder.resume(config.run)
-    if config.rl.iterations > folder.config["rl"]["iterations"]:
-        _add_iterations(folder, config.rl.iterations)
+    with ExitStack() as failed:
+        failed.callback(folder.close)
+        check_unchanged(folder, config)  # again: who had the folder before may have added iterations
+        if config.rl.iterations > folder.config["rl"]["iterations"]:
+            _add_iterations(folder, config.rl.iterations)
+        failed.pop_all()
     return folder
 
 

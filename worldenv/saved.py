@@ -21,7 +21,9 @@ Config = TypeVar("Config", TrainConfig, EvaluateConfig)
 
 
 def settled(config: Config) -> Config:
-    """The same configuration with absolute paths: it means the same in every folder."""
+    """The same configuration with absolute paths: it means the same in every folder, a simulator's own too."""
+    if config.run is not None:
+        config = replace(config, run=config.run.absolute())
     if config.models is not None:
         config = replace(config, models=config.models.resolve())
     if config.eval is not None and config.eval.weights is not None:

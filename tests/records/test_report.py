@@ -2,7 +2,10 @@
 
 import html.parser
 import math
+import os
 import re
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -201,6 +204,23 @@ def test_name_of_any_kind_leaves_room_for_the_plot_and_raises_nothing(name):
             figures.time_bars({name: 0.5}),
         ]
     assert all(0 < len(plot.encode()) < 40_000 for plot in plots)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"MPLBACKEND": "nonsense"}, {"MATPLOTLIBRC": "text.usetex: True\nfont.size: 30\n"}]
+)
+def test_matplotlib_settings_of_the_user_change_no_plot(tmp_path, settings):
+    draw = "from worldenv.records import figures; print(figures.task_bars(['a'], {'now': [0.5]}, 'a'))"
+    if "MATPLOTLIBRC" in settings:
+        (tmp_path / "matplotlibrc").write_text(settings["MATPLOTLIBRC"])
+        settings = {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("M")}
+    plots = [
+        subprocess.run([sys.executable, "-c", draw], env=environment | more, capture_output=True, text=True)
+        for more in (settings, {})
+    ]
+    assert plots[0].returncode == 0, plots[0].stderr
+    assert re.sub(r"[pm][0-9a-f]{10}", "", plots[0].stdout) == re.sub(r"[pm][0-9a-f]{10}", "", plots[1].stdout)  # ids
 
 
 def test_report_of_an_evaluation_shows_one_policy_without_a_difference(tmp_path):

@@ -1,16 +1,21 @@
 """The plots of the report, as SVG with the colours of the page, so that one figure fits light and dark."""
 
 import io
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+_screen = os.environ.pop("MPLBACKEND", None)  # of a notebook, maybe: importing matplotlib fails where there is no such
+from matplotlib import style  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+if _screen is not None:
+    os.environ["MPLBACKEND"] = _screen
 
 # Drawn in stand-in colours that become the page's CSS variables, so that figures follow light and dark.
 INK, GRID, BEFORE, AFTER, OTHER = "#010101", "#010102", "#010103", "#010104", "#010105"
@@ -41,6 +46,7 @@ STYLE = {
     "savefig.transparent": True,
     "lines.linewidth": 1.6,
 }
+ALONE = ["default", STYLE]  # whatever the user's own matplotlibrc says
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Series:
     dots: bool = False
 
 
-@matplotlib.rc_context(STYLE)
+@style.context(ALONE)
 def success_intervals(
     rules: Sequence[str],
     bars: Mapping[str, Sequence[tuple[float, float, float]]],  # name -> per rule (value, low, high), shares of 1
@@ -76,7 +82,7 @@ def success_intervals(
     return _svg(figure, axes, "Success by stopping rule", legend=len(bars) > 1)
 
 
-@matplotlib.rc_context(STYLE)
+@style.context(ALONE)
 def task_bars(
     tasks: Sequence[str],
     bars: Mapping[str, Sequence[float | None]],  # name -> success per task, share of 1
@@ -95,7 +101,7 @@ def task_bars(
     return _svg(figure, axes, title, legend=len(bars) > 1)
 
 
-@matplotlib.rc_context(STYLE)
+@style.context(ALONE)
 def lines(
     series: Sequence[Series],
     title: str,
@@ -122,7 +128,7 @@ def lines(
     return _svg(figure, axes, title, legend=len(series) > 1)
 
 
-@matplotlib.rc_context(STYLE)
+@style.context(ALONE)
 def time_bars(shares: Mapping[str, float]) -> str:
     """Where the wall time went: one bar per part, labelled with its share."""
     figure, axes = _new(height_in=0.6 + 0.28 * len(shares))

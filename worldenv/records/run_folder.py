@@ -56,11 +56,11 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # a simulator may change the working directory
         self.checkpoints = self.path / "checkpoints"
         self.videos = self.path / "videos"
         if not os.path.lexists(self._config_path):
-            raise UserError(f"run folder {self.path} does not exist or is not a run: it has no config.json")
+            raise UserError(f"run folder {Path(path)} does not exist or is not a run: it has no config.json")
         self.config: dict[str, Any] = read_json(self._config_path)
         self.dropped_lines = 0  # torn lines of metrics.jsonl that resume removed: 0 or 1
         self.earlier_s = 0.0  # that earlier sessions of a resumed run took, up to the last line that they logged
