@@ -18,10 +18,11 @@ from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.measure import Measurement, held_out, measure, practice_starts
 from worldenv.evaluation.truth import starts_of
-from worldenv.files import read_json
 from worldenv.records.checkpoint import load_weights, save_weights
+from worldenv.records.metrics import LONGEST_S
 from worldenv.records.model_files import shipped
 from worldenv.records.progress import human_seconds, table
+from worldenv.records.result import read_result
 from worldenv.records.run_folder import RunFolder
 from worldenv.records.video import side_by_side, write_video
 from worldenv.rl.loop import STAGE, post_train
@@ -107,7 +108,7 @@ def _check_memory(parts: Parts, engine: Engine, config: TrainConfig | EvaluateCo
 
 
 def _practise(parts: Parts, engine: Engine, config: TrainConfig, folder: RunFolder, began: float, command: str) -> dict:
-    loaded = time.monotonic() - began  # from scratch: made
+    loaded, earlier_s = time.monotonic() - began, _earlier_s(folder)  # loaded: from scratch, made
     before = _measured(parts, engine, config, folder, "before")
     measured = time.monotonic() - began
     starts = practice_starts(parts.suite, config.seed).to(engine.world.device)
@@ -125,7 +126,7 @@ def _practise(parts: Parts, engine: Engine, config: TrainConfig, folder: RunFold
         "world_model": after.quality,
         "counts": counts,
         "time_shares": _shares(folder, loaded, measured - loaded + time.monotonic() - began - practised),
-        "wall_s": _earlier_s(folder) + time.monotonic() - began,
+        "wall_s": earlier_s + time.monotonic() - began,
     }
     return _finish(folder, result | _about(config, folder, command))
 
@@ -268,7 +269,7 @@ def _add_iterations(folder: RunFolder, iterations: int) -> None:
 
 def _earlier_s(folder: RunFolder) -> float:
     """Seconds that earlier sessions took: to the last line that they logged, or to the result of a shorter run."""
-    results = [read_json(path) for path in folder.path.glob("result-*.json")]
+    results = [read_result(path) for path in folder.path.glob("result-*.json")]
     return max([folder.earlier_s, *(result.get("wall_s") or 0.0 for result in results)])
 
 
@@ -279,10 +280,14 @@ def _pair(before: Measurement, after: Measurement, figure) -> dict[str, float]:
 def _shares(folder: RunFolder, models: float, evaluate: float) -> dict[str, float]:
     """Shares of the run's time: rollout, update, evaluation, and loading or making the models."""
     lines = folder.metrics(STAGE)
-    parts = {name: sum(line[f"{name}_s"] for line in lines) for name in ("rollout", "update")}
+    parts = {name: sum(_seconds(line.get(f"{name}_s")) for line in lines) for name in ("rollout", "update")}
     parts |= {"evaluate": evaluate, "models": models}
     whole = max(sum(parts.values()), 1e-9)
     return {name: part / whole for name, part in parts.items()}
+
+
+def _seconds(logged: object) -> float:  # the file may have been changed since
+    return min(max(logged, 0.0), LONGEST_S) if isinstance(logged, int | float) else 0.0
 
 
 def _finish(folder: RunFolder, result: dict) -> dict:
