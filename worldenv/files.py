@@ -143,7 +143,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: bytes) -> Any:
-    """A JSON value in UTF-8. Raises ValueError for anything else: NaN and a name twice in an object, which Python reads,
+    """A JSON value in UTF-8. Raises ValueError for anything else: NaN and a name twice, both of which Python reads,
     and nesting without end."""
     try:
         value = json.loads(text.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_named_once)
