@@ -183,6 +183,13 @@ def test_damaged_result_of_the_shorter_run_is_named(tmp_path):
         job._earlier_s(run)
 
 
+@pytest.mark.parametrize("act", [job.train, job.evaluate])
+def test_configuration_of_another_kind_is_refused(act):
+    for wrong in (None, {}, EvaluateConfig() if act is job.train else TrainConfig()):
+        with pytest.raises(UserError, match=f"config is a {type(wrong).__name__}; it should be a "):
+            act(wrong)
+
+
 def test_wrong_names_are_found_before_any_model_is_trained(tmp_path):
     config = TrainConfig(from_scratch=True, reflector="foo", run=tmp_path / "run")
     with pytest.raises(UserError, match="unknown reflector 'foo'"):

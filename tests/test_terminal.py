@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -108,6 +109,7 @@ def test_interruption_is_answered_in_one_line_also_while_torch_is_imported(numbe
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"PYTHONPATH": ROOT},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
         )
         process.stdout.readline()
         time.sleep(after_s)
@@ -116,13 +118,19 @@ def test_interruption_is_answered_in_one_line_also_while_torch_is_imported(numbe
         assert process.returncode == code and err.strip() == f"worldenv-train: {how}; run it again"
 
 
+@pytest.fixture
+def open_folder():
+    """A folder that every user can get to, unlike `tmp_path`."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_what_another_user_may_not_read_or_write_is_named(tmp_path):
-    locked = tmp_path / "locked"
+def test_what_another_user_may_not_read_or_write_is_named(open_folder):
+    locked = open_folder / "locked"
     (locked / "models").mkdir(parents=True)
     locked.chmod(0o700)
-    for path in (tmp_path, *tmp_path.parents):
-        path.chmod(path.stat().st_mode | 0o5)
     program = (  # imported first: another user may not be able to read the package
         "import os, sys\nfrom worldenv import cli, job, options\nos.environ.pop('HOME', None)\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\ngetattr(cli, sys.argv[1])(sys.argv[2:])"
@@ -131,7 +139,7 @@ def test_what_another_user_may_not_read_or_write_is_named(tmp_path):
     def as_nobody(*words: str) -> str:
         command = [sys.executable, "-P", "-c", program, *words]
         ended = subprocess.run(
-            command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ROOT}, cwd=tmp_path, timeout=60
+            command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ROOT}, cwd=open_folder, timeout=60
         )
         assert ended.returncode in (1, 2) and ended.stdout == "" and ended.stderr.count("\n") == 1, ended.stderr
         return ended.stderr

@@ -78,6 +78,7 @@ def train(config: TrainConfig, command: str = "") -> dict:
     To resume a run that has ended, without more iterations, changes nothing and returns its result. Raises UserError if
     a run to resume was made with other settings.
     """
+    _check_kind(config, TrainConfig)
     began, config = time.monotonic(), settled(config)
     if config.resume and (ended := _ended(config)) is not None:
         return ended
@@ -91,6 +92,11 @@ def train(config: TrainConfig, command: str = "") -> dict:
         if folder is None:  # after loading, so that a wrong path or precision leaves no folder behind
             folder = opened.enter_context(_noted(_open(config, parts.suite.name)))
         return _practise(parts, engine, config, folder, began, command)
+
+
+def _check_kind(config: object, kind: type) -> None:
+    if not isinstance(config, kind):
+        raise UserError(f"config is a {type(config).__name__}; it should be a {kind.__name__}")
 
 
 def _check_memory(parts: Parts, engine: Engine, config: TrainConfig | EvaluateConfig, imagined: int) -> None:
@@ -136,6 +142,7 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict:
 
     Returns the document that is also the last line of stdout and result.json.
     """
+    _check_kind(config, EvaluateConfig)
     began, config = time.monotonic(), settled(resolved(config))
     parts = _parts_of(config)
     engine = make_engine(parts, config.engine, config.precision)

@@ -3,11 +3,12 @@
     python -P tests/fuzz/out_of_memory.py               # 10 limits, 8 bits and float32, one and two threads
     python -P tests/fuzz/out_of_memory.py --limits 1    # only the least limit of each
 
-Ends with status 1 unless every run halved its slots until it fitted, or said in one line that not even one slot fits,
-and every finished one equals the run without a limit: exactly in 8 bits, up to rounding in floats.
+Ends with status 1 unless every run halved its slots until it fitted and equals the run without a limit: exactly in 8
+bits, up to rounding in floats.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import re
@@ -35,7 +36,8 @@ from worldenv.rollout.episodes import Rollouts
 
 SLOTS, HORIZON, LIMIT_S, TOLERANCE = 96, 8, 120, 2e-3
 # Of address space beyond that of a small run. oneDNN, which floats use, keeps its code for every size of batch.
-ROOM_MIB = {"int8": [8, 10, 12, 14, 16, 18, 20, 24, 28, 32], "float32": [70, 80, 90, 100, 110, 120, 130, 140, 150, 160]}
+ROOM_MIB = {"int8": [8, 10, 12, 14, 16, 18, 20, 24, 28, 32], "float32": [60, 70, 80, 90, 100, 110, 115, 120, 130, 140]}
+M_MMAP_THRESHOLD = -3  # <malloc.h> of glibc
 NO_LIMIT = resource.RLIM_INFINITY
 HALVED = re.compile(r"out of memory with (\d+) slots.*; continuing with (\d+)")
 
@@ -92,16 +94,24 @@ def in_child(work) -> dict:
 
 
 def judged(found: dict, precision: str) -> str:
-    """What a run under a limit came to: halved, single (not even one slot fits, in one line), or WRONG."""
-    if found["end"] == "refused" and found["says"].startswith("out of memory with a single slot:"):
-        return "single"
+    """What a run under a limit came to: halved, or WRONG."""
     halved = found.get("halved", [])
     each = bool(halved) and all(after == before // 2 for before, after in halved)
     near = found.get("apart", 1.0) <= (0.0 if precision == "int8" else TOLERANCE)
     return "halved" if found["end"] == "finished" and each and near else "WRONG"
 
 
+def return_large_blocks() -> None:
+    """Make glibc take large tensors from the system one by one, and return them.
+
+    A limit of address space stands here for one of memory. Freed blocks in the middle of glibc's heap give their memory
+    back, but not their addresses, and oneDNN would find none for its code.
+    """
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)
+
+
 def main(limits: int, all_threads: list[int], folder: Path) -> int:
+    return_large_blocks()
     parts = load()
     starts = practice_starts(parts.suite, 0).pick(torch.arange(SLOTS))
     ends = Counter()
@@ -125,7 +135,7 @@ def main(limits: int, all_threads: list[int], folder: Path) -> int:
                 told = found.get("says") or f"{found.get('halved')}, apart by {found.get('apart', -1):.1e}"
                 print(f"{precision:8}{threads} threads {mib:4} MiB  {end} ({found['end']}): {told}", flush=True)
     print(json.dumps(dict(ends)))
-    return int(bool(ends["WRONG"] or not ends["halved"]))
+    return int(bool(ends["WRONG"]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from worldenv.errors import UserError
 from worldenv.interfaces.policy import Policy
 from worldenv.nn.instruction import tokenize
 from worldenv.ops.laplace_chunk import laplace_log_prob
@@ -65,9 +66,15 @@ def test_scale_likelihood_leaves_the_action_head_alone(tiny):
 
 
 @pytest.mark.parametrize(
-    "bad",
-    [{"chunk": 0}, {"scale_low": (0.0,) * 7}, {"scale_low": (0.1,) * 6}, {"scale_low": (0.5,) * 7, "scale_high": 0.5}],
+    ("bad", "why"),
+    [
+        ({"chunk": 0}, "chunk is 0; it should be a whole number from 1"),
+        ({"width": -64}, "width is -64"),
+        ({"scale_low": (0.0,) * 7}, "scale_low is 0.0; it should be a number above 0"),
+        ({"scale_low": (0.1,) * 6}, "seven numbers below scale_high, 0.5"),
+        ({"scale_low": (0.5,) * 7, "scale_high": 0.5}, "seven numbers below scale_high, 0.5"),
+    ],
 )
-def test_contradictory_configuration_is_refused(bad):
-    with pytest.raises(ValueError, match="chunk .* must be >= 1, and scale_low .* seven numbers"):
+def test_contradictory_configuration_is_refused(bad, why):
+    with pytest.raises(UserError, match=why):
         SmallPolicyConfig(**bad)

@@ -107,11 +107,12 @@ def rewritten(path, edit):
         ("policy", "scale_low", 0.05, "scale_low is '0.05'"),
         ("policy", "scale_high", math.nan, "scale_high is 'nan'"),
         ("policy", "zzz", 3, "unknown field 'zzz' — valid names: blocks, channels"),
-        ("reflector", "threshold", 1.5, "threshold is 1.5; it must lie between 0 and 1"),
+        ("reflector", "threshold", 1.5, "threshold is 1.5; it should be a number above 0.0 and below 1.0"),
         ("reflector", "channels", 12, "no reflector: "),
         ("composer", "widths", [8, 16], "no composer: "),
         ("composer", "exact", "no", "exact is 'no'; it should be like False"),
         ("composer", "heads", 0, "no composer: "),
+        ("composer", "heads", -1, "heads is -1; it should be a whole number from 1"),
         ("causal", "image_size", 10**6, "image_size is 1000000; no size of its weights is greater"),
         ("causal", "cache", "int4", "cache is 'int4'"),
     ],
@@ -172,7 +173,7 @@ def test_loading_imports_no_compiler():  # which takes seconds
         "import sys, worldenv; worldenv.load(); "
         "assert not [name for name in sys.modules if name.startswith(('torch._dynamo', 'torch._inductor'))]"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
 # Ranges.

@@ -334,7 +334,7 @@ def test_time_of_a_resumed_run_goes_on_where_it_was(run):
 
 def test_run_folder_is_imported_without_tensorboard():
     code = "import sys, worldenv.records.run_folder; sys.exit('tensorboard' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-P", "-c", code], timeout=60).returncode == 0
 
 
 def test_default_run_path_is_named_by_its_second():

@@ -30,7 +30,9 @@ print(faults[-1] - faults[-4])
 def test_memory_once_used_costs_no_page_faults_again():
     def faults(first):
         code = FAULTS.format(first=first)
-        return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        return int(
+            subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
+        )
 
     assert faults("keep_freed_memory()") < 100 < faults("")
 
@@ -95,7 +97,7 @@ first = free_bytes(torch.device("cpu"))
 kept = torch.empty(1 << 28, dtype=torch.uint8)
 print(first < 3 << 30, abs(first - free_bytes(torch.device("cpu")) - (1 << 28)) < 1 << 20)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True"]
 
 

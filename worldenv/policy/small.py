@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldenv.fields import FieldError, Within, check_fields
 from worldenv.interfaces.observation import Observation
 from worldenv.nn.encoder import VisionLanguageEncoder
 from worldenv.nn.instruction import tokenize
@@ -16,6 +17,8 @@ from worldenv.nn.int8 import by_rows
 from worldenv.ops.constants import constant
 from worldenv.policy.laplace import LaplacePolicy
 from worldenv.records.model_files import load_model
+
+LARGEST = 65_536  # of any size or scale
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,12 @@ class SmallPolicyConfig:
     scale_high: float = 0.5
 
     def __post_init__(self) -> None:
-        ordered = 0 < min(self.scale_low) <= max(self.scale_low) < self.scale_high
-        if self.chunk < 1 or len(self.scale_low) != 7 or not ordered:
-            raise ValueError(
-                f"chunk {self.chunk} must be >= 1, and scale_low {self.scale_low} seven numbers between 0 and "
-                f"scale_high {self.scale_high}"
+        size, scale = Within(1, LARGEST), Within(0.0, LARGEST, open_low=True)
+        sizes = dict.fromkeys(("chunk", "width", "channels"), size) | {"blocks": Within(0, LARGEST)}
+        check_fields(self, scale_low=scale, scale_high=scale, **sizes)
+        if len(self.scale_low) != 7 or max(self.scale_low) >= self.scale_high:
+            raise FieldError(
+                f"scale_low is {self.scale_low}; it should be seven numbers below scale_high, {self.scale_high}"
             )
 
 

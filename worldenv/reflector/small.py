@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from worldenv.fields import Within, check_fields
 from worldenv.interfaces.observation import Observation
 from worldenv.interfaces.slots import Slots
 from worldenv.nn.encoder import VisionLanguageEncoder
@@ -14,6 +15,8 @@ from worldenv.nn.instruction import tokenize
 from worldenv.nn.int8 import by_rows
 from worldenv.ops.reward_head import reward_head
 from worldenv.records.model_files import load_model
+
+LARGEST = 65_536  # of any size
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,9 @@ class SmallReflectorConfig:
     threshold: float = 0.5  # eta: stop when R > eta
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold is {self.threshold}; it must lie between 0 and 1")
+        size = Within(1, LARGEST)
+        share = Within(0.0, 1.0, open_low=True, open_high=True)
+        check_fields(self, width=size, channels=size, blocks=Within(0, LARGEST), threshold=share)
 
 
 @dataclass

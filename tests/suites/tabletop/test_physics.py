@@ -289,5 +289,5 @@ print((drawn(64) == expected).all())
 
 
 def test_threads_that_cannot_start_leave_their_work_to_those_that_run():
-    done = subprocess.run([sys.executable, "-c", WITHOUT_THREADS], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", WITHOUT_THREADS], capture_output=True, text=True)
     assert done.stdout.strip() == "True", done.stderr

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldenv.fields import FieldError, Within, check_fields
 from worldenv.nn.attention import attention
 from worldenv.nn.int8 import Conv, Int8, Linear, in_8_bits
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
@@ -24,6 +25,7 @@ from worldenv.ops.transport import moves
 GROUPS = 8  # groups of the group normalisations
 MEMORY_FRAMES = 3  # the first of the episode, the last one before the previous chunk, the present one
 
+LARGEST = 65_536  # of any size of the network
 SMALLEST_SHARE, SMALLEST_CORRECTION = 0.05, 0.02  # of a pixel; of the range [-1, 1]
 
 
@@ -37,10 +39,11 @@ class ComposerConfig:
     exact: bool = False  # drop small shares and corrections: objects at rest are copied exactly
 
     def __post_init__(self) -> None:
+        check_fields(self, **dict.fromkeys(("chunk", "widths", "layers", "heads", "image_size"), Within(1, LARGEST)))
         if self.image_size % 8 or self.widths[2] % self.heads or any(width % 8 for width in self.widths):
-            raise ValueError(f"image_size and widths must be multiples of 8, widths[2] of heads: {self}")
+            raise FieldError(f"image_size and widths should be multiples of 8, widths[2] of heads: {self}")
         if self.exact and self.sources * SMALLEST_SHARE >= 1:  # else even the largest share could be below the limit
-            raise ValueError(
+            raise FieldError(
                 f"exact composition chooses among fewer than {1 / SMALLEST_SHARE:.0f} sources, a chunk of "
                 f"{self.chunk} has {self.sources}: take a shorter chunk, or exact=False"
             )
