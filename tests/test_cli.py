@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import pytest
 
@@ -198,6 +199,27 @@ def test_interruption_says_how_to_go_on(capsys, models, tmp_path, monkeypatch):
     out, err = capsys.readouterr()
     advice = f"worldenv-train: interrupted; continue with: worldenv-train --resume --run {tmp_path / 'run'}\n"
     assert end.value.code == 130 and out == "" and err.endswith(advice)
+
+
+def test_warning_that_the_caller_made_an_error_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("worldenv.job.train", lambda *given: warnings.warn("nothing was learnt", stacklevel=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PYTHONWARNINGS=error
+        assert refused(capsys, cli.train, ["tabletop"]) == "worldenv-train: nothing was learnt\n"
+
+
+def test_file_of_a_stranger_sends_the_terminal_no_commands(capsys, models, tiny, tmp_path):
+    save_model(tmp_path / "policy.safetensors", tiny.policy(), "\x1b]0;mine\x07\x9b2J", {})
+    err = refused(capsys, cli.evaluate, ["--models", str(tmp_path)])
+    assert err.strip().isprintable() and r"holds a \x1b]0;mine\x07\x9b2J; a policy was expected" in err
+
+
+@pytest.mark.parametrize("command", [cli.train, cli.evaluate, cli.info])
+def test_working_directory_that_is_gone_is_named(capsys, tmp_path, monkeypatch, command):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "the working directory is gone or closed to you; change to another folder" in refused(capsys, command, [])
 
 
 def test_options_of_the_stages_are_shown_to_who_makes_the_models_and_to_nobody_else(capsys):

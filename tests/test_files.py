@@ -130,6 +130,7 @@ DEEP = b'{"a": ' + 60 * b"[" + 60 * b"]" + b"}"
         (b'{"a": NaN}', "NaN is no JSON number"),
         (b'{"a": -Infinity}', "-Infinity is no JSON number"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b'{"a": {"seed": 1, "seed": 2}}', "'seed' is there twice"),
         (DEEP, "nested more than 50 levels deep"),
         (100_000 * b"[", "nested more than 50 levels deep"),
         (b"[1]", "holds a JSON list, no object"),

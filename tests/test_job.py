@@ -164,6 +164,32 @@ def test_time_to_make_the_models_is_not_called_evaluation(tmp_path):
     }
 
 
+def test_seconds_that_were_changed_in_the_metrics_end_no_run(tmp_path):
+    run = RunFolder.create(tmp_path / "run", {})
+    for iteration, wrong in enumerate((3.0, None, "long", -1e300)):
+        run.log("post_train", iteration, rollout_s=wrong)
+    assert job._shares(run, models=0.0, evaluate=1.0) == {
+        "rollout": 0.75,
+        "update": 0.0,
+        "evaluate": 0.25,
+        "models": 0.0,
+    }
+
+
+def test_damaged_result_of_the_shorter_run_is_named(tmp_path):
+    run = RunFolder.create(tmp_path / "run", {})
+    (run.path / "result-4.json").write_text('{"wall_s": "long"}')
+    with pytest.raises(UserError, match="result-4.json: wall_s is 'long' and should be a number"):
+        job._earlier_s(run)
+
+
+@pytest.mark.parametrize("act", [job.train, job.evaluate])
+def test_configuration_of_another_kind_is_refused(act):
+    for wrong in (None, {}, EvaluateConfig() if act is job.train else TrainConfig()):
+        with pytest.raises(UserError, match=f"config is a {type(wrong).__name__}; it should be a "):
+            act(wrong)
+
+
 def test_wrong_names_are_found_before_any_model_is_trained(tmp_path):
     config = TrainConfig(from_scratch=True, reflector="foo", run=tmp_path / "run")
     with pytest.raises(UserError, match="unknown reflector 'foo'"):

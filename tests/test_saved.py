@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from worldenv import cli, job
 from worldenv.assemble import check_names
@@ -17,6 +18,7 @@ from worldenv.records.run_folder import RunFolder
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import EngineConfig
 from worldenv.saved import check_unchanged, document, find_modules, resolved, saved_config, settled
+from worldenv.suites.tabletop.suite import TabletopSuite
 
 USED = TrainConfig(
     seed=5,
@@ -201,6 +203,52 @@ def test_iterations_are_added_to_a_run_from_another_folder(capsys, models, tmp_p
     with pytest.raises(SystemExit):  # the policy of 2 iterations is not taken for that of 3
         cli.evaluate(["--models", "../run"])
     assert f"the run {run} has not ended; continue it with: worldenv-train --resume" in capsys.readouterr().err
+
+
+def test_run_stays_in_its_folder_where_a_simulator_changes_the_working_directory(models, tmp_path, monkeypatch):
+    monkeypatch.setattr("worldenv.evaluation.measure.PRACTICE_STARTS", 30)
+    reset = TabletopSuite.reset
+
+    def go_away(*given):
+        monkeypatch.chdir(tmp_path / "x")
+        return reset(*given)
+
+    for name in ("x/run", "here"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.setattr(TabletopSuite, "reset", go_away)
+    monkeypatch.chdir(tmp_path / "here")
+    cli.train(["tabletop", "--models", str(models), "--run", "run", "--rl.iterations", "1", *WORDS, *PRACTICE])
+    assert RunFolder(tmp_path / "here" / "run").result() is not None and not list((tmp_path / "x" / "run").iterdir())
+
+
+def test_iterations_that_another_process_added_in_between_are_not_lost(make, monkeypatch):
+    folder = make()
+    folder.close()
+    resume = RunFolder.resume.__func__
+
+    def resumed_after_another(cls, path):
+        with resume(cls, path) as before:
+            before.rewrite_config(document(replace(USED, rl=PostTrainConfig(iterations=9, siblings=4))))
+        return resume(cls, path)
+
+    monkeypatch.setattr(RunFolder, "resume", classmethod(resumed_after_another))
+    with pytest.raises(UserError, match="--rl.iterations is 3, was 9"):
+        job._open(settled(replace(USED, run=folder.path, resume=True)), "run")
+    resume(RunFolder, folder.path).close()  # it is not held
+
+
+def test_policy_that_was_deleted_is_written_again_by_a_resume(capsys, models, tmp_path, monkeypatch):
+    monkeypatch.setattr("worldenv.evaluation.measure.PRACTICE_STARTS", 30)
+    run = tmp_path / "run"
+    words = ["tabletop", "--models", str(models), "--run", str(run), "--rl.iterations", "1", *WORDS, *PRACTICE]
+    cli.train(words)
+    policy = run / "checkpoints" / "policy.safetensors"
+    weights, first = load_file(policy), json.loads(capsys.readouterr().out)
+    policy.unlink()
+    cli.train(["--resume", "--run", str(run)])
+    again = json.loads(capsys.readouterr().out)
+    assert again["success_after"] == first["success_after"] and again["counts"] == first["counts"]
+    assert all(weights[name].equal(tensor) for name, tensor in load_file(policy).items())
 
 
 def test_run_that_makes_its_models_keeps_its_folder_open_to_the_end(capsys, models, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ What needs torch is imported late, so that an interruption is answered in one li
 
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -47,6 +48,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
 def info(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-info [--json]`."""
     try:
+        _check_place()
         from worldenv.info import main
     except (UserError, ImportError) as error:
         _end(f"worldenv-info: {_in_one_line(error)}", 2)
@@ -66,11 +68,12 @@ def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: S
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot write to the home folder
     with patient_streams(), _ended_by_sigterm():
         try:
+            _check_place()
             result = work(words, " ".join([program, *words]))
         except KeyboardInterrupt as stop:
             how, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
             _end(f"\n{program}: {how}; {_advice(program, stop)}", code)
-        except (UserError, ImportError) as error:
+        except (UserError, ImportError, Warning) as error:  # a warning where PYTHONWARNINGS makes it an error
             _end(f"{program}: {_in_one_line(error)}", 2)
         except OSError as error:
             if error.errno is None:  # not from the system
@@ -82,6 +85,13 @@ def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: S
                 _end(f"{program}: stdout takes no result ({problem}); it is in {result['run']}/result.json", 1)
 
 
+def _check_place() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:  # torch would not start
+        raise UserError("the working directory is gone or closed to you; change to another folder") from error
+
+
 def _advice(program: str, stop: KeyboardInterrupt) -> str:
     kept = getattr(stop, "__notes__", None)
     if kept and program == "worldenv-train":
@@ -90,7 +100,8 @@ def _advice(program: str, stop: KeyboardInterrupt) -> str:
 
 
 def _in_one_line(message: object) -> str:
-    return " ".join(str(message).split())  # file names may hold line breaks, and NumPy explains in paragraphs
+    # File names may hold line breaks, NumPy explains in paragraphs, and strangers' files commands of a terminal.
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(message).split()))
 
 
 def _end(line: str, code: int) -> None:

@@ -143,9 +143,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: bytes) -> Any:
-    """A JSON value in UTF-8. Raises ValueError for anything else: NaN, which Python reads, and nesting without end."""
+    """A JSON value in UTF-8. Raises ValueError for anything else: NaN and a name twice, both of which Python reads,
+    and nesting without end."""
     try:
-        value = json.loads(text.decode("utf-8"), parse_constant=_no_constant)
+        value = json.loads(text.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_named_once)
     except RecursionError:
         raise ValueError(f"nested more than {JSON_LEVELS} levels deep") from None
     if _is_deep(value, JSON_LEVELS):
@@ -155,6 +156,15 @@ def parse_json(text: bytes) -> Any:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name[:80]!r} is there twice")
+        found[name] = value
+    return found
 
 
 def _is_deep(value: Any, levels: int) -> bool:

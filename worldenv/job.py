@@ -18,10 +18,11 @@ from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.measure import Measurement, held_out, measure, practice_starts
 from worldenv.evaluation.truth import starts_of
-from worldenv.files import read_json
 from worldenv.records.checkpoint import load_weights, save_weights
+from worldenv.records.metrics import LONGEST_S
 from worldenv.records.model_files import shipped
 from worldenv.records.progress import human_seconds, table
+from worldenv.records.result import read_result
 from worldenv.records.run_folder import RunFolder
 from worldenv.records.video import side_by_side, write_video
 from worldenv.rl.loop import STAGE, post_train
@@ -77,6 +78,7 @@ def train(config: TrainConfig, command: str = "") -> dict:
     To resume a run that has ended, without more iterations, changes nothing and returns its result. Raises UserError if
     a run to resume was made with other settings.
     """
+    _check_kind(config, TrainConfig)
     began, config = time.monotonic(), settled(config)
     if config.resume and (ended := _ended(config)) is not None:
         return ended
@@ -90,6 +92,11 @@ def train(config: TrainConfig, command: str = "") -> dict:
         if folder is None:  # after loading, so that a wrong path or precision leaves no folder behind
             folder = opened.enter_context(_noted(_open(config, parts.suite.name)))
         return _practise(parts, engine, config, folder, began, command)
+
+
+def _check_kind(config: object, kind: type) -> None:
+    if not isinstance(config, kind):
+        raise UserError(f"config is a {type(config).__name__}; it should be a {kind.__name__}")
 
 
 def _check_memory(parts: Parts, engine: Engine, config: TrainConfig | EvaluateConfig, imagined: int) -> None:
@@ -107,7 +114,7 @@ def _check_memory(parts: Parts, engine: Engine, config: TrainConfig | EvaluateCo
 
 
 def _practise(parts: Parts, engine: Engine, config: TrainConfig, folder: RunFolder, began: float, command: str) -> dict:
-    loaded = time.monotonic() - began  # from scratch: made
+    loaded, earlier_s = time.monotonic() - began, _earlier_s(folder)  # loaded: from scratch, made
     before = _measured(parts, engine, config, folder, "before")
     measured = time.monotonic() - began
     starts = practice_starts(parts.suite, config.seed).to(engine.world.device)
@@ -125,7 +132,7 @@ def _practise(parts: Parts, engine: Engine, config: TrainConfig, folder: RunFold
         "world_model": after.quality,
         "counts": counts,
         "time_shares": _shares(folder, loaded, measured - loaded + time.monotonic() - began - practised),
-        "wall_s": _earlier_s(folder) + time.monotonic() - began,
+        "wall_s": earlier_s + time.monotonic() - began,
     }
     return _finish(folder, result | _about(config, folder, command))
 
@@ -135,6 +142,7 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict:
 
     Returns the document that is also the last line of stdout and result.json.
     """
+    _check_kind(config, EvaluateConfig)
     began, config = time.monotonic(), settled(resolved(config))
     parts = _parts_of(config)
     engine = make_engine(parts, config.engine, config.precision)
@@ -226,7 +234,8 @@ def _ended(config: TrainConfig) -> dict | None:
     check_unchanged(folder, config)
     find_modules(folder, (getattr(config, name) for name in PARTS))
     result, done = folder.result(), folder.config["rl"]["iterations"]
-    if result is None or config.rl.iterations > done:
+    is_whole = result is not None and (folder.checkpoints / POLICY).exists()  # its state has the policy, too
+    if not is_whole or config.rl.iterations > done:
         return None
     if not (folder.path / REPORT).exists():  # killed right before
         _report(folder)
@@ -242,8 +251,12 @@ def _open(config: TrainConfig, name: str) -> RunFolder:
     if not config.resume:
         return _create(config, name)
     folder = RunFolder.resume(config.run)
-    if config.rl.iterations > folder.config["rl"]["iterations"]:
-        _add_iterations(folder, config.rl.iterations)
+    with ExitStack() as failed:
+        failed.callback(folder.close)
+        check_unchanged(folder, config)  # again: who had the folder before may have added iterations
+        if config.rl.iterations > folder.config["rl"]["iterations"]:
+            _add_iterations(folder, config.rl.iterations)
+        failed.pop_all()
     return folder
 
 
@@ -263,7 +276,7 @@ def _add_iterations(folder: RunFolder, iterations: int) -> None:
 
 def _earlier_s(folder: RunFolder) -> float:
     """Seconds that earlier sessions took: to the last line that they logged, or to the result of a shorter run."""
-    results = [read_json(path) for path in folder.path.glob("result-*.json")]
+    results = [read_result(path) for path in folder.path.glob("result-*.json")]
     return max([folder.earlier_s, *(result.get("wall_s") or 0.0 for result in results)])
 
 
@@ -274,10 +287,14 @@ def _pair(before: Measurement, after: Measurement, figure) -> dict[str, float]:
 def _shares(folder: RunFolder, models: float, evaluate: float) -> dict[str, float]:
     """Shares of the run's time: rollout, update, evaluation, and loading or making the models."""
     lines = folder.metrics(STAGE)
-    parts = {name: sum(line[f"{name}_s"] for line in lines) for name in ("rollout", "update")}
+    parts = {name: sum(_seconds(line.get(f"{name}_s")) for line in lines) for name in ("rollout", "update")}
     parts |= {"evaluate": evaluate, "models": models}
     whole = max(sum(parts.values()), 1e-9)
     return {name: part / whole for name, part in parts.items()}
+
+
+def _seconds(logged: object) -> float:  # the file may have been changed since
+    return min(max(logged, 0.0), LONGEST_S) if isinstance(logged, int | float) else 0.0
 
 
 def _finish(folder: RunFolder, result: dict) -> dict:

@@ -15,7 +15,7 @@ from worldenv.config import PARTS, EvaluateConfig, TrainConfig, presets
 from worldenv.errors import UserError, nearest
 from worldenv.fields import FieldError, shown
 from worldenv.records.run_folder import RunFolder
-from worldenv.saved import resolved, saved_config
+from worldenv.saved import check_weights, resolved, saved_config
 from worldenv.training.config import ScratchConfig
 
 TRAIN_HELP = """Improve a vision-language-action policy by reinforcement learning inside a learned world model.
@@ -72,14 +72,17 @@ def _saved(run: Path, given: dict[str, str]) -> TrainConfig:
     run = _parsed(lambda: TrainConfig(run=run)).run  # checks the path, and finds ~
     folder = RunFolder(run)
     device = "cpu" if "device" in given else folder.config.get("device", "cpu")
-    return replace(saved_config(folder, device=device), run=run, resume=True)
+    config = saved_config(folder, device=device)
+    if "eval.weights" not in given:
+        check_weights(folder, config)
+    return replace(config, run=run, resume=True)
 
 
 def evaluation(words: Sequence[str]) -> EvaluateConfig:
     """The configuration that `worldenv-eval` is given; as `training`."""
     given = _given(words)
     known = {name: given[name] for name in ("models", *PARTS, "precision", "device") if name in given}
-    base = _parsed(lambda: resolved(EvaluateConfig(**known)))
+    base = _parsed(lambda: resolved(EvaluateConfig(**known), has_weights="eval.weights" in given))
     return _parsed(lambda: _cli(EvaluateConfig, base, words, "worldenv-eval", EVALUATE_HELP))
 
 

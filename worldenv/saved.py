@@ -2,15 +2,17 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 from worldenv.config import PARTS, EvaluateConfig, TrainConfig
 from worldenv.errors import UserError
+from worldenv.evaluation.perceptual import present
 from worldenv.fields import differences, from_document, shown
+from worldenv.programs import check_file, check_name, import_checked
 from worldenv.records.run_folder import RunFolder
 
 POLICY = "policy.safetensors"  # in checkpoints/: the policy of a run that has practised to its end
@@ -19,7 +21,9 @@ Config = TypeVar("Config", TrainConfig, EvaluateConfig)
 
 
 def settled(config: Config) -> Config:
-    """The same configuration with absolute paths: it means the same in every folder."""
+    """The same configuration with absolute paths: it means the same in every folder, a simulator's own too."""
+    if config.run is not None:
+        config = replace(config, run=config.run.absolute())
     if config.models is not None:
         config = replace(config, models=config.models.resolve())
     if config.eval is not None and config.eval.weights is not None:
@@ -74,26 +78,49 @@ def check_unchanged(folder: RunFolder, config: TrainConfig) -> None:
 def find_modules(folder: RunFolder, names: Iterable[str]) -> None:
     """Import the modules of the user's own parts from the files from which the run took them.
 
-    Raises UserError if a file is gone, or if another module of that name is found first.
+    Raises UserError, before anything of a module is executed, if its file is gone, if another module of that name is
+    found first, or if it is refused by worldenv.programs: the run may be a stranger's.
     """
     kept = folder.config.get("modules")
     if not isinstance(kept, Mapping):
         raise UserError(f"{folder.path / 'config.json'} was made by another version of worldenv: it lacks 'modules'")
     for module in _modules(names):
-        if module not in kept:  # built into Python, or without a file
+        check_name(folder.path, module)
+        if module not in kept:  # one of a notebook, or in an archive
+            if module not in sys.modules:
+                raise UserError(f"the run {folder.path} does not say from which file it took {module}: name the part")
             continue
-        file, levels = Path(str(kept[module])), module.count(".") + 1
+        file = Path(str(kept[module])).resolve()
         advice = f"the run {folder.path} used {module} of {file}"
         if not file.is_file():
             raise UserError(f"{advice}, which is gone; put it back, or name the part that should take its place")
-        root = str(file.parents[levels if file.name == "__init__.py" else levels - 1])
-        if root not in sys.path:
-            sys.path.insert(_last_resort(), root)
-        found = getattr(import_module(module), "__file__", None)
-        if found is None or Path(found).resolve() != file:
-            raise UserError(
-                f"{advice}, but {found} comes first here; go elsewhere, or name the part to evaluate that one"
-            )
+        with _searched(_root(module, file)) as is_trusted:
+            found = import_checked(folder.path, module, file, is_trusted)
+            if found != file:
+                raise UserError(
+                    f"{advice}, but {found or 'nothing'} comes first here; go elsewhere, or name the part to evaluate "
+                    "that one"
+                )
+
+
+@contextmanager
+def _searched(root: str) -> Iterator[bool]:
+    """Have Python look for modules in the folder, from now on unless the block fails; gives whether it did before."""
+    is_new = root not in sys.path
+    if is_new:
+        sys.path.insert(_last_resort(), root)
+    try:
+        yield not is_new
+    except BaseException:
+        if is_new:
+            sys.path.remove(root)
+        raise
+
+
+def _root(module: str, file: Path) -> str:
+    """The folder in which `module` is looked for where `file` is found."""
+    level = module.count(".") + (file.name == "__init__.py")
+    return str(file.parents[min(level, len(file.parents) - 1)])
 
 
 def _last_resort() -> int:
@@ -101,16 +128,26 @@ def _last_resort() -> int:
     return sys.path.index("", 1) if "" in sys.path[1:] else len(sys.path)
 
 
-def resolved(config: EvaluateConfig) -> EvaluateConfig:
+def check_weights(folder: RunFolder, config: TrainConfig) -> None:
+    """Raise UserError if the TorchScript files with which the run measures are refused by worldenv.programs."""
+    if config.eval.weights is not None:
+        for file in present(config.eval.weights).values():
+            check_file(folder.path, file)
+
+
+def resolved(config: EvaluateConfig, has_weights: bool = False) -> EvaluateConfig:
     """The same with every None but `run` filled in: what the run used if `models` is one, or the default.
 
-    Raises UserError as `saved_config` and `find_modules` do.
+    `has_weights`: the user will name those of eval. Raises UserError as `saved_config`, `check_weights` and
+    `find_modules` do.
     """
     used: dict[str, Any] = vars(TrainConfig())
     if is_run(config.models):
         folder = RunFolder(config.models)
-        used = vars(saved_config(folder, device="cpu", precision="auto"))
-        used = used | {name: folder.config[name] for name in ("device", "precision")}
+        saved = saved_config(folder, device="cpu", precision="auto")
+        if config.eval is None and not has_weights:
+            check_weights(folder, saved)
+        used = vars(saved) | {name: folder.config[name] for name in ("device", "precision")}
         find_modules(folder, (used[name] for name in PARTS if getattr(config, name) is None))
     lacking = [field.name for field in fields(config) if getattr(config, field.name) is None]
     return replace(config, **{name: used[name] for name in lacking if name not in ("run", "models")})

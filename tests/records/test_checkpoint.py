@@ -219,6 +219,14 @@ def test_state_that_claims_what_it_does_not_hold_is_refused(tmp_path, node):
         load_state(tmp_path / "a.safetensors")
 
 
+def test_small_state_that_unpacks_without_end_is_refused(tmp_path):
+    many = [{"array": "a", "dtype": "|u1", "shape": [1000]}] * 1000
+    tensors = {"a": torch.zeros(1000, dtype=torch.uint8)}
+    checkpoint._write_tensors(tmp_path / "s", tensors, checkpoint.STATE_KEY, {"x": {"list": many}})
+    with pytest.raises(CheckpointError, match="not a state that save_state wrote"):
+        load_state(tmp_path / "s")
+
+
 def test_state_that_is_replaced_while_it_is_read_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
     path, opened = tmp_path / "a.safetensors", checkpoint.safe_open
     save_state(path, model=torch.zeros(9), step=0)

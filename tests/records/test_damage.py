@@ -48,6 +48,7 @@ def refused(act, *given):
         '{"stage": "\\ud800", "step": 0}',
         '{"stage": "post_train", "step": 0, "time_s": "long"}',
         '{"stage": "post_train", "step": 0, "time_s": -1}',
+        '{"stage": "post_train", "step": 0, "time_s": 1e12}',  # a result takes no more
         '{"stage": "post_train", "step": 0, "reward": NaN}',
         '{"stage": "post_train", "step": 0, "reward": 1e999}',
         '{"stage": "post_train", "step": 0, "reward": [1]}',

@@ -2,7 +2,11 @@
 
 import html.parser
 import math
+import os
 import re
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -188,6 +192,35 @@ def test_all_text_is_escaped(report):
 def test_figure_text_with_markup_is_shown_as_it_is():
     plot = figures.task_bars(["<b>a$x", "c & $d$"], {"success": [0.5, None]}, "$\\frac$ <i>")
     assert {"<b>a$x", "c & $d$", "$\\frac$ <i>"} <= set(Reader(plot).texts)
+
+
+@pytest.mark.parametrize("name", ["\ud800", "\x1b[31m\0", "a\nb", "日本語 😀", "x" * 5000, "_hidden", "$\\frac{a", ""])
+def test_name_of_any_kind_leaves_room_for_the_plot_and_raises_nothing(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots = [
+            figures.task_bars([name, "b"], {"before": [0.5, 1.0], "after": [0.5, None]}, name),
+            figures.lines([figures.Series(name, [1, 2], [0.5, 1.0])], name, name, name),
+            figures.time_bars({name: 0.5}),
+        ]
+    assert all(0 < len(plot.encode()) < 40_000 for plot in plots)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"MPLBACKEND": "nonsense"}, {"MATPLOTLIBRC": "text.usetex: True\nfont.size: 30\n"}]
+)
+def test_matplotlib_settings_of_the_user_change_no_plot(tmp_path, settings):
+    draw = "from worldenv.records import figures; print(figures.task_bars(['a'], {'now': [0.5]}, 'a'))"
+    if "MATPLOTLIBRC" in settings:
+        (tmp_path / "matplotlibrc").write_text(settings["MATPLOTLIBRC"])
+        settings = {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("M")}
+    plots = [
+        subprocess.run([sys.executable, "-c", draw], env=environment | more, capture_output=True, text=True)
+        for more in (settings, {})
+    ]
+    assert plots[0].returncode == 0, plots[0].stderr
+    assert re.sub(r"[pm][0-9a-f]{10}", "", plots[0].stdout) == re.sub(r"[pm][0-9a-f]{10}", "", plots[1].stdout)  # ids
 
 
 def test_report_of_an_evaluation_shows_one_policy_without_a_difference(tmp_path):

@@ -248,16 +248,17 @@ def _checked_key(key: Any, name: str) -> str | int:
 
 
 def _decode(node: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `_encode` was given. Takes its tensors out, so that a small file cannot ask for the same one many times."""
     if not isinstance(node, dict):
         return node
     (kind, content), *details = node.items()
     if kind == "tensor":
-        return tensors[content]
+        return tensors.pop(content)
     if kind == "array":
         described = dict(details)
         if not ARRAY_TYPE.fullmatch(described["dtype"]):
             raise ValueError(f"dtype {described['dtype'][:80]!r}")
-        flat = np.frombuffer(tensors[content].numpy().tobytes(), described["dtype"])
+        flat = np.frombuffer(tensors.pop(content).numpy().tobytes(), described["dtype"])
         return flat.reshape(described["shape"]).copy()
     if kind == "dict":
         return {key: _decode(entry, tensors) for key, entry in content}

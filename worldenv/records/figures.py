@@ -1,19 +1,26 @@
 """The plots of the report, as SVG with the colours of the page, so that one figure fits light and dark."""
 
 import io
+import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+_screen = os.environ.pop("MPLBACKEND", None)  # of a notebook, maybe: importing matplotlib fails where there is no such
+from matplotlib import style  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+if _screen is not None:
+    os.environ["MPLBACKEND"] = _screen
 
 # Drawn in stand-in colours that become the page's CSS variables, so that figures follow light and dark.
 INK, GRID, BEFORE, AFTER, OTHER = "#010101", "#010102", "#010103", "#010104", "#010105"
 VARIABLES = {INK: "--ink", GRID: "--grid", BEFORE: "--before", AFTER: "--after", OTHER: "--other"}
+LONGEST_LABEL = 32  # characters, so that room is left for the plot
 WIDTH_IN = 4.6  # narrow, so that letters stay legible on a phone
 STYLE = {
     "svg.fonttype": "none",
@@ -39,6 +46,7 @@ STYLE = {
     "savefig.transparent": True,
     "lines.linewidth": 1.6,
 }
+ALONE = ["default", STYLE]  # whatever the user's own matplotlibrc says
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Series:
     dots: bool = False
 
 
-@matplotlib.rc_context(STYLE)
+@style.context(ALONE)
 def success_intervals(
     rules: Sequence[str],
     bars: Mapping[str, Sequence[tuple[float, float, float]]],  # name -> per rule (value, low, high), shares of 1
@@ -74,7 +82,7 @@ def success_intervals(
     return _svg(figure, axes, "Success by stopping rule", legend=len(bars) > 1)
 
 
-@matplotlib.rc_context(STYLE)
+@style.context(ALONE)
 def task_bars(
     tasks: Sequence[str],
     bars: Mapping[str, Sequence[float | None]],  # name -> success per task, share of 1
@@ -87,13 +95,13 @@ def task_bars(
         y = [row + _offset(i, len(bars), thickness) for row in range(len(tasks))]
         widths = [100 * (value or 0.0) for value in values]
         axes.barh(y, widths, thickness * 0.9, color=_color(i, len(bars)), label=name)
-    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set_yticks(range(len(tasks)), map(_label, tasks))
     axes.set_ylim(len(tasks) - 0.45, -0.55)
     _percent_axis(axes, "success (%)")
     return _svg(figure, axes, title, legend=len(bars) > 1)
 
 
-@matplotlib.rc_context(STYLE)
+@style.context(ALONE)
 def lines(
     series: Sequence[Series],
     title: str,
@@ -108,19 +116,19 @@ def lines(
         # A lone point between gaps has no line to show it, so short series get markers.
         marker = "o" if one.dots or len(y) <= 12 else None
         line = "none" if one.dots else "-"
-        axes.plot(one.x, y, linestyle=line, marker=marker, markersize=4, color=one.color, label=one.label)
+        axes.plot(one.x, y, linestyle=line, marker=marker, markersize=4, color=one.color, label=_label(one.label))
     if unit_interval:
         axes.set_ylim(-0.03, 1.03)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     counts = all(isinstance(value, int) for one in series for value in one.y)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=counts))
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.set_xlabel(_label(x_label))
+    axes.set_ylabel(_label(y_label))
     axes.grid(axis="y")
     return _svg(figure, axes, title, legend=len(series) > 1)
 
 
-@matplotlib.rc_context(STYLE)
+@style.context(ALONE)
 def time_bars(shares: Mapping[str, float]) -> str:
     """Where the wall time went: one bar per part, labelled with its share."""
     figure, axes = _new(height_in=0.6 + 0.28 * len(shares))
@@ -128,7 +136,7 @@ def time_bars(shares: Mapping[str, float]) -> str:
     axes.barh(range(len(names)), values, 0.62, color=AFTER)
     for row, value in enumerate(values):
         axes.annotate(f"{value:.0f} %", (value, row), (4, 0), textcoords="offset points", va="center")
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), map(_label, names))
     axes.set_ylim(len(names) - 0.5, -0.5)
     _percent_axis(axes, "share of wall time (%)")
     return _svg(figure, axes, "Time", legend=False)
@@ -137,6 +145,12 @@ def time_bars(shares: Mapping[str, float]) -> str:
 def _new(height_in: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def _label(name: str) -> str:
+    """A name of the user's own as a plot can show it: matplotlib takes no half of a surrogate pair."""
+    shown = "".join(c if c.isprintable() else " " for c in name)
+    return shown if len(shown) <= LONGEST_LABEL else f"{shown[: LONGEST_LABEL - 3]}..."
 
 
 def _color(i: int, count: int) -> str:
@@ -159,10 +173,12 @@ def _percent_axis(axes: Axes, label: str) -> None:
 def _svg(figure: Figure, axes: Axes, title: str, legend: bool) -> str:
     metadata: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     buffer = io.StringIO()
-    axes.set_title(title, pad=20 if legend else 6)
+    axes.set_title(_label(title), pad=20 if legend else 6)
     if legend:
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=3, borderaxespad=0, handlelength=1.2)
-    figure.savefig(buffer, format="svg", metadata=metadata)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # missing in a font that the page does not use
+        figure.savefig(buffer, format="svg", metadata=metadata)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

@@ -14,6 +14,7 @@ from worldenv.files import cannot_be_written, parse_json, read_bytes, write_text
 BYTES = 1 << 30  # more than the metrics of any run
 BEGINNING = b'{"stage": '  # of every line
 GREATEST = 2**63  # an integer beyond it is no count
+LONGEST_S = 1e11  # of a run: 3,000 years
 
 Line = dict[str, Any]
 
@@ -71,7 +72,8 @@ def _checked(line: Any) -> Line:
     stage, step, time_s = line.get("stage"), line.get("step"), line.get("time_s")
     if not isinstance(stage, str) or isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < GREATEST:
         raise ValueError("`stage` should be a string, and `step` a whole number from 0")
-    if time_s is not None and (isinstance(time_s, bool) or not isinstance(time_s, int | float) or time_s < 0):
+    is_number = isinstance(time_s, int | float) and not isinstance(time_s, bool)
+    if time_s is not None and not (is_number and 0 <= time_s <= LONGEST_S):
         raise ValueError("`time_s` should be a number of seconds")
     stage.encode()
     for name, value in line.items():

@@ -1,20 +1,23 @@
 """What result.json may hold: the fields that are read again, by the report and by a resumed run, with their types."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from worldenv.errors import UserError
+from worldenv.files import read_json
 
 LARGEST = 1e12
 EVERY = "*"  # the form of every value whose name is not listed
 
 
-def check_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Raise UserError naming the file and the field if a field has a wrong type or is out of range.
+def read_result(path: Path) -> dict[str, Any]:
+    """The result in a file.
 
-    A field may be absent or null, and there may be others.
+    A field may be absent or null, and there may be others. Raises UserError as `read_json` does, and naming the file
+    and the field if a field has a wrong type or is out of range.
     """
+    result = read_json(path)
     try:
         _check(result, RESULT)
         for name in EVALUATIONS:
@@ -22,6 +25,7 @@ def check_result(path: Path, result: Mapping[str, Any]) -> None:
                 raise ValueError(f"{name}.n is missing")
     except ValueError as error:
         raise UserError(f"{path}: {error}; it is damaged: restore it from a copy, or resume the run") from error
+    return result
 
 
 def _check(value: Any, form: Any, name: str = "") -> None:

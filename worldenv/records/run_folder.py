@@ -27,7 +27,7 @@ from worldenv.files import (
 )
 from worldenv.records.events import Events
 from worldenv.records.metrics import Line, append_line, read_lines, rewrite
-from worldenv.records.result import check_result
+from worldenv.records.result import read_result
 
 PROBE_BYTES = 1 << 20  # more than the metrics of a run; a disk without that room is refused before any work
 ABSENT = object()  # the value of a field that a configuration lacks
@@ -56,11 +56,11 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # a simulator may change the working directory
         self.checkpoints = self.path / "checkpoints"
         self.videos = self.path / "videos"
         if not os.path.lexists(self._config_path):
-            raise UserError(f"run folder {self.path} does not exist or is not a run: it has no config.json")
+            raise UserError(f"run folder {Path(path)} does not exist or is not a run: it has no config.json")
         self.config: dict[str, Any] = read_json(self._config_path)
         self.dropped_lines = 0  # torn lines of metrics.jsonl that resume removed: 0 or 1
         self.earlier_s = 0.0  # that earlier sessions of a resumed run took, up to the last line that they logged
@@ -177,11 +177,7 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """What write_result wrote, or None while the run has not ended. Raises UserError if a field is wrong."""
         path = self.path / "result.json"
-        if not os.path.lexists(path):
-            return None
-        result = read_json(path)
-        check_result(path, result)
-        return result
+        return read_result(path) if os.path.lexists(path) else None
 
     def close(self) -> None:
         """Let others write to the folder. From now on this object is for reading."""
