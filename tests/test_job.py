@@ -223,6 +223,20 @@ def test_memory_is_said_before_any_work(folder, tmp_path, monkeypatch, change, m
     assert not (tmp_path / "run").exists()
 
 
+def test_policy_that_cannot_be_trained_or_saved_is_refused_before_any_work(folder, tmp_path, monkeypatch):
+    def refuse(policy):
+        raise UserError("cannot be saved")
+
+    config = TrainConfig(models=folder, run=tmp_path / "run")
+    monkeypatch.setattr("worldenv.job.check_saveable", refuse)
+    with pytest.raises(UserError, match="cannot be saved"):
+        job.train(config)
+    monkeypatch.setattr("worldenv.policy.small.SmallPolicy.trainable", lambda self: [])
+    with pytest.raises(UserError, match="no trainable parameters"):
+        job.train(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_run_of_another_version_is_not_evaluated_with_other_parts(tmp_path):
     run = RunFolder.create(tmp_path / "old", {"zero_shot_judge": True})
     with pytest.raises(UserError, match="is no training run of this version: its config.json has no settings of rl"):

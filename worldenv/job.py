@@ -25,6 +25,7 @@ from worldenv.records.progress import human_seconds, table
 from worldenv.records.result import read_result
 from worldenv.records.run_folder import RunFolder
 from worldenv.records.video import side_by_side, write_video
+from worldenv.rl.checks import check_saveable, trainable
 from worldenv.rl.loop import STAGE, post_train
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.memory import free_bytes
@@ -88,6 +89,8 @@ def train(config: TrainConfig, command: str = "") -> dict:
         found = _made_from_scratch(config, folder) if folder else config.models or shipped()
         parts = load(found, **{name: getattr(config, name) for name in PARTS}, device=config.device)
         engine = make_engine(parts, config.engine, config.precision)
+        trainable(parts.policy)  # this and the next: else said only after minutes of measuring
+        check_saveable(parts.policy)
         _check_memory(parts, engine, config, config.rl.starts * config.rl.siblings)
         if folder is None:  # after loading, so that a wrong path or precision leaves no folder behind
             folder = opened.enter_context(_noted(_open(config, parts.suite.name)))
