@@ -171,7 +171,7 @@ def test_ranges_of_other_weights_are_refused_as_the_folder_is_loaded(folder, tin
 def test_engine_and_environment_are_made_of_parts_and_a_configuration_of_their_own(parts, make):
     with pytest.raises(UserError, match="parts is a dict; it should be worldenv.Parts"):
         make({})
-    with pytest.raises(UserError, match="config is a dict; it should be worldenv.E"):
+    with pytest.raises(UserError, match="config is a dict; it should be of type E"):
         make(parts, {})
     parts.policy.views = "agentview"
     with pytest.raises(UserError, match="the policy has the views 'agentview'; they should be a tuple"):

@@ -118,7 +118,7 @@ def test_evaluation_ends_in_one_json_line(capsys, models, tmp_path):
         (["tabletop", "--seed", "-1"], "--seed is -1"),
         (["tabletop", "--run", ""], "'--run' is empty; give it a value"),
         (["tabletop", "--models="], "'--models' is empty; give it a value"),
-        (["tabletop", "--run", "x" * 300], "which no file can be called: File name too long"),
+        (["tabletop", "--run", "x" * 300], "which is not a valid path: File name too long"),
         (["--resume"], "--resume needs --run"),
         (["--resume", "--run", "nowhere"], "run folder nowhere does not exist"),
         (["tabletop", "--world", "compser"], "unknown world 'compser' — did you mean \"composer\"?; for your own: mod"),
@@ -139,7 +139,7 @@ def test_mistake_is_one_line_on_stderr(capsys, tmp_path, words, message):
         (["--models", "nowhere"], "nowhere/policy.safetensors: there is no such file"),
         (["--eval.imagined", "0"], "--eval.imagined is 0; it should be"),
         (["--precision", "int4"], "--precision is 'int4'; it should be auto or float32 or int8"),
-        (["--models", "a\0b"], "--models is 'a\\x00b', which no file can be called"),
+        (["--models", "a\0b"], "--models is 'a\\x00b', which is not a valid path"),
         (["--suite", ""], "'--suite' is empty"),
         (["--eval.weights", "no\nfolder"], "no folder has no weights"),
         (["--eval.episodes", "ten"], "--eval.episodes: invalid literal for int() with base 10: 'ten'"),
@@ -219,7 +219,9 @@ def test_working_directory_that_is_gone_is_named(capsys, tmp_path, monkeypatch, 
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    assert "the working directory is gone or closed to you; change to another folder" in refused(capsys, command, [])
+    assert "the working directory was deleted, or you may not read it; change to another folder" in refused(
+        capsys, command, []
+    )
 
 
 def test_options_of_the_stages_are_shown_to_who_makes_the_models_and_to_nobody_else(capsys):

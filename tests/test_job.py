@@ -186,7 +186,7 @@ def test_damaged_result_of_the_shorter_run_is_named(tmp_path):
 @pytest.mark.parametrize("act", [job.train, job.evaluate])
 def test_configuration_of_another_kind_is_refused(act):
     for wrong in (None, {}, EvaluateConfig() if act is job.train else TrainConfig()):
-        with pytest.raises(UserError, match=f"config is a {type(wrong).__name__}; it should be a "):
+        with pytest.raises(UserError, match=f"config is a {type(wrong).__name__}; it should be of type "):
             act(wrong)
 
 

@@ -145,7 +145,7 @@ def test_other_module_of_that_name_is_never_taken_in_silence(make, own, tmp_path
     own.forget()
     monkeypatch.chdir(other.parent)
     monkeypatch.syspath_prepend(str(other.parent))
-    with pytest.raises(UserError, match=f"used own_suite of {file}, but {other} comes first here"):
+    with pytest.raises(UserError, match=f"used own_suite from {file}, but Python finds {other} here"):
         resolved(EvaluateConfig(models=run.path))
     assert resolved(EvaluateConfig(models=run.path, suite="own_suite:suite")).suite == "own_suite:suite"  # as told
 
@@ -156,7 +156,7 @@ def test_own_part_that_is_gone_is_named(make, own, monkeypatch):
     check_names("own_suite:suite", "small", "composer", "small")
     run = make(suite="own_suite:suite")
     file.unlink()
-    with pytest.raises(UserError, match=f"used own_suite of {file}, which is gone; put it back"):
+    with pytest.raises(UserError, match=f"used own_suite from {file}, which is gone; put it back"):
         find_modules(run, ["own_suite:suite"])
 
 

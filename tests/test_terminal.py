@@ -26,7 +26,7 @@ def work(words, command):
 
 cli._main(work, "worldenv-eval", sys.argv[1:])
 """
-LINE = "worldenv-eval: stdout takes no result ({}); it is in /there/"
+LINE = "worldenv-eval: the result could not be printed to stdout ({}); it is in /there/"
 
 
 def shell(redirection: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:

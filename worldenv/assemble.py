@@ -266,7 +266,8 @@ def _move(part: Any, device: torch.device | str) -> None:
 def make_engine(parts: Parts, config: EngineConfig = DEFAULT_ENGINE, precision: str = "auto") -> Engine:
     """The engine that imagines with these parts; precision: float32, int8, or auto (int8 where the CPU is fast).
 
-    Weights of the parts that change afterwards act from the next run on; parts or layers that are replaced do not.
+    Changed weights take effect from the next run on. A part that is replaced in `parts` has no effect, and a layer that
+    is replaced is refused in int8.
     """
     _check_parts(parts)
     check_config(config, EngineConfig)

@@ -82,14 +82,17 @@ def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: S
             _end(f"{program}: {_in_one_line(f'{place}{error.strerror}')}", 1)
         else:
             if problem := print_result(json.dumps(result, allow_nan=False)):
-                _end(f"{program}: stdout takes no result ({problem}); it is in {result['run']}/result.json", 1)
+                told = f"the result could not be printed to stdout ({problem}); it is in {result['run']}/result.json"
+                _end(f"{program}: {told}", 1)
 
 
 def _check_place() -> None:
     try:
         os.getcwd()
     except OSError as error:  # torch would not start
-        raise UserError("the working directory is gone or closed to you; change to another folder") from error
+        raise UserError(
+            "the working directory was deleted, or you may not read it; change to another folder"
+        ) from error
 
 
 def _advice(program: str, stop: KeyboardInterrupt) -> str:

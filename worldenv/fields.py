@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from worldenv.errors import UserError
 
 MOST = 1_000_000  # more episodes, actions or iterations than memory and time ever hold
+LARGEST = 65_536  # of any size of a network
 LONGEST_SHOWN = 60  # characters of a value in a message
 Config = TypeVar("Config")
 
@@ -107,7 +108,7 @@ def _path(name: str, value: Any) -> Path:
         raise FieldError(f"{name} is {shown(value)}, which is not UTF-8; rename it, or use a UTF-8 locale") from None
     except (OSError, ValueError) as error:  # too long, a loop of links, a zero byte
         reason = getattr(error, "strerror", None) or str(error)
-        raise FieldError(f"{name} is {shown(value)}, which no file can be called: {reason}") from None
+        raise FieldError(f"{name} is {shown(value)}, which is not a valid path: {reason}") from None
     return path
 
 

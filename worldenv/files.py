@@ -119,9 +119,9 @@ def read_bytes(path: Path, limit: int) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path} is a folder, a pipe or a device; a file was expected: put it back")
+            raise UserError(f"{path} is a folder, a pipe or a device; a file was expected: put the file there")
         if status.st_size > limit:
-            raise UserError(f"{path} has {status.st_size:,} bytes; at most {limit:,} were expected: put the right file")
+            raise UserError(f"{path} has {status.st_size:,} bytes; at most {limit:,} were expected: a wrong file")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file; check the path") from error

@@ -27,6 +27,7 @@ from worldenv.records.run_folder import RunFolder
 from worldenv.records.video import side_by_side, write_video
 from worldenv.rl.checks import check_saveable, trainable
 from worldenv.rl.loop import STAGE, post_train
+from worldenv.rollout.checks import check_config
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.memory import free_bytes
 from worldenv.saved import POLICY, check_unchanged, document, find_modules, is_run, resolved, saved_config, settled
@@ -79,7 +80,7 @@ def train(config: TrainConfig, command: str = "") -> dict:
     To resume a run that has ended, without more iterations, changes nothing and returns its result. Raises UserError if
     a run to resume was made with other settings.
     """
-    _check_kind(config, TrainConfig)
+    check_config(config, TrainConfig)
     began, config = time.monotonic(), settled(config)
     if config.resume and (ended := _ended(config)) is not None:
         return ended
@@ -95,11 +96,6 @@ def train(config: TrainConfig, command: str = "") -> dict:
         if folder is None:  # after loading, so that a wrong path or precision leaves no folder behind
             folder = opened.enter_context(_noted(_open(config, parts.suite.name)))
         return _practise(parts, engine, config, folder, began, command)
-
-
-def _check_kind(config: object, kind: type) -> None:
-    if not isinstance(config, kind):
-        raise UserError(f"config is a {type(config).__name__}; it should be a {kind.__name__}")
 
 
 def _check_memory(parts: Parts, engine: Engine, config: TrainConfig | EvaluateConfig, imagined: int) -> None:
@@ -145,7 +141,7 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict:
 
     Returns the document that is also the last line of stdout and result.json.
     """
-    _check_kind(config, EvaluateConfig)
+    check_config(config, EvaluateConfig)
     began, config = time.monotonic(), settled(resolved(config))
     parts = _parts_of(config)
     engine = make_engine(parts, config.engine, config.precision)
@@ -243,8 +239,8 @@ def _ended(config: TrainConfig) -> dict | None:
     if not (folder.path / REPORT).exists():  # killed right before
         _report(folder)
     print(
-        f"the run {folder.path} has ended after {done} iterations, and nothing is done; more are added with "
-        "--rl.iterations",
+        f"the run {folder.path} has ended after {done} iterations, so there is nothing to do; to add iterations, give "
+        "a larger --rl.iterations",
         file=sys.stderr,
     )
     return result

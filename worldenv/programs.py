@@ -17,7 +17,7 @@ from worldenv.errors import UserError
 def check_file(run: Path, file: Path, is_trusted: bool = False) -> None:
     """Raise UserError if the file lies in the run folder, or if its owner is neither this user nor root.
 
-    `is_trusted`: the user has said otherwise that the file may be executed, whoever owns it.
+    `is_trusted`: the user has allowed this file in another way (PYTHONPATH), so its owner is not checked.
     """
     real = file.resolve()
     if real.is_relative_to(run.resolve()):

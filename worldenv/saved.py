@@ -88,18 +88,21 @@ def find_modules(folder: RunFolder, names: Iterable[str]) -> None:
         check_name(folder.path, module)
         if module not in kept:  # one of a notebook, or in an archive
             if module not in sys.modules:
-                raise UserError(f"the run {folder.path} does not say from which file it took {module}: name the part")
+                raise UserError(
+                    f"the run {folder.path} does not say from which file it took {module}: name the part on the "
+                    "command line"
+                )
             continue
         file = Path(str(kept[module])).resolve()
-        advice = f"the run {folder.path} used {module} of {file}"
+        advice = f"the run {folder.path} used {module} from {file}"
         if not file.is_file():
             raise UserError(f"{advice}, which is gone; put it back, or name the part that should take its place")
         with _searched(_root(module, file)) as is_trusted:
             found = import_checked(folder.path, module, file, is_trusted)
             if found != file:
                 raise UserError(
-                    f"{advice}, but {found or 'nothing'} comes first here; go elsewhere, or name the part to evaluate "
-                    "that one"
+                    f"{advice}, but Python finds {found or 'no such module'} here; change to another folder, or name "
+                    "the part on the command line to use what is found here"
                 )
 
 

@@ -156,7 +156,7 @@ def test_instruction_is_where_it_is_or_asked_for(tmp_path):
             np.zeros((5, 9, 6, 3), np.uint8),
             "obs/robot0_eye_in_hand_image has another image size",
         ),
-        ("next_obs", np.zeros(3), "next_obs is no group"),
+        ("next_obs", np.zeros(3), "next_obs is not a group"),
         ("actions", np.full((5, 7), 2.0), r"actions reach 2: they should be in \[-1, 1\]"),
     ],
 )

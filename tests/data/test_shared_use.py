@@ -102,7 +102,7 @@ def test_what_is_no_path_is_refused(path):
 
 def test_what_is_no_trajectory_is_not_written(make, same, tmp_path):
     with TrajectoryWriter(tmp_path / "a") as writer:
-        with pytest.raises(UserError, match="a dict is no Trajectory"):
+        with pytest.raises(UserError, match="trajectory is a dict; it should be a Trajectory"):
             writer.write(vars(make(1)))
         changed = make(2)
         changed.actions[1, 2] = np.nan
@@ -222,7 +222,7 @@ def test_change_of_anything_else_is_refused_on_opening(make, tmp_path, change):
 
 def test_what_is_no_file_of_trajectories_is_named_for_what_it_is(tmp_path):
     os.mkfifo(tmp_path / "pipe.hdf5")
-    with pytest.raises(TrajectoryFormatError, match=r"pipe\.hdf5: it is no file"):  # opening it would never return
+    with pytest.raises(TrajectoryFormatError, match=r"pipe\.hdf5: it is not a file"):  # opening it would never return
         TrajectoryReader(tmp_path / "pipe.hdf5")
     (tmp_path / "lerobot" / "meta").mkdir(parents=True)
     (tmp_path / "lerobot" / "data").mkdir()

@@ -172,7 +172,7 @@ def test_horizon_below_a_pass_of_the_world_model_is_refused_before_any_work(tiny
     suite = TabletopSuite(16)
     suite.horizon = horizon
     monkeypatch.setattr(module, "act_in_true", None)
-    with pytest.raises(UserError, match=f"the horizon of the suite is {horizon}, less than a pass of the world model"):
+    with pytest.raises(UserError, match=f"the horizon of the suite is {horizon}, but the world model imagines"):
         measured(replace(parts, suite=suite), SMALL)
 
 

@@ -86,7 +86,7 @@ def test_damaged_file_is_named(weights, videos):
 def test_another_network_is_refused_in_one_line_before_any_work(weights, metric, network):
     check_networks(weights, (8, 8))
     torch.jit.script(network).save(weights / FILES[metric])
-    with pytest.raises(UserError, match=f"{FILES[metric]} is no network for {metric.upper()}: ") as found:
+    with pytest.raises(UserError, match=f"{FILES[metric]} is not a network for {metric.upper()}: ") as found:
         check_networks(weights, (8, 8))
     assert "\n" not in str(found.value)
 
@@ -97,7 +97,7 @@ def test_network_whose_features_are_not_finite_is_refused(weights):
             return img.float().mean([2, 3]) / 0
 
     torch.jit.script(Infinite()).save(weights / FILES["fid"])
-    with pytest.raises(UserError, match="is no network for FID: it returns no finite features"):
+    with pytest.raises(UserError, match="is not a network for FID: it returns no finite features"):
         check_networks(weights, (8, 8))
 
 

@@ -36,7 +36,7 @@ from worldenv.rollout.episodes import Rollouts
 
 SLOTS, HORIZON, LIMIT_S, TOLERANCE = 96, 8, 120, 2e-3
 # Of address space beyond that of a small run. oneDNN, which floats use, keeps its code for every size of batch.
-ROOM_MIB = {"int8": [8, 10, 12, 14, 16, 18, 20, 24, 28, 32], "float32": [60, 70, 80, 90, 100, 110, 115, 120, 130, 140]}
+ROOM_MIB = {"int8": [8, 10, 12, 14, 15, 16, 18, 20, 22, 24], "float32": [60, 70, 80, 90, 100, 110, 115, 120, 130, 140]}
 M_MMAP_THRESHOLD = -3  # <malloc.h> of glibc
 NO_LIMIT = resource.RLIM_INFINITY
 HALVED = re.compile(r"out of memory with (\d+) slots.*; continuing with (\d+)")

@@ -74,7 +74,7 @@ def test_last_line_as_a_kill_or_a_power_failure_leaves_it_is_passed_over(run, to
     path.write_bytes(good + torn.encode())
     assert len(RunFolder(run.path).metrics("post_train")) == 3
     run.close()
-    with RunFolder.resume(run.path, CONFIG) as resumed:
+    with RunFolder.resume(run.path) as resumed:
         assert resumed.dropped_lines == bool(torn) and path.read_bytes() == good
 
 
@@ -202,6 +202,6 @@ def test_copy_for_tensorboard_follows_no_link(run, tmp_path):
     shutil.rmtree(run.path / "tensorboard")
     (tmp_path / "mine").mkdir()
     (run.path / "tensorboard").symlink_to(tmp_path / "mine")
-    with RunFolder.resume(run.path, CONFIG) as resumed, pytest.warns(UserWarning, match="File exists"):
+    with RunFolder.resume(run.path) as resumed, pytest.warns(UserWarning, match="File exists"):
         resumed.log("post_train", 3)
     assert not any((tmp_path / "mine").iterdir())

@@ -108,10 +108,10 @@ def rewritten(path, edit):
         ("policy", "scale_high", math.nan, "scale_high is 'nan'"),
         ("policy", "zzz", 3, "unknown field 'zzz' — valid names: blocks, channels"),
         ("reflector", "threshold", 1.5, "threshold is 1.5; it should be a number above 0.0 and below 1.0"),
-        ("reflector", "channels", 12, "no reflector: "),
-        ("composer", "widths", [8, 16], "no composer: "),
+        ("reflector", "channels", 12, "a reflector: "),
+        ("composer", "widths", [8, 16], "a composer: "),
         ("composer", "exact", "no", "exact is 'no'; it should be like False"),
-        ("composer", "heads", 0, "no composer: "),
+        ("composer", "heads", 0, "a composer: "),
         ("composer", "heads", -1, "heads is -1; it should be a whole number from 1"),
         ("causal", "image_size", 10**6, "image_size is 1000000; no size of its weights is greater"),
         ("causal", "cache", "int4", "cache is 'int4'"),
@@ -121,7 +121,7 @@ def test_configuration_that_the_weights_do_not_have_is_refused_in_one_line(made,
     path = tmp_path / "x.safetensors"
     save_model(path, made[kind], kind, {})
     rewritten(path, lambda metadata, _: metadata["config"].update({field: value}))
-    with pytest.raises(CheckpointError, match="(?s)x.safetensors: its configuration is that of no.*") as caught:
+    with pytest.raises(CheckpointError, match="(?s)x.safetensors: its configuration is not valid for a.*") as caught:
         load_model(path, kind, *CLASSES[kind])
     assert why in str(caught.value) and "\n" not in str(caught.value)
 
@@ -149,7 +149,7 @@ def test_configuration_takes_no_memory_before_the_weights_are_seen_to_fit(made, 
     path = tmp_path / "x.safetensors"
     save_model(path, made["policy"], "policy", {})
     rewritten(path, lambda metadata, _: metadata["config"].update(width=1024, channels=1024, blocks=64))
-    with pytest.raises(CheckpointError, match="no policy: it has many more weights than the file"):
+    with pytest.raises(CheckpointError, match="for a policy: it has many more weights than the file"):
         with Taken() as taken:  # 2.4 GB, were it built
             load_model(path, "policy", *CLASSES["policy"])
     assert taken.numbers < 3e6

@@ -59,42 +59,42 @@ def test_folder_with_anything_in_it_is_never_overwritten(run, tmp_path):
 
 
 def test_run_that_is_open_is_neither_resumed_nor_said_to_be_there_to_resume(run):
-    for attempt in (RunFolder.resume, RunFolder.create):
+    for attempt in (RunFolder.resume, lambda path: RunFolder.create(path, CONFIG)):
         with pytest.raises(FolderTaken, match="runs/one is in use by another process, or open in this one") as caught:
-            attempt(run.path, CONFIG)
+            attempt(run.path)
         assert "--resume" not in str(caught.value)
     assert RunFolder(run.path).config["seed"] == 3  # reading needs no lock
     run.close()
-    RunFolder.resume(run.path, CONFIG).close()
+    RunFolder.resume(run.path).close()
 
 
 def test_run_is_free_once_its_process_is_killed_or_its_object_gone(run, tmp_path):
     run.close()
     ready, say = os.pipe()
     if not (child := os.fork()):
-        held = RunFolder.resume(run.path, CONFIG)
+        held = RunFolder.resume(run.path)
         os.write(say, b"1")
         signal.pause()
         held.close()
     os.read(ready, 1)
     with pytest.raises(FolderTaken, match="in use by another process"):
-        RunFolder.resume(run.path, CONFIG)
+        RunFolder.resume(run.path)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    held = RunFolder.resume(run.path, CONFIG)
+    held = RunFolder.resume(run.path)
     del held
-    with RunFolder.resume(run.path, CONFIG) as held:
+    with RunFolder.resume(run.path) as held:
         held.log("a", 0)
-    RunFolder.resume(run.path, CONFIG).close()
+    RunFolder.resume(run.path).close()
 
 
 def test_failed_resume_lets_others_in_while_its_error_is_still_held(run):
     run.close()
     (run.path / "metrics.jsonl").write_text("damaged\n")
     with pytest.raises(UserError, match="line 1, is damaged") as held:
-        RunFolder.resume(run.path, CONFIG)
+        RunFolder.resume(run.path)
     (run.path / "metrics.jsonl").unlink()
-    RunFolder.resume(run.path, CONFIG).close()
+    RunFolder.resume(run.path).close()
     assert held.value
 
 
@@ -119,7 +119,7 @@ def test_file_system_without_locks_still_takes_a_run(tmp_path, monkeypatch):
     left = tmp_path / "run" / ".a.01234567.partial"
     left.mkdir()
     with pytest.warns(UserWarning, match="has no locks"):
-        RunFolder.resume(tmp_path / "run", CONFIG).close()
+        RunFolder.resume(tmp_path / "run").close()
     assert left.exists()  # nobody knows whether its writer is dead
 
 
@@ -167,7 +167,7 @@ def test_kill_before_any_step_of_the_making_leaves_a_folder_that_can_be_made(tmp
         ended = os.waitpid(child, 0)[1]
         if not ended:
             break
-        assert not (path / "config.json").exists() or RunFolder.resume(path, CONFIG).config["seed"] == 3
+        assert not (path / "config.json").exists() or RunFolder.resume(path).config["seed"] == 3
         if not (path / "config.json").exists():
             RunFolder.create(path, CONFIG).close()
             assert {entry.name for entry in path.iterdir() if not entry.name.endswith(".partial")} == FILES
@@ -220,7 +220,7 @@ def test_disk_that_fills_up_while_logging_is_named(run):
     run.log("a", 1, loss=3.0)
     assert [line["loss"] for line in run.metrics("a")] == [1.0, 3.0]
     run.close()
-    assert [line["step"] for line in RunFolder.resume(run.path, CONFIG).metrics("a")] == [0, 1]
+    assert [line["step"] for line in RunFolder.resume(run.path).metrics("a")] == [0, 1]
 
 
 def test_path_that_cannot_hold_a_folder_is_refused(tmp_path):
@@ -233,21 +233,10 @@ def test_path_that_cannot_hold_a_folder_is_refused(tmp_path):
 def test_resume_of_a_folder_that_is_no_run_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UserError, match="does not exist or is not a run"):
-            RunFolder.resume(path, CONFIG)
+            RunFolder.resume(path)
     (tmp_path / "config.json").write_text('{"seed": ')
     with pytest.raises(UserError, match="config.json is not valid JSON"):
-        RunFolder.resume(tmp_path, CONFIG)
-
-
-def test_resume_with_another_configuration_names_each_field_and_both_values(run):
-    run.close()
-    changed = {"seed": 4, "policy": {"width": 64, "layers": [2]}, "path": "a", "weight": float("inf"), "new": True}
-    with pytest.raises(UserError) as error:
-        RunFolder.resume(run.path, changed)
-    message = str(error.value)
-    assert "seed was 3, now 4; policy.layers was [2, 3], now [2]; new was absent, now true. Give" in message
-    assert "width" not in message and "weight" not in message
-    RunFolder.resume(run.path, CONFIG)
+        RunFolder.resume(tmp_path)
 
 
 def test_metrics_are_lines_of_json_kept_by_stage_with_their_time(run):
@@ -291,7 +280,7 @@ def test_line_torn_by_a_kill_is_dropped_on_resume_and_the_next_one_is_whole(run)
     path = run.path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
     assert [line["step"] for line in RunFolder(run.path).metrics("a")] == [0]
-    resumed = RunFolder.resume(run.path, CONFIG)
+    resumed = RunFolder.resume(run.path)
     assert resumed.dropped_lines == 1
     resumed.log("a", 1, loss=3.0)
     resumed.close()
@@ -315,7 +304,7 @@ def test_truncated_stage_is_not_logged_twice_and_other_stages_stay(run):
 def test_tensorboard_of_a_resumed_run_shows_each_point_once(run):
     run.log("a", 0, loss=1.0, note="text", bad=float("nan"))
     run.close()
-    resumed = RunFolder.resume(run.path, CONFIG)
+    resumed = RunFolder.resume(run.path)
     resumed.log("a", 1, loss=2.0)
     resumed.close()
     assert points(resumed, "a/loss") == [(0, 1.0), (1, 2.0)]
@@ -325,7 +314,7 @@ def test_time_of_a_resumed_run_goes_on_where_it_was(run):
     assert run.earlier_s == 0 and run.age_s < 60
     run.log("a", 0, time_s=100.0)
     run.close()
-    resumed = RunFolder.resume(run.path, CONFIG)
+    resumed = RunFolder.resume(run.path)
     assert resumed.earlier_s == 100 and 100 < resumed.age_s < 160
     resumed.log("a", 1)
     resumed.close()
@@ -352,7 +341,7 @@ def test_what_killed_writers_left_is_removed_by_the_next_owner(run):
         (place / ".a.safetensors.0123abcd.partial").mkdir()
         (place / ".a.safetensors.0123abcd.partial" / ".tmp123").write_text("half")
         (place / "mine.partial").write_text("kept")
-    RunFolder.resume(run.path, CONFIG).close()
+    RunFolder.resume(run.path).close()
     assert [sorted(entry.name for entry in place.glob("*.partial")) for place in places] == 4 * [["mine.partial"]]
 
 
@@ -366,5 +355,5 @@ def test_lock_that_leads_elsewhere_is_named_and_not_followed(run, tmp_path):
     (run.path / ".lock").unlink()
     (run.path / ".lock").symlink_to(tmp_path / "made")
     with pytest.raises(UserError, match=r"\.lock cannot be written \(Too many levels of symbolic links\)"):
-        RunFolder.resume(run.path, CONFIG)
+        RunFolder.resume(run.path)
     assert not (tmp_path / "made").exists()

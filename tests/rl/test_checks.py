@@ -203,7 +203,7 @@ class Own(nn.Module):
         ("sparse", "kept is torch.sparse_coo"),
         ("on meta", "kept is torch.strided torch.float32 on meta"),
         ("not finite", "kept holds numbers that are not finite"),
-        ("made while it acts", "late.bias came or went while it acted"),
+        ("made while it acts", "late.bias of the policy's state_dict was added or removed while"),
     ],
 )
 def test_weights_that_could_not_be_saved_or_loaded_again_are_refused_before_practice(tiny, tmp_path, kind, message):

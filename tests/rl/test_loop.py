@@ -46,7 +46,7 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(tiny, tmp_path, same_wei
         with pytest.raises(KeyboardInterrupt):
             post_train(part, tiny.starts(6), CONFIG, broken, seed=4)
     broken.close()
-    again, resumed = RunFolder.resume(tmp_path / "part", {}), tiny.engine(horizon=8)
+    again, resumed = RunFolder.resume(tmp_path / "part"), tiny.engine(horizon=8)
     assert post_train(resumed, tiny.starts(6), CONFIG, again, seed=4) == counts
     assert same_weights(resumed.policy, whole.policy) and not same_weights(whole.policy, tiny.policy())
     assert figures(again) == figures(folder) and len(figures(folder)) == 3
@@ -64,7 +64,7 @@ def test_skipped_updates_are_counted_across_an_interruption(tiny, tmp_path, monk
     first = PostTrainConfig(**{**vars(CONFIG), "iterations": 1})
     part = post_train(tiny.engine(horizon=8), tiny.starts(6), first, RunFolder.create(path, {}), seed=4)
     assert 0 < part["skipped_steps"] < whole["skipped_steps"]
-    assert post_train(tiny.engine(horizon=8), tiny.starts(6), CONFIG, RunFolder.resume(path, {}), seed=4) == whole
+    assert post_train(tiny.engine(horizon=8), tiny.starts(6), CONFIG, RunFolder.resume(path), seed=4) == whole
 
 
 def test_only_the_policy_learns(tiny, tmp_path, same_weights):
@@ -131,7 +131,7 @@ def other_file(tmp_path, tiny, name="other", seed=4, policy_seed=0):
 
 
 def resumed(tiny, path, config=CONFIG):
-    with RunFolder.resume(path, {}) as folder:
+    with RunFolder.resume(path) as folder:
         return post_train(tiny.engine(horizon=8), tiny.starts(6), config, folder, seed=4)
 
 
@@ -144,7 +144,7 @@ def test_state_of_another_run_is_refused_before_anything_changes(tiny, tmp_path,
     state = run.checkpoints / f"{STAGE}.state.safetensors"
     state.write_bytes((foreign.checkpoints / state.name).read_bytes())
     lines, engine = figures(run), tiny.engine(horizon=8)
-    with RunFolder.resume(run.path, {}) as folder, pytest.raises(CheckpointError, match=message):
+    with RunFolder.resume(run.path) as folder, pytest.raises(CheckpointError, match=message):
         post_train(engine, tiny.starts(6), CONFIG, folder, seed=4)
     assert same_weights(engine.policy, tiny.policy()) and figures(run) == lines
 

@@ -140,5 +140,5 @@ def test_an_engine_goes_on_in_a_forked_process_where_the_threads_of_its_parent_a
     done = subprocess.run(
         [sys.executable, "-P", "-c", FORKED, str(threads)], capture_output=True, text=True, timeout=120, check=True
     )
-    says = "this process was forked, which torch's 2 threads do not survive: i"
+    says = "this process was forked, and torch's 2 threads do not exist in it: i"
     assert done.stdout.strip() == f"True {[says[:65]] if threads == 2 else []}"

@@ -112,7 +112,7 @@ def test_interrupted_training_ends_like_an_uninterrupted_one(tmp_path, same_weig
         fit(part, regression(part), schedule, "toy", broken, seed=1)
     monkeypatch.setattr(loop, "_save", save)
     broken.close()
-    resumed, again = network(), RunFolder.resume(tmp_path / "part", {})
+    resumed, again = network(), RunFolder.resume(tmp_path / "part")
     fit(resumed, regression(resumed), schedule, "toy", again, seed=1)
     assert same_weights(resumed, whole) and not same_weights(resumed, network())
     assert figures(again, "toy") == figures(folder, "toy")

@@ -74,7 +74,7 @@ class TrajectoryWriter:
     def write(self, trajectory: Trajectory) -> None:
         """Add one trajectory. Raises UserError naming the path, with all others kept, if the disk is full."""
         if not isinstance(trajectory, Trajectory):
-            raise UserError(f"a {type(trajectory).__name__} is no Trajectory: nothing else is written")
+            raise UserError(f"trajectory is a {type(trajectory).__name__}; it should be a Trajectory")
         trajectory.check()  # its arrays may have been changed
         if self._process != os.getpid():
             raise UserError(f"{self.folder}: the writer belongs to process {self._process}: open one folder in each")

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -141,11 +141,10 @@ class WorldModelEnv:
                     self._begin(slots)
             return self.observe()
 
-    def _turn(self) -> AbstractContextManager[None]:
-        stack = ExitStack()
-        stack.enter_context(out_of_memory_says("take fewer envs: EnvConfig(envs=...)"))
-        stack.enter_context(self.runner.alone())
-        return stack
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with out_of_memory_says("take fewer envs: EnvConfig(envs=...)"), self.runner.alone():
+            yield
 
     @contextmanager
     def _whole(self) -> Iterator[None]:

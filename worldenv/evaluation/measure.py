@@ -104,8 +104,8 @@ def measure(
     """
     if suite.horizon < engine.world.chunk:
         raise UserError(
-            f"the horizon of the suite is {suite.horizon}, less than a pass of the world model, {engine.world.chunk} "
-            "frames: its pictures cannot be compared with true ones"
+            f"the horizon of the suite is {suite.horizon}, but the world model imagines {engine.world.chunk} frames at "
+            "a time: none can be compared with true ones; take a longer horizon or a shorter pass"
         )
     if config.weights:
         check_networks(config.weights, engine.world.size)

@@ -57,10 +57,10 @@ def check_networks(
         network = _load(path)
         try:
             found = _blank_features(metric, network, blank)
-        except Exception as error:  # whatever a network raises that is another one
-            raise UserError(f"{path} is no network for {metric.upper()}: {one_line(error)}") from error
+        except Exception as error:  # a network of another kind may raise anything
+            raise UserError(f"{path} is not a network for {metric.upper()}: {one_line(error)}") from error
         if not isinstance(found, Tensor) or found.ndim != 2 or not found.isfinite().all():
-            raise UserError(f"{path} is no network for {metric.upper()}: it returns no finite features [n, D]")
+            raise UserError(f"{path} is not a network for {metric.upper()}: it returns no finite features [n, D]")
 
 
 @torch.no_grad()

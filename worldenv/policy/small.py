@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldenv.fields import FieldError, Within, check_fields
+from worldenv.fields import LARGEST, FieldError, Within, check_fields
 from worldenv.interfaces.observation import Observation
 from worldenv.nn.encoder import VisionLanguageEncoder
 from worldenv.nn.instruction import tokenize
@@ -17,8 +17,6 @@ from worldenv.nn.int8 import by_rows
 from worldenv.ops.constants import constant
 from worldenv.policy.laplace import LaplacePolicy
 from worldenv.records.model_files import load_model
-
-LARGEST = 65_536  # of any size or scale
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def _checked(line: Any) -> Line:
             if not isinstance(value, dict):
                 raise ValueError("`non_finite` should be an object")
         elif not isinstance(value, bool | int | float | str | None):
-            raise ValueError(f"`{name[:80]}` is no scalar")
+            raise ValueError(f"`{name[:80]}` is not a scalar")
         elif not (math.isfinite(value) if isinstance(value, float) else _is_moderate(value)):
             raise ValueError(f"`{name[:80]}` is out of range")
     return line

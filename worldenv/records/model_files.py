@@ -26,7 +26,7 @@ from worldenv.records.checksum import CHECKSUM, checksum
 
 RANGES = "ranges.json"  # beside the models: least and greatest input of their layers, for 8 bits
 ROLES = ("policy", "world", "reflector")  # of the networks that have ranges
-PLAUSIBLE = 1024  # a size in a configuration may always be this great, and as great as the greatest in the file
+PLAUSIBLE = 1024  # a size in a configuration may be up to this, or up to the greatest dimension of a tensor
 LARGEST = 1e30  # |input| of a layer, so that the steps between its levels are float32 numbers
 Network = TypeVar("Network", bound=nn.Module)
 LayerRanges = dict[str, tuple[float, float] | None]  # layer -> least and greatest input; None: the input is pixels
@@ -68,7 +68,7 @@ def load_model(
         with _Budget(sum(tensor.numel() for tensor in weights.values())):
             model = _in_float32(lambda: network(made, **options))
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
-        raise CheckpointError(f"{path}: its configuration is that of no {kind}: {one_line(error)}") from error
+        raise CheckpointError(f"{path}: its configuration is not valid for a {kind}: {one_line(error)}") from error
     check_fit(path, weights, model)
     model.load_state_dict(weights)
     return model.float().to(memory_format=torch.channels_last).eval(), metadata

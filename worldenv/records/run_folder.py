@@ -30,8 +30,6 @@ from worldenv.records.metrics import Line, append_line, read_lines, rewrite
 from worldenv.records.result import read_result
 
 PROBE_BYTES = 1 << 20  # more than the metrics of a run; a disk without that room is refused before any work
-ABSENT = object()  # the value of a field that a configuration lacks
-SHOWN_DIFFERENCES = 10
 LOCK = ".lock"
 SUBFOLDERS = ("checkpoints", "videos")
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # renaming a folder over one with entries, or over a file
@@ -96,19 +94,16 @@ class RunFolder:
         raise AssertionError("there is always another number")
 
     @classmethod
-    def resume(cls, path: str | os.PathLike, config: dict[str, Any] | None = None) -> Self:
+    def resume(cls, path: str | os.PathLike) -> Self:
         """Open a folder to continue it; drops a torn line of metrics.jsonl and what killed writers left.
 
-        Raises UserError if it does not exist, if somebody else has it open, if `config` is given and differs from the
-        saved one (each field is named with both values), or if it cannot be written.
+        Raises UserError if it does not exist, if somebody else has it open, or if it cannot be written.
         """
         folder = cls(path)
         descriptor, is_alone = _own(folder.path, folder.path)
         folder._hold(descriptor)
         try:
             folder.config = read_json(folder._config_path)  # again: the owner before may have changed it
-            if config is not None:
-                folder._check_unchanged(config)
             folder._take_up(is_alone)
         except OSError as error:
             folder.close()
@@ -215,16 +210,6 @@ class RunFolder:
 
     def _hold(self, descriptor: int) -> None:
         self._unlock = weakref.finalize(self, os.close, descriptor)
-
-    def _check_unchanged(self, config: dict[str, Any]) -> None:
-        changes = _differences(self.config, json.loads(_dump(config)))
-        if changes:
-            rest = f" and {len(changes) - SHOWN_DIFFERENCES} more" if len(changes) > SHOWN_DIFFERENCES else ""
-            raise UserError(
-                f"run folder {self.path} was made with another configuration: "
-                f"{'; '.join(changes[:SHOWN_DIFFERENCES])}{rest}. "
-                "Give the saved values to resume it, or choose another --run"
-            )
 
     def _take_up(self, is_alone: bool) -> None:
         """Bring a run folder that was left at any moment into order."""
@@ -353,15 +338,3 @@ def _finite(value: Any) -> Any:
     if hasattr(value, "tolist"):  # arrays, tensors and their scalars
         return _finite(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _differences(old: Any, new: Any, field: str = "") -> list[str]:
-    """Each field whose value differs, as `field was <old>, now <new>`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        changes = []
-        for key in dict.fromkeys([*old, *new]):
-            name = f"{field}.{key}" if field else key
-            changes += _differences(old.get(key, ABSENT), new.get(key, ABSENT), name)
-        return changes
-    was, now = ("absent" if value is ABSENT else json.dumps(value) for value in (old, new))
-    return [] if was == now else [f"{field} was {was}, now {now}"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from worldenv.fields import Within, check_fields
+from worldenv.fields import LARGEST, Within, check_fields
 from worldenv.interfaces.observation import Observation
 from worldenv.interfaces.slots import Slots
 from worldenv.nn.encoder import VisionLanguageEncoder
@@ -15,8 +15,6 @@ from worldenv.nn.instruction import tokenize
 from worldenv.nn.int8 import by_rows
 from worldenv.ops.reward_head import reward_head
 from worldenv.records.model_files import load_model
-
-LARGEST = 65_536  # of any size
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ def check_names(policy: Policy, names: Set[str]) -> None:
     """Raise UserError if the policy's weights have other names than when learning began."""
     if now := policy.state_dict().keys() ^ names:
         raise UserError(
-            f"the policy's {min(now)} came or went while it acted, so its weights would fit no policy that is made "
-            "anew; make all modules when the policy is made"
+            f"the entry {min(now)} of the policy's state_dict was added or removed while the policy acted, so a new "
+            "policy could not load its weights; make all modules when the policy is made"
         )
 
 

@@ -24,7 +24,7 @@ MOST_EPISODES = 2**62  # greatest number of an episode
 
 
 def check_kind(starts: Starts) -> None:
-    """Raise UserError unless these are starts, made of tensors, and not none."""
+    """Raise UserError unless this is a `Starts` of tensors with at least one start."""
     if not isinstance(starts, Starts) or not isinstance(starts.seen, Observation):
         raise UserError(f"starts is {_described(starts)}; it should be Starts of an Observation, as a suite returns")
     for name in ("frames", "proprio", "camera", "text"):
@@ -120,7 +120,7 @@ def check_count(name: str, value: int) -> None:
 
 
 def check_members(role: str, part: Any, interface: type, *more: str) -> None:
-    """Raise UserError for a part that lacks a member of its interface or one of `more`, or whose method is none."""
+    """Raise UserError for a part that lacks a member of its interface or of `more`, or has a method that is none."""
     members = {**dict.fromkeys(interface.__annotations__), **vars(interface)}
     wanted = [name for name in members if not name.startswith("_")] + [*more]
     if missing := [name for name in wanted if not hasattr(part, name)]:
@@ -134,7 +134,7 @@ def check_members(role: str, part: Any, interface: type, *more: str) -> None:
 def check_config(config: Any, kind: type) -> None:
     """Raise UserError unless the configuration is of this class."""
     if not isinstance(config, kind):
-        raise UserError(f"config is a {type(config).__name__}; it should be worldenv.{kind.__name__}")
+        raise UserError(f"config is a {type(config).__name__}; it should be of type {kind.__name__}")
 
 
 def check_views_named(whose: str, views: Sequence[str]) -> None:
@@ -253,7 +253,8 @@ def check_rows(what: str, rows: Slots, count: int, device: torch.device) -> None
         rows.each(lambda tensor: tensor)
     except TypeError as error:
         raise UserError(
-            f"{what} {_described(rows)}, which cannot be made of its fields in their order ({error}): no kw_only"
+            f"{what} {_described(rows)}, which cannot be made from its fields by position ({error}); define it "
+            "without kw_only"
         ) from error
 
 
@@ -300,7 +301,7 @@ def check_rewards(reward: Tensor) -> None:
     wrong = reward.isfinite() & ((reward < 0) | (reward > 1))
     if wrong.any():
         low, high = reward[wrong].aminmax()
-        raise UserError(f"the reflector's rewards go from {low:g} to {high:g} outside [0, 1], where they should be")
+        raise UserError(f"the reflector returned rewards from {low:g} to {high:g}; every reward should be in [0, 1]")
 
 
 def _check_returned(

@@ -23,7 +23,7 @@ from worldenv.rollout.runner import Runner
 
 MEMORY_SHARE = 0.5  # of what is free, for the slots; the rest is for activations
 RECORDS_SHARE = 0.8  # of what is free, for the records at most; the rest is for slots and activations
-FEWER = "take fewer starts or siblings, or run the starts in parts (first_episode numbers their episodes on)"
+FEWER = "take fewer starts or siblings, or run the starts in parts: first_episode is the number of episodes already run"
 
 
 @dataclass(frozen=True)

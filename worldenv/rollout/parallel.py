@@ -69,8 +69,8 @@ def after_fork() -> None:
     gone, and torch would wait for them forever."""
     if _inherited > 1 and torch.get_num_threads() > 1:
         warnings.warn(
-            f"this process was forked, which torch's {_inherited} threads do not survive: it goes on with 1; to have "
-            "more, start processes by multiprocessing's 'spawn'",
+            f"this process was forked, and torch's {_inherited} threads do not exist in it: it continues with one; for "
+            "more, start it with multiprocessing's 'spawn'",
             stacklevel=3,
         )
         torch.set_num_threads(1)

@@ -18,7 +18,7 @@ class Weights:
         self.places: list[tuple] | None = None
 
     def renew(self, on_gpu: bool) -> bool:
-        """Make layers in 8 bits follow the weights; on a GPU, whether tensors lie elsewhere than at the last call.
+        """Pack changed layers in 8 bits again. Returns, on a GPU, whether a tensor moved in memory since the last call.
 
         Networks in training mode are put into evaluation mode. Raises UserError where a change cannot be followed.
         """

@@ -70,7 +70,7 @@ class ScratchConfig:
         self._check_causal()
 
     def _check_causal(self) -> None:
-        """What the causal world model could not be trained with, and would say so after hours."""
+        """Raise FieldError for settings with which training the causal world model would fail only after hours."""
         size, chunk = self.causal.image_size, self.causal.chunk
         if size != CausalConfig.image_size:
             raise FieldError(

@@ -96,7 +96,7 @@ def _read_demo(
 ) -> tuple[Demo, Steps]:
     group = member(data, name)
     if not isinstance(group, h5py.Group):
-        raise ValueError("is no group")
+        raise ValueError("is not a group")
     if foreign is None:
         steps, labels = read_own(group), read_labels(group)
         pictures, last = tuple(f"{view}_rgb" for view in steps["views"]), ("final_obs", 0)

@@ -8,11 +8,12 @@ What is read, from the first of these that is there:
                    file, if it ends in _demo
     task           the name of the file, if it ends in _demo; env_name of env_args; the name of the file
 
-LIBERO's own files have num_demos: obs[t] was taken after actions[t], as the policies trained on them expect; the reward
-of the file at t + 1 is hence the success after actions[t] here. In all others obs[t] was taken before actions[t].
+A file with num_demos is LIBERO's own. There, obs[t] was taken after actions[t]. It is paired with actions[t] all the
+same, as policies trained on LIBERO expect, so the success after actions[t] here is the file's reward at t + 1. In all
+other files obs[t] was taken before actions[t].
 Where there is next_obs, its last entry follows the last action. Where there is none, the last action is dropped, and an
-episode has one action less than the file. Regenerated files are rewarded for the last action only: what they show is
-all before the success. Pictures are returned as stored.
+episode has one action less than the file. In regenerated files only the last action has a reward, so all frames that
+remain come before the success. Pictures are returned as stored.
 """
 
 import json
@@ -133,7 +134,7 @@ def _proprio(demo: h5py.Group, group: str, rows: int) -> np.ndarray:  # [T, 7] f
 
 def _first(demo: h5py.Group, group: str, choices: tuple, rows: int) -> list[np.ndarray]:
     if not isinstance(found := member(demo, group), h5py.Group):
-        raise ValueError(f"{group} is no group")
+        raise ValueError(f"{group} is not a group")
     for parts in choices:
         if all(member(demo, f"{group}/{key}") is not None for key, _ in parts):
             return [values(demo, f"{group}/{key}", f"float [T, {size}]", rows) for key, size in parts]

@@ -1,4 +1,4 @@
-"""What lies in HDF5 files that may be damaged or lie, read so that what is wrong is said in one line."""
+"""Reads HDF5 files that may be damaged or malicious: every error says in one line what is wrong."""
 
 import math
 from collections.abc import Iterable, Iterator

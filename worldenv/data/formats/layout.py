@@ -9,8 +9,9 @@
         final_obs/            the same, of length 1
 
 obs[t] is what is seen before actions[t]. Only the first num_demos groups count. `camera` is left out where there is no
-calibration. Version 1 had one view, agentview, and no camera. Older files have no checksums: crc32 is that of all but
-the frames, frames_crc32 those of the frames. Text has a fixed length: HDF5 2.0 is not safe in damaged text of another.
+calibration. Version 1 had one view, agentview, and no camera. crc32 covers everything but the frames, and
+frames_crc32 has one checksum per frame; older files have none. Text is stored with a fixed length, because HDF5 2.0 can
+crash or hang on damaged text of variable length.
 """
 
 import json

@@ -18,11 +18,14 @@ OPEN_FILES = 64
 HEAP = b"GCOL"
 HEAP_HEADER = 16  # bytes, of a heap and of an object in it
 MAX_HEAP_BYTES = 2**26
-FLAGS_AT, WRITTEN = 11, 0b101  # of a superblock of version 3: open for writing, or for that beside readers
+FLAGS_AT, WRITTEN = 11, 0b101  # of a superblock of version 3: open for writing, with readers beside or without
 WHY = (  # a part of HDF5's message, and what it means
     ("truncated file", "truncated: its end is missing"),
     ("signature not found", "not an HDF5 file, or cut off in its header"),
-    ("already open", "marked as open for writing: close the other process; after a kill, `h5clear -s` takes it away"),
+    (
+        "already open",
+        "marked as open for writing: end the process that writes it; after a kill, `h5clear -s FILE` clears the mark",
+    ),
 )
 
 
@@ -128,7 +131,7 @@ class OpenFiles:
 def open_file(path: Path) -> ReadFile:
     """Open for reading. Where the file system has no locks, none is taken. Raises TrajectoryFormatError."""
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its other end
-        raise TrajectoryFormatError(f"{path}: it is no file")
+        raise TrajectoryFormatError(f"{path}: it is not a file")
     try:
         return ReadFile(path)
     except FileNotFoundError as error:

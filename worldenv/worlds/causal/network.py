@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldenv.fields import FieldError, Within, check_fields
+from worldenv.fields import LARGEST, FieldError, Within, check_fields
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
 from worldenv.ops.adaln import adaln
 from worldenv.ops.constants import constant
@@ -18,7 +18,6 @@ from worldenv.ops.windowed_attention import windowed_attention
 from worldenv.worlds.causal.ring import Ring, ring_dtype
 from worldenv.worlds.causal.tokenizer import PatchTokenizer
 
-LARGEST = 65_536  # of any size of the network
 MOST_WEIGHTS = 10**10  # layers times width squared, a twelfth of the network's weights
 MULTIPLES = (("image_size", "patch"), ("patch", "map_shrink"), ("window", "chunk"), ("heads", "key_heads"))
 ROTARY_BASE = 100.0  # slowest rotation: 1 / 100 rad per place

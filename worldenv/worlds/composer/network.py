@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldenv.fields import FieldError, Within, check_fields
+from worldenv.fields import LARGEST, FieldError, Within, check_fields
 from worldenv.nn.attention import attention
 from worldenv.nn.int8 import Conv, Int8, Linear, in_8_bits
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
@@ -25,7 +25,6 @@ from worldenv.ops.transport import moves
 GROUPS = 8  # groups of the group normalisations
 MEMORY_FRAMES = 3  # the first of the episode, the last one before the previous chunk, the present one
 
-LARGEST = 65_536  # of any size of the network
 SMALLEST_SHARE, SMALLEST_CORRECTION = 0.05, 0.02  # of a pixel; of the range [-1, 1]
 
 
