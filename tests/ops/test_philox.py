@@ -126,3 +126,8 @@ def test_backend_variable_forces_the_reference(monkeypatch):
 def test_wrong_input_is_refused_by_name(episode, chunk, use, message):
     with pytest.raises(ValueError, match=message):
         philox(0, episode, chunk, use, (1,))
+
+
+def test_more_numbers_than_can_be_counted_are_refused():
+    with pytest.raises(ValueError, match="numbers for each episode; at most 2,147,483,647 are drawn"):
+        philox(0, ids(0), ids(0), 0, (2**62, 2**62))

@@ -13,6 +13,7 @@ ROUNDS = 10
 WORD = 0xFFFFFFFF  # 32 bits
 MULTIPLIERS, WEYL = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
 USES = 256  # per chunk
+MOST = 2**31 - 1  # numbers for an episode in one call
 
 
 class Use(IntEnum):
@@ -91,6 +92,8 @@ def philox(
         )
     if not isinstance(shape, tuple | list) or not all(isinstance(size, Integral) and size >= 0 for size in shape):
         raise ValueError(f"shape is {shape!r}; it should be a tuple of sizes")
+    if prod(shape) > MOST:
+        raise ValueError(f"shape is {shape!r}, {prod(shape):,} numbers for each episode; at most {MOST:,} are drawn")
     if not isinstance(use, Integral) or not 0 <= use < USES:
         raise ValueError(f"use is {use!r}; it should be an integer in [0, {USES})")
     face = philox_reference if ops.BACKEND == "reference" else torch.ops.worldenv.philox
