@@ -138,7 +138,7 @@ def test_other_arguments_of_another_kind_are_refused(tiny, rollouts, advantage):
     ):
         with pytest.raises(UserError, match=message):
             learner.update(*given)
-    with pytest.raises(UserError, match="config is a NoneType; it should be worldenv.PostTrainConfig"):
+    with pytest.raises(UserError, match="config is a NoneType; it should be of type PostTrainConfig"):
         Learner(tiny.policy(), None)
     with pytest.raises(UserError, match="the policy NoneType lacks"):
         Learner(None, CONFIG)

@@ -86,6 +86,7 @@ def test_two_engines_in_two_threads_that_share_their_models_imagine_as_if_alone(
     if in_8_bits:
         models = shrunk(models, starts[0])
     config = EngineConfig(horizon=16, capacity=6, batch=3)
+    rounding = 0.0 if in_8_bits else 5e-3  # a pixel that is rounded to the next level moves an action by less
     engines, out = [Engine(*models, config) for _ in starts], {}
 
     def work(number):
@@ -103,7 +104,7 @@ def test_two_engines_in_two_threads_that_share_their_models_imagine_as_if_alone(
     for number, one in enumerate(expected):
         for other in out[number]:
             for mine, value in zip(other.tensors(), one.tensors(), strict=True):
-                assert torch.equal(mine, value) if in_8_bits else torch.allclose(mine, value, atol=1e-4)
+                torch.testing.assert_close(mine, value, atol=rounding, rtol=0)
 
 
 def shrunk(models, starts):
