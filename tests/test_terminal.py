@@ -149,6 +149,34 @@ def test_what_another_user_may_not_read_or_write_is_named(open_folder):
     assert f"{locked}" in as_nobody("evaluate", "--eval.weights", str(locked))
 
 
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_signal_that_arrives_in_a_destructor_is_not_lost(number, code):
+    program = f"""
+import os, signal, time
+from worldenv import cli
+
+class Slow:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{number})
+        time.sleep(5)
+
+def work(words, command):
+    Slow()
+    time.sleep(20)
+
+cli._main(work, "worldenv-train", [])
+"""
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": ROOT},
+        timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert ended.returncode == code and ended.stderr.count("\n") == 2, ended.stderr
+
+
 def test_handler_of_the_caller_stays(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     with cli._ended_by_sigterm(), pytest.raises(cli.Terminated):

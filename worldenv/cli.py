@@ -16,6 +16,7 @@ from typing import Any
 from worldenv.errors import UserError
 from worldenv.terminal import patient_streams, print_result
 
+SOON_S = 0.01  # until a signal that was lost is sent again
 LESS_MEMORY = "lower --eval.episodes, --rl.starts, --rl.siblings or --engine.capacity"
 
 
@@ -119,12 +120,23 @@ def _ended_by_sigterm() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise Terminated
 
+    def stop_again(ignored: Any) -> None:
+        """Send the signal again if it arrived in a destructor or the like, whose exceptions Python ignores."""
+        if isinstance(ignored.exc_value, KeyboardInterrupt):
+            number = signal.SIGTERM if isinstance(ignored.exc_value, Terminated) else signal.SIGINT
+            threading.Timer(SOON_S, signal.pthread_kill, [threading.main_thread().ident, number]).start()
+        else:
+            hook(ignored)
+
     is_ours = threading.current_thread() is threading.main_thread()
     if not is_ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
+    hook = sys.unraisablehook
+    sys.unraisablehook = stop_again
     signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.unraisablehook = hook
