@@ -1,12 +1,25 @@
 """The interface of a suite: a true environment with tasks, for demonstrations and evaluation, never for practice."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from worldenv.interfaces.observation import Observation, Starts
 from worldenv.robot.robot import Robot
+
+PARTS = 4  # P, of a thing that a detector lists
+
+
+@dataclass(frozen=True)
+class Things:
+    """What a detector finds in T frames of N episodes, for each of the C looks that it can tell apart (colours, say)."""
+
+    area: np.ndarray  # [N, T, C, P] float32, pixels of each connected part, largest first; 0: no such part
+    centre: np.ndarray  # [N, T, C, P, 2] float32, pixels (x, y) in the first view; NaN: no such part
+    known: np.ndarray  # [N, C] bool: one thing of this look, which can be moved, belongs to the episode's task
+    aim: np.ndarray  # [N] int64, the look of the thing that the task moves; -1: the detector cannot tell it
 
 
 class Task(Protocol):
@@ -20,7 +33,12 @@ class Task(Protocol):
 
 @runtime_checkable
 class Suite(Protocol):
-    """A batch of true episodes. Start states are numbered; the splits "train" and "test" share none."""
+    """A batch of true episodes. Start states are numbered; the splits "train" and "test" share none.
+
+    A suite may also offer a detector, `find_things(frames, tasks) -> Things`: the things that it sees in frames
+    [N, T, V, H, W, 3] uint8 of episodes of these N tasks, true or imagined. With it, an evaluation says whether things
+    stay what and where they are (worldenv/evaluation/things.py). A suite that has none is measured without.
+    """
 
     name: str
     tasks: Sequence[Task]

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 
 from worldenv.interfaces.observation import Observation, Starts, table_of
+from worldenv.interfaces.suite import Things
 from worldenv.robot.robot import moved_gripper
+from worldenv.suites.tabletop.detector import find_things
 from worldenv.suites.tabletop.physics import HORIZON, Tabletop
 from worldenv.suites.tabletop.scenes import TASKS, Task
 
@@ -32,6 +34,10 @@ class TabletopSuite:
         """Carry out one action [E, 7]; the new observation, and whether each task is done [E] bool."""
         success = self.physics.step(action)
         return self._observe(), success
+
+    def find_things(self, frames: np.ndarray, tasks: Sequence[Task]) -> Things:
+        """Blocks, cans and pucks in frames [N, T, V, H, W, 3] uint8, by colour; see the detector."""
+        return find_things(frames, tasks)
 
     def _observe(self) -> Observation:
         camera = torch.from_numpy(self.physics.camera.projection).expand(len(self.physics), 1, 3, 4)
