@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from worldenv.assemble import Parts, check_names, load, make_engine
 from worldenv.config import PARTS, EvaluateConfig, TrainConfig
 from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
-from worldenv.evaluation.measure import Measurement, held_out, measure, practice_starts
+from worldenv.evaluation.consistency import has_detector
+from worldenv.evaluation.measure import Measurement, held_out, measure, practice_starts, validate
 from worldenv.evaluation.truth import starts_of
 from worldenv.records.checkpoint import load_weights, save_weights
 from worldenv.records.metrics import LONGEST_S
@@ -108,8 +110,9 @@ def _check_memory(parts: Parts, engine: Engine, config: TrainConfig | EvaluateCo
             f"the frames of {episodes:,} true episodes take {true / 1e9:.2f} GB while they are recorded; "
             f"{free / 1e9:.2f} GB are free: lower --eval.episodes"
         )
-    for count in (imagined, min(config.eval.imagined, episodes)):
-        engine.check_memory(one.to(engine.world.device), count)
+    start = one.to(engine.world.device)
+    engine.check_memory(start, imagined)
+    engine.check_memory(start, min(config.eval.imagined, episodes), video=has_detector(suite))
 
 
 def _practise(parts: Parts, engine: Engine, config: TrainConfig, folder: RunFolder, began: float, command: str) -> dict:
@@ -117,7 +120,8 @@ def _practise(parts: Parts, engine: Engine, config: TrainConfig, folder: RunFold
     before = _measured(parts, engine, config, folder, "before")
     measured = time.monotonic() - began
     starts = practice_starts(parts.suite, config.seed).to(engine.world.device)
-    counts = post_train(engine, starts, config.rl, folder, config.seed)
+    checked = partial(validate, parts.suite, parts.policy, engine, config.start_seed, config.seed)
+    counts = post_train(engine, starts, config.rl, folder, config.seed, checked, config.eval.every)
     _save_policy(folder, parts.policy, config, command)
     practised = time.monotonic() - began
     after = _measured(parts, engine, config, folder, "after")
@@ -129,6 +133,7 @@ def _practise(parts: Parts, engine: Engine, config: TrainConfig, folder: RunFold
         "false_stop": _pair(before, after, lambda m: m.true.false_stop),
         "missed_stop": _pair(before, after, lambda m: m.true.missed_stop),
         "world_model": after.quality,
+        "consistency": {"before": before.consistency, "after": after.consistency},
         "counts": counts,
         "time_shares": _shares(folder, loaded, measured - loaded + time.monotonic() - began - practised),
         "wall_s": earlier_s + time.monotonic() - began,
@@ -155,6 +160,7 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict:
             "false_stop": measured.true.false_stop,
             "missed_stop": measured.true.missed_stop,
             "world_model": measured.quality,
+            "consistency": measured.consistency,
             "wall_s": time.monotonic() - began,
         }
         return _finish(folder, result | _about(config, folder, command))
@@ -286,8 +292,8 @@ def _pair(before: Measurement, after: Measurement, figure) -> dict[str, float]:
 def _shares(folder: RunFolder, models: float, evaluate: float) -> dict[str, float]:
     """Shares of the run's time: rollout, update, evaluation, and loading or making the models."""
     lines = folder.metrics(STAGE)
-    parts = {name: sum(_seconds(line.get(f"{name}_s")) for line in lines) for name in ("rollout", "update")}
-    parts |= {"evaluate": evaluate, "models": models}
+    parts = {name: sum(_seconds(line.get(f"{name}_s")) for line in lines) for name in ("rollout", "update", "validate")}
+    parts |= {"evaluate": evaluate + parts.pop("validate"), "models": models}
     whole = max(sum(parts.values()), 1e-9)
     return {name: part / whole for name, part in parts.items()}
 

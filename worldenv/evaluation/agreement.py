@@ -5,9 +5,22 @@ from math import comb
 
 import numpy as np
 
+from worldenv.data.trajectory import Trajectory
 from worldenv.records.intervals import difference_interval, wilson_interval
+from worldenv.rollout.episodes import Rollouts
 
 RESAMPLES = 1000  # for the intervals of the mean and the largest gap
+
+
+def outcomes(
+    imagined: Rollouts,  # n, on the CPU
+    trajectories: Sequence[Trajectory],  # at least n; the first n from the same starts
+) -> tuple[np.ndarray, np.ndarray]:  # [n] bool, [n] bool
+    """Which imagined episodes the reflector stops, and which true ones succeed at some time: over as many steps."""
+    count, horizon = len(imagined.stopped), len(trajectories[0].actions)
+    steps = min(imagined.reward[0].numel(), horizon)
+    stopped = imagined.stopped & (imagined.stop <= steps)
+    return stopped.numpy(), np.array([t.success[:steps].any() for t in trajectories[:count]])
 
 
 def agreement(

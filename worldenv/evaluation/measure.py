@@ -1,8 +1,7 @@
 """Measure a policy: in the true environment and in imagination, from the same held-out start states."""
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,13 @@ import torch
 
 from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError
+from worldenv.evaluation.agreement import outcomes
 from worldenv.evaluation.config import EvalConfig
+from worldenv.evaluation.consistency import consistency, has_detector
 from worldenv.evaluation.perceptual import check_networks, perceptual_quality
 from worldenv.evaluation.pictures import psnr, ssim
-from worldenv.evaluation.truth import Outcome, act_in_true, judge_frames, judge_outcome, judge_trajectories, starts_of
+from worldenv.evaluation.replayed import Replayed, replay_episodes
+from worldenv.evaluation.truth import Outcome, act_in_true, judge_outcome, judge_trajectories, starts_of
 from worldenv.interfaces.observation import Starts
 from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
@@ -22,10 +24,10 @@ from worldenv.records.progress import Progress
 from worldenv.rollout.checks import check_begun, check_seed, check_suite
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.episodes import Rollouts
-from worldenv.rollout.replay import replay
 
 PRACTICE_STARTS = 960  # start states of the training split to practise from
 PRACTICE_FIRST = 2_000_000  # the first of them: neither demonstrations nor exploration use such numbers
+VALIDATION_EPISODES = 100  # true and imagined ones, each time that practice is looked at
 START_SEED_STRIDE = 100_003  # between the first start states of two start seeds
 
 
@@ -38,6 +40,7 @@ class Measurement:
     imagined: Rollouts
     quality: dict
     instructions: dict[str, str]  # of each task, the canonical one
+    consistency: dict = field(default_factory=dict)
 
     @property
     def imagined_success(self) -> float:
@@ -49,11 +52,8 @@ class Measurement:
 
         Both from the same starts and over the same number of steps.
         """
-        count, horizon = len(self.imagined.stopped), len(self.trajectories[0].actions)
-        steps = min(self.imagined.reward[0].numel(), horizon)
-        imagined = self.imagined.stopped & (self.imagined.stop <= steps)
-        true = np.array([t.success[:steps].any() for t in self.trajectories[:count]])
-        return imagined.float().mean().item() - float(true.mean())
+        imagined, true = outcomes(self.imagined, self.trajectories)
+        return float(imagined.mean()) - float(true.mean())
 
     def document(self) -> dict:
         """True success by stopping rule, overall and per task; per task also the imagined success."""
@@ -88,6 +88,18 @@ def practice_starts(suite: Suite, seed: int) -> Starts:
     return Starts(begun.seen.each(torch.clone), tuple(begun.texts))  # the suite may write over its own
 
 
+def validate(suite: Suite, policy: Policy, engine: Engine, start_seed: int, seed: int) -> dict[str, float]:
+    """True and imagined success of a policy that practises, from validation starts, the same ones in every call.
+
+    A gap that opens between them shows that practice exploits what the world model or the reflector gets wrong.
+    """
+    tasks, starts = held_out(suite, start_seed, VALIDATION_EPISODES)
+    trajectories = act_in_true(policy, suite, tasks, starts, "validation")
+    imagined = engine.run(starts_of(trajectories).to(engine.world.device), 1, seed, explore=False).to("cpu")
+    imagined_success, success = (float(ends.mean()) for ends in outcomes(imagined, trajectories))
+    return {"validation_success": success, "validation_imagined_success": imagined_success}
+
+
 def measure(
     suite: Suite,
     policy: Policy,
@@ -100,7 +112,8 @@ def measure(
 ) -> Measurement:
     """Act with the mean action: in the true environment to the horizon, in imagination until the reflector stops.
 
-    `engine` imagines with the same policy and reflector, perhaps in 8 bits.
+    For a suite with a detector imagination goes on to the horizon, too, and its frames are kept. `engine` imagines with
+    the same policy and reflector, perhaps in 8 bits.
     """
     if suite.horizon < engine.world.chunk:
         raise UserError(
@@ -116,10 +129,13 @@ def measure(
         outcome = judge_outcome(trajectories, *judge_trajectories(reflector, trajectories))
         progress.advance(success=f"{100 * outcome.success['oracle'].mean():.1f} %")
         few = trajectories[: config.quality]
-        quality = world_quality(engine, few, outcome.success["oracle"][: len(few)], seed, config.weights)
+        replayed = replay_episodes(engine, few, seed)
+        quality = world_quality(replayed, outcome.success["oracle"][: len(few)], engine.world.chunk, config.weights)
         progress.advance()
-        first = starts_of(trajectories[: config.imagined]).to(engine.world.device)
-        imagined = engine.run(first, 1, seed, explore=False).to("cpu")
+        first, looks = starts_of(trajectories[: config.imagined]).to(engine.world.device), has_detector(suite)
+        imagined = engine.run(first, 1, seed, explore=False, stop=not looks, video=looks).to("cpu")
+        found = consistency(suite, tasks, trajectories, outcome, imagined, replayed, seed)
+        imagined.video = imagined.proprio = None  # the largest by far, and looked at
         progress.advance()
     if broken := int(imagined.broken.sum()):
         warnings.warn(
@@ -127,30 +143,31 @@ def measure(
             "as failures",
             stacklevel=2,
         )
-    return Measurement(outcome, trajectories, imagined, quality, {t.name: t.instructions[0] for t in suite.tasks})
+    instructions = {t.name: t.instructions[0] for t in suite.tasks}
+    return Measurement(outcome, trajectories, imagined, quality, instructions, found)
 
 
 def world_quality(
-    engine: Engine, trajectories: Sequence[Trajectory], success: np.ndarray, seed: int, weights: Path | None = None
+    replayed: Replayed,
+    success: np.ndarray,  # [N] bool, whether each of its episodes was a success at some time
+    chunk: int,  # frames of a pass of the world model
+    weights: Path | None = None,
 ) -> dict:
-    """Open-loop replay: the actions of true episodes are imagined; no true frame is read after the first.
+    """Replayed frames against true ones.
 
     Returns PSNR (dB) and SSIM for each pass of the world model (mean over episodes, views and the pass's frames), and
     `agreement`: the share of episodes in which the reflector, reading the imagined frames, agrees with the truth on
     whether the task was done at some time. With `weights`, also the metrics of `perceptual_quality`.
     """
-    frames = torch.from_numpy(np.stack([t.frames for t in trajectories]))
-    actions = torch.from_numpy(np.stack([t.actions for t in trajectories]))
-    starts, device = starts_of(trajectories), engine.world.device
-    imagined = replay(engine.world, starts.to(device), actions.to(device), seed).cpu()
+    imagined = replayed.frames
+    frames = torch.from_numpy(np.stack([t.frames for t in replayed.trajectories]))
     frames = frames[:, : imagined.shape[1]]  # whole passes only
-    k, out = engine.world.chunk, {"psnr": [], "ssim": []}
-    for first in range(1, imagined.shape[1] - k + 1, k):
-        pair = (imagined[:, first : first + k].flatten(0, 2), frames[:, first : first + k].flatten(0, 2))
+    out = {"psnr": [], "ssim": []}
+    for first in range(1, imagined.shape[1] - chunk + 1, chunk):
+        pair = (imagined[:, first : first + chunk].flatten(0, 2), frames[:, first : first + chunk].flatten(0, 2))
         out["psnr"].append(psnr(*pair).mean().item())
         out["ssim"].append(ssim(*pair).mean().item())
-    _, stop = judge_frames(engine.reflector, starts, imagined)
-    out["agreement"] = float((stop.any(1).numpy() == success).mean())
-    out["episodes"] = len(trajectories)
+    out["agreement"] = float((replayed.stop.any(1) == success).mean())
+    out["episodes"] = len(imagined)
     views = [video.movedim(2, 1).flatten(0, 1) for video in (imagined, frames)]  # each view is a video of its own
-    return out | (perceptual_quality(weights, *views, k) if weights else {})
+    return out | (perceptual_quality(weights, *views, chunk) if weights else {})

@@ -1,7 +1,7 @@
 """The interface of a suite: a true environment with tasks, for demonstrations and evaluation, never for practice."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -14,12 +14,16 @@ PARTS = 4  # P, of a thing that a detector lists
 
 @dataclass(frozen=True)
 class Things:
-    """What a detector finds in T frames of N episodes, for each of the C looks that it can tell apart (colours, say)."""
+    """What a detector finds in T frames of N episodes, for each of the C looks (colours, say) that it tells apart."""
 
     area: np.ndarray  # [N, T, C, P] float32, pixels of each connected part, largest first; 0: no such part
     centre: np.ndarray  # [N, T, C, P, 2] float32, pixels (x, y) in the first view; NaN: no such part
     known: np.ndarray  # [N, C] bool: one thing of this look, which can be moved, belongs to the episode's task
     aim: np.ndarray  # [N] int64, the look of the thing that the task moves; -1: the detector cannot tell it
+
+    def at(self, frames: Sequence[int]) -> "Things":
+        """The things in some of the frames."""
+        return replace(self, area=self.area[:, frames], centre=self.centre[:, frames])
 
 
 class Task(Protocol):

@@ -3,6 +3,7 @@
 import os
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,8 +25,18 @@ COUNTS = ("groups", "groups_without_signal", "broken_episodes", "skipped_steps")
 PARTS = {"policy": dict, "iteration": int, "counts": dict}  # of a state, besides what all states have
 
 
-def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: RunFolder, seed: int) -> dict[str, int]:
+def post_train(
+    engine: Engine,
+    starts: Starts,
+    config: PostTrainConfig,
+    folder: RunFolder,
+    seed: int,
+    validate: Callable[[], dict[str, float]] | None = None,  # figures of the present policy
+    every: int = 0,  # iterations between two calls of it; 0: never
+) -> dict[str, int]:
     """Improve `engine.policy` in imagination, in place; resumable after any iteration. Returns the run's counts.
+
+    The figures of `validate` are logged with those of the iteration; nothing else depends on them.
 
     A resumed run needs the policy that it began with: its weights are checked, and then replaced by those of the
     state. Raises UserError for a policy whose weights cannot be saved. Raises CheckpointError, before anything is
@@ -55,6 +66,9 @@ def post_train(engine: Engine, starts: Starts, config: PostTrainConfig, folder: 
         for iteration in range(first, config.iterations):
             figures = _iterate(engine, learner, starts, iteration, seed, counts)
             check_names(engine.policy, names)
+            if every and validate is not None and (iteration + 1) % every == 0:
+                began = time.monotonic()
+                figures |= validate() | {"validate_s": time.monotonic() - began}
             folder.log(STAGE, iteration, **figures)
             save_state(
                 path,

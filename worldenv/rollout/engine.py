@@ -120,6 +120,7 @@ class Engine:
             check_rewards(out.reward)
             if video:
                 out.video[:, 0] = starts.seen.frames.repeat_interleave(siblings, 0)
+                out.proprio[:, 0] = starts.seen.proprio.repeat_interleave(siblings, 0)
         return out
 
     def bytes_per_episode(self, starts: Starts, video: bool = False) -> tuple[int, int]:

@@ -58,6 +58,7 @@ class Rollouts(Slots):
     broken: Tensor  # [E] bool: a number was not finite; the episode has no weight
     record: Slots | None = None  # tensors [E, T, ...], what the policy's `log_prob` needs of each chunk
     video: Tensor | None = None  # [E, T * K + 1, V, H, W, 3] uint8, only if asked for
+    proprio: Tensor | None = None  # [E, T * K + 1, P] float32, with the video
 
     @classmethod
     def empty(
@@ -71,7 +72,7 @@ class Rollouts(Slots):
         video: bool = False,
         steps: int | None = None,  # actions after which an episode ends; None: horizon * chunk
     ) -> "Rollouts":
-        e, seen = len(starts) * siblings, starts.seen
+        e, seen, frames = len(starts) * siblings, starts.seen, horizon * chunk + 1
         zeros = partial(torch.zeros, dtype=torch.float32, device=starts.device)
         return cls(
             action=zeros(e, horizon, chunk, actions),
@@ -83,7 +84,8 @@ class Rollouts(Slots):
             stopped=zeros(e, dtype=torch.bool),
             broken=zeros(e, dtype=torch.bool),
             record=record and record.each(lambda one: one.new_zeros(e, horizon, *one.shape[1:])),
-            video=zeros(e, horizon * chunk + 1, *seen.frames.shape[1:], dtype=torch.uint8) if video else None,
+            video=zeros(e, frames, *seen.frames.shape[1:], dtype=torch.uint8) if video else None,
+            proprio=zeros(e, frames, *seen.proprio.shape[1:]) if video else None,
         )
 
     def note(self, live: Episodes, step: Step) -> None:
@@ -101,6 +103,7 @@ class Rollouts(Slots):
         if self.video is not None:
             steps = live.chunk[:, None] * k + 1 + torch.arange(k, device=row.device)
             self.video[row[:, None], steps] = step.frames
+            self.proprio[row[:, None], steps] = step.proprio
         newly = step.stop.any(1) & ~self.stopped[row]
         self.stop[row] = torch.where(newly, live.chunk * k + 1 + step.stop.int().argmax(1), self.stop[row])
         self.stopped[row] |= newly
