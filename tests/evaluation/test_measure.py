@@ -13,6 +13,7 @@ from worldenv.evaluation import measure as module
 from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.measure import Measurement, held_out, in_turn, measure, practice_starts, world_quality
 from worldenv.evaluation.pictures import psnr
+from worldenv.evaluation.replayed import replay_episodes
 from worldenv.evaluation.truth import judge_frames, starts_of
 from worldenv.rl.advantage import group_advantage
 from worldenv.rl.config import PostTrainConfig
@@ -133,7 +134,8 @@ def test_truth_and_imagination_are_compared_over_as_many_steps():
 
 def test_quality_compares_whole_replays_chunk_by_chunk(tiny):
     engine, trajectories = tiny.engine(), [tiny.trajectory(12, i) for i in range(3)]
-    found = world_quality(engine, trajectories, np.array([True, True, False]), seed=1)
+    replayed = replay_episodes(engine, trajectories, seed=1)
+    found = world_quality(replayed, np.array([True, True, False]), engine.world.chunk)
     assert len(found["psnr"]) == len(found["ssim"]) == 3 and found["episodes"] == 3
     frames, actions = (torch.from_numpy(np.stack([getattr(t, k) for t in trajectories])) for k in ("frames", "actions"))
     starts = starts_of(trajectories)

@@ -11,6 +11,7 @@ from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.measure import world_quality
 from worldenv.evaluation.perceptual import FILES, check_networks, frechet_distance, perceptual_quality
+from worldenv.evaluation.replayed import replay_episodes
 
 
 class Vgg(nn.Module):
@@ -103,7 +104,9 @@ def test_network_whose_features_are_not_finite_is_refused(weights):
 
 def test_quality_of_the_world_model_has_them_too(weights, tiny):
     trajectories = [tiny.trajectory(12, i) for i in range(3)]
-    found = world_quality(tiny.engine(), trajectories, np.array([True, True, False]), seed=1, weights=weights)
+    engine = tiny.engine()
+    replayed = replay_episodes(engine, trajectories, seed=1)
+    found = world_quality(replayed, np.array([True, True, False]), engine.world.chunk, weights)
     assert len(found["lpips"]) == len(found["psnr"]) == 3 and found["fid"] > 0 and found["fvd"] > 0
 
 

@@ -37,6 +37,24 @@ def success(oracle, own_stop, no_stop, n=500):
     return rates | {"n": n, "intervals": intervals, "per_task": per_task}
 
 
+def consistency(below_60):
+    moved = {"below_60": below_60, "below_35": 0.16, "two_places": 0.05, "n": 540}
+    by_chunk = {
+        "moved": {"n": [9, 9], "below_60": [None, below_60]},
+        "untouched": {"n": [0, 0], "below_60": [None, None]},
+    }
+    error = {"ece": 0.081, "false_stop": 0.01, "missed_stop": 0.2}
+    return {
+        "agreement": {"share": 0.79, "n": 200, "mean_gap": 0.113, "mean_gap_by_chance": 0.07, "largest_gap": 0.32}
+        | {"begins": {"grasp": 20, "carry": 4, "push": 0}},
+        "reflector": {"replayed": error, "true": error | {"ece": 0.054}},
+        "things": {
+            name: dict.fromkeys(("imagined", "replayed", "true"), part)
+            for name, part in (("moved_thing", moved), ("by_chunk", by_chunk))
+        },
+    }
+
+
 def train_result():
     return {
         "success_before": success(0.522, 0.468, 0.392),
@@ -45,6 +63,7 @@ def train_result():
         "imagined_minus_true": {"before": -0.082, "after": -0.064},
         "false_stop": {"before": 0.034, "after": 0.041},
         "missed_stop": {"before": 0.087, "after": 0.052},
+        "consistency": {"before": consistency(0.57), "after": consistency(0.61)},
         "world_model": {
             "psnr": [33.1, 31.0, 29.8, 29.0, 28.4, 28.1],
             "ssim": [0.97, 0.95, 0.94, 0.93, 0.92, 0.92],
@@ -142,6 +161,7 @@ def test_report_of_a_training_run_shows_every_section_with_its_figures(report):
         "Per task",
         "Learning curves",
         "Imagined against true",
+        "Consistency of imagination",
         "Stopping",
         "World model quality",
         "Time",
@@ -155,8 +175,10 @@ def test_report_of_a_training_run_shows_every_section_with_its_figures(report):
     assert "9 min 31 s" in reader.text and "gaps in the curves: 1." in reader.text
     assert "111 of 1080 groups" in reader.text and "FID 21.3, imagined against true" in reader.text
     assert "26.1 → 35.7" in reader.texts and "– → –" in reader.texts  # imagined, per task
-    # Headline 1, tasks 2, learning 6, imagined 1, simulator 3, time 1, other stage 2.
-    assert reader.tags.count("svg") == 16
+    assert "57.0 → 61.0" in reader.texts and "8.1 → 8.1" in reader.texts and "5.4 → 5.4" in reader.texts
+    assert "agree in 79.0 % of 200 episodes" in reader.text and "part in: grasp 20, carry 4." in reader.text
+    # Headline 1, tasks 2, learning 6, imagined 1, consistency 1, simulator 3, time 1, other stage 2.
+    assert reader.tags.count("svg") == 17
     assert reader.tags.count("img") == 2
     # The bars stand for 0.522 and 0.714, and the difference interval is that of the two counts.
     low, high = difference_interval(357, 500, 261, 500)
@@ -228,13 +250,15 @@ def test_report_of_an_evaluation_shows_one_policy_without_a_difference(tmp_path)
     result = train_result()
     result["success"] = result.pop("success_after")
     del result["success_before"], result["time_shares"], result["world_model"], result["counts"]
+    result["consistency"] = consistency(0.61)
     result |= {"imagined_success": 0.65, "imagined_minus_true": -0.064, "false_stop": 0.041, "missed_stop": 0.052}
     run.write_result(result)
     _, reader = read(run)
     assert "71.4 %" in reader.text and "difference" not in reader.text and "→" not in reader.text
     assert "65.0 -6.4 71.4 70.2" in reader.text and "4.1 5.2" in reader.text
     assert reader.text.count("Left out") == 4  # learning curves, simulator, time shares, videos
-    assert reader.tags.count("svg") == 3
+    assert "Moved thing: in two places 5.0 5.0 5.0" in reader.text
+    assert reader.tags.count("svg") == 4
 
 
 def test_report_of_a_run_that_was_killed_says_what_is_missing_and_why(folder):
@@ -247,7 +271,7 @@ def test_report_of_a_run_that_was_killed_says_what_is_missing_and_why(folder):
 def test_report_of_an_empty_run_draws_no_empty_plot(tmp_path):
     _, reader = read(RunFolder.create(tmp_path / "empty", {}))
     assert reader.tags.count("svg") == 0
-    assert reader.text.count("Left out") == 9
+    assert reader.text.count("Left out") == 10
 
 
 def test_success_before_is_grey_and_after_is_the_accent():

@@ -13,7 +13,7 @@ from worldenv import __version__
 from worldenv.errors import UserError
 from worldenv.files import read_bytes, write_text
 from worldenv.records import figures
-from worldenv.records.figures import AFTER, OTHER, Series
+from worldenv.records.figures import AFTER, BEFORE, OTHER, Series
 from worldenv.records.intervals import difference_interval, wilson_interval
 from worldenv.records.progress import format_figure, human_seconds
 from worldenv.records.run_folder import RunFolder
@@ -30,6 +30,16 @@ POST_TRAIN = {  # metric -> (title, axis label, whether it is a share of 1)
     "clip_fraction": ("Clipped fraction", "share of chunks", False),
     "groups_without_signal": ("Groups without signal", "groups", False),
     "skipped_steps": ("Skipped steps", "steps", False),
+}
+VALIDATION = (("validation_imagined_success", "imagined", AFTER), ("validation_success", "true", OTHER))
+LOOKS = {"imagined": AFTER, "replayed": OTHER, "true": BEFORE}  # of the frames of an episode
+CONSISTENCY = {  # place in an evaluation's figures, {} being one of LOOKS -> what it is
+    "things.moved_thing.{}.below_60": "Moved thing: less than 60 % of it is left",
+    "things.moved_thing.{}.below_35": "Moved thing: less than 35 %",
+    "things.moved_thing.{}.two_places": "Moved thing: in two places",
+    "reflector.{}.ece": "Reflector: calibration error (ECE)",
+    "reflector.{}.false_stop": "Reflector: false stops",
+    "reflector.{}.missed_stop": "Reflector: missed stops",
 }
 CAPTION_BYTES, VIDEO_BYTES = 1 << 16, 1 << 28
 NOT_PLOTTED = {"stage", "step", "time_s", "non_finite"}
@@ -73,6 +83,7 @@ def write_report(folder: RunFolder) -> Path:
         "Per task": _per_task(evaluations),
         "Learning curves": _learning_curves(folder, result),
         "Imagined against true": _imagined(folder, result, evaluations),
+        "Consistency of imagination": _consistency(result.get("consistency") or {}),
         "Stopping": _stopping(result),
         "World model quality": _world_quality(result.get("world_model") or {}),
         "Time": _time(result),
@@ -198,15 +209,54 @@ def _imagined(folder: RunFolder, result: Mapping[str, Any], evaluations: Mapping
     lines = folder.metrics("post_train")
     checked = [line for line in lines if line.get("validation_success") is not None]
     if checked:
-        steps, dreams = [line["step"] for line in lines], [line.get("imagined_success") for line in lines]
-        truth = [line["validation_success"] for line in checked]
-        series = [
-            Series("imagined", steps, dreams, AFTER),
-            Series("true (validation)", [line["step"] for line in checked], truth, OTHER, dots=True),
+        steps, imagined = [line["step"] for line in lines], [line.get("imagined_success") for line in lines]
+        at = [line["step"] for line in checked]
+        series = [Series("imagined, rollouts", steps, imagined, BEFORE)] + [
+            Series(f"{label}, validation", at, [line.get(key) for line in checked], color, dots=True)
+            for key, label, color in VALIDATION
+            if any(line.get(key) is not None for line in checked)
         ]
         plot = figures.lines(series, "Success while post-training", "iteration", "share of episodes", True)
         html += _grid([plot])
     return html or _missing("neither imagined success nor validation success was measured in this run")
+
+
+def _consistency(found: Mapping[str, Any]) -> str:
+    parts = {name: part for name, part in (found if "agreement" not in found else {"success": found}).items() if part}
+    if not parts:
+        return _missing("result.json does not say how well imagination agrees with the truth")
+    rows, last = [], list(parts.values())[-1]
+    for place, label in CONSISTENCY.items():
+        cells = [[_at(part, place.format(look)) for part in parts.values()] for look in LOOKS]
+        if any(value is not None for values in cells for value in values):
+            rows.append([label, *(" → ".join(map(_percent, values)) for values in cells)])
+    html = _table(["Frames", *(f"{look.capitalize()}, %" for look in LOOKS)], rows)
+    html += "".join(f"<p>{escape(_agreement(name, part))}</p>" for name, part in parts.items())
+    series = []
+    for look, color in LOOKS.items():
+        if shares := _at(last, f"things.by_chunk.{look}.moved.below_60"):
+            series.append(Series(look, range(1, len(shares) + 1), shares, color))
+    title = "Moved things of which less than 60 % is left"
+    return html + _grid(
+        [figures.lines(series, title, "chunk of the episode", "share of things", True)] if series else []
+    )
+
+
+def _at(part: Any, place: str) -> Any:
+    for key in place.split("."):
+        part = part.get(key) if isinstance(part, Mapping) else None
+    return part
+
+
+def _agreement(name: str, part: Mapping[str, Any]) -> str:
+    share, mean, largest = (_percent(_at(part, f"agreement.{key}")) for key in ("share", "mean_gap", "largest_gap"))
+    chance, n = _percent(_at(part, "agreement.mean_gap_by_chance")), _at(part, "agreement.n")
+    begins = [f"{phase} {count}" for phase, count in (_at(part, "agreement.begins") or {}).items() if count]
+    return (
+        f"{_policy(name).capitalize()}: imagined and true outcome agree in {share} % of {n} episodes. Imagined success "
+        f"of a task is {mean} points from the true one on average ({chance} by chance alone), at most {largest}. "
+        + (f"Where outcomes differ, the episodes part in: {', '.join(begins)}." if begins else "")
+    )
 
 
 def _stopping(result: Mapping[str, Any]) -> str:

@@ -73,11 +73,23 @@ EVALUATIONS = ("success_before", "success_after", "success")
 RATES = {"oracle": SHARE, "own_stop": SHARE, "no_stop": SHARE, "n": _number(1, LARGEST, int, "a whole number")}
 INTERVALS = {"intervals": {EVERY: [SHARE, SHARE]}}
 SUCCESS = RATES | INTERVALS | {"per_task": {EVERY: RATES | {"imagined": SHARE, "instruction": _text}}}
+THINGS = {
+    "moved_thing": {EVERY: {EVERY: SHARE, "n": COUNT}},
+    "by_chunk": {EVERY: {EVERY: {EVERY: [SHARE], "n": [COUNT]}}},
+}
+AGREEMENT = {
+    **dict.fromkeys(("share", "mean_gap", "mean_gap_by_chance", "largest_gap"), SHARE),
+    "n": COUNT,
+    "begins": {EVERY: COUNT},
+}
+REFLECTOR = {EVERY: {**dict.fromkeys(("ece", "false_stop", "missed_stop"), SHARE)}}
+CONSISTENCY = {"agreement": AGREEMENT, "reflector": REFLECTOR, "things": THINGS}
 RESULT = {
     **dict.fromkeys(EVALUATIONS, SUCCESS),
     **dict.fromkeys(("imagined_success", "false_stop", "missed_stop"), (SHARE, {EVERY: SHARE, "n": COUNT})),
     "imagined_minus_true": (GAP, {EVERY: GAP, "n": COUNT}),
     "world_model": {**dict.fromkeys(("psnr", "ssim", "lpips"), [ANY]), "fid": ANY, "fvd": ANY},
+    "consistency": CONSISTENCY | {"before": CONSISTENCY, "after": CONSISTENCY},
     "counts": {EVERY: COUNT},
     "time_shares": {EVERY: SHARE},
     "wall_s": SECONDS,

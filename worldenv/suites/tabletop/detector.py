@@ -49,11 +49,9 @@ def find_things(
             f"frames is {frames.dtype} {list(frames.shape)} for {len(tasks)} tasks; it should be uint8 [N, T, V, H, W, "
             "3] with one task for each of the N episodes"
         )
-    n, t, _, height, width, _ = frames.shape
-    step = 8 - BITS
-    r, g, b = (frames[:, :, 0, :, :, channel].reshape(n * t, height, width) >> step for channel in range(3))
-    color = _color_table()[r, g, b]
-    area, centre = find_parts(color, len(COLORS))
+    n, t = frames.shape[:2]
+    color = nearest_color(frames[:, :, 0])
+    area, centre = find_parts(color.reshape(n * t, *color.shape[2:]), len(COLORS))
     known, aim = np.zeros((n, len(COLORS)), dtype=bool), np.full(n, -1)
     for row, task in enumerate(tasks):
         colors = [item.color for item in task.items]
@@ -63,6 +61,14 @@ def find_things(
                 if i == task.object:
                     aim[row] = COLORS.index(item.color)
     return Things(area.reshape(n, t, *area.shape[1:]), centre.reshape(n, t, *centre.shape[1:]), known, aim)
+
+
+def nearest_color(
+    frames: np.ndarray,  # [..., 3] uint8
+) -> np.ndarray:  # [...] uint8: index of the colour + 1; 0: none of them, or the background
+    """The colour of each pixel, whatever the light."""
+    r, g, b = np.moveaxis(frames >> (8 - BITS), -1, 0)
+    return _color_table()[r, g, b]
 
 
 @cache
