@@ -11,6 +11,7 @@ EVENTS = ("teleported", "passed_through")  # within a chunk
 LEAST_PX = 12  # a thing that shows less of itself in the first frame cannot be followed
 VANISHED, FADED, SHRUNK = 0.1, 0.35, 0.6  # a state holds below this share of the thing's first area
 PART, PLACE = 0.1, 0.15  # the least share of the first area that counts as a part, and as a place of its own
+APART = 0.75  # of the size of a thing: nearer parts are one place
 OTHER = 0.25  # likewise, of another look that stands where the thing was
 NEAR, AWAY = 1 / 8, 1 / 16  # of the width of the picture: as far as a gripper touches; left its place
 LOW_M, TABLE_M = 0.06, 0.018  # fingertips that can touch what lies on the table; that cannot pass over it
@@ -79,7 +80,8 @@ def permanence(chunks: Chunks) -> dict[str, dict[str, list]]:
     - split: two parts or more of at least 10 % of that area each, where there was one.
     - doubled: see `doubled`.
     - recoloured: the thing is below 35 %, and a look that the first frame did not show stands where it was.
-    - teleported: it is at another place than a chunk ago, at least 60 % of it at both, and no gripper was near either.
+    - teleported: no part of at least 15 % is where it was a chunk ago, 60 % of it showed and shows, and no gripper was
+      near either place.
     - passed_through: closed fingertips went along the table and through its middle, and it stayed.
     """
     states, events, moved = find_states(chunks), find_events(chunks), find_moved(chunks)
@@ -120,10 +122,10 @@ def doubled(
     centre: np.ndarray,  # [..., P, 2] px
     whole: np.ndarray,  # [...] px, the first area
 ) -> np.ndarray:  # [...] bool
-    """Whether a thing stands in two places: two parts of at least 15 % of its first area each, further apart than half
-    of its size (the root of that area)."""
+    """Whether a thing stands in two places: two parts of at least 15 % of its first area each, further apart than
+    three quarters of its size (the root of that area): the halves of a thing that is cut in place are one place."""
     apart = np.linalg.norm(centre[..., 0, :] - centre[..., 1, :], axis=-1)  # NaN where there are not two parts
-    return (area[..., 1] >= np.maximum(PLACE * whole, 1)) & (apart > 0.5 * np.sqrt(whole))
+    return (area[..., 1] >= np.maximum(PLACE * whole, 1)) & (apart > APART * np.sqrt(whole))
 
 
 def _other_at_its_place(chunks: Chunks) -> np.ndarray:  # [N, C + 1, D] bool
@@ -171,6 +173,9 @@ def find_events(chunks: Chunks) -> dict[str, np.ndarray]:  # [N, C, D] bool
     place, share, gripper = chunks.place, chunks.share, chunks.gripper
     old, new, least = place[:, :-1], place[:, 1:], np.minimum(share[:, :-1], share[:, 1:])
     way = np.linalg.norm(new - old, axis=-1)
+    parts = chunks.things.area[:, 1:] >= PLACE * chunks.whole[..., None]
+    ways = np.linalg.norm(chunks.things.centre[:, 1:] - old[..., None, :], axis=-1)
+    left = (np.where(parts, ways, np.inf) > AWAY * chunks.width).all(-1)  # no part of it is where it was
     from_old, from_new = _apart(chunks, old, new)
     alone = np.minimum(from_old, from_new).min(1) >= NEAR * chunks.width
     size = np.sqrt(chunks.whole)
@@ -179,7 +184,7 @@ def find_events(chunks: Chunks) -> dict[str, np.ndarray]:  # [N, C, D] bool
     along = (_steps(chunks, stride) * can_push).sum(1)  # [N, C, 1] px along the table
     through = (can_push & (from_old < 0.25 * size[:, None])).any(1) & (along > 0.5 * size)
     return {
-        "teleported": (least >= SHRUNK) & (way > AWAY * chunks.width) & alone,
+        "teleported": (least >= SHRUNK) & left & alone,
         "passed_through": (least >= FADED) & (way < 0.5 * AWAY * chunks.width) & through,
     }
 
