@@ -14,8 +14,8 @@ def begin_of_divergence(true: Chunks, imagined: Chunks) -> tuple[np.ndarray, np.
     (below 10 %) and not in the other (60 % or more).
 
     - push: closed fingertips came to the thing.
-    - grasp: the gripper was not closed on a thing that it had moved. So a grasp that fails in one of them is one, too.
-    - carry, release: it was, and at the end of the chunk it is still closed in both, or open in one.
+    - grasp: else, the thing still stands where it first stood in one of them, or the gripper has closed in neither.
+    - release, carry: else, the gripper is open at the end of the chunk in one of them, or closed in both.
     - reflector: the episodes never part, so an outcome that differs is the reflector's.
     - unknown: the detector cannot follow the thing, or there is no gripper.
     """
@@ -29,11 +29,11 @@ def begin_of_divergence(true: Chunks, imagined: Chunks) -> tuple[np.ndarray, np.
     chunk = np.where(part.any(1) & known, part.argmax(1), 0)
     if true.gripper is None or imagined.gripper is None:
         return chunk, np.full(n, "unknown")
-    closed, before = [c.gripper.opening[:, :: c.length] < CLOSED for c in (true, imagined)], np.maximum(chunk - 1, 0)
-    moved = np.linalg.norm(here[0] - here[0][:, :1], axis=-1) > AWAY * true.width
-    was_closed = (closed[0] | closed[1])[rows, before] & moved[rows, before]
-    still_closed = (closed[0] & closed[1])[rows, chunk]
-    phase = np.where(was_closed, np.where(still_closed, "carry", "release"), "grasp")
+    closed = [c.gripper.opening[:, :: c.length] < CLOSED for c in (true, imagined)]
+    has_closed = np.logical_or.accumulate(closed[0] | closed[1], axis=1)[rows, chunk]
+    moved = [np.linalg.norm(place - place[:, :1], axis=-1) > AWAY * true.width for place, _ in (here, there)]
+    carried = has_closed & (moved[0] & moved[1])[rows, chunk]
+    phase = np.where(carried, np.where((closed[0] & closed[1])[rows, chunk], "carry", "release"), "grasp")
     phase = np.where(_comes_closed(true, here[0]) | _comes_closed(imagined, there[0]), "push", phase)
     phase = np.where(chunk > 0, phase, "reflector")
     return chunk, np.where(known, phase, "unknown")
