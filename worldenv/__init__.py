@@ -47,6 +47,7 @@ _PUBLIC = {
     "Reflector": "interfaces.reflector",
     "Suite": "interfaces.suite",
     "Task": "interfaces.suite",
+    "Things": "interfaces.suite",
     "Robot": "robot.robot",
     "Kinematics": "robot.kinematics",
     "Camera": "robot.camera",

@@ -13,6 +13,12 @@ def test_evaluation_that_cannot_be_made_is_refused(field, value):
         EvalConfig(**{field: value})
 
 
+@pytest.mark.parametrize("value", [-1, 0.5, True, None])
+def test_looks_at_practice_that_cannot_be_made_are_refused(value):
+    with pytest.raises(UserError, match=f"^every is {value}; it should be a whole number from 0"):
+        EvalConfig(every=value)
+
+
 def test_perceptual_weights_are_looked_for_before_any_work(tmp_path):
     with pytest.raises(UserError, match="has no weights to measure with"):
         EvalConfig(weights=tmp_path)

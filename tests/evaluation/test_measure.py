@@ -101,6 +101,45 @@ def test_imagined_and_true_episodes_begin_with_the_same_frames(parts, monkeypatc
     assert found.instructions == {task.name: task.instructions[0] for task in TASKS}
 
 
+class Blind:
+    """A suite without its detector."""
+
+    def __init__(self, suite):
+        self.suite = suite
+
+    def __getattr__(self, name):
+        if name == "find_things":
+            raise AttributeError(name)
+        return getattr(self.suite, name)
+
+
+def test_imagination_that_is_looked_at_goes_on_to_the_horizon_and_its_frames_are_dropped(parts):
+    found = measured(parts, replace(SMALL, imagined=10), chunks=10)
+    assert found.imagined.video is None and (found.imagined.chunks == 10).all()
+    other = measured(replace(parts, suite=Blind(parts.suite)), replace(SMALL, imagined=10), chunks=10)
+    assert other.imagined.chunks.min() < 10
+    for name in ("stop", "stopped"):
+        assert torch.equal(getattr(other.imagined, name), getattr(found.imagined, name))
+    agreed, alike = (dict(one.consistency["agreement"]) for one in (found, other))
+    assert sum(agreed.pop("begins").values()) == round(10 * (1 - agreed["share"]))
+    assert agreed == alike and found.consistency["reflector"] == other.consistency["reflector"]
+    assert "things" in found.consistency and "things" not in other.consistency
+
+
+def test_validation_is_from_the_same_unseen_starts_every_time(parts, monkeypatch):
+    engine, asked = make_engine(parts, EngineConfig(horizon=8)), []
+    reset, step = parts.suite.reset, parts.suite.step
+    monkeypatch.setattr(parts.suite, "reset", lambda *given: asked.append(given) or reset(*given))
+    monkeypatch.setattr(module, "VALIDATION_EPISODES", 20)
+    first, second = (module.validate(parts.suite, parts.policy, engine, 3, 0) for _ in range(2))
+    assert first == second and asked[0] == asked[1]
+    assert asked[0][2] == "validation" and len(asked[0][1]) == 20
+    imagined = engine.run(parts.suite.reset(*asked[0]), 1, 0, explore=False)
+    assert first["validation_imagined_success"] == pytest.approx(imagined.stopped.float().mean().item())
+    monkeypatch.setattr(parts.suite, "step", lambda action: (step(action)[0], np.ones(20, dtype=bool)))
+    assert module.validate(parts.suite, parts.policy, engine, 3, 0)["validation_success"] == 1.0
+
+
 def test_document_says_per_task_what_was_imagined(parts):
     found = measured(parts, replace(SMALL, episodes=20, imagined=11))
     assert found.document()["n"] == 20

@@ -53,6 +53,25 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(tiny, tmp_path, same_wei
     assert counts["groups"] == 9 and counts["broken_episodes"] == 0
 
 
+def test_looks_at_practice_are_logged_and_change_nothing(tiny, tmp_path, same_weights):
+    plain, looked_at, calls = tiny.engine(horizon=8), tiny.engine(horizon=8), []
+
+    def validate():
+        calls.append(len(calls))
+        looked_at.run(tiny.starts(5), 1, 9, explore=False)
+        return {"validation_success": 0.1 * len(calls)}
+
+    folders = [RunFolder.create(tmp_path / name, {}) for name in ("plain", "looked at")]
+    config = replace(CONFIG, iterations=5)
+    post_train(plain, tiny.starts(6), config, folders[0], 4, validate)  # every 0: never
+    assert not calls
+    post_train(looked_at, tiny.starts(6), config, folders[1], 4, validate, every=2)
+    lines = folders[1].metrics(STAGE)
+    assert [line.get("validation_success") for line in lines] == [None, 0.1, None, 0.2, None]
+    assert all((line.get("validate_s") is not None) == ("validation_success" in line) for line in lines)
+    assert same_weights(plain.policy, looked_at.policy)
+
+
 def test_skipped_updates_are_counted_across_an_interruption(tiny, tmp_path, monkeypatch):
     def nowhere(policy, record, *rest):
         mu, _ = policy.heads(record.feature, record.proprio)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from worldenv.policy.laplace import SeenFeature
+from worldenv.robot.kinematics import chunk_kinematics
 from worldenv.rollout.episodes import Rollouts
 
 
@@ -56,3 +57,13 @@ def test_forgotten_episodes_are_as_new(tiny):
 def test_rollouts_move_with_all_that_they_record(tiny):
     out = empty(tiny, 2, features=5).to("meta")
     assert all(tensor.is_meta for tensor in out.tensors()) and out.video is None and out.record.feature.is_meta
+
+
+def test_poses_are_recorded_with_the_video(tiny):
+    engine, starts = tiny.engine(horizon=12), tiny.starts(5)
+    out = engine.run(starts, 2, 1, stop=False, video=True)
+    begun = starts.seen.proprio.repeat_interleave(2, 0)
+    poses = chunk_kinematics(begun, out.action.flatten(1, 2), engine.world.robot.kinematics)
+    assert torch.equal(out.proprio[:, 0], begun)
+    torch.testing.assert_close(out.proprio[:, 1:], poses, atol=1e-6, rtol=0)
+    assert engine.run(starts, 1, 1).proprio is None
