@@ -1,4 +1,4 @@
-"""Does imagination tell the truth? Things that the policy moves, outcomes and gaps per task.
+"""Does imagination tell the truth? Things that the policy moves, outcomes, gaps per task, the reflector's calibration.
 
     python benchmarks/consistency.py [--models FOLDER] [--policies FILE ...] [--starts 1000]
 
@@ -13,62 +13,73 @@ from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from worldenv.assemble import Parts, load, make_engine
-from worldenv.evaluation.agreement import agreement
+from worldenv.evaluation.agreement import agreement, outcomes
+from worldenv.evaluation.calibration import calibration, stop_errors
+from worldenv.evaluation.consistency import look_at_all
+from worldenv.evaluation.divergence import PHASES, begin_of_divergence
 from worldenv.evaluation.measure import in_turn
-from worldenv.evaluation.things import aimed_thing, late_frames
-from worldenv.evaluation.truth import act_in_true, starts_of
+from worldenv.evaluation.replayed import replay_episodes
+from worldenv.evaluation.things import aimed_thing
+from worldenv.evaluation.truth import act_in_true, judge_trajectories, starts_of
 from worldenv.interfaces.suite import Things
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.progress import table
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.memory import keep_freed_memory
-from worldenv.rollout.replay import replay
 
 FIRST_START, AT_ONCE = 20_000, 250  # validation starts that no other benchmark uses; episodes in memory at a time
 COLUMNS = ("imagined", "replayed", "true")
+JUDGED = ("replayed", "true")  # the frames whose truth is known
 
 
 def consistency(parts: Parts, engine: Engine, starts: int, seed: int) -> dict:
     """Act, imagine and replay `starts` episodes, the tasks in turn."""
-    things, imagined, true, tasks = {name: [] for name in COLUMNS}, [], [], in_turn(parts.suite, starts)
+    late, judged, ends, phases = {name: [] for name in COLUMNS}, {name: [] for name in JUDGED}, [], []
+    tasks = in_turn(parts.suite, starts)
     for first in range(0, starts, AT_ONCE):
         some = tasks[first : first + AT_ONCE]
         numbers = [FIRST_START + (first + i) // len(parts.suite.tasks) for i in range(len(some))]
         acted = act_in_true(parts.policy, parts.suite, some, numbers, "validation")
-        begun = starts_of(acted)
-        rollouts = engine.run(begun, 1, seed, first, explore=False, stop=False, video=True)
-        actions = torch.from_numpy(np.stack([t.actions for t in acted]))
-        frames = {
-            "imagined": rollouts.video.numpy(),
-            "replayed": replay(engine.world, begun, actions, seed).numpy(),
-            "true": np.stack([t.frames for t in acted]),
-        }
-        late = [0, *late_frames(parts.suite.horizon)]
-        for name, video in frames.items():
-            things[name].append(parts.suite.find_things(video[:, late], some))
-        imagined.append(rollouts.stopped.numpy())
-        true.append([t.success.any() for t in acted])
-    ends = np.concatenate(imagined), np.concatenate(true)
-    whole = {
-        name: Things(*map(np.concatenate, zip(*map(astuple, found), strict=True))) for name, found in things.items()
-    }
+        imagined = engine.run(starts_of(acted), 1, seed, first, explore=False, stop=False, video=True)
+        replayed = replay_episodes(engine, acted, seed)
+        looked = look_at_all(parts.suite, some, acted, imagined, replayed)
+        for name, part in looked.items():
+            late[name].append(part.late)
+        judged["replayed"].append((replayed.reward, replayed.stop, replayed.success))
+        judged["true"].append((*judge_trajectories(parts.reflector, acted), np.stack([t.success for t in acted])))
+        ends.append(outcomes(imagined, acted))
+        phases.append(begin_of_divergence(looked["true"].chunks, looked["imagined"].chunks)[1])
+    said, true = joined(ends)
+    begins = np.concatenate(phases)[said != true]
     return {
-        "moved_thing": {name: aimed_thing(found) for name, found in whole.items()},
-        "agreement": agreement(*ends, [task.name for task in tasks], seed),
+        "moved_thing": {name: aimed_thing(Things(*joined(map(astuple, found)))) for name, found in late.items()},
+        "agreement": agreement(said, true, [task.name for task in tasks], seed)
+        | {"begins": {name: int((begins == name).sum()) for name in PHASES}},
+        "reflector": {
+            name: calibration(reward, success) | stop_errors(stop, success)
+            for name, (reward, stop, success) in ((name, joined(found)) for name, found in judged.items())
+        },
     }
+
+
+def joined(parts) -> list[np.ndarray]:
+    """The arrays of several parts of the starts, each one after the other."""
+    return [np.concatenate(several) for several in zip(*parts, strict=True)]
 
 
 def show(title: str, found: dict) -> None:
     """The rows of one policy."""
     moved, agreed = found["moved_thing"], found["agreement"]
     rows = [
-        [label, *(f"{100 * moved[name][key]:.1f} %" for name in COLUMNS)]
+        [f"moved thing {label}", *(percent(moved[name][key]) for name in COLUMNS)]
         for key, label in (("below_60", "below 60 %"), ("below_35", "below 35 %"), ("two_places", "in two places"))
+    ] + [
+        [f"reflector's {label}", "-", *(percent(found["reflector"][name][key]) for name in JUDGED)]
+        for key, label in (("ece", "calibration error"), ("false_stop", "false stops"), ("missed_stop", "missed stops"))
     ]
-    table(f"{title}: the thing that the task moves", ["", *COLUMNS], rows)
+    table(f"{title}: frames", ["", *COLUMNS], rows)
     per_task = [
         [name, f"{100 * part['imagined']:.1f}", f"{100 * part['true']:.1f}", f"{100 * part['gap']:+.1f}"]
         for name, part in agreed["per_task"].items()
@@ -79,9 +90,14 @@ def show(title: str, found: dict) -> None:
         f"{title}: outcomes agree in {100 * agreed['share']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of "
         f"{agreed['n']} episodes; |gap| per task: mean {100 * agreed['mean_gap']:.1f}, of which "
         f"{100 * agreed['mean_gap_by_chance']:.1f} would be expected by chance, largest "
-        f"{100 * agreed['largest_gap']:.1f} points",
+        f"{100 * agreed['largest_gap']:.1f} points. Where outcomes differ, the episodes part in: "
+        + ", ".join(f"{phase} {count}" for phase, count in agreed["begins"].items()),
         file=sys.stderr,
     )
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def main() -> None:
