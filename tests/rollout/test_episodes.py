@@ -67,3 +67,8 @@ def test_poses_are_recorded_with_the_video(tiny):
     assert torch.equal(out.proprio[:, 0], begun)
     torch.testing.assert_close(out.proprio[:, 1:], poses, atol=1e-6, rtol=0)
     assert engine.run(starts, 1, 1).proprio is None
+
+
+def test_asking_what_an_episode_takes_takes_no_memory(tiny):
+    engine, starts = tiny.engine(horizon=4 * 10**9), tiny.starts(2)
+    assert engine.bytes_per_episode(starts, video=True)[1] > 4 * 10**9 * starts.seen.frames[0].numel()  # 3 TB

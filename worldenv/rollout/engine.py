@@ -152,7 +152,8 @@ class Engine:
     def _bytes_kept(self, starts: Starts, video: bool, record: Slots | None) -> int:
         """Bytes of an episode's records."""
         row = torch.zeros(1, dtype=torch.long, device=starts.device)
-        return self._records(starts.pick(row), 1, video, record).bytes_each()
+        one = starts.pick(row).to("meta")  # no memory: the frames of a single long episode may not fit
+        return self._records(one, 1, video, record and record.each(lambda tensor: tensor.to("meta"))).bytes_each()
 
     def _make_room(self, starts: Starts, siblings: int, video: bool) -> Rollouts:
         """The records of every episode, and how many slots there is memory for beside them.
