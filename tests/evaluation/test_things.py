@@ -7,7 +7,19 @@ import pytest
 
 from worldenv.data.record import Record
 from worldenv.evaluation.consistency import look
-from worldenv.evaluation.things import EVENTS, STATES, aimed_thing, doubled, find_moved, late_frames
+from worldenv.evaluation.divergence import begin_of_divergence
+from worldenv.evaluation.things import (
+    EVENTS,
+    STATES,
+    Chunks,
+    Gripper,
+    aimed_thing,
+    doubled,
+    find_events,
+    find_moved,
+    find_states,
+    late_frames,
+)
 from worldenv.evaluation.things import permanence as shares_by_chunk
 from worldenv.interfaces.suite import Things
 from worldenv.suites.tabletop.detector import nearest_color
@@ -118,11 +130,13 @@ def test_defect_of_the_moved_thing_is_seen_among_the_moved(suite, episode, defec
     assert not any(found["untouched"][measure][-1] for measure in STATES)
 
 
-def test_true_episodes_are_clean_at_their_end(suite, episode):
+def test_true_episodes_are_clean(suite, episode):
     for task in episode:
         looked = chunks_of(suite, episode, task)
         for group in shares_by_chunk(looked.chunks).values():
             assert all(group[measure][-1] == 0 for measure in (*STATES, *EVENTS))
+            never = ("doubled", "recoloured", *EVENTS)  # what no arm in front of a thing can look like
+            assert not any(share for measure in never for share in group[measure])
         found = aimed_thing(looked.late)
         assert found == {"below_60": 0.0, "below_35": 0.0, "two_places": 0.0, "n": 3}
 
@@ -182,3 +196,92 @@ def test_halves_of_one_thing_are_not_two_places():
     centre = np.zeros((4, 4, 2))
     centre[:, 1, 0] = [7.0, 8.0, 12.0, np.nan]  # px apart; the thing is 10 wide
     assert doubled(area, centre, np.full(4, 100.0)).tolist() == [False, True, False, False]
+
+
+WIDTH, THING = 64, 64.0  # px; px of area: 8 wide
+
+
+def made(places, tips, height=0.01, opening=0.0, area=THING):
+    """One thing in so many frames, one chunk of 4 between each two, and fingertips that go to `tips`, one a frame."""
+    frames, n = len(places), 4 * (len(places) - 1) + 1
+    areas, centre = np.zeros((1, frames, 2, 4)), np.full((1, frames, 2, 4, 2), np.nan)
+    areas[0, :, 0, 0], centre[0, :, 0, 0] = area, places
+    things = Things(areas, centre, np.array([[True, False]]), np.array([0]))
+    pixel = np.broadcast_to(np.asarray(tips, float), (1, n, 2))
+    return Chunks(things, Gripper(pixel, np.full((1, n), height), np.full((1, n), opening)), 4, WIDTH)
+
+
+def line(begin, end, n=5):
+    return np.stack([np.linspace(a, b, n) for a, b in zip(begin, end, strict=True)], axis=1)
+
+
+HERE = (32.0, 32.0)
+THROUGH, DOWN = line((20, 32), (44, 32)), line((32, 31), (32, 33))
+
+
+@pytest.mark.parametrize(
+    ("places", "tips", "how", "passes"),
+    [
+        ([HERE, HERE], THROUGH, {}, True),
+        ([HERE, HERE], THROUGH, {"height": 0.05}, False),  # over it
+        ([HERE, HERE], THROUGH, {"opening": 1.0}, False),  # with a finger on either side
+        ([HERE, HERE], DOWN, {}, False),  # comes down on it
+        ([HERE, HERE], line((20, 40), (44, 40)), {}, False),  # beside it
+        ([HERE, (42, 32)], THROUGH, {}, False),  # pushes it
+        ([HERE, HERE], THROUGH, {"area": [THING, 0.2 * THING]}, False),  # and hides it
+    ],
+)
+def test_passing_through_is_told_from_passing(places, tips, how, passes):
+    chunks = made(places, tips, **how)
+    assert find_events(chunks)["passed_through"][0, 0, 0] == passes
+    assert shares_by_chunk(chunks)["moved"]["passed_through"] == [1.0] or not passes
+
+
+@pytest.mark.parametrize(
+    ("places", "tips", "how", "moved"),
+    [
+        ([HERE] * 3, (10, 10), {}, [False, False, False]),
+        ([HERE] * 3, HERE, {"height": 0.1}, [False, False, False]),  # high above
+        ([HERE] * 3, HERE, {}, [False, True, True]),
+        ([HERE] * 3, [HERE] * 3 + [(10, 10)] * 6, {}, [False, True, True]),  # came and went
+        ([HERE, (40, 32), HERE], (10, 10), {}, [False, True, True]),  # left its place and came back
+        ([HERE, (40, 32), HERE], (10, 10), {"area": [THING, 0.2 * THING, THING]}, [False, False, False]),  # hidden
+    ],
+)
+def test_moved_is_what_low_fingertips_came_near_or_what_left_its_place(places, tips, how, moved):
+    assert find_moved(made(places, tips, **how))[0, :, 0].tolist() == moved
+
+
+def test_thing_that_was_two_parts_from_the_first_is_not_split():
+    chunks = made([HERE, HERE], (10, 10))
+    for frames, expected in (([1], True), ([0, 1], False)):
+        area = chunks.things.area.copy()
+        area[0, frames, 0, 1] = 20
+        found = find_states(replace(chunks, things=replace(chunks.things, area=area)))["split"]
+        assert found[0, 1, 0] == expected
+
+
+@pytest.mark.parametrize(("left", "expected"), [(0.9, False), (0.2, True)])
+def test_other_look_before_a_thing_that_is_there_is_no_change_of_colour(left, expected):
+    chunks = made([HERE, HERE], (10, 10), area=[THING, left * THING])
+    area, centre = chunks.things.area.copy(), chunks.things.centre.copy()
+    area[0, 1, 1, 0], centre[0, 1, 1, 0] = THING / 2, (33, 33)
+    chunks = replace(chunks, things=replace(chunks.things, area=area, centre=centre))
+    assert find_states(chunks)["recoloured"][0, 1, 0] == expected
+
+
+@pytest.mark.parametrize(
+    ("area", "openings", "chunk", "phase"),
+    [
+        ([THING, 0], (1.0, 1.0), 1, "grasp"),  # gone in imagination only
+        ([THING, 0.5 * THING], (1.0, 1.0), 0, "reflector"),  # faded, and not elsewhere
+        ([THING, 0], (1.0, 0.0), 1, "push"),  # closed fingertips come to it in one of them
+        ([THING, 0], (0.0, 1.0), 1, "push"),
+    ],
+)
+def test_thing_that_vanishes_in_one_parts_the_episodes(area, openings, chunk, phase):
+    true = made([HERE, HERE], HERE, opening=openings[0])
+    imagined = made([HERE, HERE], HERE, opening=openings[1], area=area)
+    begins, phases = begin_of_divergence(true, imagined)
+    assert (begins.tolist(), phases.tolist()) == ([chunk], [phase])
+    assert begin_of_divergence(imagined, true)[0].tolist() == [chunk]

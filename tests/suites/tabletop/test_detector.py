@@ -62,6 +62,7 @@ def test_colours_are_told_in_any_light_and_the_background_is_none():
     palette = (np.array(PALETTE) * light).clip(0, 255).astype(np.uint8)
     assert (nearest_color(palette) == np.arange(len(PALETTE)) + 1).all()
     assert not nearest_color((np.array(BACKGROUND) * light).astype(np.uint8)).any()
+    assert not nearest_color(np.full((1, 3), 100, dtype=np.uint8)).any()  # a grey is no white
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 63), (5, 17, 9), (2, 40, 40)])
