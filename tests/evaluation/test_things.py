@@ -208,7 +208,7 @@ def made(places, tips, height=0.01, opening=0.0, area=THING):
     areas[0, :, 0, 0], centre[0, :, 0, 0] = area, places
     things = Things(areas, centre, np.array([[True, False]]), np.array([0]))
     pixel = np.broadcast_to(np.asarray(tips, float), (1, n, 2))
-    return Chunks(things, Gripper(pixel, np.full((1, n), height), np.full((1, n), opening)), 4, WIDTH)
+    return Chunks(things, Gripper(pixel, np.full((1, n), height), np.full((1, n), opening, dtype=float)), 4, WIDTH)
 
 
 def line(begin, end, n=5):
@@ -285,3 +285,10 @@ def test_thing_that_vanishes_in_one_parts_the_episodes(area, openings, chunk, ph
     begins, phases = begin_of_divergence(true, imagined)
     assert (begins.tolist(), phases.tolist()) == ([chunk], [phase])
     assert begin_of_divergence(imagined, true)[0].tolist() == [chunk]
+
+
+@pytest.mark.parametrize(("opening", "phase"), [(1.0, "grasp"), (0.0, "carry"), ([0.0, 0, 1, 1, 1], "release")])
+def test_thing_that_is_moved_with_an_open_hand_is_not_carried(opening, phase):
+    places = [HERE, (20, 32)], [HERE, (44, 32)]
+    chunks = [made(place, (60, 60), opening=np.array(opening)) for place in places]
+    assert [found.tolist() for found in begin_of_divergence(*chunks)] == [[1], [phase]]
