@@ -41,7 +41,7 @@ def action_map_reference(
     """The meaning of `action_map`, in plain PyTorch."""
     gripper = Gripper(*gripper)
     position, opening = poses[:, :3], poses[:, 6:POSE]
-    closing, up = _rotated_axes(poses[:, 3:6])
+    closing, up = rotated_axes(poses[:, 3:6])
     reach = (gripper.tip_closed_m + gripper.tip_opening_m * opening) * closing
     foot = position * constant((1.0, 1.0, 0.0), position)
     finger, half = gripper.finger_m * up, gripper.hand_half_m * closing
@@ -59,7 +59,7 @@ def action_map_reference(
     return torch.where(finite[:, None, None, None, None], strokes, 0.0)
 
 
-def _rotated_axes(
+def rotated_axes(
     axis_angle: Tensor,  # [B, 3] rad
 ) -> tuple[Tensor, Tensor]:  # the images of x and z: [B, 3], unit
     # Rodrigues' formula with sinc, which has no 0 / 0 at angle 0.

@@ -31,6 +31,8 @@ class ScratchConfig:
     teacher_pretraining: Schedule = Schedule(steps=600, batch=32, learning_rate=1.2e-3, weight_decay=1e-3)
     teacher: Schedule = Schedule(steps=5000, batch=16, learning_rate=1e-3, weight_decay=1e-3)
     student: Schedule = Schedule(steps=1800, batch=8, learning_rate=4e-4, weight_decay=1e-3)
+    contact: Schedule = Schedule(steps=5000, batch=128, learning_rate=2e-3, weight_decay=1e-2)
+    beside: int = 2  # times that recorded chunks are tried again from a gripper that stands beside
     unroll: int = 5  # chunks that the student imagines in a row while it learns
     causal: CausalConfig = CausalConfig()  # sizes of the causal world model
     causal_teacher: Schedule = Schedule(steps=30_000, batch=64, learning_rate=5e-4, weight_decay=1e-3)
@@ -54,6 +56,7 @@ class ScratchConfig:
             perturb=Within(0, 100),
             again=episodes,
             again_noise=Within(0, 100),
+            beside=Within(0, 100),
             unroll=Within(1, HORIZON // ComposerConfig.chunk),
             causal_chunks=COUNT,
             causal_levels=Within(0, 1, open_low=True),
@@ -111,6 +114,8 @@ def tiny_scratch() -> ScratchConfig:
         teacher_pretraining=tiny,
         teacher=tiny,
         student=tiny,
+        contact=tiny,
+        beside=1,
         causal=CausalConfig(width=64, layers=2, heads=2, key_heads=1),
         causal_teacher=tiny,
         causal_student=tiny,

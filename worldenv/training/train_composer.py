@@ -10,10 +10,12 @@ from worldenv.data.clips import Clips
 from worldenv.nn.encoder import VisionLanguageEncoder
 from worldenv.nn.instruction import tokenize
 from worldenv.ops.action_map import ARM_CHANNELS, action_map
+from worldenv.ops.known_pictures import known_pictures, moved
 from worldenv.ops.patchify import patchify, unit
-from worldenv.ops.transport import transport
 from worldenv.ops.unpatchify import to_frames
 from worldenv.robot.robot import Robot
+from worldenv.training.layers import Layers
+from worldenv.worlds.composer.layer import POSITION
 from worldenv.worlds.composer.network import ComposerNetwork, Seen
 
 # How much more a pixel counts that changes within the chunk: few do, and they are all that matters. Five in six of them
@@ -23,6 +25,8 @@ ARM_LEVEL = 0.05  # of the action map's strokes: where the arm is, a little gene
 CHANGE_LEVEL = 0.15  # what counts as change, of the range [-1, 1]
 LOW_M, OPEN, CLOSED = 0.06, 0.95, 0.4  # of the gripper: height, aperture; above LOW_M and OPEN it touches nothing
 IDLE_SHARE, CLOSING_SHARE = 0.2, 3.0  # how often chunks are drawn in which it touches nothing; closes low
+MOVING_SHARE = 3.0  # likewise, chunks in which something has been moved since it was last away
+THING_WEIGHT = 10.0  # how much more the pixels of the moved thing count, whether they change or not
 FEATURE_WEIGHT = 0.3  # of the encoder's view of the frames against the pixels'
 BACKGROUND_FRAMES = 1000
 FIRST_SHARE = 0.25  # of the training samples are an episode's first chunk: what goes wrong there stays wrong
@@ -31,35 +35,53 @@ MEMORY_NOISE = 0.04  # largest standard deviation added to memory frames: blunts
 
 
 class ChunkBatch:
-    """B chunks of true clips, ready for the network: memory, poses and the frames that follow, of the first view."""
+    """B chunks of true clips, ready for the network: what is known before, poses and the frames that follow.
 
-    def __init__(self, clips: Clips, robot: Robot, chunk: int, episode: Tensor, step: Tensor):
+    Of the first view. The layers are those of the labels.
+    """
+
+    def __init__(self, clips: Clips, layers: Layers, robot: Robot, episode: Tensor, step: Tensor):
+        chunk = layers.chunk
         index = step[:, None] + torch.arange(chunk + 1)
         size = clips.frame_shape[1]
         self.camera, self.gripper = clips.camera[episode][:, :1], robot.gripper
-        self.poses = clips.proprio[episode[:, None], index]
+        self.poses, self.layer = clips.proprio[episode[:, None], index], layers.at(episode, step)
+        self.tips = torch.cat([clips.proprio[episode, :1], self.poses], dim=1)[..., POSITION]
+        self.is_clear = self.layer.clear == step  # where the present frame is the clear one
         cameras = self.camera.repeat_interleave(chunk + 1, 0)
         maps = action_map(self.poses.flatten(0, 1), cameras, self.gripper, size, size)[:, 0]
         maps = maps.unflatten(0, (len(episode), chunk + 1))
         arm = maps[:, :, ARM_CHANNELS].amax(2, keepdim=True) > ARM_LEVEL
         self.arm = (arm[:, 1:] | arm[:, :1]).movedim(2, 4)  # [B, K, H, W, 1], in the frame or in the one before
-        memory = torch.stack([torch.zeros_like(step), (step - chunk).clamp(min=0), step], dim=1)
-        frames = unit(clips.frames_at(episode, torch.cat([memory, index[:, 1:]], dim=1))[:, :, 0])
-        self.memory, self.clean = frames[:, :3], frames[:, 3:]
+        known = torch.stack([torch.zeros_like(step), self.layer.clear, step], dim=1)
+        frames = clips.frames_at(episode, torch.cat([known, index[:, 1:]], dim=1))[:, :, 0]
+        self.first, self.clear, self.last = frames[:, :3].unbind(1)  # uint8
+        self.clean = unit(frames[:, 3:])
+        share = moved(self.layer.mask[..., None], self.layer.places, self.camera)[:, 1:]
+        self.thing = share.clamp(0, 255) / 255  # [B, K, H, W, 1], of each pixel
 
-    def seen_by(self, network: ComposerNetwork, memory: Tensor) -> Seen:
-        """What the network knows before the noise, from these memory frames."""
-        pictures = transport(memory[:, :, None], self.poses, self.camera)[:, 0]
+    def seen_by(self, network: ComposerNetwork, last: Tensor, clear: Tensor) -> Seen:  # [B, H, W, 3] uint8
+        """What the network knows before the noise, from these frames."""
+        layer = self.layer
+        pictures = known_pictures(
+            self.first, last, clear, layer.mask, self.tips, layer.places, self.camera, network.plate
+        )
         return network.see(pictures, self.poses, self.camera, self.gripper)
 
+    def weight(self, predicted: Tensor, *last: Tensor) -> Tensor:  # [B, K, H, W, 3], [B, H, W, 3] each, in [-1, 1]
+        """How much each pixel counts, [B, K, H, W, 1]: those that change, and those of the moved thing."""
+        return change_weight(self.clean, predicted, self.arm, *last) + THING_WEIGHT * self.thing
 
-def draw_steps(clips: Clips, batch: int, chunks: int, chunk: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+
+def draw_steps(
+    clips: Clips, layers: Layers, batch: int, chunks: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Random (episode, step) with room for `chunks` chunks within the episode's own steps (at least from step 0).
 
     Steps where the gripper is open and above everything are drawn less often, there is little to learn, and those where
-    it closes low more often: what it takes along is decided there. FIRST_SHARE of the steps are 0.
+    it closes low, or where something is moved, more often. FIRST_SHARE of the steps are 0.
     """
-    steps = clips.actions.shape[1]
+    steps, chunk = clips.actions.shape[1], layers.chunk
     last = steps - chunk * chunks
     if last < 0:
         raise ValueError(f"the longest clip has {steps} steps; {chunks} chunks of {chunk} are more")
@@ -68,6 +90,7 @@ def draw_steps(clips: Clips, batch: int, chunks: int, chunk: int, generator: tor
     idle = ~low & (torch.minimum(begin[..., 6], end[..., 6]) > OPEN)
     closing = low & (begin[..., 6] > OPEN) & (end[..., 6] < CLOSED)
     weight = torch.where(closing, CLOSING_SHARE, torch.where(idle, IDLE_SHARE, 1.0))
+    weight = torch.where(layers.moves()[:, : last + 1], MOVING_SHARE, weight)
     weight = weight * (torch.arange(last + 1) <= (clips.length[:, None] - chunk * chunks).clamp(min=0))
     drawn = torch.multinomial(weight.flatten(), batch, replacement=True, generator=generator)
     first = torch.rand(batch, generator=generator) < FIRST_SHARE
@@ -99,21 +122,21 @@ def clean_background(frames: Tensor) -> Tensor:  # [N, H, W, 3] uint8 -> [H / 2,
 
 
 def teacher_loss(
-    network: ComposerNetwork, clips: Clips, robot: Robot, batch: int
+    network: ComposerNetwork, clips: Clips, layers: Layers, robot: Robot, batch: int
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
-    """Flow matching, x_t = (1 - t) x_0 + t noise, with clean frames predicted: squared error times `change_weight`."""
-    chunk = network.config.chunk
+    """Flow matching, x_t = (1 - t) x_0 + t noise, with clean frames predicted: squared error times the weight."""
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        part = ChunkBatch(clips, robot, chunk, *draw_steps(clips, batch, 1, chunk, generator))
-        amount = MEMORY_NOISE * torch.rand(batch, 1, 1, 1, 1, generator=generator)
-        memory = part.memory + amount * torch.randn(part.memory.shape, generator=generator)
+        part = ChunkBatch(clips, layers, robot, *draw_steps(clips, layers, batch, 1, generator))
+        amount = MEMORY_NOISE * torch.rand(batch, 1, 1, 1, generator=generator)
+        last = unit(part.last) + amount * torch.randn(part.last.shape, generator=generator)
         t = torch.rand(batch, generator=generator) * 0.95 + 0.05
         t = torch.where(torch.rand(batch, generator=generator) < PURE_NOISE_SHARE, 1.0, t)
         mix = t.view(-1, 1, 1, 1, 1)
         noisy = (1 - mix) * part.clean + mix * torch.randn(part.clean.shape, generator=generator)
-        predicted = to_frames(network.denoise(patchify(noisy), t, part.seen_by(network, memory)))
-        weight = change_weight(part.clean, predicted, part.arm, part.memory[:, -1])
+        seen = part.seen_by(network, to_pixels(last), part.clear)
+        predicted = to_frames(network.denoise(patchify(noisy), t, seen))
+        weight = part.weight(predicted, unit(part.last))
         value = (weight * (predicted - part.clean).square()).mean()
         return value, {"mse": (predicted.detach() - part.clean).square().mean().item()}
 
@@ -134,7 +157,13 @@ def unlike(
 
 
 def student_loss(
-    student: ComposerNetwork, encoder: VisionLanguageEncoder, clips: Clips, robot: Robot, batch: int, unroll: int
+    student: ComposerNetwork,
+    encoder: VisionLanguageEncoder,
+    clips: Clips,
+    layers: Layers,
+    robot: Robot,
+    batch: int,
+    unroll: int,
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
     """One pass from pure noise, learned on the student's own rollouts.
 
@@ -151,19 +180,25 @@ def student_loss(
     encoder, tokens = copy.deepcopy(encoder).requires_grad_(False), tokenize(clips.instructions)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        episode, step = draw_steps(clips, batch, unroll, chunk, generator)
-        memory, total, errors = None, torch.zeros(()), []
+        episode, step = draw_steps(clips, layers, batch, unroll, generator)
+        last, total, errors = None, torch.zeros(()), []
         for i in range(unroll):
-            part = ChunkBatch(clips, robot, chunk, episode, step + i * chunk)
-            memory = part.memory if memory is None else memory
+            part = ChunkBatch(clips, layers, robot, episode, step + i * chunk)
+            if last is None:
+                last, clear = part.last, part.clear
+            clear = torch.where(part.is_clear[:, None, None, None], last, clear)
             noise = torch.randn(part.clean.shape, generator=generator)
-            seen = part.seen_by(student, memory)
+            seen = part.seen_by(student, last, clear)
             predicted = to_frames(student.denoise(patchify(noise), torch.ones(batch), seen))
-            weight = change_weight(part.clean, predicted, part.arm, part.memory[:, -1], memory[:, -1])
+            weight = part.weight(predicted, unit(part.last), unit(last))
             apart = unlike(encoder, predicted, part, tokens[episode])
             total = total + ((weight * (predicted - part.clean).abs()).mean() + FEATURE_WEIGHT * apart) / unroll
             errors.append((predicted.detach() - part.clean).square().mean().item())
-            memory = torch.stack([memory[:, 0], memory[:, -1], predicted.detach().clamp(-1, 1)[:, -1]], dim=1)
+            last = to_pixels(predicted.detach()[:, -1])
         return total, {"mse_first": errors[0], "mse_last": errors[-1], "unlike_last": apart.item()}
 
     return loss
+
+
+def to_pixels(frames: Tensor) -> Tensor:  # in [-1, 1] -> uint8
+    return ((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

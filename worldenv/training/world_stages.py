@@ -9,26 +9,34 @@ import torch
 
 from worldenv.data.clips import Clips
 from worldenv.data.frames import MemoryFrames
+from worldenv.ops.unpatchify import to_frames
+from worldenv.records.checkpoint import load_weights, save_weights
 from worldenv.records.model_files import load_model, save_model
 from worldenv.training.config import TOKENIZER_FRAMES
+from worldenv.training.contacts import record_contacts
+from worldenv.training.layers import Layers
 from worldenv.training.train_causal import causal_loss, distillation_loss, fit_tokenizer
 from worldenv.training.train_composer import BACKGROUND_FRAMES, clean_background, student_loss, teacher_loss
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import CausalWorld
+from worldenv.training.train_contact import contact_loss
+from worldenv.worlds.composer.contact import ContactNetwork, Scene
 from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
 from worldenv.worlds.composer.sampler import STUDENT_LEVELS, TEACHER_LEVELS
 from worldenv.worlds.composer.world import ComposerWorld
 
-TEACHER = "teacher.safetensors"
+TEACHER, CONTACT = "teacher.safetensors", "contact.safetensors"
 
 
 class ComposerStages:
-    """A teacher, pretrained on the pretraining suite, and a student of one step on its own rollouts."""
+    """A teacher, pretrained on the pretraining suite; what contacts do to things; a student of one step on its own
+    rollouts."""
 
     name, has_ranges = "composer", True
 
     def __init__(self, pipeline: Any):
         self.pipeline = pipeline
+        self._layers: Layers | None = None
 
     def load(self, path: Path) -> ComposerWorld:
         suite = self.pipeline.suite
@@ -39,8 +47,15 @@ class ComposerStages:
         return [
             (models / "teacher_base.safetensors", self.make_teacher_base),
             (models / TEACHER, self.make_teacher),
+            (models / CONTACT, self.make_contact),
             (models / "composer.safetensors", self.make_student),
         ]
+
+    def layers(self) -> Layers:
+        """The layers of the recorded episodes, made anew in each session: some seconds."""
+        if self._layers is None:
+            self._layers = Layers.of(self.pipeline.clips(), ComposerConfig.chunk)
+        return self._layers
 
     def make_teacher_base(self, path: Path) -> None:
         p = self.pipeline
@@ -50,7 +65,7 @@ class ComposerStages:
         clips = Clips(
             stored=MemoryFrames.padded(torch.from_numpy(data.frames)[:, :, None]),
             proprio=torch.from_numpy(data.proprio),
-            actions=torch.zeros(n, steps, p.suite.robot.action_size),
+            actions=torch.from_numpy(data.actions),
             success=torch.from_numpy(data.success),
             length=torch.full((n,), steps),
             instructions=data.instructions,
@@ -61,23 +76,37 @@ class ComposerStages:
         teacher = p.new(ComposerNetwork, ComposerConfig())
         draw = torch.Generator().manual_seed(p.seed)
         teacher.plate.data = clean_background(clips.sample_frames(draw, BACKGROUND_FRAMES)[:, 0])
-        loss = teacher_loss(teacher, clips, p.suite.robot, schedule.batch)
+        layers = Layers(clips.proprio, data.states, teacher.config.chunk)
+        loss = teacher_loss(teacher, clips, layers, p.suite.robot, schedule.batch)
         made = p.train(teacher, loss, schedule, "teacher_pretraining")
         save_model(path, teacher, "composer", made, levels=TEACHER_LEVELS)
 
     def make_teacher(self, path: Path) -> None:
         p, schedule = self.pipeline, self.pipeline.config.teacher
         teacher = _composer(p.models / "teacher_base.safetensors")
-        loss = teacher_loss(teacher, p.clips(), p.suite.robot, schedule.batch)
+        loss = teacher_loss(teacher, p.clips(), self.layers(), p.suite.robot, schedule.batch)
         save_model(path, teacher, "composer", p.train(teacher, loss, schedule, "teacher"), levels=TEACHER_LEVELS)
+
+    def make_contact(self, path: Path) -> None:
+        """From the recorded chunks, and, with extra data, the same ones from beside."""
+        p, schedule = self.pipeline, self.pipeline.config.contact
+        teacher = _composer(p.models / TEACHER)
+        scene = Scene(to_frames(teacher.plate.detach()[None, :, :, None])[0, 0], p.suite.robot.gripper)
+        beside = p.config.beside if p.config.extra_data else 0
+        contacts = record_contacts(p.clips(), self.layers(), scene, beside, p.seed)
+        network = p.new(ContactNetwork, teacher.config.chunk)
+        made = p.train(network, contact_loss(network, contacts, schedule.batch), schedule, "contact")
+        save_weights(path, network, {"kind": "contact", "made": made})
 
     def make_student(self, path: Path) -> None:
         p, schedule = self.pipeline, self.pipeline.config.student
         teacher = _composer(p.models / TEACHER)
         student = p.new(ComposerNetwork, replace(teacher.config, exact=True))
         student.load_state_dict(teacher.state_dict())
+        load_weights(p.models / CONTACT, student.contact)
+        student.contact.requires_grad_(False)
         encoder, robot = p.base().policy.encoder, p.suite.robot
-        loss = student_loss(student, encoder, p.clips(), robot, schedule.batch, p.config.unroll)
+        loss = student_loss(student, encoder, p.clips(), self.layers(), robot, schedule.batch, p.config.unroll)
         save_model(path, student, "composer", p.train(student, loss, schedule, "student"), levels=STUDENT_LEVELS)
 
 

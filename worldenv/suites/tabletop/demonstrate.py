@@ -36,6 +36,7 @@ class Disturbed:
     plans: np.ndarray  # [N, T, K, 7] float32, the next actions of the undisturbed expert from each state
     success: np.ndarray  # [N, T + 1] bool
     place: np.ndarray  # [N, T + 1, 6] float32, metres: xyz of the object, xyz of the goal
+    states: np.ndarray  # [N, T + 1, 79] float64, as `Tabletop.state` returns them
     instructions: tuple[str, ...]
 
 
@@ -44,7 +45,7 @@ def disturb(tasks: Sequence[Task], seed: int, chunk: int = 4, steps: int = 32, i
     random = np.random.default_rng(seed)
     suite = TabletopSuite(image_size)
     record, env = Record(suite, suite.reset(tasks, [0] * len(tasks), "train")), suite.physics
-    plans, place, n = [], [_places(env)], len(tasks)
+    plans, place, states, n = [], [_places(env)], [env.state()], len(tasks)
     before = env.success()
     shake = random.uniform(0.02, 0.3, (n, 1)) * np.array([1, 1, 1, 0.5, 0.5, 0.5, 0])
     bias = random.normal(size=(n, 7)) * 0.12 * (random.random((n, 1)) < 0.4) * np.array([1, 1, 1, 0, 0, 0, 0])
@@ -60,10 +61,12 @@ def disturb(tasks: Sequence[Task], seed: int, chunk: int = 4, steps: int = 32, i
         plans.append(plan)
         record.step(action)
         place.append(_places(env))
+        states.append(env.state())
     frames, proprio, actions, success = record.stacked()
     success = np.concatenate([before[:, None], success], axis=1)
     plans, place = np.stack(plans, axis=1), np.stack(place, axis=1)
-    return Disturbed(frames[:, :, 0], proprio, actions, plans, success, place, tuple(env.instructions))
+    states = np.stack(states, axis=1)
+    return Disturbed(frames[:, :, 0], proprio, actions, plans, success, place, states, tuple(env.instructions))
 
 
 def _plan(env: Tabletop, chunk: int) -> np.ndarray:  # [N, K, 7] float32

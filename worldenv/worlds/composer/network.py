@@ -20,11 +20,9 @@ from worldenv.ops.map_features import map_features
 from worldenv.ops.patchify import PATCH
 from worldenv.ops.residual_int8 import residual_int8
 from worldenv.ops.transformer_int8 import transformer_int8
-from worldenv.ops.transport import moves
+from worldenv.worlds.composer.contact import ContactNetwork
 
 GROUPS = 8  # groups of the group normalisations
-MEMORY_FRAMES = 3  # the first of the episode, the last one before the previous chunk, the present one
-
 SMALLEST_SHARE, SMALLEST_CORRECTION = 0.05, 0.02  # of a pixel; of the range [-1, 1]
 
 
@@ -49,8 +47,8 @@ class ComposerConfig:
 
     @property
     def sources(self) -> int:
-        """The pictures from which a pixel may be taken: memory frames, warped frames and the background."""
-        return MEMORY_FRAMES + moves(self.chunk) + 1
+        """The pictures from which a pixel may be taken: those of `known_pictures`, and the background."""
+        return 2 + 4 * self.chunk
 
 
 class ResidualBlock(nn.Module):
@@ -113,18 +111,18 @@ class Seen:
 
     features: Tensor  # [B, H / 2, W / 2, D1]
     poses: Tensor  # [B, D]
-    pictures: Tensor  # [B, H / 2, W / 2, MEMORY_FRAMES + moves(K), 12], patches, uint8 or float32
+    pictures: Tensor  # [B, H / 2, W / 2, 1 + 4 K, 12], patches, uint8
 
 
 class ComposerNetwork(nn.Module):
-    """Predicts the clean frames of a chunk from noisy ones, memory frames, the poses and the action map drawn of them.
+    """Predicts the clean frames of a chunk from noisy ones, known pictures, the poses and the action map drawn of them.
 
     Frames go in and out as patches of 2 x 2 pixels (`patchify`).
 
-    Each frame is composed. For every pixel, the network weighs the memory frames, the last frame warped along with the
-    gripper from any pose of the chunk to any later one (`transport`), and the background; then it adds a correction.
-    So objects at rest and objects in the gripper keep their appearance, and the background (`plate`) fills places that
-    the gripper covers in every memory frame.
+    Each frame is composed. For every pixel, the network weighs the known pictures (`known_pictures`: the present frame
+    with the moved thing where it will be, frames moved along with the gripper) and the background (`plate`); then it
+    adds a correction. What becomes of things is decided before: `contact` says what the gripper takes along, and how
+    far it comes.
     """
 
     def __init__(self, config: ComposerConfig):
@@ -150,14 +148,14 @@ class ComposerNetwork(nn.Module):
         self.compose = Linear(a, (3 + config.sources) * k * 4)
         nn.init.zeros_(self.compose.weight)
         nn.init.zeros_(self.compose.bias)
-        self.prefer = nn.Parameter(torch.zeros(config.sources))
-        self.prefer.data[MEMORY_FRAMES - 1] = 4.0  # at first, keep the last frame
+        self.prefer = nn.Parameter(_own_frame_first(config))
+        self.contact = ContactNetwork(k)
         size = config.image_size // 2
         self.plate = nn.Parameter(torch.zeros(size, size, PATCH))  # the empty scene, as patches in [-1, 1]
 
     def see(
         self,
-        pictures: Tensor,  # [B, H / 2, W / 2, MEMORY_FRAMES + moves(K), 12] uint8 or float32, from `transport`
+        pictures: Tensor,  # [B, H / 2, W / 2, 1 + 4 K, 12] uint8, from `known_pictures`
         poses: Tensor,  # [B, K + 1, 7] float32, the present one first
         camera: Tensor,  # [B, 1, 3, 4] float32
         gripper: Gripper,
@@ -191,11 +189,21 @@ class ComposerNetwork(nn.Module):
         first, second = self.fine_out
         fine = second(first(fine, condition, self.up1(middle)), condition)
         fine = fine.permute(0, 2, 3, 1)
-        preference = F.pad(self.prefer, (3, 0)).repeat_interleave(4 * self.config.chunk)
+        preference = F.pad(self.prefer, (0, 0, 3, 0)).flatten().repeat_interleave(4)
         cut = (SMALLEST_SHARE, SMALLEST_CORRECTION) if self.config.exact else (0.0, 0.0)
         if isinstance(self.compose, Int8) and seen.pictures.dtype == torch.uint8:
             return compose_int8(fine, *self.compose.layer, preference, seen.pictures, self.plate, *cut)
         return compose(self.compose(F.silu(fine)), preference, seen.pictures, self.plate, *cut)
+
+
+def _own_frame_first(config: ComposerConfig) -> Tensor:  # [sources, K]
+    """What each frame prefers before anything is learned: the pictures that were made for it, above all the present
+    frame with the moved thing where it will be."""
+    k = config.chunk
+    prefer = torch.full((4, k, k), -3.0)
+    for kind, own in enumerate((1.0, 1.0, 4.0, 2.0)):  # the order of `known_pictures`
+        prefer[kind].fill_diagonal_(own)
+    return torch.cat([torch.full((1, k), -1.0), prefer.flatten(0, 1), torch.zeros(1, k)])
 
 
 def _fourier(t: Tensor) -> Tensor:  # [B] -> [B, 32]

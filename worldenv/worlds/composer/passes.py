@@ -31,7 +31,7 @@ class Pass(Slots):
 class HasPass(Protocol):
     """The memory of a world model that can repeat a pass."""
 
-    previous: Tensor  # [E, H, W, 3] uint8, replaced by every pass
+    layer: Slots  # moved on by every pass
     begun: Pass
 
 
@@ -69,11 +69,11 @@ def parts_of_passes(
     poses = _pick(torch.cat([begun.poses, poses[:, 1:]], dim=1), index)  # [B, passes K + 1, P], the last pose repeated
     frames, finite = [], []
     for i in range(passes):
-        complete, previous = shown + k >= (i + 1) * size, memory.previous.clone()
+        complete, before = shown + k >= (i + 1) * size, memory.layer.each(torch.clone)
         new, is_finite = imagine_pass(begun.frame, poses[:, i * size : (i + 1) * size + 1], first + i)
-        kept = complete[:, None, None, None]
-        memory.previous.copy_(torch.where(kept, memory.previous, previous))
-        begun.frame.copy_(torch.where(kept, new[:, -1], begun.frame))
+        again = torch.nonzero(~complete)[:, 0]
+        memory.layer.put(again, before[again])
+        begun.frame.copy_(torch.where(complete[:, None, None, None], new[:, -1], begun.frame))
         frames.append(new)
         finite.append(is_finite)
     to = (shown + k) // size * size  # first frame of what is now the present pass

@@ -14,13 +14,15 @@ from worldenv.interfaces.observation import Key, Observation
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.world import Imagined
 from worldenv.nn.int8 import Ranges, in_int8
+from worldenv.ops.known_pictures import known_pictures
 from worldenv.ops.patchify import PATCH
 from worldenv.ops.philox import Use, philox
-from worldenv.ops.transport import transport
-from worldenv.ops.unpatchify import unpatchify
+from worldenv.ops.unpatchify import to_frames, unpatchify
 from worldenv.records.model_files import load_model
 from worldenv.robot.kinematics import chunk_kinematics
 from worldenv.robot.robot import Robot
+from worldenv.worlds.composer.contact import Scene, follow
+from worldenv.worlds.composer.layer import POSITION, Layer
 from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
 from worldenv.worlds.composer.passes import Pass, parts_of_passes, whole_passes
 from worldenv.worlds.composer.sampler import sample
@@ -32,14 +34,15 @@ class Memory(Slots):
     """What the composer keeps of each episode besides its last frame."""
 
     first: Tensor  # [E, H, W, 3] uint8, of the episode
-    previous: Tensor  # [E, H, W, 3] uint8, the last frame one pass ago
+    tips: Tensor  # [E, 3] float32 m, of the fingers in it
+    layer: Layer  # moved on by every pass
     begun: Pass | None  # None if every chunk consists of whole passes
 
 
 class ComposerWorld:
     """A world model of one view. Its network composes frames from known pictures; kinematics move the gripper."""
 
-    ops = ("transport", "map_features", "compose", "unpatchify")  # of its own; those of all networks not counted
+    ops = ("known_pictures", "map_features", "compose", "unpatchify")  # of its own; those of all networks not counted
 
     def __init__(self, network: ComposerNetwork, robot: Robot, levels: Sequence[float], view: str = "agentview"):
         if robot.kinematics is None or robot.gripper is None:
@@ -71,7 +74,8 @@ class ComposerWorld:
         frame, begun = seen.frames[:, 0], None
         if chunk % self.chunk:
             begun = Pass(frame.clone(), seen.proprio[:, None].repeat(1, self.chunk, 1))
-        return Memory(frame.clone(), frame.clone(), begun)
+        tips = seen.proprio[:, POSITION].clone()
+        return Memory(frame.clone(), tips, Layer.begin(frame, tips), begun)
 
     @torch.no_grad()
     def imagine(self, memory: Memory, seen: Observation, action: Tensor, key: Key) -> Imagined:
@@ -96,10 +100,14 @@ class ComposerWorld:
         number: Tensor,  # [B] int64, passes before this one
     ) -> tuple[Tensor, Tensor]:  # [B, K, H, W, 3] uint8; [B] bool, whether every pixel came out finite
         """The frames that follow when the gripper goes through `poses`: one pass of the network."""
-        known = torch.stack([memory.first, memory.previous, frame], dim=1)
-        pictures = transport(known[:, :, None], poses, camera)[:, 0]
-        seen = self.network.see(pictures, poses, camera, self.robot.gripper)
+        network, layer = self.network, memory.layer
+        scene = Scene(to_frames(network.plate[None, :, :, None])[0, 0], self.robot.gripper)
+        places = follow(network.contact, layer, frame, poses, camera[:, 0], scene)
+        places = torch.cat([layer.origin[:, None], places], dim=1)
+        tips = torch.cat([memory.tips[:, None], poses[..., POSITION]], dim=1)
+        known = memory.first, frame, layer.clear, layer.mask
+        pictures = known_pictures(*known, tips, places, camera, network.plate)
+        seen = network.see(pictures, poses, camera, self.robot.gripper)
         shape = self.size[0] // 2, self.size[1] // 2, poses.shape[1] - 1, PATCH
         noise = philox(key.seed, key.episode, number, Use.FRAME, shape, normal=True)
-        memory.previous.copy_(frame)
         return unpatchify(sample(self.network, seen, noise, self.levels))

@@ -1,0 +1,123 @@
+"""What the contact network learns from: chunks of recorded episodes, and the same chunks from a gripper beside."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldenv.data.clips import Clips
+from worldenv.suites.tabletop.physics import Tabletop
+from worldenv.suites.tabletop.scenes import TASKS
+from worldenv.suites.tabletop.things import HELD, centres, coverage, movable
+from worldenv.training.layers import MOVED_M, Layers
+from worldenv.worlds.composer.contact import Scene, look
+from worldenv.worlds.composer.layer import CLEAR_M, Layer, attempts, carried, window
+
+BESIDE_M, LOWER_M, HIGHER_M, OTHER_HEIGHT = 0.03, 0.01, 0.025, 0.4  # how far beside; in what share, lower or higher
+# How many of the chunks are taken in which the gripper closes, something moves, and neither; as recorded and beside.
+SHARES, SHARES_BESIDE = (1.0, 0.4, 0.15), (0.8, 0.15, 0.05)
+AT_ONCE = 1000
+PICTURE_LEVELS = 100  # for 1: pictures are kept as int8
+
+
+@dataclass
+class Contacts:
+    """M chunks of K actions: what is seen before each, and what came of it."""
+
+    pictures: Tensor  # [M, C, S, S] int8, of a `View`, times PICTURE_LEVELS
+    numbers: Tensor  # [M, ...] float32, of a `View`
+    moves: Tensor  # [M] bool, whether something is moved
+    closes: Tensor  # [M, K] bool, whether a grasp is still to be decided after each step
+    grasps: Tensor  # [M, K] bool, whether the gripper holds something after each step
+    rest: Tensor  # [M, K, 3] m, how far the thing has come by then, besides what it was carried
+    mask: Tensor  # [M, S, S] uint8, the thing before the chunk
+
+    def __len__(self) -> int:
+        return len(self.moves)
+
+    def pick(self, index: Tensor) -> "Contacts":
+        return Contacts(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+def record_contacts(
+    clips: Clips,
+    layers: Layers,
+    scene: Scene,
+    beside: int,  # how often every chunk may be tried again from beside
+    seed: int,
+) -> Contacts:
+    """Chunks in which the gripper is low or holds something.
+
+    A policy lifts when it sees that it holds something, so in its own episodes the plan gives the outcome away. From
+    beside the same plan is carried out whatever comes of it, and half of the grasps miss.
+    """
+    random, parts = np.random.default_rng(seed), []
+    rows, is_closing, is_moving, is_held = _chunks(clips, layers)
+    kinds = np.where(is_closing, 0, np.where(is_moving, 1, 2))
+    for round_ in range(1 + beside):
+        share = np.array(SHARES_BESIDE if round_ else SHARES)[kinds] * ~(is_held & (round_ > 0))
+        some = rows[random.random(len(rows)) < share]
+        offset = _offsets(random, len(some)) if round_ else np.zeros((len(some), 3))
+        for part in np.array_split(np.arange(len(some)), max(1, len(some) // AT_ONCE)):
+            if len(part):
+                parts.append(_carry_out(clips, layers, scene, some[part], offset[part]))
+    return Contacts(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Contacts)))
+
+
+def _chunks(clips: Clips, layers: Layers) -> Iterator[np.ndarray]:
+    """(episode, step) of each [M, 2], and whether the gripper closes, whether something moves, whether it is held."""
+    k = layers.chunk
+    ahead = clips.proprio.unfold(1, k + 1, 1)  # [N, T + 1 - K, P, K + 1]
+    n, steps = ahead.shape[:2]
+    held = torch.from_numpy(layers.held[:, :steps] >= 0)
+    closes = attempts(ahead.transpose(2, 3).flatten(0, 1)).any(1).view(n, steps) & ~held
+    whole = torch.arange(steps) <= clips.length[:, None] - k
+    use = ((ahead[:, :, 2].amin(2) < CLEAR_M) | held) & whole
+    return (part.numpy() for part in (use.nonzero(), closes[use], layers.moves()[:, :steps][use], held[use]))
+
+
+def _offsets(random: np.random.Generator, count: int) -> np.ndarray:  # [count, 3] m
+    reach, angle = random.uniform(0, BESIDE_M, count), random.uniform(0, 2 * np.pi, count)
+    height = random.uniform(-LOWER_M, HIGHER_M, count) * (random.random(count) < OTHER_HEIGHT)
+    return np.stack([reach * np.cos(angle), reach * np.sin(angle), height], axis=1)
+
+
+def _carry_out(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, offset: np.ndarray) -> Contacts:
+    (episode, step), k = rows.T, layers.chunk
+    e, t = torch.from_numpy(episode), torch.from_numpy(step)
+    env = Tabletop()
+    limits = np.array(env.kinematics.low[:3]), np.array(env.kinematics.high[:3])
+    begun = layers.states[episode, step].copy()
+    begun[:, :3] = np.where(offset == 0, begun[:, :3], (begun[:, :3] + offset).clip(*limits))
+    env.reset([TASKS[0]] * len(rows), [0] * len(rows), "train")
+    env.restore(begun)
+    frame, states = torch.from_numpy(env.frames()), [env.state()]
+    for j in range(k):
+        env.step(clips.actions[e, t + j].numpy())
+        states.append(env.state())
+    states = np.stack(states, axis=1)
+    centre, held, row = centres(states), states[:, :, HELD].astype(int), np.arange(len(rows))
+    away = np.linalg.norm(centre - centre[:, :1], axis=-1).max(1) * movable(begun)
+    thing = np.where((held >= 0).any(1), held.max(1), away.argmax(1))
+    moves = torch.from_numpy((away[row, thing] > MOVED_M) | (held >= 0).any(1))
+    poses, holds = torch.from_numpy(states[:, :, :7].astype(np.float32)), torch.from_numpy(held >= 0)
+    way = torch.from_numpy(centre[row, :, thing])
+    rest = way - way[:, :1] - carried(poses, holds)
+    label = layers.at(e, t)
+    clear = clips.frames_at(e, label.clear[:, None])[:, 0, 0]
+    layer = Layer(clear, label.mask, label.places[:, 0], label.places[:, 1], holds[:, 0])
+    camera = clips.camera[e, 0]
+    view = look(layer, frame, poses, camera, scene)
+    mask = window(torch.from_numpy(coverage(states[:, 0], thing))[..., None].float(), camera, view.centre)
+    undecided = (attempts(poses).cumsum(1) > 0) & (poses[:, 1:, 6] <= 0.5 + 1e-4) & ~holds[:, :1]
+    return Contacts(
+        (view.pictures * PICTURE_LEVELS).round().to(torch.int8),
+        view.numbers,
+        moves,
+        undecided,
+        holds[:, 1:],
+        rest[:, 1:],
+        mask[:, 0].round().to(torch.uint8),
+    )

@@ -1,0 +1,83 @@
+"""What the gripper moves in recorded episodes, from their true states: labels for the composer and its contacts."""
+
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldenv.data.clips import Clips
+from worldenv.suites.tabletop.things import HELD, act_out, centres, coverage, movable
+from worldenv.worlds.composer.layer import CLEAR_M
+
+MOVED_M = 0.0015  # a thing that moved less stands still
+AT_ONCE = 500  # pictures that are drawn at a time
+
+
+class LayerLabels(NamedTuple):
+    """The layers of B chunks."""
+
+    clear: Tensor  # [B] int64, the step whose frame is the clear one
+    mask: Tensor  # [B, H, W] uint8, of the thing in that frame; all zero where nothing moves
+    places: Tensor  # [B, K + 2, 3] float32 m: of the thing in the clear frame, as the chunk begins, after each action
+
+
+class Layers:
+    """The layers of N recorded episodes, whichever step a chunk begins with.
+
+    As in imagination, the clear frame is the present one where the gripper is above everything and holds nothing, else
+    that of the chunk before. The thing is the one that is furthest from where it was in the clear frame, at any time up
+    to the end of the chunk.
+    """
+
+    def __init__(self, proprio: Tensor, states: np.ndarray, chunk: int):  # [N, T + 1, 7], [N, T + 1, 79]
+        n, steps = states.shape[:2]
+        self.chunk, self.states = chunk, states
+        self.centre, self.held = centres(states), states[:, :, HELD].astype(np.int64)
+        above, rows = proprio.numpy()[:, :, 2] > CLEAR_M, np.arange(n)
+        self.clear = np.zeros((n, steps), dtype=np.int64)
+        self.thing = np.full((n, steps), -1)
+        may_move = movable(states[:, 0])
+        for t in range(steps):
+            before = self.clear[:, t - chunk] if t >= chunk else 0
+            self.clear[:, t] = np.where(above[:, t] & (self.held[:, t] < 0), t, before)
+            away = self.centre[:, t : t + chunk + 1] - self.centre[rows, self.clear[:, t]][:, None]
+            away = np.linalg.norm(away, axis=-1).max(1) * may_move
+            self.thing[:, t] = np.where(away.max(1) > MOVED_M, away.argmax(1), -1)
+        self._draw()
+
+    @classmethod
+    def of(cls, clips: Clips, chunk: int) -> Self:
+        """The layers of recorded episodes of the suite, which are acted out again."""
+        labels = [demo.labels for demo in clips.stored.demos]
+        states = np.zeros((*clips.proprio.shape[:2], 79))
+        for split in {label["split"] for label in labels}:
+            rows = np.flatnonzero([label["split"] == split for label in labels])
+            tasks, starts = [clips.tasks[i] for i in rows], [labels[i]["start"] for i in rows]
+            states[rows] = act_out(tasks, starts, split, clips.actions.numpy()[rows])
+        return cls(clips.proprio, states, chunk)
+
+    def _draw(self) -> None:
+        """The mask of every (episode, clear step, thing) that occurs."""
+        episode, step = np.nonzero(self.thing >= 0)
+        keys = np.stack([episode, self.clear[episode, step], self.thing[episode, step]], axis=1)
+        keys, row = np.unique(keys, axis=0, return_inverse=True)
+        self.row = np.full(self.thing.shape, -1)
+        self.row[episode, step] = row.ravel()
+        parts = [keys[first : first + AT_ONCE] for first in range(0, len(keys), AT_ONCE)]
+        drawn = [coverage(self.states[part[:, 0], part[:, 1]], part[:, 2]) for part in parts]
+        nothing = np.zeros((1, 64, 64), dtype=np.uint8)
+        self.masks = torch.from_numpy(np.concatenate([*drawn, nothing]))  # row -1 is empty
+
+    def moves(self) -> Tensor:  # [N, T + 1] bool
+        """Whether the chunk that begins with a step has a layer."""
+        return torch.from_numpy(self.thing >= 0)
+
+    def at(self, episode: Tensor, step: Tensor) -> LayerLabels:  # [B], [B] int64
+        e, t = episode.numpy(), step.numpy()
+        clear, thing = self.clear[e, t], self.thing[e, t].clip(0)
+        ahead = (t[:, None] + np.arange(self.chunk + 1)).clip(max=self.centre.shape[1] - 1)
+        steps = np.concatenate([clear[:, None], ahead], axis=1)
+        places = self.centre[e[:, None], steps, thing[:, None]]
+        mask = self.masks[torch.from_numpy(self.row[e, t])]
+        return LayerLabels(torch.from_numpy(clear), mask, torch.from_numpy(places))

@@ -1,0 +1,222 @@
+"""What the gripper does to things: a small network looks at the surroundings of the fingertips and decides."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldenv.ops.action_map import Gripper, rotated_axes
+from worldenv.ops.known_pictures import known_pictures
+from worldenv.ops.patchify import patchify, unit
+from worldenv.ops.unpatchify import to_frames
+from worldenv.worlds.composer.layer import (
+    CLEAR_M,
+    POSITION,
+    SIZE,
+    Layer,
+    attempts,
+    carried,
+    holding,
+    in_window,
+    unwindow,
+    window,
+    window_offsets,
+)
+
+WIDTHS, CONDITION, HIDDEN = (32, 48, 64, 96), 96, 256  # channels, at 1 to 1/8 of the window
+COLOURS = 6  # channels of a view: present frame, clear frame with the layer where it is now; then come others
+FINGER_PX, FINGER_HIGH_M = 1.2, 0.1  # fingertips in a view: standard deviation, height at which they are faintest
+POSE = 7  # numbers of a pose that are read
+REST_SCALE = 30.0  # of what the network says in metres
+STILL_M = 0.0015  # a layer that has moved less is not shown: where nothing has moved, there is no layer to be known
+SAME_THING = 0.3  # share of what is moved that the layer covers where they are one thing
+
+
+class Touch(NamedTuple):
+    """What the network says of B chunks."""
+
+    moves: Tensor  # [B] logit: something is moved
+    grasps: Tensor  # [B, K] logits: after this step the gripper holds something, if it closes
+    rest: Tensor  # [B, K, 3] m: how far the thing has come by then, besides what it is carried
+    mask: Tensor  # [B, SIZE, SIZE] logits: the thing
+
+
+class Scene(NamedTuple):
+    """What is the same in all episodes."""
+
+    plate: Tensor  # [H, W, 3] float32 in [-1, 1], empty
+    gripper: Gripper
+
+
+class View(NamedTuple):
+    """What the network sees of B chunks."""
+
+    pictures: Tensor  # [B, channels(K), SIZE, SIZE] float32, colours in [-1, 1], others in [0, 1]
+    numbers: Tensor  # [B, numbers(K)] float32
+    centre: Tensor  # [B, 3] m, of the window
+    covered: Tensor  # [B, SIZE, SIZE] float32, by the layer as it lies
+
+
+def channels(chunk: int) -> int:
+    """The channels of a view: colours, the mask of the layer, the fingertips before and after each action."""
+    return COLOURS + 1 + chunk + 1
+
+
+def numbers(chunk: int) -> int:
+    """How many numbers describe the plan of a chunk."""
+    return (chunk + 1) * POSE + chunk + 1 + 3
+
+
+def look(
+    layer: Layer,  # of B episodes
+    frame: Tensor,  # [B, H, W, 3] uint8
+    poses: Tensor,  # [B, K + 1, P] float32, the present one first
+    camera: Tensor,  # [B, 3, 4]
+    scene: Scene,
+) -> View:
+    """What there is to see before a chunk.
+
+    The window lies where the fingers close first, or, if they do not, in the middle of their way.
+    """
+    closes, rows = attempts(poses), torch.arange(len(poses), device=poses.device)
+    first = torch.where(closes.any(1), closes.float().argmax(1) + 1, 0)
+    middle = (poses[:, 0, POSITION] + poses[:, -1, POSITION]) / 2
+    is_grasp = closes.any(1) & ~layer.held
+    centre = torch.where(is_grasp[:, None], poses[rows, first][:, POSITION], middle)
+    has_moved = (layer.place - layer.origin).norm(dim=1) > STILL_M
+    mask = layer.mask.float() / 255 * has_moved[:, None, None]
+    was = F.max_pool2d(mask[:, None], 3, 1, 1)[:, 0, :, :, None] > 0.05
+    clear = unit(layer.clear)
+    empty = window(torch.where(was, scene.plate, clear), camera, centre)
+    cut_out = window(torch.cat([clear, mask[..., None]], dim=-1), camera, centre, (layer.origin, layer.place))
+    covered = cut_out[:, 3:]
+    now = torch.lerp(empty, cut_out[:, :3], covered)
+    fingers = _fingers(poses, camera, centre, scene.gripper)
+    pictures = torch.cat([window(unit(frame), camera, centre), now, covered, fingers], dim=1)
+    scale = centre.new_tensor((5, 5, 20))
+    plan = [
+        ((poses[..., POSITION] - centre[:, None]) * 20).flatten(1),
+        poses[..., 6],
+        closes.float(),
+        (poses[..., 3:6] * 4).flatten(1),
+        layer.held[:, None].float(),
+        centre * scale,
+    ]
+    return View(pictures, torch.cat(plan, dim=1), centre, covered[:, 0])
+
+
+def _fingers(
+    poses: Tensor, camera: Tensor, centre: Tensor, gripper: Gripper
+) -> Tensor:  # [B, K + 1, SIZE, SIZE] in [0, 1]
+    """Both fingertips in the window, at each pose; the lower, the brighter."""
+    b, steps = poses.shape[:2]
+    position, axis = poses[..., POSITION], rotated_axes(poses[..., 3:6].flatten(0, 1))[0].unflatten(0, (b, steps))
+    reach = (gripper.tip_closed_m + gripper.tip_opening_m * poses[..., 6:7]) * axis
+    offset, spots = window_offsets(poses.device), []
+    for tip in (position + reach, position - reach):
+        place = in_window(tip, camera, centre)
+        squared = (offset - place[..., 0, None]).square()[:, :, None] + (offset - place[..., 1, None]).square()[..., None]
+        spots.append(torch.exp(squared / (-2 * FINGER_PX**2)))
+    brightness = (1 - position[..., 2] / FINGER_HIGH_M).clamp(0.1, 1)
+    return torch.maximum(*spots) * brightness[..., None, None]
+
+
+class Block(nn.Module):
+    """A convolution, scaled and shifted by the condition."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, stride, 1)
+        self.modulate = nn.Linear(CONDITION, 2 * outputs)
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.modulate(condition)[..., None, None].chunk(2, dim=1)
+        return F.silu(self.conv(x) * (1 + scale) + shift)
+
+
+class ContactNetwork(nn.Module):
+    """Decides for a whole chunk and a whole thing: taken along or not. So no thing is torn, and none becomes two."""
+
+    def __init__(self, chunk: int):
+        super().__init__()
+        a, b, c, d = WIDTHS
+        self.chunk = chunk
+        self.plan = nn.Sequential(
+            nn.Linear(numbers(chunk), CONDITION), nn.SiLU(), nn.Linear(CONDITION, CONDITION), nn.SiLU()
+        )
+        self.down = nn.ModuleList([Block(channels(chunk), a), Block(a, b, 2), Block(b, c, 2), Block(c, d, 2)])
+        self.up = nn.ModuleList([Block(d + c, b), Block(2 * b, a)])
+        self.mask = nn.Conv2d(2 * a, 1, 3, padding=1)
+        self.decide = nn.Sequential(
+            nn.Linear(d * (SIZE // 8) ** 2 + CONDITION, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 1 + 4 * chunk)
+        )
+
+    def forward(self, pictures: Tensor, plan: Tensor) -> Touch:
+        condition, levels = self.plan(plan), []
+        for block in self.down:
+            pictures = block(pictures, condition)
+            levels.append(pictures)
+        said = self.decide(torch.cat([pictures.flatten(1), condition], dim=1))
+        for block, level in zip(self.up, levels[-2:0:-1], strict=True):
+            pictures = block(torch.cat([F.interpolate(pictures, scale_factor=2), level], dim=1), condition)
+        mask = self.mask(torch.cat([F.interpolate(pictures, scale_factor=2), levels[0]], dim=1))[:, 0]
+        moves, grasps, rest = said.split((1, self.chunk, 3 * self.chunk), dim=1)
+        return Touch(moves[:, 0], grasps, rest.unflatten(1, (self.chunk, 3)) / REST_SCALE, mask)
+
+
+def follow(
+    network: ContactNetwork,
+    layer: Layer,  # of B episodes, moved on in place
+    frame: Tensor,  # [B, H, W, 3] uint8
+    poses: Tensor,  # [B, K + 1, P] float32, the present one first
+    camera: Tensor,  # [B, 3, 4]
+    scene: Scene,
+) -> Tensor:  # [B, K + 1, 3] m
+    """Where the layer's thing is now and after each action. The layer becomes that of the chunk's end."""
+    above = ~layer.held & (poses[:, 0, 2] > CLEAR_M)
+    layer.clear.copy_(torch.where(above[:, None, None, None], frame, layer.clear))
+    layer.mask.mul_(~above[:, None, None])
+    places = layer.place[:, None].repeat(1, poses.shape[1], 1)
+    near = torch.nonzero((poses[:, :, 2].amin(1) < CLEAR_M) | layer.held)[:, 0]
+    if len(near):
+        part = layer[near]
+        places[near] = _touch(network, part, frame[near], poses[near], camera[near], scene)
+        layer.put(near, part)
+    return places
+
+
+def _touch(
+    network: ContactNetwork, layer: Layer, frame: Tensor, poses: Tensor, camera: Tensor, scene: Scene
+) -> Tensor:  # [B, K + 1, 3]
+    view = look(layer, frame, poses, camera, scene)
+    said = network(view.pictures, view.numbers)
+    held = holding(said.grasps > 0, poses, layer.held)
+    moves = (said.moves > 0) | held.any(1)
+    thing = said.mask.sigmoid()
+    share = torch.minimum(thing, view.covered).sum((1, 2)) / thing.sum((1, 2)).clamp(min=1)
+    new = torch.nonzero(moves & ~layer.held & (share <= SAME_THING))[:, 0]
+    if len(new):
+        part = layer[new]
+        _cut_out(part, thing[new], view.centre[new], camera[new], scene.plate)
+        layer.put(new, part)
+    way = carried(poses, held)
+    way[:, 1:] += said.rest * moves[:, None, None]
+    places = layer.place[:, None] + way
+    layer.place.copy_(places[:, -1])
+    layer.held.copy_(held[:, -1])
+    return places
+
+
+def _cut_out(layer: Layer, thing: Tensor, centre: Tensor, camera: Tensor, plate: Tensor) -> None:
+    """Another thing becomes the layer; the one before is left where it lies."""
+    points = torch.stack([layer.origin, layer.place, layer.place], dim=1)
+    plate = patchify(plate[None, None])[0, :, :, 0]
+    known = known_pictures(layer.clear, layer.clear, layer.clear, layer.mask, points, points, camera[:, None], plate)
+    layer.clear.copy_(to_frames(known[:, :, :, -1:])[:, 0])
+    size = tuple(layer.mask.shape[1:])
+    layer.mask.copy_((unwindow(thing, camera, centre, size) * 255).round())
+    layer.origin.copy_(centre)
+    layer.place.copy_(centre)

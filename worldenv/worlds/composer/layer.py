@@ -1,0 +1,118 @@
+"""The layer: the thing that the gripper moves, cut out of a clear frame and painted where it is now.
+
+Frames that are copied from frames lose a little each time. What lies still is copied exactly, and what is moved is
+taken from the same clear frame at every pass, so nothing fades, however long an episode is.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from worldenv.interfaces.slots import Slots
+
+CLEAR_M = 0.06  # fingertips above this height touch nothing
+POSITION, APERTURE = slice(0, 3), 6  # numbers of a pose
+HALF_OPEN = 0.5 + 1e-4  # fingers that are no wider open can hold a thing
+SIZE, PIXEL_M = 32, 0.006  # of a window: pixels on each side, and what one of them is at the window's depth
+
+
+@dataclass
+class Layer(Slots):
+    """The layer of each episode."""
+
+    clear: Tensor  # [E, H, W, 3] uint8, a frame from when the gripper was last above everything
+    mask: Tensor  # [E, H, W] uint8, the thing in `clear`; all zero if nothing has been moved since
+    origin: Tensor  # [E, 3] float32 m, where the thing was in `clear`
+    place: Tensor  # [E, 3] float32 m, where it is
+    held: Tensor  # [E] bool, whether the gripper holds it
+
+    @classmethod
+    def begin(cls, frame: Tensor, position: Tensor) -> "Layer":  # [E, H, W, 3] uint8, [E, 3]
+        """Nothing has been moved yet."""
+        nothing = torch.zeros_like(frame[..., 0])
+        return cls(frame.clone(), nothing, position.clone(), position.clone(), torch.zeros_like(nothing[:, 0, 0]).bool())
+
+
+def project(point: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:  # [B, 3], [B, 3, 4] -> [B, 2] px, [B] m
+    """Where a point is in the picture, and its depth."""
+    homogeneous = (camera[:, :, :3] @ point[:, :, None])[:, :, 0] + camera[:, :, 3]
+    depth = homogeneous[:, 2].clamp(min=1e-3)
+    return homogeneous[:, :2] / depth[:, None], depth
+
+
+def window_offsets(device: torch.device) -> Tensor:  # [SIZE], of the pixels of a window from its middle
+    return torch.arange(SIZE, device=device) - (SIZE - 1) / 2
+
+
+def in_window(points: Tensor, camera: Tensor, centre: Tensor) -> Tensor:  # [B, N, 3] m, ..., [B, 3] -> [B, N, 2]
+    """Where points are in the windows around `centre`: pixels from the middle."""
+    tip, depth = project(centre, camera)
+    place, _ = project(points.flatten(0, 1), camera.repeat_interleave(points.shape[1], 0))
+    return (place.unflatten(0, points.shape[:2]) - tip[:, None]) / _pixels(camera, depth)[:, None, None]
+
+
+def window(
+    picture: Tensor,  # [B, H, W, C] float32
+    camera: Tensor,  # [B, 3, 4]
+    centre: Tensor,  # [B, 3] m
+    moved: tuple[Tensor, Tensor] | None = None,  # [B, 3], [B, 3] m: the picture is moved from here to there before
+) -> Tensor:  # [B, C, SIZE, SIZE]
+    """The surroundings of a point, as large as they are whatever their depth."""
+    height, width = picture.shape[1:3]
+    tip, depth = project(centre, camera)
+    offset, step = window_offsets(picture.device), _pixels(camera, depth)
+    place = tip[:, :, None] + step[:, None, None] * offset  # [B, 2, SIZE]: x, y
+    if moved is not None:
+        (here, near), (there, far) = (project(point, camera) for point in moved)
+        place = here[:, :, None] + (place - there[:, :, None]) * (far / near)[:, None, None]
+    x, y = place[:, 0] * (2 / width) - 1, place[:, 1] * (2 / height) - 1
+    grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), dim=-1)
+    return F.grid_sample(picture.permute(0, 3, 1, 2), grid, padding_mode="border", align_corners=False)
+
+
+def unwindow(
+    seen: Tensor,  # [B, SIZE, SIZE] float32
+    camera: Tensor,  # [B, 3, 4]
+    centre: Tensor,  # [B, 3] m
+    size: tuple[int, int],  # H, W
+) -> Tensor:  # [B, H, W], 0 outside of the window
+    """What a window shows, put back into the picture."""
+    tip, depth = project(centre, camera)
+    step = _pixels(camera, depth) * (SIZE / 2)
+    x, y = (
+        (torch.arange(n, device=seen.device) + 0.5 - tip[:, i, None]) / step[:, None] for i, n in ((0, size[1]), (1, size[0]))
+    )
+    grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), dim=-1)
+    return F.grid_sample(seen[:, None], grid, padding_mode="zeros", align_corners=False)[:, 0]
+
+
+def _pixels(camera: Tensor, depth: Tensor) -> Tensor:  # [B, 3, 4], [B] -> [B]
+    """Pixels of the picture for one of a window."""
+    row, axis = camera[:, 0, :3], camera[:, 2, :3]
+    focal = (row - (row * axis).sum(1, keepdim=True) * axis).norm(dim=1)
+    return PIXEL_M * focal / depth
+
+
+def attempts(poses: Tensor) -> Tensor:  # [B, K + 1, P] -> [B, K] bool
+    """The steps in which the fingers close far enough to grasp something."""
+    opening = poses[:, :, APERTURE]
+    return (opening[:, 1:] < opening[:, :-1] - 1e-4) & (opening[:, 1:] <= HALF_OPEN)
+
+
+def holding(grasps: Tensor, poses: Tensor, held: Tensor) -> Tensor:  # [B, K] bool, [B, K + 1, P], [B] -> [B, K + 1]
+    """Whether the gripper holds something after each step: from the first grasp while closing, until it opens."""
+    closing, closed = attempts(poses), poses[:, :, APERTURE] <= HALF_OPEN
+    out, may = [held], torch.zeros_like(held)
+    for j in range(grasps.shape[1]):
+        may = (may | closing[:, j]) & closed[:, j + 1]
+        out.append((out[-1] | (may & grasps[:, j])) & closed[:, j + 1])
+    return torch.stack(out, dim=1)
+
+
+def carried(poses: Tensor, held: Tensor) -> Tensor:  # [B, K + 1, P], [B, K + 1] bool -> [B, K + 1, 3] m
+    """How far a thing has come with the gripper; in the step that lets it go, a quarter of the way."""
+    way = poses[:, 1:, POSITION] - poses[:, :-1, POSITION]
+    share = torch.where(held[:, :-1], torch.where(held[:, 1:], 1.0, 0.25), 0.0)
+    return F.pad((share[:, :, None] * way).cumsum(1), (0, 0, 1, 0))
