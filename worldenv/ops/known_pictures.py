@@ -28,17 +28,21 @@ def known_pictures_reference(
     plate: Tensor,  # [H / 2, W / 2, 12]
 ) -> Tensor:  # [B, H / 2, W / 2, 1 + 4 K, 12] uint8
     """The meaning of `known_pictures`, in plain PyTorch."""
-    with_tips = _moved(last, tips[:, 1:], camera), _moved(first, torch.cat([tips[:, :1], tips[:, 2:]], dim=1), camera)
+    with_tips = moved(last, tips[:, 1:], camera), moved(first, torch.cat([tips[:, :1], tips[:, 2:]], dim=1), camera)
     thing = torch.cat([clear, mask[..., None]], dim=3)
-    layer = _moved(thing, places, camera).nan_to_num(nan=0).clamp(0, 255)  # now, and after each action
+    layer = moved(thing, places, camera).nan_to_num(nan=0).clamp(0, 255)  # now, and after each action
     colour, share = layer[..., :3], layer[..., 3:] / 255
-    empty = torch.where(_grown(mask[..., None] / 255), _rounded(to_frames((plate[None, :, :, None] + 1) * 127.5)[:, 0]), clear)
+    empty = torch.where(
+        _grown(mask[..., None] / 255), _rounded(to_frames((plate[None, :, :, None] + 1) * 127.5)[:, 0]), clear
+    )
     bases = torch.where(_grown(share[:, 0]), empty, last)[:, None], empty[:, None]
     guesses = [base + share[:, 1:] * (colour[:, 1:] - base) for base in bases]
-    return patchify_reference(torch.cat([last[:, None], *(_rounded(frames) for frames in (*with_tips, *guesses))], dim=1))
+    return patchify_reference(
+        torch.cat([last[:, None], *(_rounded(frames) for frames in (*with_tips, *guesses))], dim=1)
+    )
 
 
-def _moved(
+def moved(
     picture: Tensor,  # [B, H, W, C] uint8
     points: Tensor,  # [B, 1 + N, P], in `picture`, and then
     camera: Tensor,  # [B, 1, 3, 4]
@@ -118,7 +122,14 @@ def known_pictures(
 
 
 def _check(
-    first: Tensor, last: Tensor, clear: Tensor, mask: Tensor, tips: Tensor, places: Tensor, camera: Tensor, plate: Tensor
+    first: Tensor,
+    last: Tensor,
+    clear: Tensor,
+    mask: Tensor,
+    tips: Tensor,
+    places: Tensor,
+    camera: Tensor,
+    plate: Tensor,
 ) -> None:
     shape = first.shape
     if first.ndim != 4 or shape[1] % 2 or shape[2] % 2 or shape[3] != 3:

@@ -16,6 +16,8 @@ ABOUT = {
     "same moments (demonstrations and extra data, no expert): the baseline that post-training starts from.",
     "teacher_base": "The composer after pretraining on disturbed expert episodes of the pretraining suite.",
     "teacher": "The multi-step composer, trained by flow matching on demonstrations and extra data.",
+    "contact": "The composer's contact network: it decides what the gripper takes along. Trained on recorded chunks "
+    "and on the same chunks from a gripper that stands beside, with what came of them in the true environment.",
     "composer": "The one-step composer (student), a world model: the teacher, trained on along its own rollouts.",
     "causal_teacher": "The multi-step causal world model, trained by diffusion forcing on the "
     "demonstrations and extra data.",

@@ -17,9 +17,9 @@ from worldenv.training.contacts import record_contacts
 from worldenv.training.layers import Layers
 from worldenv.training.train_causal import causal_loss, distillation_loss, fit_tokenizer
 from worldenv.training.train_composer import BACKGROUND_FRAMES, clean_background, student_loss, teacher_loss
+from worldenv.training.train_contact import contact_loss
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import CausalWorld
-from worldenv.training.train_contact import contact_loss
 from worldenv.worlds.composer.contact import ContactNetwork, Scene
 from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
 from worldenv.worlds.composer.sampler import STUDENT_LEVELS, TEACHER_LEVELS

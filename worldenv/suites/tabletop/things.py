@@ -42,7 +42,7 @@ def movable(states: np.ndarray) -> np.ndarray:  # [..., 79] -> [..., 8] bool
 
 
 def coverage(states: np.ndarray, thing: np.ndarray) -> np.ndarray:  # [N, 79], [N] int -> [N, 64, 64] uint8
-    """How much of every pixel a thing covers where nothing hides it, 255 for all: seen alone, against nothing at all."""
+    """How much of every pixel a thing covers where nothing hides it, 255 for all of the pixel."""
     env, pictures = Tabletop(), []
     env.reset([TASKS[0]] * len(states), [0] * len(states), "train")
     for shown in (True, False):

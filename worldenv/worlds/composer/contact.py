@@ -116,7 +116,9 @@ def _fingers(
     offset, spots = window_offsets(poses.device), []
     for tip in (position + reach, position - reach):
         place = in_window(tip, camera, centre)
-        squared = (offset - place[..., 0, None]).square()[:, :, None] + (offset - place[..., 1, None]).square()[..., None]
+        squared = (offset - place[..., 0, None]).square()[:, :, None] + (offset - place[..., 1, None]).square()[
+            ..., None
+        ]
         spots.append(torch.exp(squared / (-2 * FINGER_PX**2)))
     brightness = (1 - position[..., 2] / FINGER_HIGH_M).clamp(0.1, 1)
     return torch.maximum(*spots) * brightness[..., None, None]

@@ -32,7 +32,9 @@ class Layer(Slots):
     def begin(cls, frame: Tensor, position: Tensor) -> "Layer":  # [E, H, W, 3] uint8, [E, 3]
         """Nothing has been moved yet."""
         nothing = torch.zeros_like(frame[..., 0])
-        return cls(frame.clone(), nothing, position.clone(), position.clone(), torch.zeros_like(nothing[:, 0, 0]).bool())
+        return cls(
+            frame.clone(), nothing, position.clone(), position.clone(), torch.zeros_like(nothing[:, 0, 0]).bool()
+        )
 
 
 def project(point: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:  # [B, 3], [B, 3, 4] -> [B, 2] px, [B] m
@@ -82,7 +84,8 @@ def unwindow(
     tip, depth = project(centre, camera)
     step = _pixels(camera, depth) * (SIZE / 2)
     x, y = (
-        (torch.arange(n, device=seen.device) + 0.5 - tip[:, i, None]) / step[:, None] for i, n in ((0, size[1]), (1, size[0]))
+        (torch.arange(n, device=seen.device) + 0.5 - tip[:, i, None]) / step[:, None]
+        for i, n in ((0, size[1]), (1, size[0]))
     )
     grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), dim=-1)
     return F.grid_sample(seen[:, None], grid, padding_mode="zeros", align_corners=False)[:, 0]
