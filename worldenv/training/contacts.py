@@ -87,7 +87,7 @@ def _offsets(random: np.random.Generator, count: int) -> np.ndarray:  # [count, 
 def _carry_out(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, offset: np.ndarray) -> Contacts:
     (episode, step), k = rows.T, layers.chunk
     e, t = torch.from_numpy(episode), torch.from_numpy(step)
-    env = Tabletop()
+    env = Tabletop(clips.frame_shape[1])
     limits = np.array(env.kinematics.low[:3]), np.array(env.kinematics.high[:3])
     begun = layers.states[episode, step].copy()
     begun[:, :3] = np.where(offset == 0, begun[:, :3], (begun[:, :3] + offset).clip(*limits))
@@ -110,7 +110,9 @@ def _carry_out(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, off
     layer = Layer(clear, label.mask, label.places[:, 0], label.places[:, 1], holds[:, 0])
     camera = clips.camera[e, 0]
     view = look(layer, frame, poses, camera, scene)
-    mask = window(torch.from_numpy(coverage(states[:, 0], thing))[..., None].float(), camera, view.centre)
+    mask = window(
+        torch.from_numpy(coverage(states[:, 0], thing, frame.shape[1]))[..., None].float(), camera, view.centre
+    )
     undecided = (attempts(poses).cumsum(1) > 0) & (poses[:, 1:, 6] <= 0.5 + 1e-4) & ~holds[:, :1]
     return Contacts(
         (view.pictures * PICTURE_LEVELS).round().to(torch.int8),

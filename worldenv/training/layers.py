@@ -30,7 +30,13 @@ class Layers:
     to the end of the chunk.
     """
 
-    def __init__(self, proprio: Tensor, states: np.ndarray, chunk: int):  # [N, T + 1, 7], [N, T + 1, 79]
+    def __init__(
+        self,
+        proprio: Tensor,  # [N, T + 1, 7]
+        states: np.ndarray,  # [N, T + 1, 79]
+        chunk: int,  # K
+        size: int,  # pixels of the pictures, on each side
+    ):
         n, steps = states.shape[:2]
         self.chunk, self.states = chunk, states
         self.centre, self.held = centres(states), states[:, :, HELD].astype(np.int64)
@@ -44,7 +50,7 @@ class Layers:
             away = self.centre[:, t : t + chunk + 1] - self.centre[rows, self.clear[:, t]][:, None]
             away = np.linalg.norm(away, axis=-1).max(1) * may_move
             self.thing[:, t] = np.where(away.max(1) > MOVED_M, away.argmax(1), -1)
-        self._draw()
+        self._draw(size)
 
     @classmethod
     def of(cls, clips: Clips, chunk: int) -> Self:
@@ -55,9 +61,9 @@ class Layers:
             rows = np.flatnonzero([label["split"] == split for label in labels])
             tasks, starts = [clips.tasks[i] for i in rows], [labels[i]["start"] for i in rows]
             states[rows] = act_out(tasks, starts, split, clips.actions.numpy()[rows])
-        return cls(clips.proprio, states, chunk)
+        return cls(clips.proprio, states, chunk, clips.frame_shape[1])
 
-    def _draw(self) -> None:
+    def _draw(self, size: int) -> None:
         """The mask of every (episode, clear step, thing) that occurs."""
         episode, step = np.nonzero(self.thing >= 0)
         keys = np.stack([episode, self.clear[episode, step], self.thing[episode, step]], axis=1)
@@ -65,8 +71,8 @@ class Layers:
         self.row = np.full(self.thing.shape, -1)
         self.row[episode, step] = row.ravel()
         parts = [keys[first : first + AT_ONCE] for first in range(0, len(keys), AT_ONCE)]
-        drawn = [coverage(self.states[part[:, 0], part[:, 1]], part[:, 2]) for part in parts]
-        nothing = np.zeros((1, 64, 64), dtype=np.uint8)
+        drawn = [coverage(self.states[part[:, 0], part[:, 1]], part[:, 2], size) for part in parts]
+        nothing = np.zeros((1, size, size), dtype=np.uint8)
         self.masks = torch.from_numpy(np.concatenate([*drawn, nothing]))  # row -1 is empty
 
     def moves(self) -> Tensor:  # [N, T + 1] bool

@@ -76,7 +76,7 @@ class ComposerStages:
         teacher = p.new(ComposerNetwork, ComposerConfig())
         draw = torch.Generator().manual_seed(p.seed)
         teacher.plate.data = clean_background(clips.sample_frames(draw, BACKGROUND_FRAMES)[:, 0])
-        layers = Layers(clips.proprio, data.states, teacher.config.chunk)
+        layers = Layers(clips.proprio, data.states, teacher.config.chunk, clips.frame_shape[1])
         loss = teacher_loss(teacher, clips, layers, p.suite.robot, schedule.batch)
         made = p.train(teacher, loss, schedule, "teacher_pretraining")
         save_model(path, teacher, "composer", made, levels=TEACHER_LEVELS)

@@ -41,9 +41,9 @@ def movable(states: np.ndarray) -> np.ndarray:  # [..., 79] -> [..., 8] bool
     return np.isin(_things(states)[..., 0], [KINDS.index(kind) for kind in ("block", "can", "puck")])
 
 
-def coverage(states: np.ndarray, thing: np.ndarray) -> np.ndarray:  # [N, 79], [N] int -> [N, 64, 64] uint8
-    """How much of every pixel a thing covers where nothing hides it, 255 for all of the pixel."""
-    env, pictures = Tabletop(), []
+def coverage(states: np.ndarray, thing: np.ndarray, size: int) -> np.ndarray:  # [N, 79], [N] int -> [N, size, size]
+    """How much of every pixel a thing covers where nothing hides it, 255 for all of the pixel: uint8."""
+    env, pictures = Tabletop(size), []
     env.reset([TASKS[0]] * len(states), [0] * len(states), "train")
     for shown in (True, False):
         alone = states.copy()
