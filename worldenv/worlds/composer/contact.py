@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv.ops.action_map import Gripper, rotated_axes
+from worldenv.ops.constants import constant
 from worldenv.ops.known_pictures import known_pictures
 from worldenv.ops.patchify import patchify, unit
 from worldenv.ops.unpatchify import to_frames
@@ -94,14 +95,13 @@ def look(
     now = torch.lerp(empty, cut_out[:, :3], covered)
     fingers = _fingers(poses, camera, centre, scene.gripper)
     pictures = torch.cat([window(unit(frame), camera, centre), now, covered, fingers], dim=1)
-    scale = centre.new_tensor((5, 5, 20))
     plan = [
         ((poses[..., POSITION] - centre[:, None]) * 20).flatten(1),
         poses[..., 6],
         closes.float(),
         (poses[..., 3:6] * 4).flatten(1),
         layer.held[:, None].float(),
-        centre * scale,
+        centre * constant((5, 5, 20), centre),
     ]
     return View(pictures, torch.cat(plan, dim=1), centre, covered[:, 0])
 
@@ -182,28 +182,35 @@ def follow(
     layer.clear.copy_(torch.where(above[:, None, None, None], frame, layer.clear))
     layer.mask.mul_(~above[:, None, None])
     places = layer.place[:, None].repeat(1, poses.shape[1], 1)
-    near = torch.nonzero((poses[:, :, 2].amin(1) < CLEAR_M) | layer.held)[:, 0]
-    if len(near):
-        part = layer[near]
-        places[near] = _touch(network, part, frame[near], poses[near], camera[near], scene)
-        layer.put(near, part)
+    near = (poses[:, :, 2].amin(1) < CLEAR_M) | layer.held
+    rows = rows_with(near)
+    if len(rows):
+        part = layer[rows]
+        places[rows] = _touch(network, part, near[rows], frame[rows], poses[rows], camera[rows], scene)
+        layer.put(rows, part)
     return places
 
 
+def rows_with(mask: Tensor) -> Tensor:  # [B] bool -> [M] int64
+    """The rows to work on: those of the mask; on a GPU all, for to count them the host would wait for the device."""
+    return torch.nonzero(mask)[:, 0] if mask.device.type == "cpu" else torch.arange(len(mask), device=mask.device)
+
+
 def _touch(
-    network: ContactNetwork, layer: Layer, frame: Tensor, poses: Tensor, camera: Tensor, scene: Scene
+    network: ContactNetwork, layer: Layer, near: Tensor, frame: Tensor, poses: Tensor, camera: Tensor, scene: Scene
 ) -> Tensor:  # [B, K + 1, 3]
     view = look(layer, frame, poses, camera, scene)
     said = network(view.pictures, view.numbers)
-    held = holding(said.grasps > 0, poses, layer.held)
-    moves = (said.moves > 0) | held.any(1)
+    held = holding((said.grasps > 0) & near[:, None], poses, layer.held)
+    moves = ((said.moves > 0) | held.any(1)) & near
     thing = said.mask.sigmoid()
     share = torch.minimum(thing, view.covered).sum((1, 2)) / thing.sum((1, 2)).clamp(min=1)
-    new = torch.nonzero(moves & ~layer.held & (share <= SAME_THING))[:, 0]
-    if len(new):
-        part = layer[new]
-        _cut_out(part, thing[new], view.centre[new], camera[new], scene.plate)
-        layer.put(new, part)
+    is_new = moves & ~layer.held & (share <= SAME_THING)
+    rows = rows_with(is_new)
+    if len(rows):
+        part = layer[rows]
+        _cut_out(part, is_new[rows], thing[rows], view.centre[rows], camera[rows], scene.plate)
+        layer.put(rows, part)
     way = carried(poses, held)
     way[:, 1:] += said.rest * moves[:, None, None]
     places = layer.place[:, None] + way
@@ -212,13 +219,14 @@ def _touch(
     return places
 
 
-def _cut_out(layer: Layer, thing: Tensor, centre: Tensor, camera: Tensor, plate: Tensor) -> None:
+def _cut_out(layer: Layer, is_new: Tensor, thing: Tensor, centre: Tensor, camera: Tensor, plate: Tensor) -> None:
     """Another thing becomes the layer; the one before is left where it lies."""
+    is_point, is_picture = is_new[:, None], is_new[:, None, None]
     points = torch.stack([layer.origin, layer.place, layer.place], dim=1)
     plate = patchify(plate[None, None])[0, :, :, 0]
     known = known_pictures(layer.clear, layer.clear, layer.clear, layer.mask, points, points, camera[:, None], plate)
-    layer.clear.copy_(to_frames(known[:, :, :, -1:])[:, 0])
-    size = tuple(layer.mask.shape[1:])
-    layer.mask.copy_((unwindow(thing, camera, centre, size) * 255).round())
-    layer.origin.copy_(centre)
-    layer.place.copy_(centre)
+    layer.clear.copy_(torch.where(is_picture[..., None], to_frames(known[:, :, :, -1:])[:, 0], layer.clear))
+    mask = (unwindow(thing, camera, centre, tuple(layer.mask.shape[1:])) * 255).round().to(torch.uint8)
+    layer.mask.copy_(torch.where(is_picture, mask, layer.mask))
+    layer.origin.copy_(torch.where(is_point, centre, layer.origin))
+    layer.place.copy_(torch.where(is_point, centre, layer.place))

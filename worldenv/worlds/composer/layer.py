@@ -45,7 +45,7 @@ def project(point: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:  # [B, 3], 
 
 
 def window_offsets(device: torch.device) -> Tensor:  # [SIZE], of the pixels of a window from its middle
-    return torch.arange(SIZE, device=device) - (SIZE - 1) / 2
+    return torch.arange(SIZE, dtype=torch.float32, device=device) - (SIZE - 1) / 2
 
 
 def in_window(points: Tensor, camera: Tensor, centre: Tensor) -> Tensor:  # [B, N, 3] m, ..., [B, 3] -> [B, N, 2]
@@ -84,7 +84,7 @@ def unwindow(
     tip, depth = project(centre, camera)
     step = _pixels(camera, depth) * (SIZE / 2)
     x, y = (
-        (torch.arange(n, device=seen.device) + 0.5 - tip[:, i, None]) / step[:, None]
+        (torch.arange(n, dtype=tip.dtype, device=tip.device) + 0.5 - tip[:, i, None]) / step[:, None]
         for i, n in ((0, size[1]), (1, size[0]))
     )
     grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), dim=-1)
@@ -117,5 +117,5 @@ def holding(grasps: Tensor, poses: Tensor, held: Tensor) -> Tensor:  # [B, K] bo
 def carried(poses: Tensor, held: Tensor) -> Tensor:  # [B, K + 1, P], [B, K + 1] bool -> [B, K + 1, 3] m
     """How far a thing has come with the gripper; in the step that lets it go, a quarter of the way."""
     way = poses[:, 1:, POSITION] - poses[:, :-1, POSITION]
-    share = torch.where(held[:, :-1], torch.where(held[:, 1:], 1.0, 0.25), 0.0)
-    return F.pad((share[:, :, None] * way).cumsum(1), (0, 0, 1, 0))
+    share = (held[:, :-1] * (0.25 + 0.75 * held[:, 1:].to(way.dtype)))[:, :, None]
+    return F.pad((share * way).cumsum(1), (0, 0, 1, 0))

@@ -71,8 +71,8 @@ def parts_of_passes(
     for i in range(passes):
         complete, before = shown + k >= (i + 1) * size, memory.layer.each(torch.clone)
         new, is_finite = imagine_pass(begun.frame, poses[:, i * size : (i + 1) * size + 1], first + i)
-        again = torch.nonzero(~complete)[:, 0]
-        memory.layer.put(again, before[again])
+        for now, old in zip(memory.layer.tensors(), before.tensors(), strict=True):
+            now.copy_(torch.where(complete.view(-1, *[1] * (now.ndim - 1)), now, old))
         begun.frame.copy_(torch.where(complete[:, None, None, None], new[:, -1], begun.frame))
         frames.append(new)
         finite.append(is_finite)
