@@ -17,6 +17,7 @@ from worldenv.reflector.small import Pooled
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
 from worldenv.rollout.engine import Engine, EngineConfig
+from worldenv.worlds.composer.layer import POSITION, Layer
 from worldenv.worlds.composer.world import Memory
 
 K, CONTEXT, WIDTH, STOPS = 4, 64, 256, 11
@@ -53,7 +54,8 @@ class NullWorld:
 
     def begin(self, seen: Observation, chunk: int) -> Memory:
         frame = self.frames[: len(seen), 0, 0]
-        return Memory(frame, frame, None)
+        tips = seen.proprio[:, POSITION]
+        return Memory(frame, tips, Layer.begin(frame, tips), None)
 
     def imagine(self, memory: Memory, seen: Observation, action: Tensor, key: Key) -> Imagined:
         return Imagined(self.frames[: len(seen)], self.proprio[: len(seen)], self.finite[: len(seen)])

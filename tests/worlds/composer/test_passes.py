@@ -51,8 +51,10 @@ def test_frames_at_the_end_of_a_pass_are_the_same_for_every_chunk_length(tiny, m
     seen, expected = live.seen, in_passes[2].seen
     assert torch.equal(frames[:, 3::4], in_passes[0][:, 3::4])
     assert torch.equal(seen.proprio, expected.proprio) and torch.equal(seen.frames, expected.frames)
-    for name in ("first", "previous"):
-        assert torch.equal(getattr(live.memory, name), getattr(in_passes[2].memory, name))
+    memory, other = live.memory, in_passes[2].memory
+    for mine, whole in ((memory, other), (memory.layer, other.layer)):
+        for name in ("first", "tips") if mine is memory else ("clear", "mask", "origin", "place", "held"):
+            assert torch.equal(getattr(mine, name), getattr(whole, name)), name
 
 
 @pytest.mark.parametrize("chunk", [5, 7, 9])
