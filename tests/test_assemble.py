@@ -295,7 +295,7 @@ def test_models_on_another_device_imagine_in_floats(parts, monkeypatch):
 
 
 def test_a_world_model_without_gpu_kernels_is_refused_on_a_gpu_with_the_one_to_take():
-    message = "no GPU kernels for transport, map_features, compose, unpatchify; on a GPU .*causal"
+    message = "no GPU kernels for known_pictures, map_features, compose, unpatchify; on a GPU .*causal"
     with pytest.raises(UserError, match=message):
         assemble.load(device="cuda")
 

@@ -18,7 +18,7 @@ from worldenv.training import pipeline, world_stages
 from worldenv.training.pipeline import EXPLORATION_START, Pipeline
 
 CONFIG = presets()["tabletop-quick"][1].scratch
-MODELS = ("base", "finetuned", "policy", "teacher_base", "teacher", "composer", "reflector")
+MODELS = ("base", "finetuned", "policy", "teacher_base", "teacher", "contact", "composer", "reflector")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,15 @@ def test_every_stage_leaves_its_model_its_data_and_its_card(folder):
     for name in MODELS:
         _, metadata = pipeline.load_weights(folder.path / "models" / f"{name}.safetensors")
         assert metadata["made"]["seed"] == 1 and metadata["made"]["steps"] == 4 and metadata["made"]["metrics"]["loss"]
-    assert folder.stages() == ["base", "finetune", "teacher_pretraining", "teacher", "student", "adapt", "reflector"]
+    stages = ["base", "finetune", "teacher_pretraining", "teacher", "contact", "student", "adapt", "reflector"]
+    assert folder.stages() == stages
+
+
+def test_the_world_model_decides_on_contacts_as_the_contact_network_learned_to(folder):
+    found = weights(folder)
+    for name, weight in found["contact"].items():
+        assert torch.equal(found["composer"][f"contact.{name}"], weight.half())  # as models are stored
+    assert not torch.equal(found["teacher"]["contact.mask.weight"], found["contact"]["mask.weight"])
 
 
 def test_reflector_reads_with_the_encoder_of_the_base(folder):
@@ -176,7 +184,7 @@ def test_without_extra_data_nothing_is_explored(folder, monkeypatch, tmp_path):
     for name in (*data, "base", "finetuned", "policy", "reflector", "ranges"):
         method = f"record_{name}" if name in data else f"make_{name}"
         monkeypatch.setattr(Pipeline, method, lambda self, path: made.append(path.name))
-    for name in ("teacher_base", "teacher", "student"):
+    for name in ("teacher_base", "teacher", "contact", "student"):
         stage = f"make_{name}"
         monkeypatch.setattr(world_stages.ComposerStages, stage, lambda self, path: made.append(path.name))
     monkeypatch.setattr(pipeline, "write_card", lambda path: None)
