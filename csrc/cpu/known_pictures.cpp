@@ -36,15 +36,14 @@ struct Episode {
 };
 
 struct Room {
-  std::vector<Pixel> picture, rows, thing, layer;
-  std::vector<uint8_t> was, under, columns;  // where `plate` shows in `clear`, and `empty` in `last`
-  std::vector<uint8_t> frame, on_last, on_clear;
+  Pixels picture, rows, thing, layer;
+  std::vector<uint8_t> columns, frame, on_last, on_clear, pair;
   Resampling resampling;
 
   explicit Room(const Sizes& sizes)
-      : picture((sizes.height + 3) * sizes.width), rows((sizes.height + 2) * sizes.width), thing(sizes.pixels()),
-        layer(sizes.pixels()), was(sizes.pixels()), under(sizes.pixels()), columns(sizes.width),
-        frame(sizes.pixels() * 3 + 1), on_last(sizes.pixels() * 3 + 1), on_clear(sizes.pixels() * 3 + 1),
+      : picture((sizes.height + 3) * sizes.width), rows(sizes.pixels()), thing(sizes.pixels()), layer(sizes.pixels()),
+        columns(sizes.width), frame(sizes.pixels() * 3 + 1), on_last(sizes.pixels() * 3 + 1),
+        on_clear(sizes.pixels() * 3 + 1), pair(8 * sizes.width),
         resampling{std::vector<Taps>(sizes.width), std::vector<Taps>(sizes.height)} {}
 };
 
@@ -84,71 +83,64 @@ WORLDENV_INLINE void move_with_tips(const uint8_t* frame, const float* tip, cons
   const Point begin = project(tip, episode.camera);
   for (int64_t j = 0; j < sizes.chunk; ++j, to += kPatch) {
     resample(begin, project(episode.tips + (2 + j) * sizes.tip, episode.camera), room.resampling);
-    move<Width>(room.picture.data(), room.resampling, sizes.height, sizes.width, sizes.step(), room.rows.data(), to);
+    move<Width>(room.picture.data(), room.resampling, sizes.step(), room.rows.data(), room.pair.data(), to);
   }
 }
 
-// Marks the pixel and its neighbours.
-void mark(int64_t y, int64_t x, const Sizes& sizes, std::vector<uint8_t>& map) {
-  const Box box = Box{y, y + 1, x, x + 1}.grown(1, sizes.height, sizes.width);
-  for (int64_t row = box.top; row < box.bottom; ++row)
-    for (int64_t column = box.left; column < box.right; ++column) map[row * sizes.width + column] = 1;
-}
-
-// Takes the marked pixels of `from`.
-void take(const std::vector<uint8_t>& map, const uint8_t* from, std::vector<uint8_t>& to) {
-  for (size_t i = 0; i < map.size(); ++i)
-    if (map[i]) std::copy_n(from + 3 * i, 3, to.data() + 3 * i);
-}
-
 // The layer where the thing is at place `j`; 1 is now.
-Box layer_at(int64_t j, const Box& box, const Episode& episode, Room& room) {
+WORLDENV_INLINE Box layer_at(int64_t j, const Box& box, const Episode& episode, Room& room) {
   resample(project(episode.places, episode.camera), project(episode.places + j * kPlace, episode.camera),
            room.resampling);
   return move_layer(room.thing.data(), box, room.resampling, room.rows.data(), room.layer.data());
 }
 
+// Takes from another frame where the share of a pixel or of a neighbour is above kThere.
+template <typename Share>
+WORLDENV_INLINE void take(const Box& box, Share share, const Sizes& sizes, const uint8_t* from, uint8_t* to) {
+  for (int64_t y = box.top; y < box.bottom; ++y)
+    for (int64_t x = box.left; x < box.right; ++x) {
+      if (!(share(y * sizes.width + x) > kThere)) continue;
+      const Box near = Box{y, y + 1, x, x + 1}.grown(1, sizes.height, sizes.width);
+      for (int64_t row = near.top; row < near.bottom; ++row) {
+        const int64_t i = 3 * (row * sizes.width + near.left);
+        std::copy_n(from + i, 3 * (near.right - near.left), to + i);
+      }
+    }
+}
+
 // The thing, and the bases that it is laid over.
-void prepare(const Box& box, const Episode& episode, const uint8_t* plate /* [H, W, 3] */, const Sizes& sizes,
-             Room& room) {
-  const int64_t width = sizes.width;
-  const Box around = box.grown(3, sizes.height, width);
+WORLDENV_INLINE void prepare(const Box& box, const Episode& episode, const uint8_t* plate /* [H, W, 3] */,
+                             const Sizes& sizes, Room& room) {
+  const Box around = box.grown(3, sizes.height, sizes.width);
+  Pixel *thing = room.thing.data(), *layer = room.layer.data();
   for (int64_t y = around.top; y < around.bottom; ++y)
     for (int64_t x = around.left; x < around.right; ++x) {
-      const int64_t i = y * width + x;
+      const int64_t i = y * sizes.width + x;
       const uint8_t* rgb = episode.clear + 3 * i;
-      room.thing[i] = Pixel{float(rgb[0]), float(rgb[1]), float(rgb[2]), float(episode.mask[i])};
+      thing[i] = Pixel{float(rgb[0]), float(rgb[1]), float(rgb[2]), float(episode.mask[i])};
     }
-  std::fill(room.was.begin(), room.was.end(), 0);
-  std::fill(room.under.begin(), room.under.end(), 0);
-  for (int64_t y = box.top; y < box.bottom; ++y)
-    for (int64_t x = box.left; x < box.right; ++x)
-      if (episode.mask[y * width + x] > kThere * 255) mark(y, x, sizes, room.was);
+  take(box, [&](int64_t i) { return episode.mask[i] / 255.0f; }, sizes, plate, room.on_clear.data());
   const Box now = layer_at(1, box, episode, room);
-  for (int64_t y = now.top; y < now.bottom; ++y)
-    for (int64_t x = now.left; x < now.right; ++x)
-      if (room.layer[y * width + x][3] / 255 > kThere) mark(y, x, sizes, room.under);
-  take(room.was, plate, room.on_clear);
-  take(room.under, room.on_clear.data(), room.on_last);
+  take(now, [&](int64_t i) { return layer[i][3] / 255; }, sizes, room.on_clear.data(), room.on_last.data());
 }
 
 // The layer over a base, in patches.
 template <int Width>
-WORLDENV_INLINE void lay(const Box& box, const std::vector<uint8_t>& base, const Sizes& sizes, Room& room,
+WORLDENV_INLINE void lay(const Box& box, const uint8_t* base /* [H, W, 3] */, const Sizes& sizes, Room& room,
                          uint8_t* to) {
   const Box whole = box.even();
-  const int64_t count = whole.right - whole.left, width = sizes.width;
-  for (int64_t y = whole.top; y < whole.bottom; y += 2) {
-    for (int64_t below = 0; below < 2; ++below)
-      for (int64_t x = whole.left; x < whole.right; ++x) {
-        const int64_t i = (y + below) * width + x;
-        const Pixel under = to_pixel<Width>(base.data() + 3 * i);
-        const bool inside = y + below >= box.top && y + below < box.bottom && x >= box.left && x < box.right;
-        room.rows[below * count + x - whole.left] =
-            inside ? under + room.layer[i][3] / 255 * (room.layer[i] - under) : under;
-      }
-    store_patches<Width>(room.rows.data(), count, sizes.step(),
-                         to + (y / 2 * (width / 2) + whole.left / 2) * sizes.step());
+  const int64_t count = whole.right - whole.left;
+  Vector<4> colour;
+  for (int64_t y = whole.top; y < whole.bottom; ++y) {
+    for (int64_t x = whole.left; x < whole.right; ++x) {
+      const int64_t i = y * sizes.width + x;
+      colour.v = to_pixel<Width>(base + 3 * i);
+      if (box.has(y, x)) colour.v += room.layer.data()[i][3] / 255 * (room.layer.data()[i] - colour.v);
+      store_rounded<4>(colour, 4, room.pair.data() + (y % 2 * count + x - whole.left) * 4);
+    }
+    if (y % 2)
+      store_patches<Width>(room.pair.data(), count, sizes.step(),
+                           to + (y / 2 * (sizes.width / 2) + whole.left / 2) * sizes.step());
   }
 }
 
@@ -169,8 +161,8 @@ WORLDENV_INLINE void pictures_of(const Episode& episode, const uint8_t* plate, c
   for (int64_t j = 0; j < sizes.chunk && !box.empty(); ++j, guess_last += kPatch, guess_clear += kPatch) {
     const Box there = layer_at(2 + j, box, episode, room);
     if (there.empty()) continue;
-    lay<Width>(there, room.on_last, sizes, room, guess_last);
-    lay<Width>(there, room.on_clear, sizes, room, guess_clear);
+    lay<Width>(there, room.on_last.data(), sizes, room, guess_last);
+    lay<Width>(there, room.on_clear.data(), sizes, room, guess_clear);
   }
 }
 
