@@ -14,15 +14,16 @@ namespace worldenv::cpu {
 
 using Pixel = Native<4>::Floats;  // RGB in [0, 255], and a number more
 
-// Room for pixels whose vectors do not straddle two cache lines.
-struct Pixels {
+// Room for numbers whose vectors do not straddle two cache lines.
+struct Numbers {
   struct alignas(64) Line {
-    Pixel pixels[4];
+    float numbers[16];
   };
   std::vector<Line> lines;
 
-  explicit Pixels(int64_t count) : lines((count + 3) / 4) {}
-  Pixel* data() { return lines.data()->pixels; }
+  explicit Numbers(int64_t count) : lines((count + 15) / 16) {}
+  float* data() { return lines.data()->numbers; }
+  Pixel* pixels() { return reinterpret_cast<Pixel*>(data()); }
 };
 
 struct Point {
@@ -98,43 +99,50 @@ WORLDENV_INLINE void side_by_side(
   }
 }
 
-// Rounded to bytes, the first `lanes` of them; NaN is grey.
+// Rounded to bytes; NaN is grey.
 template <int Width>
-WORLDENV_INLINE void store_rounded(Vector<Width> value, int64_t lanes, uint8_t* to) {
+WORLDENV_INLINE void store_rounded(Vector<Width> value, uint8_t* to) {
   value.v = value.v == value.v ? value.v : typename Vector<Width>::Floats{} + 127.5f;
-  value.store_levels(to, lanes, 1.0f, 0.0f);
+  value.store_levels(to, Width, 1.0f, 0.0f);
 }
 
-// Two rows of pixels to their patches, `step` bytes apart.
+// Two rows of bytes to their patches, each so many times; they lie `step` bytes apart.
 template <int Width>
-WORLDENV_INLINE void store_patches(const uint8_t* pair /* [2, width, 4] */, int64_t width, int64_t step, uint8_t* to) {
-  const uint8_t *upper = pair, *lower = pair + 4 * width;
-  for (int64_t x = 0; x < width; x += 2, upper += 8, lower += 8, to += step) {
+WORLDENV_INLINE void store_patches(const uint8_t* upper, const uint8_t* lower, int64_t width, int64_t copies,
+                                   int64_t step, uint8_t* to) {
+  for (int64_t x = 0; x < width; x += 2, upper += 6, lower += 6, to += step) {
 #if WORLDENV_X86
-    if (Width >= 8) {
-      const Native<16>::Bytes order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 0, 0, 0, 0};
+    if (Width >= 8) {  // the lower pixels with two bytes before them, since there may be none after them
+      const Native<16>::Bytes order = {0, 3, 10, 13, 1, 4, 11, 14, 2, 5, 12, 15, 0, 0, 0, 0};
       Native<16>::Bytes patch;
       asm("vmovq %1, %0\n\tvpinsrq $1, %2, %0, %0\n\tvpshufb %3, %0, %0"
           : "=&x"(patch)
-          : "m"(*reinterpret_cast<const uint8_t(*)[8]>(upper)), "m"(*reinterpret_cast<const uint8_t(*)[8]>(lower)),
-            "x"(order));
-      __builtin_memcpy(to, &patch, kPatch);
+          : "m"(*reinterpret_cast<const uint8_t(*)[8]>(upper)),
+            "m"(*reinterpret_cast<const uint8_t(*)[8]>(lower - 2)), "x"(order));
+      for (int64_t k = 0; k < copies; ++k) __builtin_memcpy(to + k * kPatch, &patch, kPatch);
       continue;
     }
 #endif
-    for (int64_t c = 0; c < 3; ++c)
-      to[4 * c] = upper[c], to[4 * c + 1] = upper[c + 4], to[4 * c + 2] = lower[c], to[4 * c + 3] = lower[c + 4];
+    uint8_t patch[kPatch];
+    for (int64_t c = 0; c < 3; ++c) {
+      patch[4 * c] = upper[c], patch[4 * c + 1] = upper[c + 3];
+      patch[4 * c + 2] = lower[c], patch[4 * c + 3] = lower[c + 3];
+    }
+    for (int64_t k = 0; k < copies; ++k) __builtin_memcpy(to + k * kPatch, patch, kPatch);
   }
 }
 
+// The numbers of a row, three for a pixel and at least one more, in whole vectors.
+inline int64_t row_size(int64_t width) { return (3 * width + 16) / 16 * 16; }
+
 // kRows rows that lie side by side, resampled into rows that lie one after the other.
 template <int Width>
-WORLDENV_INLINE void move_across(const Pixel* group, const std::vector<Taps>& across, int64_t count, Pixel* to) {
+WORLDENV_INLINE void move_across(const Pixel* group, const std::vector<Taps>& across, int64_t count, float* to) {
   constexpr int64_t kRows = Width / 4;
-  const int64_t width = int64_t(across.size());
+  const int64_t width = int64_t(across.size()), row = row_size(width);
   Vector<Width> sum, tap;
   for (int64_t x = 0; x < width; ++x) {
-    const Taps taps = across[x];
+    const Taps& taps = across[x];
     sum.fill(0.0f);
     for (int n = 0; n < 4; ++n) {
       tap.load(reinterpret_cast<const float*>(group + taps.at[n] * kRows));
@@ -142,7 +150,8 @@ WORLDENV_INLINE void move_across(const Pixel* group, const std::vector<Taps>& ac
     }
     Pixel pixels[kRows];
     sum.store(reinterpret_cast<float*>(pixels));
-    for (int64_t i = 0; i < kRows && i < count; ++i) to[i * width + x] = pixels[i];
+    for (int64_t i = 0; i < kRows && i < count; ++i)  // the idle number lies where the next pixel will
+      __builtin_memcpy(to + i * row + 3 * x, &pixels[i], sizeof(Pixel));
   }
 }
 
@@ -155,10 +164,10 @@ WORLDENV_INLINE void move_down(const float* rows, const Taps& taps, int64_t row,
   for (int64_t i = 0; i < row; i += Width) {
     sum.fill(0.0f);
     for (int n = 0; n < 4; ++n) {
-      tap.load(at[n] + i, row - i);
+      tap.load(at[n] + i);
       sum.v += weight[n] * tap.v;
     }
-    store_rounded<Width>(sum, row - i, to + i);
+    store_rounded<Width>(sum, to + i);
   }
 }
 
@@ -167,20 +176,20 @@ WORLDENV_INLINE void move(
     const Pixel* picture,  // [H / kRows, W, kRows]
     const Resampling& resampling,
     int64_t step,          // bytes from patch to patch
-    Pixel* rows,           // [H, W], room
-    uint8_t* pair,         // [2, W, 4], room
+    float* rows,           // [H, row_size], room
+    uint8_t* pair,         // [2, row_size], room
     uint8_t* to            // [H / 2, W / 2, step]
 ) {
   constexpr int64_t kRows = Width / 4;
   const std::vector<Taps>& down = resampling.down;
-  const int64_t height = int64_t(down.size()), width = int64_t(resampling.across.size());
+  const int64_t height = int64_t(down.size()), width = int64_t(resampling.across.size()), row = row_size(width);
   int64_t next = down[0].at[0] / kRows * kRows;  // the first row that is not yet in `rows`; they are needed in order
   for (int64_t y = 0; y < height; y += 2, to += width / 2 * step) {
     for (; next <= down[y + 1].at[3]; next += kRows)
-      move_across<Width>(picture + next * width, resampling.across, height - next, rows + next * width);
+      move_across<Width>(picture + next * width, resampling.across, height - next, rows + next * row);
     for (int64_t below = 0; below < 2; ++below)
-      move_down<Width>(reinterpret_cast<const float*>(rows), down[y + below], 4 * width, pair + below * 4 * width);
-    store_patches<Width>(pair, width, step, to);
+      move_down<Width>(rows, down[y + below], row, pair + below * row);
+    store_patches<Width>(pair, pair + row, width, 1, step, to);
   }
 }
 
