@@ -30,7 +30,8 @@ struct Box {
 };
 
 // Where the mask is not 0.
-WORLDENV_INLINE Box box_of(const uint8_t* mask, int64_t height, int64_t width, std::vector<uint8_t>& columns /* [W] */) {
+WORLDENV_INLINE Box box_of(const uint8_t* mask, int64_t height, int64_t width,
+                           std::vector<uint8_t>& columns /* [W], room */) {
   Box box{height, 0, width, 0};
   std::fill(columns.begin(), columns.end(), 0);
   for (int64_t y = 0; y < height; ++y, mask += width) {

@@ -1,6 +1,6 @@
 // A picture moved with a point, as a camera sees a thing at the point's depth move (worldenv/ops/known_pictures.py).
-// It is laid out as pixels of four floats, a few rows side by side: these rows are resampled pixel by pixel, then columns
-// row by row.
+// It is laid out as pixels of four floats, one of them idle, a few rows side by side: these rows are resampled pixel by
+// pixel, then columns row by row.
 #pragma once
 
 #include <cmath>

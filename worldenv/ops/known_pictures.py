@@ -32,10 +32,14 @@ def known_pictures_reference(
     thing = torch.cat([clear, mask[..., None]], dim=3)
     layer = _moved(thing, places, camera).nan_to_num(nan=0).clamp(0, 255)  # now, and after each action
     colour, share = layer[..., :3], layer[..., 3:] / 255
-    empty = torch.where(_grown(mask[..., None] / 255), _rounded(to_frames((plate[None, :, :, None] + 1) * 127.5)[:, 0]), clear)
+    empty = torch.where(
+        _grown(mask[..., None] / 255), _rounded(to_frames((plate[None, :, :, None] + 1) * 127.5)[:, 0]), clear
+    )
     bases = torch.where(_grown(share[:, 0]), empty, last)[:, None], empty[:, None]
     guesses = [base + share[:, 1:] * (colour[:, 1:] - base) for base in bases]
-    return patchify_reference(torch.cat([last[:, None], *(_rounded(frames) for frames in (*with_tips, *guesses))], dim=1))
+    return patchify_reference(
+        torch.cat([last[:, None], *(_rounded(frames) for frames in (*with_tips, *guesses))], dim=1)
+    )
 
 
 def _moved(
@@ -118,7 +122,14 @@ def known_pictures(
 
 
 def _check(
-    first: Tensor, last: Tensor, clear: Tensor, mask: Tensor, tips: Tensor, places: Tensor, camera: Tensor, plate: Tensor
+    first: Tensor,
+    last: Tensor,
+    clear: Tensor,
+    mask: Tensor,
+    tips: Tensor,
+    places: Tensor,
+    camera: Tensor,
+    plate: Tensor,
 ) -> None:
     shape = first.shape
     if first.ndim != 4 or shape[1] % 2 or shape[2] % 2 or shape[3] != 3:
