@@ -36,43 +36,25 @@ struct Episode {
 };
 
 struct Room {
-  std::vector<Pixel> picture, rows, thing, layer;
-  std::vector<uint8_t> was, under, columns;  // where `plate` shows in `clear`, and `empty` in `last`
-  std::vector<uint8_t> frame, on_last, on_clear;
+  int64_t row;  // numbers of a row
+  Numbers picture, rows, thing, layer;
+  std::vector<uint8_t> columns, pair, frame, on_last, on_clear;  // the bases of the guesses
   Resampling resampling;
 
   explicit Room(const Sizes& sizes)
-      : picture((sizes.height + 3) * sizes.width), rows((sizes.height + 2) * sizes.width), thing(sizes.pixels()),
-        layer(sizes.pixels()), was(sizes.pixels()), under(sizes.pixels()), columns(sizes.width),
-        frame(sizes.pixels() * 3 + 1), on_last(sizes.pixels() * 3 + 1), on_clear(sizes.pixels() * 3 + 1),
+      : row(row_size(sizes.width)), picture(4 * (sizes.height + 3) * sizes.width),
+        rows(sizes.height * std::max(row, 4 * sizes.width)), thing(4 * sizes.pixels()), layer(4 * sizes.pixels()),
+        columns(sizes.width), pair(2 * row), frame(sizes.pixels() * 3 + 1), on_last(sizes.pixels() * 3 + 1),
+        on_clear(sizes.pixels() * 3 + 1),
         resampling{std::vector<Taps>(sizes.width), std::vector<Taps>(sizes.height)} {}
 };
 
-// The patches of a frame, each `copies` times.
+// The patches of a frame, each so many times.
 template <int Width>
-WORLDENV_INLINE void copy(const uint8_t* frame, const Sizes& sizes, int64_t copies, uint8_t* to) {
-  const int64_t row = 3 * sizes.width, step = sizes.step();
-  for (int64_t y = 0; y < sizes.height; y += 2, frame += row)
-    for (int64_t x = 0; x < sizes.width; x += 2, frame += 6, to += step) {
-      const uint8_t* lower = frame + row;
-#if WORLDENV_X86
-      if (Width >= 8) {  // the lower pixels with two bytes before them, since there may be none after them
-        const Native<16>::Bytes order = {0, 3, 10, 13, 1, 4, 11, 14, 2, 5, 12, 15, 0, 0, 0, 0};
-        Native<16>::Bytes patch;
-        asm("vmovq %1, %0\n\tvpinsrq $1, %2, %0, %0\n\tvpshufb %3, %0, %0"
-            : "=&x"(patch)
-            : "m"(*reinterpret_cast<const uint8_t(*)[8]>(frame)),
-              "m"(*reinterpret_cast<const uint8_t(*)[8]>(lower - 2)), "x"(order));
-        for (int64_t k = 0; k < copies; ++k) __builtin_memcpy(to + k * kPatch, &patch, kPatch);
-        continue;
-      }
-#endif
-      uint8_t patch[kPatch];
-      for (int64_t c = 0; c < 3; ++c)
-        patch[4 * c] = frame[c], patch[4 * c + 1] = frame[c + 3], patch[4 * c + 2] = lower[c],
-              patch[4 * c + 3] = lower[c + 3];
-      for (int64_t k = 0; k < copies; ++k) __builtin_memcpy(to + k * kPatch, patch, kPatch);
-    }
+WORLDENV_INLINE void copy(const uint8_t* frame /* [H, W, 3] */, const Sizes& sizes, int64_t copies, uint8_t* to) {
+  const int64_t row = 3 * sizes.width;
+  for (int64_t y = 0; y < sizes.height; y += 2, frame += 2 * row, to += sizes.width / 2 * sizes.step())
+    store_patches<Width>(frame, frame + row, sizes.width, copies, sizes.step(), to);
 }
 
 // One frame moved with the fingertips to where they are after each action.
@@ -80,75 +62,68 @@ template <int Width>
 WORLDENV_INLINE void move_with_tips(const uint8_t* frame, const float* tip, const Episode& episode, const Sizes& sizes,
                                     Room& room, uint8_t* to) {
   std::memcpy(room.frame.data(), frame, sizes.pixels() * 3);
-  side_by_side<Width>(room.frame.data(), sizes.height, sizes.width, room.picture.data());
+  side_by_side<Width>(room.frame.data(), sizes.height, sizes.width, room.picture.pixels());
   const Point begin = project(tip, episode.camera);
   for (int64_t j = 0; j < sizes.chunk; ++j, to += kPatch) {
     resample(begin, project(episode.tips + (2 + j) * sizes.tip, episode.camera), room.resampling);
-    move<Width>(room.picture.data(), room.resampling, sizes.height, sizes.width, sizes.step(), room.rows.data(), to);
+    move<Width>(room.picture.pixels(), room.resampling, sizes.step(), room.rows.data(), room.pair.data(), to);
   }
 }
 
-// Marks the pixel and its neighbours.
-void mark(int64_t y, int64_t x, const Sizes& sizes, std::vector<uint8_t>& map) {
-  const Box box = Box{y, y + 1, x, x + 1}.grown(1, sizes.height, sizes.width);
-  for (int64_t row = box.top; row < box.bottom; ++row)
-    for (int64_t column = box.left; column < box.right; ++column) map[row * sizes.width + column] = 1;
-}
-
-// Takes the marked pixels of `from`.
-void take(const std::vector<uint8_t>& map, const uint8_t* from, std::vector<uint8_t>& to) {
-  for (size_t i = 0; i < map.size(); ++i)
-    if (map[i]) std::copy_n(from + 3 * i, 3, to.data() + 3 * i);
-}
-
 // The layer where the thing is at place `j`; 1 is now.
-Box layer_at(int64_t j, const Box& box, const Episode& episode, Room& room) {
+WORLDENV_INLINE Box layer_at(int64_t j, const Box& box, const Episode& episode, Room& room) {
   resample(project(episode.places, episode.camera), project(episode.places + j * kPlace, episode.camera),
            room.resampling);
-  return move_layer(room.thing.data(), box, room.resampling, room.rows.data(), room.layer.data());
+  return move_layer(room.thing.pixels(), box, room.resampling, room.rows.pixels(), room.layer.pixels());
+}
+
+// Takes from another frame where the share of a pixel or of a neighbour is above kThere.
+template <typename Share>
+WORLDENV_INLINE void take(const Box& box, Share share, const Sizes& sizes, const uint8_t* from, uint8_t* to) {
+  for (int64_t y = box.top; y < box.bottom; ++y)
+    for (int64_t x = box.left; x < box.right; ++x) {
+      if (!(share(y * sizes.width + x) > kThere)) continue;
+      const Box near = Box{y, y + 1, x, x + 1}.grown(1, sizes.height, sizes.width);
+      for (int64_t row = near.top; row < near.bottom; ++row) {
+        const int64_t i = 3 * (row * sizes.width + near.left);
+        std::copy_n(from + i, 3 * (near.right - near.left), to + i);
+      }
+    }
 }
 
 // The thing, and the bases that it is laid over.
-void prepare(const Box& box, const Episode& episode, const uint8_t* plate /* [H, W, 3] */, const Sizes& sizes,
-             Room& room) {
-  const int64_t width = sizes.width;
-  const Box around = box.grown(3, sizes.height, width);
+WORLDENV_INLINE void prepare(const Box& box, const Episode& episode, const uint8_t* plate /* [H, W, 3] */,
+                             const Sizes& sizes, Room& room) {
+  const Box around = box.grown(3, sizes.height, sizes.width);
+  Pixel *thing = room.thing.pixels(), *layer = room.layer.pixels();
   for (int64_t y = around.top; y < around.bottom; ++y)
     for (int64_t x = around.left; x < around.right; ++x) {
-      const int64_t i = y * width + x;
+      const int64_t i = y * sizes.width + x;
       const uint8_t* rgb = episode.clear + 3 * i;
-      room.thing[i] = Pixel{float(rgb[0]), float(rgb[1]), float(rgb[2]), float(episode.mask[i])};
+      thing[i] = Pixel{float(rgb[0]), float(rgb[1]), float(rgb[2]), float(episode.mask[i])};
     }
-  std::fill(room.was.begin(), room.was.end(), 0);
-  std::fill(room.under.begin(), room.under.end(), 0);
-  for (int64_t y = box.top; y < box.bottom; ++y)
-    for (int64_t x = box.left; x < box.right; ++x)
-      if (episode.mask[y * width + x] > kThere * 255) mark(y, x, sizes, room.was);
+  take(box, [&](int64_t i) { return episode.mask[i] / 255.0f; }, sizes, plate, room.on_clear.data());
   const Box now = layer_at(1, box, episode, room);
-  for (int64_t y = now.top; y < now.bottom; ++y)
-    for (int64_t x = now.left; x < now.right; ++x)
-      if (room.layer[y * width + x][3] / 255 > kThere) mark(y, x, sizes, room.under);
-  take(room.was, plate, room.on_clear);
-  take(room.under, room.on_clear.data(), room.on_last);
+  take(now, [&](int64_t i) { return layer[i][3] / 255; }, sizes, room.on_clear.data(), room.on_last.data());
 }
 
 // The layer over a base, in patches.
 template <int Width>
-WORLDENV_INLINE void lay(const Box& box, const std::vector<uint8_t>& base, const Sizes& sizes, Room& room,
+WORLDENV_INLINE void lay(const Box& box, const uint8_t* base /* [H, W, 3] */, const Sizes& sizes, Room& room,
                          uint8_t* to) {
   const Box whole = box.even();
-  const int64_t count = whole.right - whole.left, width = sizes.width;
-  for (int64_t y = whole.top; y < whole.bottom; y += 2) {
-    for (int64_t below = 0; below < 2; ++below)
-      for (int64_t x = whole.left; x < whole.right; ++x) {
-        const int64_t i = (y + below) * width + x;
-        const Pixel under = to_pixel<Width>(base.data() + 3 * i);
-        const bool inside = y + below >= box.top && y + below < box.bottom && x >= box.left && x < box.right;
-        room.rows[below * count + x - whole.left] =
-            inside ? under + room.layer[i][3] / 255 * (room.layer[i] - under) : under;
-      }
-    store_patches<Width>(room.rows.data(), count, sizes.step(),
-                         to + (y / 2 * (width / 2) + whole.left / 2) * sizes.step());
+  Vector<4> colour;
+  for (int64_t y = whole.top; y < whole.bottom; ++y) {
+    for (int64_t x = whole.left; x < whole.right; ++x) {
+      const int64_t i = y * sizes.width + x;
+      const Pixel over = room.layer.pixels()[i];
+      colour.v = to_pixel<Width>(base + 3 * i);
+      if (box.has(y, x)) colour.v += over[3] / 255 * (over - colour.v);
+      store_rounded<4>(colour, room.pair.data() + y % 2 * room.row + 3 * (x - whole.left));
+    }
+    if (y % 2)
+      store_patches<Width>(room.pair.data(), room.pair.data() + room.row, whole.right - whole.left, 1, sizes.step(),
+                           to + (y / 2 * (sizes.width / 2) + whole.left / 2) * sizes.step());
   }
 }
 
@@ -169,8 +144,8 @@ WORLDENV_INLINE void pictures_of(const Episode& episode, const uint8_t* plate, c
   for (int64_t j = 0; j < sizes.chunk && !box.empty(); ++j, guess_last += kPatch, guess_clear += kPatch) {
     const Box there = layer_at(2 + j, box, episode, room);
     if (there.empty()) continue;
-    lay<Width>(there, room.on_last, sizes, room, guess_last);
-    lay<Width>(there, room.on_clear, sizes, room, guess_clear);
+    lay<Width>(there, room.on_last.data(), sizes, room, guess_last);
+    lay<Width>(there, room.on_clear.data(), sizes, room, guess_clear);
   }
 }
 

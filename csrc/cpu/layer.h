@@ -18,6 +18,8 @@ struct Box {
 
   bool empty() const { return top >= bottom || left >= right; }
 
+  bool has(int64_t y, int64_t x) const { return y >= top && y < bottom && x >= left && x < right; }
+
   Box grown(int64_t by, int64_t height, int64_t width) const {
     return {std::max<int64_t>(top - by, 0), std::min(bottom + by, height), std::max<int64_t>(left - by, 0),
             std::min(right + by, width)};
@@ -28,7 +30,8 @@ struct Box {
 };
 
 // Where the mask is not 0.
-inline Box box_of(const uint8_t* mask, int64_t height, int64_t width, std::vector<uint8_t>& columns /* [W] */) {
+WORLDENV_INLINE Box box_of(const uint8_t* mask, int64_t height, int64_t width,
+                           std::vector<uint8_t>& columns /* [W], room */) {
   Box box{height, 0, width, 0};
   std::fill(columns.begin(), columns.end(), 0);
   for (int64_t y = 0; y < height; ++y, mask += width) {
@@ -42,7 +45,7 @@ inline Box box_of(const uint8_t* mask, int64_t height, int64_t width, std::vecto
 }
 
 // The outputs that read an input in [first, last); NaN reads nothing.
-inline void reached(const std::vector<Taps>& taps, int64_t first, int64_t last, int64_t& begin, int64_t& end) {
+WORLDENV_INLINE void reached(const std::vector<Taps>& taps, int64_t first, int64_t last, int64_t& begin, int64_t& end) {
   begin = int64_t(taps.size()), end = 0;
   for (int64_t x = 0; x < int64_t(taps.size()); ++x)
     for (int n = 0; n < 4; ++n)
@@ -51,7 +54,7 @@ inline void reached(const std::vector<Taps>& taps, int64_t first, int64_t last, 
 }
 
 // The layer in the box that it reaches: colour and share * 255, all in [0, 255].
-inline Box move_layer(
+WORLDENV_INLINE Box move_layer(
     const Pixel* thing,  // [H, W], filled 3 pixels further than `from`, as far as one output reads
     const Box& from,     // of the mask
     const Resampling& resampling,
