@@ -44,6 +44,8 @@ from worldenv.training.world_stages import CausalStages, ComposerStages
 EXPLORATION_START = 1_000_000  # exploration uses other training starts than the demonstrations
 RANGES_START = 3_000_000
 EXTRA_DATA = ("exploration", "again")
+# Where the reflector stops: stopping a little late costs nothing, a little early costs the episode.
+STOP_ABOVE = 0.83
 WRITE_EVERY = 100  # episodes that are made at a time; a part of the data set
 WORLDS = {"composer": ComposerStages, "causal": CausalStages}
 Stage = tuple[Path, Callable[[Path], None]]  # what the stage leaves behind, and what makes it
@@ -213,7 +215,7 @@ class Pipeline:
 
     def make_reflector(self, path: Path) -> None:
         schedule, base = self.config.head, self.base()
-        reflector = self.new(SmallReflector, SmallReflectorConfig())
+        reflector = self.new(SmallReflector, SmallReflectorConfig(threshold=STOP_ABOVE))
         reflector.encoder.load_state_dict(base.policy.encoder.state_dict())
         reflector.done.load_state_dict(base.done.state_dict())
         sets = [self.clips(), self.replays()[1]]

@@ -13,10 +13,6 @@ from worldenv.reflector.small import SmallReflector
 from worldenv.suites.tabletop.physics import task_by_name
 from worldenv.suites.tabletop.scenes import siblings
 
-DONE_WEIGHT = (
-    0.2  # of a frame that shows success: stopping a little late costs nothing, a little early costs the episode
-)
-
 
 @dataclass(frozen=True)
 class Features:
@@ -69,7 +65,10 @@ def settled(success: Tensor) -> Tensor:  # [N, T + 1] bool
 def reward_loss(
     reflector: SmallReflector, data: Features, batch: int
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
-    """BCE over random prefixes of random episodes; a quarter of them under another task's instruction, with label 0."""
+    """BCE over random prefixes of random episodes; a quarter of them under another task's instruction, with label 0.
+
+    Success and failure count alike, so that the reward is the probability of success.
+    """
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         episode = torch.randint(len(data.own), (batch,), generator=generator)
@@ -81,11 +80,9 @@ def reward_loss(
         logit = reflector.logit(feature, feature[:, :1].expand_as(feature), mean)
         label = (settled(data.success[episode]) & ~wrong[:, None]).float()
         use = (torch.arange(steps) <= data.length[episode, None]).float()
-        bce = (
-            F.binary_cross_entropy_with_logits(logit, label, reduction="none", pos_weight=torch.tensor(DONE_WEIGHT))
-            * use
-        ).sum() / use.sum()
-        wrong_share = (((logit > 0) != label.bool()) * use).sum() / use.sum()
+        bce = (F.binary_cross_entropy_with_logits(logit, label, reduction="none") * use).sum() / use.sum()
+        stops = logit.sigmoid() > reflector.config.threshold
+        wrong_share = ((stops != label.bool()) * use).sum() / use.sum()
         return bce, {"bce": bce.item(), "wrong_share": wrong_share.item()}
 
     return loss
