@@ -57,19 +57,20 @@ def test_done_is_terminated_or_truncated_and_an_episode_that_ends_gives_way(make
 
 def test_reset_of_some_begins_those_and_keeps_the_others(make):
     env = make()
-    env.set_seed(3)
+    env.set_seed(4)
     before = env.step(env.rand_action(env.reset()))["next"]
-    mask = torch.tensor([[True], [False], [True], [False], [False]])
+    mask = torch.tensor([[True], [False], [False], [True], [False]])
+    assert before["done"][:, 0].tolist() == [False, False, False, True, False]  # one has ended, one is cut off
     expected, ids = before["frames"].clone(), env.env.info()["id"]
     after = env.reset(before.clone().set("_reset", mask))
     assert torch.equal(after["frames"][~mask[:, 0]], expected[~mask[:, 0]])
-    assert env.env.info()["id"].tolist() == [5, 1, 6, 3, 4] and ids.tolist() == [0, 1, 2, 3, 4]
+    assert env.env.info()["id"].tolist() == [5, 1, 2, 6, 4] and ids.tolist() == [0, 1, 2, 3, 4]
     assert not after["done"].any()
 
 
 def test_rollout_until_all_are_done_leaves_those_that_are_as_they_are(make):
     env = make(horizon=16)
-    env.set_seed(1)
+    env.set_seed(3)
     out = env.rollout(20, break_when_any_done=False, break_when_all_done=True)
     last, done = out["next"][:, -1], out["next", "done"][..., 0]
     assert 2 <= out.shape[1] <= 4 and last["done"].all() and not done.all(1).all() and done[:, 0].any()
