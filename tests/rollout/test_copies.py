@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 import pickle
 
 import numpy as np
@@ -81,6 +82,6 @@ def _run(engine, starts):
 
 def test_an_engine_runs_in_a_spawned_process(tiny):
     engine, starts = tiny.engine(horizon=8), tiny.starts(3)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(_run, (engine, starts))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # says so if the process dies
+        found = pool.submit(_run, engine, starts).result()
     assert np.array_equal(found, _run(engine, starts))
