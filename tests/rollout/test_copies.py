@@ -2,8 +2,8 @@
 
 import copy
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
