@@ -3,6 +3,7 @@
 import copy
 import multiprocessing
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -74,13 +75,10 @@ def test_copy_of_the_suite_goes_on_from_where_it_is(how):
         assert np.array_equal(done, other_done)
 
 
-def _run(engine, starts):
-    torch.set_num_threads(1)
-    return engine.run(starts, 2, SEED).action.numpy()
-
-
 def test_an_engine_runs_in_a_spawned_process(tiny):
     engine, starts = tiny.engine(horizon=8), tiny.starts(3)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(_run, (engine, starts))
-    assert np.array_equal(found, _run(engine, starts))
+    spawn = multiprocessing.get_context("spawn")
+    # The function is the package's own: a spawned process may not find this module.
+    with ProcessPoolExecutor(1, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        found = pool.submit(engine.run, starts, 2, SEED).result()
+    assert torch.equal(found.action, engine.run(starts, 2, SEED).action)
