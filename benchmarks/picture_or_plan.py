@@ -28,6 +28,7 @@ from worldenv.rollout.memory import keep_freed_memory
 from worldenv.rollout.parallel import CACHED
 from worldenv.suites.tabletop.physics import HORIZON, Tabletop, task_by_name
 from worldenv.suites.tabletop.scenes import TASKS
+from worldenv.worlds.composer.layer import CLEAR_M, POSITION, Layer
 from worldenv.worlds.composer.world import ComposerWorld, Memory
 
 FIRST_START = 8000
@@ -42,7 +43,8 @@ PLACE = slice(2, 6)  # x, y, z, yaw of an entity
 class Grasps:
     """Chunks in which something was to be grasped, as they went from beside."""
 
-    memory: list[np.ndarray]  # first, previous and last frame: [M, H, W, 3] uint8
+    frames: list[np.ndarray]  # the first, the clear and the present one: [M, H, W, 3] uint8
+    tips: np.ndarray  # [M, 3] float32, in the first
     proprio: np.ndarray  # [M, 7] float32, as they begin
     actions: np.ndarray  # [M, 2 K, 7] float32
     took: np.ndarray  # [M] bool
@@ -84,8 +86,6 @@ def beside(trajectories: list[Trajectory], k: int, seed: int) -> Grasps:
 
     env = Tabletop()
     env.reset([task_by_name(t.task) for t in chosen], [t.start for t in chosen], "validation")
-    env.restore(moved(np.maximum(begin - k, 0)))
-    previous = env.frames()
     before = moved(begin)
     env.restore(before)
     last, proprio = env.frames(), env.proprio()
@@ -97,9 +97,18 @@ def beside(trajectories: list[Trajectory], k: int, seed: int) -> Grasps:
     lifted = np.linalg.norm(places(good)[:, :3] - places(before)[:, :3], axis=1) > LIFTED_M
     fair = (good[:, HELD] == target) & lifted & (took | (after[:, HELD] < 0))
     env.restore(_other(after, before, good, target, took))
-    first = np.stack([t.frames[0, 0] for t in chosen])
-    memory = [part[fair] for part in (first, previous, last)]
-    return Grasps(memory, proprio[fair], actions[fair], took[fair], ending[fair], env.frames()[fair])
+    first, tips = (
+        np.stack(part) for part in zip(*[(t.frames[0, 0], t.proprio[0, POSITION]) for t in chosen], strict=True)
+    )
+    clear = np.stack([t.frames[_clear_step(t, b, k), 0] for t, b in zip(chosen, begin, strict=True)])
+    frames = [part[fair] for part in (first, clear, last)]
+    return Grasps(frames, tips[fair], proprio[fair], actions[fair], took[fair], ending[fair], env.frames()[fair])
+
+
+def _clear_step(trajectory: Trajectory, begin: int, k: int) -> int:
+    """The step, of those with which chunks begin, at which the gripper was last above everything; else the first."""
+    steps = np.arange(begin % k, begin + 1, k)
+    return int(steps[trajectory.proprio[steps, 2] > CLEAR_M].max(initial=0))
 
 
 def _other(
@@ -120,11 +129,12 @@ def imagined_right(world: ComposerWorld, grasps: Grasps, camera: Tensor, seed: i
     """Whether the imagined ending is nearer to the true one than to the other; all seen by one camera [1, 3, 4]."""
     endings = []
     for rows in torch.arange(len(grasps.took)).split(CACHED):
-        first, previous, frame = (torch.from_numpy(part)[rows] for part in grasps.memory)
-        proprio, actions = (torch.from_numpy(part)[rows] for part in (grasps.proprio, grasps.actions))
+        first, clear, frame = (torch.from_numpy(part)[rows] for part in grasps.frames)
+        tips, proprio, actions = (torch.from_numpy(p)[rows] for p in (grasps.tips, grasps.proprio, grasps.actions))
         seen = Observation(frame[:, None], proprio, camera.expand(len(rows), 1, 3, 4), torch.zeros_like(rows))
         key = Key(seed, rows, torch.zeros_like(rows))
-        endings.append(world.imagine(Memory(first, previous, None), seen, actions, key).frames[:, -1, 0])
+        memory = Memory(first, tips, Layer.begin(clear, tips), None)
+        endings.append(world.imagine(memory, seen, actions, key).frames[:, -1, 0])
     imagined = torch.cat(endings).numpy().astype(float)
     true, other = grasps.ending.astype(float), grasps.other_ending.astype(float)
     differ = np.abs(true - other).max(-1, keepdims=True) > VISIBLE

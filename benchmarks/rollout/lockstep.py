@@ -17,14 +17,18 @@ from worldenv.assemble import Parts
 from worldenv.interfaces.observation import Starts
 from worldenv.nn.instruction import tokenize
 from worldenv.nn.int8 import Conv, Linear
+from worldenv.ops.known_pictures import known_pictures
 from worldenv.ops.laplace_chunk import LARGEST, laplace_log_prob
 from worldenv.ops.patchify import PATCH, unit
 from worldenv.ops.philox import Use, philox
-from worldenv.ops.transport import transport
-from worldenv.ops.unpatchify import unpatchify
+from worldenv.ops.unpatchify import to_frames, unpatchify
 from worldenv.robot.kinematics import chunk_kinematics
 from worldenv.rollout.engine import Engine
+from worldenv.worlds.composer.contact import Scene, follow
+from worldenv.worlds.composer.layer import POSITION
+from worldenv.worlds.composer.network import Seen
 from worldenv.worlds.composer.sampler import sample
+from worldenv.worlds.composer.world import Memory
 
 
 class Half(nn.Module):
@@ -70,7 +74,8 @@ class Lockstep:
 
     def _step(
         self,
-        memory: Tensor,
+        memory: Memory,  # moved on in place
+        frame: Tensor,
         proprio: Tensor,
         tokens: Tensor,
         camera: Tensor,
@@ -81,20 +86,28 @@ class Lockstep:
         noise: Tensor,
     ) -> tuple[Tensor, ...]:
         policy, world, reflector = self.engine.policy, self.engine.world, self.engine.reflector
-        mu, beta = policy(memory[:, 2], proprio, tokens)
+        mu, beta = policy(frame, proprio, tokens)
         action = laplace_sample(mu, beta, uniform)
         log_prob = laplace_log_prob(action, mu, beta)
         poses = torch.cat([proprio[:, None], chunk_kinematics(proprio, action, world.robot.kinematics)], dim=1)
         b, n = poses.shape[:2]
-        pictures = transport(memory[:, :, None], poses, camera)[:, 0]
-        seen = world.network.see(pictures, poses, camera, world.robot.gripper)
+        seen = self._see(memory, frame, poses, camera)
         frames, _ = unpatchify(sample(world.network, seen, noise, world.levels))
         feature = reflector.encode(frames.flatten(0, 1), tokens.repeat_interleave(n - 1, 0)).unflatten(0, (b, n - 1))
         total = total[:, None] + feature.cumsum(1)
         mean = total / (count + torch.arange(1, n))[:, None]
         reward = torch.sigmoid(reflector.logit(feature, first[:, None], mean))
-        memory = torch.stack([memory[:, 0], memory[:, 2], frames[:, -1]], dim=1)
-        return memory, poses[:, -1], total[:, -1], frames, reward, action, log_prob
+        return poses[:, -1], total[:, -1], frames, reward, action, log_prob
+
+    def _see(self, memory: Memory, frame: Tensor, poses: Tensor, camera: Tensor) -> Seen:
+        """What the gripper moves, and what is known of the chunk."""
+        network, gripper, layer = self.engine.world.network, self.engine.world.robot.gripper, memory.layer
+        scene = Scene(to_frames(network.plate[None, :, :, None])[0, 0], gripper)
+        places = follow(network.contact, layer, frame, poses, camera[:, 0], scene)
+        places = torch.cat([layer.origin[:, None], places], dim=1)
+        tips = torch.cat([memory.tips[:, None], poses[..., POSITION]], dim=1)
+        known = memory.first, frame, layer.clear, layer.mask
+        return network.see(known_pictures(*known, tips, places, camera, network.plate), poses, camera, gripper)
 
     @torch.no_grad()
     def run(self, starts: Starts, seed: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,14 +131,15 @@ class Lockstep:
     def _run(self, starts: Starts, seed: int | None) -> tuple[Tensor, Tensor, Tensor]:
         k, seen, tokens = self.engine.world.chunk, starts.seen, tokenize(starts.instructions)
         frame, proprio = seen.frames[:, 0], seen.proprio
-        memory = torch.stack([frame] * 3, dim=1)
+        memory = self.engine.world.begin(seen, k)
         first = total = self.engine.reflector.encode(frame, tokens)
         video, rewards, actions = [frame[:, None]], [], []
         for chunk in range(self.engine.horizon):
             numbers = self._draw(len(proprio), chunk, seed)
-            memory, proprio, total, frames, reward, action, _ = self.step(
-                memory, proprio, tokens, seen.camera, first, total, 1 + chunk * k, *numbers
+            proprio, total, frames, reward, action, _ = self.step(
+                memory, frame, proprio, tokens, seen.camera, first, total, 1 + chunk * k, *numbers
             )
+            frame = frames[:, -1]
             video.append(frames)
             rewards.append(reward)
             actions.append(action)

@@ -11,7 +11,6 @@ from worldenv.nn.instruction import tokenize
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training.imagined import as_imagined
 from worldenv.training.train_reflector import (
-    DONE_WEIGHT,
     join,
     other_instructions,
     read_features,
@@ -68,7 +67,7 @@ def test_loss_is_the_cross_entropy_of_what_judge_says_frame_by_frame(tiny, clips
             reward = first + reflector.judge(frames[e : e + 1, 1:, None], pooled)[0][0].tolist()
         for t in range(int(clips.length[e]) + 1):
             label = t > 0 and bool(clips.success[e, t - 1 : t + 1].all()) and not is_wrong
-            terms.append(-DONE_WEIGHT * math.log(reward[t]) if label else -math.log(1 - reward[t]))
+            terms.append(-math.log(reward[t]) if label else -math.log(1 - reward[t]))
             misses += (reward[t] > 0.5) != label
     assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-3)
     assert figures["bce"] == loss.item() and figures["wrong_share"] == pytest.approx(misses / len(terms), abs=1e-6)

@@ -10,7 +10,7 @@ from worldenv.training.contacts import PICTURE_LEVELS, Contacts
 from worldenv.worlds.composer.contact import COLOURS, REST_SCALE, ContactNetwork, channels, numbers
 
 GRASP_WEIGHT, REST_WEIGHT, MASK_WEIGHT = 2.0, 0.5, 4.0
-GRASPED_WEIGHT = 2.0  # of grasps against misses, of which there are five times as many
+GRASPED_WEIGHT = 4.0  # of grasps against misses, of which there are five times as many
 BRIGHTNESS, NOISE = 0.1, 0.03  # standard deviations: of the gain of a sample's pictures, of its pixels
 
 

@@ -1,11 +1,15 @@
 """Chunks of any length from a network that makes four frames a pass: what it imagines does not depend on them."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
+from torch import Tensor
 
 from worldenv.interfaces.policy import Decision
+from worldenv.interfaces.slots import Slots
 from worldenv.rollout.runner import Runner
-from worldenv.worlds.composer.passes import whole_passes
+from worldenv.worlds.composer.passes import Pass, parts_of_passes, whole_passes
 
 SEED, STEPS = 11, 24
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 12)
@@ -98,3 +102,41 @@ def test_every_pass_has_a_number_of_its_own_and_goes_on_from_the_last_frame_of_t
     assert frames[0, :, 0, 0, 0].tolist() == [1, 2, 3, 4, 5, 6] and finite.tolist() == [True, False]
     assert [number.tolist() for *_, number in seen] == [[0, 12], [1, 13], [2, 14]]
     assert [part[0, :, 0].tolist() for _, part, _ in seen] == [[0, 1, 2], [2, 3, 4], [4, 5, 6]]
+
+
+@dataclass
+class Moved(Slots):
+    """A layer that counts the passes that moved it on, in fields of several shapes."""
+
+    times: Tensor  # [B]
+    picture: Tensor  # [B, 2, 2] uint8
+    held: Tensor  # [B] bool
+
+
+@dataclass
+class Passing(Slots):
+    layer: Moved
+    begun: Pass
+
+
+def test_a_pass_that_is_repeated_leaves_the_layer_as_it_was():
+    """Four episodes, 0 to 3 frames into a pass of four, go on by chunks of one."""
+    zeros, frame = torch.zeros(4), torch.zeros(4, 1, 1, 3, dtype=torch.uint8)
+    layer = Moved(zeros.clone(), torch.zeros(4, 2, 2, dtype=torch.uint8), zeros.bool())
+    memory, begins = Passing(layer, Pass(frame, torch.zeros(4, 4, 7))), []
+
+    def imagine_pass(frame, poses, number):
+        begins.append(layer.times.tolist())
+        for tensor in (layer.times, layer.picture):
+            tensor.add_(1)
+        layer.held.logical_not_()
+        return torch.zeros(4, 4, 1, 1, 3, dtype=torch.uint8), torch.ones(4, dtype=torch.bool)
+
+    chunk, poses = torch.arange(4), torch.zeros(4, 2, 7)
+    for step in range(8):
+        parts_of_passes(imagine_pass, memory, poses, chunk + step, 4)
+        complete = (chunk + step + 1) // 4
+        assert layer.times.tolist() == complete.tolist(), step
+        assert torch.equal(layer.picture, complete.to(torch.uint8).view(4, 1, 1).expand(4, 2, 2))
+        assert torch.equal(layer.held, complete % 2 == 1)
+    assert begins[3] == [0, 1, 1, 1]  # again from where the pass began, or the next one from its end

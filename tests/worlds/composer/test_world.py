@@ -7,9 +7,9 @@ from worldenv.errors import UserError
 from worldenv.interfaces.observation import Key
 from worldenv.interfaces.world import WorldModel
 from worldenv.nn.int8 import measured
-from worldenv.ops.transport import transport
 from worldenv.robot.kinematics import Kinematics, chunk_kinematics
 from worldenv.worlds.composer import world as module
+from worldenv.worlds.composer.layer import CLEAR_M
 
 SEED = 11
 
@@ -42,13 +42,29 @@ def test_it_is_a_world_model_of_the_device_of_its_network(world):
     assert world.device == torch.device("meta")
 
 
-def test_memory_is_the_first_the_previous_and_the_last_frame(tiny, monkeypatch):
-    engine, memories = tiny.engine(horizon=12), []
-    monkeypatch.setattr(module, "transport", lambda memory, *rest: memories.append(memory) or transport(memory, *rest))
-    video = engine.run(tiny.starts(7), 1, SEED, stop=False, video=True).video
-    assert len(memories) == 3
-    for chunk, memory in enumerate(memories):
-        assert torch.equal(memory, video[:, [0, max(0, 4 * chunk - 4), 4 * chunk]])
+def test_known_pictures_are_of_the_first_frame_the_present_one_and_the_layer(tiny, monkeypatch):
+    engine, starts, layers, given = tiny.engine(horizon=12), tiny.starts(7), [], []
+    follow, known_pictures = module.follow, module.known_pictures
+
+    def copied(tensors):  # slots are written over
+        return [tensor.clone() for tensor in tensors]
+
+    def followed(network, layer, *rest):
+        layers.append((layer.each(torch.clone), follow(network, layer, *rest), layer.each(torch.clone)))
+        return layers[-1][1]
+
+    monkeypatch.setattr(module, "follow", followed)
+    monkeypatch.setattr(module, "known_pictures", lambda *known: given.append(copied(known)) or known_pictures(*known))
+    video = engine.run(starts, 1, SEED, stop=False, video=True).video
+    assert len(given) == 3
+    for chunk, ((before, places, after), known) in enumerate(zip(layers, given, strict=True)):
+        first, last, clear, mask, tips, all_places = known[:6]
+        assert torch.equal(first, video[:, 0, 0]) and torch.equal(last, video[:, 4 * chunk, 0])
+        assert torch.equal(clear, after.clear) and torch.equal(mask, after.mask)
+        assert torch.equal(all_places, torch.cat([after.origin[:, None], places], dim=1))
+        assert torch.equal(tips[:, 0], starts.seen.proprio[:, :3]) and tips.shape == (7, 6, 3)
+        is_clear = (tips[:, 1, 2] > CLEAR_M) & ~before.held & (mask == 0).all(2).all(1)  # and nothing is moved now
+        assert is_clear.any() and torch.equal(clear[is_clear], last[is_clear])
 
 
 def test_memory_keeps_no_view_of_the_observation(world, seen):

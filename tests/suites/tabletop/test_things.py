@@ -1,0 +1,58 @@
+"""The labels that true states give: where things are, and which pixels each of them covers."""
+
+import numpy as np
+import pytest
+
+from worldenv.suites.tabletop.demonstrate import demonstrate
+from worldenv.suites.tabletop.physics import Tabletop, start_state
+from worldenv.suites.tabletop.scenes import TASKS
+from worldenv.suites.tabletop.things import act_out, centres, coverage, movable
+
+
+@pytest.fixture(scope="module")
+def start():  # the first task's, with the gripper away
+    return start_state(TASKS[0], 3, "train")[0][None]
+
+
+def object_of(state):
+    return state[:, 13].astype(int)
+
+
+def test_actions_that_are_acted_out_again_lead_through_the_same_poses():
+    shown = demonstrate(TASKS[:2], [1, 2], "validation", image_size=16)
+    assert len(shown) == 2
+    for trajectory in shown:
+        states = act_out([trajectory.task], [trajectory.start], "validation", trajectory.actions[None])
+        assert states.shape == (1, len(trajectory.proprio), 79)
+        assert np.array_equal(states[0, :, :7].astype(np.float32), trajectory.proprio)
+
+
+def test_centres_are_in_the_middle_of_things_and_only_some_things_can_be_moved(start):
+    thing, row = object_of(start), start[0, 15:].reshape(8, 8)[object_of(start)[0]]
+    assert centres(start)[0, thing[0]] == pytest.approx([row[2], row[3], row[4] + row[7] / 2])
+    kinds = start[0, 15::8]
+    assert np.array_equal(movable(start)[0], (kinds >= 1) & (kinds <= 3)) and 0 < movable(start).sum() < 8
+
+
+def test_a_thing_covers_the_pixels_that_change_where_it_is_taken_away_and_no_others(start):
+    state, thing = start.copy(), object_of(start)
+    state[:, :3] = 0.19, 0.21, 0.2
+    covered = coverage(state, thing, 64)[0]
+    assert covered.shape == (64, 64) and covered.dtype == np.uint8 and covered.max() == 255
+    env = Tabletop(64)
+    env.reset([TASKS[0]], [0], "train")
+    env.restore(state)
+    shown = env.frames()[0].astype(int)
+    state[0, 15 + 8 * thing[0] + 2] += 0.01
+    env.restore(state)
+    apart = np.abs(env.frames()[0] - shown).sum(-1)
+    moved = coverage(state, thing, 64)[0]
+    assert not apart[(covered == 0) & (moved == 0)].max() > 30  # what changes as it moves is where it was, or is
+    middle = [(np.nonzero(mask)[1]).mean() for mask in (covered, moved)]
+    assert 1 < middle[1] - middle[0] < 2.5  # a centimetre
+
+
+def test_what_hides_a_thing_does_not_count(start):
+    thing, hidden = object_of(start), start.copy()
+    hidden[:, :3] = centres(start)[0, thing[0]] + np.array([0, 0, 0.02])
+    assert np.array_equal(coverage(hidden, thing, 32), coverage(start, thing, 32))

@@ -1,0 +1,124 @@
+"""What the contact network is shown: chunks as recorded, and the same ones from beside with what came of them there."""
+
+import numpy as np
+import pytest
+import torch
+
+from worldenv.ops.unpatchify import to_frames
+from worldenv.robot.kinematics import Kinematics
+from worldenv.robot.robot import moved_gripper
+from worldenv.training import contacts as module
+from worldenv.training.contacts import PICTURE_LEVELS, record_contacts
+from worldenv.training.layers import MOVED_M, Layers
+from worldenv.training.train_composer import clean_background
+from worldenv.worlds.composer.contact import Scene, channels, numbers
+from worldenv.worlds.composer.layer import CLEAR_M, SIZE
+
+K = 4
+
+
+@pytest.fixture(scope="module")
+def layers(shown):
+    return Layers.of(shown, K)
+
+
+@pytest.fixture(scope="module")
+def scene(shown):
+    plate = clean_background(shown.sample_frames(torch.Generator().manual_seed(0), 300)[:, 0])
+    return Scene(to_frames(plate[None, :, :, None])[0, 0], moved_gripper(Kinematics()).gripper)
+
+
+@pytest.fixture
+def all_chunks(monkeypatch):
+    monkeypatch.setattr(module, "SHARES", (1.0, 1.0, 1.0))
+    monkeypatch.setattr(module, "SHARES_BESIDE", (1.0, 0.0, 0.0))  # of those from beside, the ones that close
+
+
+def chunks(layers, shown):  # (episode, step) in which the gripper is low or holds something
+    found = []
+    for e in range(len(shown)):
+        for t in range(int(shown.length[e]) - K + 1):
+            low = shown.proprio[e, t : t + K + 1, 2].min() < CLEAR_M
+            if low or layers.held[e, t] >= 0:
+                found.append((e, t))
+    return found
+
+
+def test_chunks_as_recorded_are_labelled_with_what_was_recorded(shown, layers, scene, all_chunks):
+    contacts, rows = record_contacts(shown, layers, scene, 0, 0), chunks(layers, shown)
+    m = len(rows)
+    assert len(contacts) == m and contacts.pictures.shape == (m, channels(K), SIZE, SIZE)
+    assert contacts.numbers.shape == (m, numbers(K)) and contacts.rest.shape == (m, K, 3)
+    held = np.stack([layers.held[e, t : t + K + 1] >= 0 for e, t in rows])
+    assert np.array_equal(contacts.grasps.numpy(), held[:, 1:]) and 10 < held[:, 1:].all(1).sum() < m - 10
+    for i, (e, t) in enumerate(rows):
+        way = layers.centre[e, t : t + K + 1] - layers.centre[e, t]
+        goes = np.linalg.norm(way, axis=-1).max() > MOVED_M
+        assert contacts.moves[i].item() == bool(goes or held[i].any()), (e, t)
+        closing = shown.proprio[e, t : t + K + 1, 6].diff() < -1e-4
+        assert not contacts.closes[i].any() or (closing.any() and not held[i, 0])
+    assert contacts.pictures.abs().max() <= PICTURE_LEVELS
+
+
+def test_the_rest_is_how_far_a_thing_comes_besides_what_it_is_carried(shown, layers, scene, all_chunks):
+    contacts, rows = record_contacts(shown, layers, scene, 0, 0), chunks(layers, shown)
+    carried_all, pushed = 0, 0
+    for i, (e, t) in enumerate(rows):
+        held = layers.held[e, t : t + K + 1]
+        if (held >= 0).all():
+            carried_all += 1
+            assert contacts.rest[i].abs().max() < 2e-3  # the thing is in the fingers
+        elif not (held >= 0).any() and contacts.moves[i]:
+            pushed += 1
+            way = layers.centre[e, t + 1 : t + K + 1] - layers.centre[e, t]
+            far = np.linalg.norm(way, axis=-1).max(0).argmax()
+            np.testing.assert_allclose(contacts.rest[i].numpy(), way[:, far], atol=1e-5)
+    assert carried_all > 10 and pushed > 3
+
+
+def test_masks_cover_the_thing_that_is_to_be_grasped(shown, layers, scene, all_chunks):
+    contacts = record_contacts(shown, layers, scene, 0, 0)
+    closing = contacts.closes.any(1) & contacts.moves
+    area = (contacts.mask[closing] > 127).sum((1, 2))
+    offset = torch.arange(SIZE) - (SIZE - 1) / 2
+    mask = contacts.mask[closing].float()
+    middle = torch.stack([(mask.sum(1) * offset).sum(1), (mask.sum(2) * offset).sum(1)]) / mask.sum((1, 2))
+    assert len(area) >= 6 and (area > 12).all() and (area < 200).all() and middle.abs().max() < 6  # 3.6 cm
+
+
+@pytest.mark.parametrize(("away", "share"), [(0.0, (0.9, 1.0)), (0.06, (0.0, 0.0))])
+def test_grasps_from_beside_are_labelled_as_they_went_there(shown, layers, scene, all_chunks, monkeypatch, away, share):
+    def offsets(random, count):
+        angle = random.uniform(0, 2 * np.pi, count)
+        return away * np.stack([np.cos(angle), np.sin(angle), np.zeros(count)], axis=1)
+
+    monkeypatch.setattr(module, "_offsets", offsets)
+    recorded = record_contacts(shown, layers, scene, 0, 0)
+    contacts = record_contacts(shown, layers, scene, 1, 0)
+    beside = contacts.pick(torch.arange(len(recorded), len(contacts)))
+    assert beside.closes.any(1).sum() >= 6 and recorded.grasps[recorded.closes.any(1)].any(1).float().mean() > 0.5
+    good = recorded.closes.any(1) & recorded.grasps.any(1)
+    grasped = beside.grasps[beside.closes.any(1)].any(1).float().mean().item()
+    as_good = good.float().sum().item() / recorded.closes.any(1).sum().item()
+    assert share[0] * as_good <= grasped <= share[1], (grasped, as_good)
+    if away:
+        assert not beside.grasps.any() and beside.rest[~beside.moves].abs().max() <= MOVED_M + 1e-6
+
+
+def test_half_of_the_grasps_from_beside_miss_and_the_same_seed_gives_the_same(shown, layers, scene, all_chunks):
+    contacts, again = (record_contacts(shown, layers, scene, 6, 3) for _ in range(2))
+    recorded = len(record_contacts(shown, layers, scene, 0, 3))
+    beside = contacts.pick(torch.arange(recorded, len(contacts)))
+    hit = beside.grasps[beside.closes.any(1)].any(1).float().mean().item()
+    assert 0.2 < hit < 0.7
+    assert torch.equal(contacts.pictures, again.pictures) and torch.equal(contacts.grasps, again.grasps)
+    other = record_contacts(shown, layers, scene, 6, 4)
+    assert not torch.equal(beside.numbers, other.numbers[recorded:][: len(beside)])
+
+
+def test_chunks_in_which_nothing_happens_are_taken_less_often(shown, layers, scene, monkeypatch):
+    monkeypatch.setattr(module, "SHARES", (1.0, 0.0, 0.0))
+    closing = record_contacts(shown, layers, scene, 0, 0)
+    monkeypatch.setattr(module, "SHARES", (0.0, 1.0, 0.0))
+    moving = record_contacts(shown, layers, scene, 0, 0)
+    assert closing.closes.any(1).all() and not moving.closes.any() and moving.moves.float().mean() > 0.6

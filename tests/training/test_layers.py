@@ -1,0 +1,106 @@
+"""Labels of layers against the true states of short scripted episodes."""
+
+import numpy as np
+import pytest
+import torch
+
+from worldenv.suites.tabletop.detector import nearest_color
+from worldenv.suites.tabletop.things import HELD, act_out, coverage
+from worldenv.training.layers import MOVED_M, Layers
+from worldenv.worlds.composer.layer import CLEAR_M
+
+K = 4
+
+
+@pytest.fixture(scope="module")
+def clips(shown):
+    return shown
+
+
+@pytest.fixture(scope="module")
+def layers(clips):
+    return Layers.of(clips, K)
+
+
+@pytest.fixture(scope="module")
+def states(clips):
+    starts = [demo.labels["start"] for demo in clips.stored.demos]
+    return act_out(clips.tasks, starts, "train", clips.actions.numpy())
+
+
+def place_of(states, thing):  # [..., 79] -> [..., 3]
+    row = states[..., 15 + 8 * thing : 23 + 8 * thing]
+    return np.stack([row[..., 2], row[..., 3], row[..., 4] + row[..., 7] / 2], axis=-1)
+
+
+def everywhere(clips):
+    return [(e, t) for e in range(len(clips)) for t in range(int(clips.length[e]) - K + 1)]
+
+
+def label(layers, e, t):
+    clear, mask, places = layers.at(torch.tensor([e]), torch.tensor([t]))
+    return int(clear), mask[0].numpy(), places[0].numpy()
+
+
+def test_the_clear_frame_is_the_last_from_above_with_nothing_held_of_those_with_which_chunks_begin(
+    clips, layers, states
+):
+    seen = set()
+    for e, t in everywhere(clips):
+        steps = [s for s in range(t % K, t + 1, K) if states[e, s, 2] > CLEAR_M and states[e, s, HELD] < 0]
+        expected = steps[-1] if steps else 0
+        assert label(layers, e, t)[0] == expected, (e, t)
+        seen.add(t - expected)
+    assert 0 in seen and max(seen) >= 8  # something is carried for two chunks
+
+
+def test_the_layer_is_the_thing_that_moves_and_its_places_are_the_true_ones(clips, layers, states):
+    moving = 0
+    for e, t in everywhere(clips):
+        clear, mask, places = label(layers, e, t)
+        thing = int(states[e, 0, 13])  # only the task's object is moved by an expert
+        true = place_of(states[e, [clear, *range(t, t + K + 1)]], thing)
+        away = np.linalg.norm(true[1:] - true[0], axis=1).max()
+        assert bool(layers.moves()[e, t]) == bool(mask.any()) == (away > MOVED_M), (e, t)
+        if away > MOVED_M:
+            moving += 1
+            np.testing.assert_allclose(places, true, atol=1e-6)
+            assert np.array_equal(mask, coverage(states[e, [clear]], np.array([thing]), 64)[0])
+    assert 50 < moving < len(everywhere(clips)) - 30
+
+
+def test_the_mask_covers_the_object_as_the_detector_sees_it_in_the_clear_frame(clips, layers, states):
+    seen = 0
+    for e in range(len(clips)):
+        clear, mask, _ = label(layers, e, int(layers.moves()[e].nonzero()[0]))
+        thing, colours = int(states[e, 0, 13]), states[e, 0, 16::8].tolist()
+        if colours.count(colours[thing]) > 1:
+            continue  # a goal has its colour, too
+        frame = clips.frames_at(torch.tensor([e]), torch.tensor([[clear]]))[0, 0, 0].numpy()
+        is_object, sure = nearest_color(frame) == colours[thing] + 1, mask == 255
+        assert is_object.sum() > 10 and sure[is_object].mean() > 0.9, clips.tasks[e]
+        assert not is_object[mask == 0].any() and mask.astype(float).sum() / 255 < 2 * is_object.sum() + 20
+        seen += 1
+    assert seen >= 4
+
+
+def test_past_the_end_of_an_episode_the_last_place_is_repeated(clips, layers, states):
+    end = states.shape[1] - 1
+    places = layers.at(torch.tensor([0]), torch.tensor([end])).places
+    assert (places[0, 1:] == places[0, 1]).all()
+
+
+def test_without_a_thing_that_moves_the_mask_is_empty(clips, states):
+    still = np.repeat(states[:, :1], 6, axis=1)
+    layers = Layers(clips.proprio[:, :6], still, K, 64)
+    assert (
+        not layers.moves().any() and not layers.at(torch.arange(len(clips)), torch.ones(len(clips)).long()).mask.any()
+    )
+
+
+def test_a_goal_that_is_shifted_is_no_layer(clips, states):
+    shifted = np.repeat(states[:, :1], 6, axis=1)
+    goal = int(shifted[0, 0, 14])
+    shifted[0, 2:, 15 + 8 * goal + 2] += 0.05
+    layers = Layers(clips.proprio[:, :6], shifted, K, 64)
+    assert not layers.moves().any()  # pads and trays are no things that a gripper moves

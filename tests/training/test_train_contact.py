@@ -1,0 +1,134 @@
+"""The contact network learns, from small sets, and from mirrors that show exactly what would happen in them."""
+
+import pytest
+import torch
+
+from worldenv.robot.kinematics import Kinematics
+from worldenv.robot.robot import moved_gripper
+from worldenv.suites.tabletop.physics import Tabletop
+from worldenv.suites.tabletop.scenes import TASKS
+from worldenv.training import train_contact
+from worldenv.training.contacts import PICTURE_LEVELS, Contacts
+from worldenv.training.train_contact import contact_loss
+from worldenv.worlds.composer.contact import COLOURS, ContactNetwork, Scene, channels, look, numbers
+from worldenv.worlds.composer.layer import SIZE, Layer, project, window
+
+K, M = 4, 96
+
+
+@pytest.fixture
+def contacts():
+    """A thing lies near or far: where it is near, it is grasped and comes along."""
+    draw = torch.Generator().manual_seed(0)
+    pictures = torch.randint(-20, 20, (M, channels(K), SIZE, SIZE), generator=draw, dtype=torch.int8)
+    mask, near = torch.zeros(M, SIZE, SIZE, dtype=torch.uint8), torch.rand(M, generator=draw) < 0.5
+    for i in range(M):
+        row = 20 if near[i] else 6
+        mask[i, row : row + 6, 12:20] = 255
+    pictures[:, :3] += (mask > 0)[:, None] * torch.tensor(70, dtype=torch.int8)
+    rest = torch.linspace(0.01, 0.04, K)[None, :, None] * torch.tensor((1.0, 0, 0)) * near[:, None, None]
+    closes = torch.ones(M, K, dtype=torch.bool)
+    return Contacts(pictures, torch.zeros(M, numbers(K)), near, closes, near[:, None].expand(M, K), rest, mask)
+
+
+def learn(network, contacts, steps):
+    loss, optimizer = contact_loss(network, contacts, 32), torch.optim.Adam(network.parameters(), 1e-3)
+    found = []
+    for step in range(steps):
+        value, parts = loss(torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        found.append((value.item(), parts))
+    return found
+
+
+def test_it_learns_what_moves_what_is_grasped_and_which_pixels_are_the_things(contacts):
+    torch.manual_seed(0)
+    network = ContactNetwork(K)
+    found = learn(network, contacts, 40)
+    assert found[-1][0] < 0.5 * found[0][0]
+    said = network(contacts.pictures.float() / PICTURE_LEVELS, contacts.numbers)
+    assert ((said.moves > 0) == contacts.moves).float().mean() > 0.95
+    assert ((said.grasps > 0) == contacts.grasps).float().mean() > 0.95
+    inside = (said.mask > 0) & contacts.moves[:, None, None]
+    assert (inside == ((contacts.mask > 0) & contacts.moves[:, None, None])).float().mean() > 0.97
+
+
+def alone(part, contacts):
+    """The loss of a part by itself, without the others' weights."""
+    return contact_loss(ContactNetwork(K), contacts, 32)(torch.Generator().manual_seed(0))[1][part]
+
+
+def test_what_is_decided_already_or_does_not_move_counts_for_nothing(contacts):
+    still = contacts.pick(torch.nonzero(~contacts.moves)[:, 0])
+    assert alone("mask", still) == alone("rest_cm", still) == 0 and alone("moves", still) > 0
+    still.closes.zero_()
+    assert alone("grasps", still) == 0 and alone("grasps", contacts) > 0
+
+
+def mirrored(poses):
+    return poses * torch.tensor([-1.0, 1, 1, 1, -1, -1, 1])
+
+
+def test_in_a_mirror_true_frames_and_poses_give_the_mirrored_view():
+    env = Tabletop(64)
+    env.reset(TASKS, range(10), "train")
+    frame, poses = torch.from_numpy(env.frames()), torch.from_numpy(env.proprio())[:, None].repeat(1, K + 1, 1)
+    draw = torch.Generator().manual_seed(0)
+    spread = torch.tensor([0.06, 0.06, 0.06, 0.4, 0.4, 0.4, 0.5])
+    poses = (poses + spread * (2 * torch.rand(poses.shape, generator=draw) - 1)).clamp(-1, 1)
+    camera = torch.from_numpy(env.camera.projection).expand(10, 3, 4)
+    moved = torch.tensor([0.03, -0.02, 0.0])
+    mask = torch.randint(256, (10, 64, 64), generator=draw, dtype=torch.uint8)
+    clear, origin = frame.roll(1, 0), poses[:, 1, :3]
+    held = torch.arange(10) % 2 == 0
+    gripper = moved_gripper(Kinematics()).gripper
+    plate = frame[0].float() / 127.5 - 1
+    side = torch.tensor([-1.0, 1, 1])
+    view = look(Layer(clear, mask, origin, origin + moved, held), frame, poses, camera, Scene(plate, gripper))
+    layer = Layer(clear.flip(2), mask.flip(2), origin * side, (origin + moved) * side, held)
+    other = look(layer, frame.flip(2), mirrored(poses), camera, Scene(plate.flip(1), gripper))
+    torch.testing.assert_close(other.pictures, view.pictures.flip(3), rtol=0, atol=2e-3)
+    assert (other.pictures - view.pictures).abs().max() > 0.5  # and not the same
+    torch.testing.assert_close(other.numbers, view.numbers * train_contact._mirror(K), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(other.centre, view.centre * side)
+
+
+def test_the_suites_camera_is_its_own_mirror():
+    env = Tabletop(64)
+    camera = torch.from_numpy(env.camera.projection)[None]
+    point = torch.tensor([[0.07, 0.03, 0.05]])
+    (place, depth), (other, same) = project(point, camera), project(point * torch.tensor([-1.0, 1, 1]), camera)
+    torch.testing.assert_close(other, torch.stack([64 - place[:, 0], place[:, 1]], dim=1))
+    torch.testing.assert_close(depth, same)
+    picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    seen = window(picture, camera, point)
+    torch.testing.assert_close(
+        window(picture.flip(2), camera, point * torch.tensor([-1.0, 1, 1])), seen.flip(3), rtol=0, atol=1e-3
+    )
+
+
+def test_half_of_the_batches_are_mirrored_and_labels_with_them(contacts):
+    seen = []
+
+    class Sees(ContactNetwork):
+        def forward(self, pictures, plan):
+            seen.append((pictures, plan))
+            return super().forward(pictures, plan)
+
+    contacts.mask.zero_()
+    contacts.pictures.zero_()
+    contacts.pictures[:, :COLOURS, :, SIZE // 2 :] = 100  # bright on the right
+    contacts.numbers.fill_(1.0)
+    network = Sees(K)
+    loss = contact_loss(network, contacts, 16)
+    for seed in range(40):
+        loss(torch.Generator().manual_seed(seed))
+    on_left = [
+        bool(pictures[:, 0, :, : SIZE // 2].mean() > pictures[:, 0, :, SIZE // 2 :].mean()) for pictures, _ in seen
+    ]
+    assert 10 < sum(on_left) < 30
+    mirror = train_contact._mirror(K)
+    for left, (_, plan) in zip(on_left, seen, strict=True):
+        assert torch.equal(plan[0], mirror if left else torch.ones_like(mirror))
