@@ -52,8 +52,6 @@ def test_doubts_of_chunks_add_up_to_the_stop_and_no_further(tiny):
 def test_outcome_is_unsure_where_world_model_or_reflector_is(tiny):
     out = empty(tiny, 5, horizon=1)
     out.reward[:4, 0] = torch.tensor([[0.0, 0, 0, 0], [0.1, 0.5, 0.2, 0], [0, 0.2, 1, 0], [0, 0.9, 0.5, 0]])
-        [[0.0, 0, 0, 0], [0.1, 0.5, 0.2, 0], [0, 0.2, 1, 0], [0, 0.9, 0.5, 0], [0, 0, 0, 0]]
-    )
     out.stop[3] = 2  # what comes later does not count
     out.doubt[:] = torch.tensor([0.0, 0.0, 0.5, 0.5, 0.0])
     out.broken[4] = True
