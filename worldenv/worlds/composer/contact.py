@@ -32,8 +32,8 @@ FINGER_PX, FINGER_HIGH_M = 1.2, 0.1  # fingertips in a view: standard deviation,
 POSE = 7  # numbers of a pose that are read
 REST_SCALE = 30.0  # of what the network says in metres
 STILL_M = 0.0015  # a layer that has moved less is not shown: where nothing has moved, there is no layer to be known
-# How doubt grows: the logits of grasps count divided by the first, for they are too sure of themselves; the second is
-# for a thing that came so far otherwise than carried. Found on 1,200 starts (benchmarks/LOG.md).
+# How doubt grows. The logits of grasps are divided by the first, for they are too sure of themselves; the second is for
+# every metre of a push. Found on 1,200 starts (benchmarks/LOG.md).
 TEMPERATURE, DOUBT_PER_M = 2.0, 5.0
 SAME_THING = 0.3  # share of what is moved that the layer covers where they are one thing
 
@@ -223,21 +223,21 @@ def _touch(
     places = layer.place[:, None] + way
     layer.place.copy_(places[:, -1])
     layer.held.copy_(held[:, -1])
-    return places, doubt_of(said, is_open, moves)
+    return places, doubt_of(said, is_open, moves & ~held.any(1))
 
 
 def doubt_of(
     said: Touch,
     is_open: Tensor,  # [B, K] bool, whether a grasp was to be decided after each step
-    moves: Tensor,  # [B] bool, whether something is taken to be moved
+    pushes: Tensor,  # [B] bool, whether something is moved that is not held at any time
 ) -> Tensor:  # [B] float32 in [0, 1]
     """How unsure it is that a chunk ends so: 1 - (1 - unsure) exp(-DOUBT_PER_M |rest|).
 
-    `unsure` is the chance that the least certain grasp comes out otherwise, at a temperature of TEMPERATURE; the rest,
-    by the chunk's end, is how far the thing is pushed or slips, which is where positions go wrong.
+    `unsure` is the chance that the least certain grasp comes out otherwise, at a temperature of TEMPERATURE. The rest is
+    how far a thing is pushed by the chunk's end, 0 where none is: pushes go wrong by how far and whereto.
     """
     unsure = (torch.sigmoid(-said.grasps.abs() / TEMPERATURE) * is_open).amax(1)
-    return 1 - (1 - unsure) * torch.exp(-DOUBT_PER_M * said.rest[:, -1].norm(dim=1) * moves)
+    return 1 - (1 - unsure) * torch.exp(-DOUBT_PER_M * said.rest[:, -1].norm(dim=1) * pushes)
 
 
 def _cut_out(layer: Layer, is_new: Tensor, thing: Tensor, centre: Tensor, camera: Tensor, plate: Tensor) -> None:
