@@ -233,8 +233,8 @@ def doubt_of(
 ) -> Tensor:  # [B] float32 in [0, 1]
     """How unsure it is that a chunk ends so: 1 - (1 - unsure) exp(-DOUBT_PER_M |rest|).
 
-    `unsure` is the chance that the least certain grasp comes out otherwise, at a temperature of TEMPERATURE. The rest is
-    how far a thing is pushed by the chunk's end, 0 where none is: pushes go wrong by how far and whereto.
+    `unsure` is the chance that the least certain grasp comes out otherwise, at a temperature of TEMPERATURE. `rest` is
+    how far a thing is pushed by the chunk's end, 0 if none is: the further, the less is known where it comes to lie.
     """
     unsure = (torch.sigmoid(-said.grasps.abs() / TEMPERATURE) * is_open).amax(1)
     return 1 - (1 - unsure) * torch.exp(-DOUBT_PER_M * said.rest[:, -1].norm(dim=1) * pushes)
