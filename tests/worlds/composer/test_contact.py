@@ -196,8 +196,13 @@ def test_where_nothing_is_near_the_network_is_not_asked():
     assert imagination.network.calls == 2
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])  # where all episodes are looked at
 @pytest.mark.parametrize(("said", "low", "high"), [(0.5, 0.49, 0.51), (0.99, 0.05, 0.1), (0.01, 0.05, 0.1)])
-def test_doubt_is_high_where_the_network_cannot_decide_whether_something_is_grasped(said, low, high):
+def test_doubt_is_high_where_the_network_cannot_decide_whether_something_is_grasped(
+    monkeypatch, said, low, high, on_gpu
+):
+    if on_gpu:
+        monkeypatch.setattr(contact, "rows_with", lambda mask: torch.arange(len(mask)))
     grasps = torch.full((1, K), torch.logit(torch.tensor(said)).item())
     network = lambda *seen: Touch(grasps[:, 0], grasps, torch.zeros(1, K, 3), torch.zeros(1, SIZE, SIZE))  # noqa: E731
     frame, closes = table(red=(HERE, RED)), way(HERE, HERE, OPEN, CLOSED)
