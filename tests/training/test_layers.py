@@ -98,6 +98,18 @@ def test_without_a_thing_that_moves_the_mask_is_empty(clips, states):
     )
 
 
+def test_what_was_moved_stays_the_layer_while_it_lies_still_until_the_gripper_has_been_above(clips, states):
+    moved, proprio = np.repeat(states[:1, :1], 16, axis=1), clips.proprio[:1, :16].clone()
+    moved[0, 2:, 15 + 8 * int(moved[0, 0, 13]) + 2] += 0.05
+    proprio[:, :, 2], proprio[:, 9:, 2] = CLEAR_M - 0.01, CLEAR_M + 0.01
+    layers = Layers(proprio, moved, K, 64)
+    assert layers.moves()[0].tolist() == [t < 9 for t in range(16)]
+    assert (
+        layers.at(torch.tensor([0]), torch.tensor([7])).places[0, :, 0].diff().abs().gt(0.01).tolist()
+        == [True] + [False] * K
+    )
+
+
 def test_a_goal_that_is_shifted_is_no_layer(clips, states):
     shifted = np.repeat(states[:, :1], 6, axis=1)
     goal = int(shifted[0, 0, 14])

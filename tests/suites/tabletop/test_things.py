@@ -54,5 +54,14 @@ def test_a_thing_covers_the_pixels_that_change_where_it_is_taken_away_and_no_oth
 
 def test_what_hides_a_thing_does_not_count(start):
     thing, hidden = object_of(start), start.copy()
-    hidden[:, :3] = centres(start)[0, thing[0]] + np.array([0, 0, 0.02])
-    assert np.array_equal(coverage(hidden, thing, 32), coverage(start, thing, 32))
+    hidden[:, :3], hidden[:, 6] = centres(start)[0, thing[0]] + np.array([0, -0.03, 0.02]), 0  # closed, before it
+    frames = []
+    for state in (start, hidden):
+        env = Tabletop(64)
+        env.reset([TASKS[0]], [0], "train")
+        env.restore(state)
+        frames.append(env.frames()[0].astype(int))
+    covered = coverage(start, thing, 64)
+    changed = np.abs(frames[0] - frames[1]).sum(-1) > 100
+    assert (changed & (covered[0] == 255)).sum() > 5  # it does hide some of it
+    assert np.array_equal(coverage(hidden, thing, 64), covered)

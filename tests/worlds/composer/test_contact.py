@@ -240,6 +240,7 @@ def mixed(n, seed=0):  # layer, frames, poses, cameras of episodes in all states
     poses = torch.tensor([0, 0, 0.06, 0, 0, 0, 0.5]) + torch.tensor([0.1, 0.1, 0.05, 0.2, 0.2, 0.2, 0.5]) * (
         2 * torch.rand(n, K + 1, 7, generator=draw) - 1
     )
+    poses[::2, :, 2] += 0.1  # nothing is near every other one
     place, layer = poses[:, 0, :3] + 0.02, Layer.begin(clear, poses[:, 1, :3])
     layer.place.copy_(place)
     layer.mask.copy_(
