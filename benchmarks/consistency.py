@@ -19,6 +19,7 @@ from worldenv.evaluation.agreement import agreement, outcomes
 from worldenv.evaluation.calibration import calibration, stop_errors
 from worldenv.evaluation.consistency import look_at_all
 from worldenv.evaluation.divergence import PHASES, begin_of_divergence
+from worldenv.evaluation.guard import guard
 from worldenv.evaluation.measure import in_turn
 from worldenv.evaluation.replayed import replay_episodes
 from worldenv.evaluation.things import aimed_thing
@@ -36,7 +37,8 @@ JUDGED = ("replayed", "true")  # the frames whose truth is known
 
 def consistency(parts: Parts, engine: Engine, starts: int, seed: int) -> dict:
     """Act, imagine and replay `starts` episodes, the tasks in turn."""
-    late, judged, ends, phases = {name: [] for name in COLUMNS}, {name: [] for name in JUDGED}, [], []
+    late, judged = {name: [] for name in COLUMNS}, {name: [] for name in JUDGED}
+    ends, phases, unsure = [], [], []
     tasks = in_turn(parts.suite, starts)
     for first in range(0, starts, AT_ONCE):
         some = tasks[first : first + AT_ONCE]
@@ -50,6 +52,7 @@ def consistency(parts: Parts, engine: Engine, starts: int, seed: int) -> dict:
         judged["replayed"].append((replayed.reward, replayed.stop, replayed.success))
         judged["true"].append((*judge_trajectories(parts.reflector, acted), np.stack([t.success for t in acted])))
         ends.append(outcomes(imagined, acted))
+        unsure.append(imagined.unsure().numpy())
         phases.append(begin_of_divergence(looked["true"].chunks, looked["imagined"].chunks)[1])
     said, true = joined(ends)
     begins = np.concatenate(phases)[said != true]
@@ -57,6 +60,7 @@ def consistency(parts: Parts, engine: Engine, starts: int, seed: int) -> dict:
         "moved_thing": {name: aimed_thing(Things(*joined(map(astuple, found)))) for name, found in late.items()},
         "agreement": agreement(said, true, [task.name for task in tasks], seed)
         | {"begins": {name: int((begins == name).sum()) for name in PHASES}},
+        "guard": guard(np.concatenate(unsure), said != true),
         "reflector": {
             name: calibration(reward, success) | stop_errors(stop, success)
             for name, (reward, stop, success) in ((name, joined(found)) for name, found in judged.items())
@@ -91,7 +95,8 @@ def show(title: str, found: dict) -> None:
         f"{agreed['n']} episodes; |gap| per task: mean {100 * agreed['mean_gap']:.1f}, of which "
         f"{100 * agreed['mean_gap_by_chance']:.1f} would be expected by chance, largest "
         f"{100 * agreed['largest_gap']:.1f} points. Where outcomes differ, the episodes part in: "
-        + ", ".join(f"{phase} {count}" for phase, count in agreed["begins"].items()),
+        + ", ".join(f"{phase} {count}" for phase, count in agreed["begins"].items())
+        + f". Guard: AUROC {found['guard']['auroc']}, {found['guard']['interval']}",
         file=sys.stderr,
     )
 

@@ -103,7 +103,7 @@ class Lockstep:
         """What the gripper moves, and what is known of the chunk."""
         network, gripper, layer = self.engine.world.network, self.engine.world.robot.gripper, memory.layer
         scene = Scene(to_frames(network.plate[None, :, :, None])[0, 0], gripper)
-        places = follow(network.contact, layer, frame, poses, camera[:, 0], scene)
+        places, _ = follow(network.contact, layer, frame, poses, camera[:, 0], scene)
         places = torch.cat([layer.origin[:, None], places], dim=1)
         tips = torch.cat([memory.tips[:, None], poses[..., POSITION]], dim=1)
         known = memory.first, frame, layer.clear, layer.mask

@@ -60,6 +60,7 @@ def imagined_as(trajectories):
         stop=torch.from_numpy(np.where(success.any(1), success.argmax(1) + 1, STEPS)),
         video=torch.from_numpy(np.stack([t.frames for t in trajectories])),
         proprio=torch.from_numpy(np.stack([t.proprio for t in trajectories])),
+        unsure=lambda: torch.linspace(0, 0.9, len(success)),
     )
 
 
@@ -121,6 +122,19 @@ def test_an_outcome_that_differs_where_nothing_else_does_is_the_reflectors(suite
     assert found["begins"]["reflector"] == sum(t.success.any() for t in true[:WHITE_CAN]) >= 7
 
 
+def test_guard_is_right_where_the_episodes_that_imagination_is_least_sure_of_are_the_wrong_ones(suite, true):
+    imagined = imagined_as(true)
+    imagined.stopped[[i for i, t in enumerate(true) if t.success.any()][-3:]] = False
+    imagined.unsure = lambda: 1.0 - imagined.stopped.float()
+    assert measured(suite, true, imagined)["guard"]["auroc"] > 0.85
+    imagined.unsure = lambda: torch.zeros(len(true))
+    found = measured(suite, true, imagined)["guard"]
+    assert found["auroc"] == 0.5 and found["n_wrong"] == 3
+    imagined.unsure = lambda: imagined.stopped.float()
+    assert measured(suite, true, imagined)["guard"]["auroc"] < 0.15
+    assert measured(suite, true)["guard"]["auroc"] is None  # nothing is wrong
+
+
 def phases(suite, tasks, true, imagined):
     looked = look_at_all(suite, tasks, true, imagined_as(imagined), replayed_as(true))
     return begin_of_divergence(looked["true"].chunks, looked["imagined"].chunks)
@@ -160,7 +174,7 @@ def test_suite_without_a_detector_is_measured_without_things(suite, true):
     imagined = imagined_as(true)
     imagined.video = imagined.proprio = None
     found = measured(blind, true, imagined)
-    assert found.keys() == {"agreement", "reflector"} and "begins" not in found["agreement"]
+    assert found.keys() == {"agreement", "guard", "reflector"} and "begins" not in found["agreement"]
 
 
 def test_robot_that_cannot_be_projected_gives_states_and_no_events(suite, true):

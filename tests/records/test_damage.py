@@ -115,6 +115,8 @@ def test_line_that_could_not_be_read_again_is_not_written(run):
         ("consistency", {"agreement": {"share": 2}}),
         ("consistency", {"after": {"agreement": {"begins": {"grasp": -1}}}}),
         ("consistency", {"before": {"reflector": {"true": {"ece": "0.1"}}}}),
+        ("consistency", {"guard": {"auroc": 1.1}}),
+        ("consistency", {"guard": {"interval": [0.5]}}),
         ("consistency", {"things": {"moved_thing": {"true": {"below_60": [1]}}}}),
         ("consistency", {"things": {"by_chunk": {"true": {"moved": {"split": 0.5}}}}}),
         ("counts", {"groups": -1}),

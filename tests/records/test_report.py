@@ -47,6 +47,7 @@ def consistency(below_60):
     return {
         "agreement": {"share": 0.79, "n": 200, "mean_gap": 0.113, "mean_gap_by_chance": 0.07, "largest_gap": 0.32}
         | {"begins": {"grasp": 20, "carry": 4, "push": 0}},
+        "guard": {"auroc": 0.756, "interval": [0.7, 0.812], "n": 200, "n_wrong": 42, "right": 0.2, "wrong": 0.4},
         "reflector": {"replayed": error, "true": error | {"ece": 0.054}},
         "things": {
             name: dict.fromkeys(("imagined", "replayed", "true"), part)
@@ -258,6 +259,7 @@ def test_report_of_an_evaluation_shows_one_policy_without_a_difference(tmp_path)
     assert "65.0 -6.4 71.4 70.2" in reader.text and "4.1 5.2" in reader.text
     assert reader.text.count("Left out") == 4  # learning curves, simulator, time shares, videos
     assert "Moved thing: in two places 5.0 5.0 5.0" in reader.text
+    assert reader.text.count("with an AUROC of 0.76 [0.70, 0.81]") == 1
     assert reader.tags.count("svg") == 4
 
 

@@ -59,3 +59,23 @@ def test_broken_episodes_have_exactly_no_advantage_whatever_the_rounding(tiny):
     reward = torch.rand(40, 7, generator=torch.Generator().manual_seed(3))
     advantage, _ = group_advantage(rewarded(tiny, reward, broken=range(0, 280, 7)), 7, signal=1e-6)
     assert not advantage.view(40, 7)[:, 0].any() and advantage.view(40, 7)[:, 1:].all()
+
+
+def test_guard_weighs_rollouts_by_how_sure_their_outcome_is(tiny):
+    rollouts = rewarded(tiny, [[1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 0.0]], broken=[4])
+    rollouts.doubt[:] = torch.tensor([0.0, 0.25, 0.5, 1.0] * 2)
+    plain, _ = group_advantage(rollouts, 4, 0.0)
+    for guard in (1.0, 2.0):
+        weighed, _ = group_advantage(rollouts, 4, 0.0, guard)
+        weight = torch.tensor([1.0, 0.75, 0.5, 0.0, 0.0, 0.75, 0.5, 0.0]) ** guard
+        torch.testing.assert_close(weighed, plain * weight)
+
+
+def test_without_guard_doubt_changes_no_bit(tiny):
+    reward = torch.rand(6, 4, generator=torch.Generator().manual_seed(5))
+    sure, doubted = rewarded(tiny, reward, broken=[3]), rewarded(tiny, reward, broken=[3])
+    doubted.doubt[:] = torch.rand(24, generator=torch.Generator().manual_seed(6))
+    doubted.doubt[3] = float("nan")
+    assert torch.equal(group_advantage(sure, 4, 0.1)[0], group_advantage(doubted, 4, 0.1, 0.0)[0])
+    guarded, _ = group_advantage(doubted, 4, 0.1, 1.0)
+    assert guarded.isfinite().all() and not torch.equal(guarded, group_advantage(sure, 4, 0.1)[0])

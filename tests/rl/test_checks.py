@@ -156,6 +156,12 @@ def test_signal_that_is_no_share_is_refused(rollouts, signal):
         group_advantage(rollouts, SIBLINGS, signal)
 
 
+@pytest.mark.parametrize("guard", [float("nan"), float("inf"), -0.1, None, True])
+def test_guard_that_is_no_exponent_is_refused(rollouts, guard):
+    with pytest.raises(UserError, match="guard is"):
+        group_advantage(rollouts, SIBLINGS, 0.0, guard)
+
+
 def test_rewards_that_are_not_in_groups_are_refused():
     sound = torch.ones(2, 4), torch.ones(2, 4, dtype=torch.bool)
     for wrong in ((sound[0][0], sound[1][0]), (sound[0], sound[0]), (sound[0], sound[1][:1]), ([[1.0]], sound[1])):

@@ -35,6 +35,7 @@ def test_learning_rate_rises_over_the_first_iterations_and_falls_to_a_tenth():
         ({"learning_rate": "4e-4"}, "learning_rate is '4e-4'"),
         ({"signal": math.nan}, "signal is nan; it should be a number from 0"),
         ({"max_skipped": -1}, "max_skipped is -1"),
+        ({"guard": -1.0}, "guard is -1.0; it should be a number from 0 to 100"),
     ],
 )
 def test_bad_configuration_is_refused(bad, message):

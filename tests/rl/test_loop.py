@@ -72,6 +72,23 @@ def test_looks_at_practice_are_logged_and_change_nothing(tiny, tmp_path, same_we
     assert same_weights(plain.policy, looked_at.policy)
 
 
+def test_doubt_changes_practice_by_the_guard_and_without_one_no_bit(tiny, tmp_path, same_weights, monkeypatch):
+    def practised(name, guard, doubt):
+        engine, folder = tiny.engine(horizon=8), RunFolder.create(tmp_path / name, {})
+        original, share = engine.world.imagine, torch.linspace(0, 0.9, 7)
+
+        def imagine(memory, seen, action, key):
+            return replace(original(memory, seen, action, key), doubt=doubt * share[key.episode % 7])
+
+        monkeypatch.setattr(engine.world, "imagine", imagine)
+        post_train(engine, tiny.starts(6), replace(CONFIG, guard=guard), folder, 4)
+        return engine.policy, [line["unsure"] for line in folder.metrics(STAGE)]
+
+    (sure, low), (off, high) = practised("sure", 0.0, 0.0), practised("off", 0.0, 1.0)
+    assert same_weights(sure, off) and all(a < b for a, b in zip(low, high, strict=True))
+    assert not same_weights(off, practised("on", 1.0, 1.0)[0])
+
+
 def test_skipped_updates_are_counted_across_an_interruption(tiny, tmp_path, monkeypatch):
     def nowhere(policy, record, *rest):
         mu, _ = policy.heads(record.feature, record.proprio)

@@ -1,9 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from worldenv.policy.laplace import SeenFeature
 from worldenv.robot.kinematics import chunk_kinematics
-from worldenv.rollout.episodes import Rollouts
+from worldenv.rollout.episodes import Rollouts, Step
 
 
 def empty(tiny, n, horizon=3, chunk=4, features=None, **options):
@@ -27,6 +29,35 @@ def test_final_reward_is_that_of_the_stop_and_else_of_the_last_step(tiny):
     out.reward.copy_(torch.arange(18).view(3, 3, 2) / 18)
     out.stop[:2] = torch.tensor([1, 4])
     assert torch.equal(out.final_reward() * 18, torch.tensor([0.0, 9.0, 17.0]))
+
+
+def noted(tiny, doubts, stops=()):
+    """One episode whose chunks have these doubts; it stops in the chunks `stops`."""
+    out = empty(tiny, 1, horizon=len(doubts))
+    live = SimpleNamespace(row=torch.tensor([0]), chunk=torch.tensor([0]))
+    for number, doubt in enumerate(doubts):
+        live.chunk[0] = number
+        stop = torch.full((1, 4), number in stops)
+        given = torch.zeros(1, 4, 7), torch.zeros(1), None, None, None, torch.zeros(1, 4), stop
+        out.note(live, Step(*given, torch.tensor([True]), torch.tensor([doubt])))
+    return out
+
+
+def test_doubts_of_chunks_add_up_to_the_stop_and_no_further(tiny):
+    assert noted(tiny, [0.5, 0.2, 0.0, 0.1]).doubt.item() == pytest.approx(1 - 0.5 * 0.8 * 0.9)
+    assert noted(tiny, [0.5, 0.2, 0.9, 0.1], stops=[1, 3]).doubt.item() == pytest.approx(1 - 0.5 * 0.8)
+    assert noted(tiny, [0.0, 0.0]).doubt.item() == 0.0 and noted(tiny, [0.3, 1.0]).doubt.item() == 1.0
+
+
+def test_outcome_is_unsure_where_world_model_or_reflector_is(tiny):
+    out = empty(tiny, 5, horizon=1)
+    out.reward[:4, 0] = torch.tensor([[0.0, 0, 0, 0], [0.1, 0.5, 0.2, 0], [0, 0.2, 1, 0], [0, 0.9, 0.5, 0]])
+    out.stop[3] = 2  # what comes later does not count
+    out.doubt[:] = torch.tensor([0.0, 0.0, 0.5, 0.5, 0.0])
+    out.broken[4] = True
+    torch.testing.assert_close(out.unsure(), torch.tensor([0.0, 0.5, 0.5, 1 - 0.5 * 0.9, 1.0]))
+    out.stop[2] = 2
+    assert out.unsure()[2].item() == pytest.approx(1 - 0.5 * 0.8)
 
 
 def test_new_rollouts_have_neither_stopped_nor_broken_and_no_video(tiny):

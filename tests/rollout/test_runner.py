@@ -282,6 +282,9 @@ def test_idle_slots_name_no_row_outside_a_smaller_table(tiny):
             r"be torch.uint8 \[5, 4, ",
         ),
         ("world", "imagine", lambda new: replace(new, finite=new.finite[:, None]), "imagined finite torch.bool"),
+        ("world", "imagine", lambda new: replace(new, doubt=new.doubt[:2]), r"imagined doubt torch.float32 \[2\]"),
+        ("world", "imagine", lambda new: replace(new, doubt=new.doubt + 1.5), "imagined doubt from 1.5 to .*in .0, 1."),
+        ("world", "imagine", lambda new: replace(new, doubt=new.doubt - 1.5), "imagined doubt from -1.5 to"),
         ("reflector", "judge", lambda new: (new[0][:, :1], new[1]), r"returned reward torch.float32 \[5, 1\]"),
         ("reflector", "judge", lambda new: (new[0], new[1].float()), "returned stop torch.float32"),
     ],
@@ -293,3 +296,29 @@ def test_models_that_return_something_else_are_told_at_the_first_chunk(tiny, mon
     monkeypatch.setattr(model, method, lambda *given: wrong(original(*given)))
     with pytest.raises(UserError, match=message):
         engine.run(tiny.starts(5), 1, seed=0)
+
+
+def test_doubt_of_the_world_model_reaches_the_rollouts_and_what_cannot_tell_counts_as_sure(tiny, monkeypatch):
+    engine = tiny.engine(horizon=8)
+    original, doubt = engine.world.imagine, torch.tensor([0.0, 0.5, 1.0, 0.25, 0.75])
+    monkeypatch.setattr(engine.world, "imagine", lambda *given: replace(original(*given), doubt=doubt))
+    out = engine.run(tiny.starts(5), 1, seed=0, stop=False)
+    once = out.stopped & (out.stop <= 4)
+    torch.testing.assert_close(out.doubt, torch.where(once, doubt, 1 - (1 - doubt) ** 2))
+    monkeypatch.setattr(engine.world, "imagine", lambda *given: replace(original(*given), doubt=None))
+    assert not engine.run(tiny.starts(5), 1, seed=0).doubt.any()
+
+
+def test_episode_whose_doubt_becomes_no_number_is_broken(tiny, monkeypatch):
+    engine = tiny.engine(horizon=8)
+    original = engine.world.imagine
+
+    def imagine(memory, seen, action, key):
+        out = original(memory, seen, action, key)
+        doubt = torch.where((key.chunk == 1) & (key.episode == 2), torch.nan, out.doubt)
+        return replace(out, doubt=doubt)
+
+    monkeypatch.setattr(engine.world, "imagine", imagine)
+    out = engine.run(tiny.starts(5), 1, seed=0, stop=False)
+    assert out.broken.tolist() == [False, False, True, False, False] and out.unsure()[2] == 1
+    assert out.unsure().isfinite().all()

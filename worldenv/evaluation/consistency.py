@@ -1,4 +1,4 @@
-"""Does imagination tell the truth? Object permanence, agreement of outcomes, and the reflector's calibration."""
+"""Does imagination tell the truth? Things, outcomes, what it is unsure of, the reflector's calibration."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from worldenv.errors import UserError
 from worldenv.evaluation.agreement import agreement, outcomes
 from worldenv.evaluation.calibration import calibration, stop_errors
 from worldenv.evaluation.divergence import PHASES, begin_of_divergence
+from worldenv.evaluation.guard import guard
 from worldenv.evaluation.replayed import Replayed
 from worldenv.evaluation.things import Chunks, aimed_thing, late_frames, permanence, project
 from worldenv.evaluation.truth import Outcome
@@ -48,6 +49,7 @@ def consistency(
     names = [task.name for task in tasks]
     out = {
         "agreement": agreement(*ends, names[: len(ends[0])], seed),
+        "guard": guard(imagined.unsure().numpy(), ends[0] != ends[1]),
         "reflector": _reflector(true, trajectories, replayed),
     }
     if has_detector(suite):

@@ -18,6 +18,7 @@ class Imagined(Slots):
     frames: Tensor  # [B, K, V, H, W, 3] uint8, after each action
     proprio: Tensor  # [B, K, P] float32, likewise
     finite: Tensor  # [B] bool; False: something became infinite or not a number, and the episode counts for nothing
+    doubt: Tensor | None = None  # [B] float32 in [0, 1], how unsure the model is that it comes so; None: it cannot tell
 
 
 @runtime_checkable

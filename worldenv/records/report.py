@@ -255,7 +255,19 @@ def _agreement(name: str, part: Mapping[str, Any]) -> str:
     return (
         f"{_policy(name).capitalize()}: imagined and true outcome agree in {share} % of {n} episodes. Imagined success "
         f"of a task is {mean} points from the true one on average ({chance} by chance alone), at most {largest}. "
-        + (f"Where outcomes differ, the episodes part in: {', '.join(begins)}." if begins else "")
+        + (f"Where outcomes differ, the episodes part in: {', '.join(begins)}. " if begins else "")
+        + _guard(part)
+    )
+
+
+def _guard(part: Mapping[str, Any]) -> str:
+    auroc, interval = _at(part, "guard.auroc"), _at(part, "guard.interval")
+    if auroc is None:
+        return ""
+    low_high = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
+    return (
+        f"How unsure imagination is of an episode tells a wrong outcome from a right one with an AUROC of {auroc:.2f}"
+        f"{low_high} (0.5: not at all, 1: always)."
     )
 
 

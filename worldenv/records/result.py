@@ -83,7 +83,8 @@ AGREEMENT = {
     "begins": {EVERY: COUNT},
 }
 REFLECTOR = {EVERY: {**dict.fromkeys(("ece", "false_stop", "missed_stop"), SHARE)}}
-CONSISTENCY = {"agreement": AGREEMENT, "reflector": REFLECTOR, "things": THINGS}
+GUARD = {**dict.fromkeys(("auroc", "right", "wrong"), SHARE), "interval": [SHARE, SHARE], "n": COUNT, "n_wrong": COUNT}
+CONSISTENCY = {"agreement": AGREEMENT, "guard": GUARD, "reflector": REFLECTOR, "things": THINGS}
 RESULT = {
     **dict.fromkeys(EVALUATIONS, SUCCESS),
     **dict.fromkeys(("imagined_success", "false_stop", "missed_stop"), (SHARE, {EVERY: SHARE, "n": COUNT})),

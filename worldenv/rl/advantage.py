@@ -25,15 +25,20 @@ def leave_one_out(
 
 
 def group_advantage(
-    rollouts: Rollouts, siblings: int, signal: float
+    rollouts: Rollouts, siblings: int, signal: float, guard: float = 0.0
 ) -> tuple[Tensor, int]:  # [E], groups without signal
     """The advantage of every episode. A group whose advantages are all smaller than `signal` gets 0.
 
-    Raises UserError unless `siblings` divides the number of rollouts.
+    The more unsure its outcome, the less a rollout weighs: its advantage is multiplied by (1 - unsure) ** guard.
+
+    Raises UserError unless `siblings` divides the number of rollouts, for a signal outside [0, 1] and a negative guard.
     """
-    check_groups(rollouts, siblings, signal)
+    check_groups(rollouts, siblings, signal, guard)
     finite = ~rollouts.broken.view(-1, siblings)
     reward = torch.where(finite, rollouts.final_reward().view(-1, siblings), 0.0)
     advantage = leave_one_out(reward, finite)
     flat = advantage.abs().amax(1) < signal
-    return torch.where(flat[:, None], 0.0, advantage).flatten(), int(flat.sum())
+    advantage = torch.where(flat[:, None], 0.0, advantage).flatten()
+    if guard:
+        advantage = advantage * (1 - rollouts.unsure()) ** guard
+    return advantage, int(flat.sum())

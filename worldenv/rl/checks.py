@@ -1,5 +1,6 @@
 """What callers give to learning, and what a policy offers to train, checked before any weight changes."""
 
+import math
 from collections.abc import Mapping, Set
 from numbers import Integral, Real
 from typing import Any
@@ -83,7 +84,7 @@ def check_rollouts(rollouts: Any) -> None:
         raise UserError(f"rollouts is a {type(rollouts).__name__}; it should be worldenv.Rollouts, of Engine.run")
 
 
-def check_groups(rollouts: Any, siblings: Any, signal: Any) -> None:
+def check_groups(rollouts: Any, siblings: Any, signal: Any, guard: Any) -> None:
     """Raise UserError for arguments of `group_advantage` that are of another kind or do not fit each other."""
     check_rollouts(rollouts)
     episodes = len(rollouts.chunks)
@@ -94,6 +95,8 @@ def check_groups(rollouts: Any, siblings: Any, signal: Any) -> None:
         )
     if not isinstance(signal, Real) or isinstance(signal, bool) or not 0 <= signal <= 1:
         raise UserError(f"signal is {shown(signal)}; it should be a number from 0 to 1")
+    if not isinstance(guard, Real) or isinstance(guard, bool) or not 0 <= guard < math.inf:
+        raise UserError(f"guard is {shown(guard)}; it should be a finite number, 0 or more")
 
 
 def check_update(rollouts: Rollouts, advantage: Any, generator: Any) -> None:

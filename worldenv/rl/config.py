@@ -19,6 +19,7 @@ class PostTrainConfig:
     minibatch: int = 256  # chunks per step of the optimizer
     accumulate: int | None = None  # chunks per backward pass; gradients add up to a whole minibatch; None: all at once
     signal: float = 0.25  # a group of siblings whose advantages are all smaller is left out: they differ by chance
+    guard: float = 0.0  # a rollout has the weight (1 - how unsure its outcome is) ** guard; 0: all have the same
     max_skipped: int = 20  # updates with a non-finite loss or gradient before the run ends
 
     def __post_init__(self) -> None:
@@ -34,6 +35,7 @@ class PostTrainConfig:
             minibatch=COUNT,
             accumulate=COUNT,
             signal=SHARE,
+            guard=Within(0, 100),
             max_skipped=Within(0, MOST),
         )
         if self.starts * self.siblings > MOST:

@@ -114,7 +114,7 @@ def _iterate(
     finite = ~rollouts.broken
     if not finite.any():
         raise UserError(f"in iteration {iteration + 1} no imagined episode was finite: nothing can be learnt")
-    advantage, flat = group_advantage(rollouts, config.siblings, config.signal)
+    advantage, flat = group_advantage(rollouts, config.siblings, config.signal, config.guard)
     if flat == config.starts:
         warnings.warn(
             f"iteration {iteration + 1} taught nothing: in no group did the rewards of siblings differ by --rl.signal, "
@@ -132,6 +132,7 @@ def _iterate(
     return {
         "reward": rollouts.final_reward()[finite].mean().item(),
         "imagined_success": rollouts.stopped[finite].float().mean().item(),
+        "unsure": rollouts.unsure()[finite].mean().item(),
         "steps_to_stop": rollouts.stop[finite].float().mean().item(),
         **figures,
         "groups_without_signal": flat,

@@ -280,10 +280,15 @@ def check_imagined(imagined: Imagined, world: WorldModel, seen: Observation, chu
     }
     for name, (dtype, shape) in wanted.items():
         _check_returned("the world model imagined", name, getattr(imagined, name), dtype, shape, seen.frames.device)
+    if imagined.doubt is not None:
+        _check_returned("the world model imagined", "doubt", imagined.doubt, torch.float32, [b], seen.frames.device)
 
 
 def check_finite(imagined: Imagined) -> None:
-    """Raise UserError unless proprioception is finite wherever the world model says so."""
+    """Raise UserError unless proprioception is finite and doubt in [0, 1] wherever the world model says so."""
+    if imagined.doubt is not None and not (((imagined.doubt >= 0) & (imagined.doubt <= 1)) | ~imagined.finite).all():
+        low, high = imagined.doubt.aminmax()
+        raise UserError(f"the world model imagined doubt from {low:g} to {high:g}; it should be in [0, 1]")
     if not (imagined.proprio.isfinite().flatten(1).all(1) | ~imagined.finite).all():
         raise UserError("the world model imagined proprio that is not finite, in episodes that it says are finite")
 

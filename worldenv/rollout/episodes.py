@@ -42,6 +42,7 @@ class Step(Slots):
     reward: Tensor  # [B, K] float32 in [0, 1], the reflector's judgement after each frame
     stop: Tensor  # [B, K] bool, where the reflector would stop; all False in an episode that is not finite
     finite: Tensor  # [B] bool
+    doubt: Tensor  # [B] float32 in [0, 1], of the world model; 0 if it cannot tell
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Rollouts(Slots):
     stop: Tensor  # [E] int64, steps until the reflector stopped it; the horizon if it never did
     stopped: Tensor  # [E] bool
     broken: Tensor  # [E] bool: a number was not finite; the episode has no weight
+    doubt: Tensor  # [E] float32 in [0, 1], of the world model, of all chunks up to the stop; 0 if it cannot tell
     record: Slots | None = None  # tensors [E, T, ...], what the policy's `log_prob` needs of each chunk
     video: Tensor | None = None  # [E, T * K + 1, V, H, W, 3] uint8, only if asked for
     proprio: Tensor | None = None  # [E, T * K + 1, P] float32, with the video
@@ -83,6 +85,7 @@ class Rollouts(Slots):
             stop=torch.full((e,), steps or horizon * chunk, dtype=torch.long, device=starts.device),
             stopped=zeros(e, dtype=torch.bool),
             broken=zeros(e, dtype=torch.bool),
+            doubt=zeros(e),
             record=record and record.each(lambda one: one.new_zeros(e, horizon, *one.shape[1:])),
             video=zeros(e, frames, *seen.frames.shape[1:], dtype=torch.uint8) if video else None,
             proprio=zeros(e, frames, *seen.proprio.shape[1:]) if video else None,
@@ -104,6 +107,8 @@ class Rollouts(Slots):
             steps = live.chunk[:, None] * k + 1 + torch.arange(k, device=row.device)
             self.video[row[:, None], steps] = step.frames
             self.proprio[row[:, None], steps] = step.proprio
+        doubt = torch.where(self.stopped[row], 0.0, step.doubt)
+        self.doubt[row] += (1 - self.doubt[row]) * doubt
         newly = step.stop.any(1) & ~self.stopped[row]
         self.stop[row] = torch.where(newly, live.chunk * k + 1 + step.stop.int().argmax(1), self.stop[row])
         self.stopped[row] |= newly
@@ -123,6 +128,16 @@ class Rollouts(Slots):
     def final_reward(self) -> Tensor:  # [E] float32
         """One scalar per episode: R at its stop, or at its last step (World-Env, arXiv 2509.24948, reward)."""
         return self.reward.flatten(1).gather(1, self.stop[:, None] - 1)[:, 0]
+
+    def unsure(self) -> Tensor:  # [E] float32 in [0, 1]
+        """How unsure it is that the imagined outcome is the true one: 1 - (1 - doubt) max(R, 1 - R).
+
+        R is the highest reward up to the stop, so min(R, 1 - R) is the reflector's own doubt where its reward is a
+        probability. A broken episode is 1.
+        """
+        steps = torch.arange(self.reward[0].numel(), device=self.stop.device)
+        reward = torch.where(steps < self.stop[:, None], self.reward.flatten(1), 0.0).amax(1)
+        return torch.where(self.broken, 1.0, 1 - (1 - self.doubt) * torch.maximum(reward, 1 - reward))
 
 
 def _check_record(kept: Slots, new: Slots | None) -> None:

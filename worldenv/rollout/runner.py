@@ -202,9 +202,11 @@ class Runner:
             self.checked = True
         reward, stop = judged
         finite = torch.isfinite((0 * action).sum((1, 2)) + reward.sum(1))  # a sum is finite if all terms are
-        finite = finite & imagined.finite & torch.isfinite(decision.log_prob)
+        doubt = torch.zeros_like(decision.log_prob) if imagined.doubt is None else imagined.doubt
+        finite = finite & imagined.finite & torch.isfinite(decision.log_prob) & torch.isfinite(doubt)
         stop = stop & finite[:, None]  # an episode that is not finite never succeeds
-        return Step(action, decision.log_prob, decision.record, imagined.frames, imagined.proprio, reward, stop, finite)
+        given = action, decision.log_prob, decision.record, imagined.frames, imagined.proprio
+        return Step(*given, reward, stop, finite, doubt)
 
 
 def _written_over(old: Any, new: Any) -> bool:

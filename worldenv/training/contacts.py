@@ -13,7 +13,7 @@ from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.suites.tabletop.things import HELD, centres, coverage, movable
 from worldenv.training.layers import MOVED_M, Layers
 from worldenv.worlds.composer.contact import Scene, look
-from worldenv.worlds.composer.layer import CLEAR_M, Layer, attempts, carried, window
+from worldenv.worlds.composer.layer import CLEAR_M, Layer, attempts, carried, undecided, window
 
 BESIDE_M, LOWER_M, HIGHER_M, OTHER_HEIGHT = 0.03, 0.01, 0.025, 0.4  # how far beside; in what share, lower or higher
 # How many of the chunks are taken in which the gripper closes, something moves, and neither; as recorded and beside.
@@ -113,12 +113,11 @@ def _carry_out(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, off
     mask = window(
         torch.from_numpy(coverage(states[:, 0], thing, frame.shape[1]))[..., None].float(), camera, view.centre
     )
-    undecided = (attempts(poses).cumsum(1) > 0) & (poses[:, 1:, 6] <= 0.5 + 1e-4) & ~holds[:, :1]
     return Contacts(
         (view.pictures * PICTURE_LEVELS).round().to(torch.int8),
         view.numbers,
         moves,
-        undecided,
+        undecided(poses, holds[:, 0]),
         holds[:, 1:],
         rest[:, 1:],
         mask[:, 0].round().to(torch.uint8),

@@ -1,5 +1,7 @@
 """What the gripper takes along: a contact network that says what the test wants, and what is painted of it."""
 
+import math
+
 import pytest
 import torch
 
@@ -9,7 +11,16 @@ from worldenv.ops.patchify import patchify, unit
 from worldenv.ops.unpatchify import to_frames
 from worldenv.robot.camera import tabletop_camera
 from worldenv.worlds.composer import contact
-from worldenv.worlds.composer.contact import ContactNetwork, Scene, Touch, channels, follow, look, numbers
+from worldenv.worlds.composer.contact import (
+    DOUBT_PER_M,
+    ContactNetwork,
+    Scene,
+    Touch,
+    channels,
+    follow,
+    look,
+    numbers,
+)
 from worldenv.worlds.composer.layer import CLEAR_M, SIZE, Layer, project, window
 
 K, SIDE = 4, 64
@@ -75,7 +86,7 @@ class Imagination:
 
     def go(self, poses, moves=False, thing=None):
         self.network.say(moves, thing)
-        places = follow(self.network, self.layer, self.frame, poses, CAMERA, SCENE)
+        places, self.doubt = follow(self.network, self.layer, self.frame, poses, CAMERA, SCENE)
         layer, tips = self.layer, torch.cat([poses[:, :1, :3], poses[..., :3]], dim=1)
         places_all = torch.cat([layer.origin[:, None], places], dim=1)
         plate = patchify(SCENE.plate[None, None])[0, :, :, 0]
@@ -134,10 +145,11 @@ def test_a_thing_that_is_pushed_moves_as_far_as_the_network_says():
     imagination.network.say(True, HERE)
     network = lambda *seen: says(*seen)._replace(grasps=torch.full((1, K), -8.0), rest=rest)  # noqa: E731
     layer, poses = imagination.layer, way(HERE, HERE, OPEN)
-    places = follow(network, layer, imagination.frame, poses, CAMERA, SCENE)
+    places, doubt = follow(network, layer, imagination.frame, poses, CAMERA, SCENE)
     torch.testing.assert_close(places[:, 1:], torch.tensor(HERE) + rest)
     assert (layer.mask > 250).any() and layer.held.tolist() == [False]
     torch.testing.assert_close(layer.place, places[:, -1])
+    assert doubt.item() == pytest.approx(1 - math.exp(-DOUBT_PER_M * 0.04))
 
 
 def carry_low(imagination, begin, end):
@@ -182,6 +194,29 @@ def test_where_nothing_is_near_the_network_is_not_asked():
     imagination.layer.held.fill_(True)
     imagination.go(way(high, high, CLOSED))
     assert imagination.network.calls == 2
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])  # where all episodes are looked at
+@pytest.mark.parametrize(("said", "low", "high"), [(0.5, 0.49, 0.51), (0.99, 0.05, 0.1), (0.01, 0.05, 0.1)])
+def test_doubt_is_high_where_the_network_cannot_decide_whether_something_is_grasped(
+    monkeypatch, said, low, high, on_gpu
+):
+    if on_gpu:
+        monkeypatch.setattr(contact, "rows_with", lambda mask: torch.arange(len(mask)))
+    grasps = torch.full((1, K), torch.logit(torch.tensor(said)).item())
+    network = lambda *seen: Touch(grasps[:, 0], grasps, torch.zeros(1, K, 3), torch.zeros(1, SIZE, SIZE))  # noqa: E731
+    frame, closes = table(red=(HERE, RED)), way(HERE, HERE, OPEN, CLOSED)
+
+    def doubt(poses, held=False):
+        layer = Layer.begin(frame, torch.tensor([HERE]))
+        layer.held.fill_(held)
+        return follow(network, layer, frame, poses, CAMERA, SCENE)[1].item()
+
+    assert low < doubt(closes) < high
+    above = (0.0, 0.0, CLEAR_M + 0.01)
+    for decided in (way(HERE, HERE, OPEN), way(HERE, HERE, CLOSED), way(above, above, OPEN, CLOSED)):
+        assert doubt(decided) == 0.0  # nothing is to be grasped
+    assert doubt(closes, held=True) == 0.0
 
 
 @pytest.mark.parametrize("height", [CLEAR_M - 0.01, CLEAR_M + 0.01])
@@ -243,8 +278,9 @@ def test_episodes_that_are_looked_at_for_nothing_come_out_the_same(network, monk
 def test_an_episode_does_not_see_its_neighbours(network):
     layer, frame, poses, camera = mixed(6)
     alone = layer.each(lambda tensor: tensor[2:3].clone())
-    places = follow(network, layer, frame, poses, camera, SCENE)
-    torch.testing.assert_close(follow(network, alone, frame[2:3], poses[2:3], camera[2:3], SCENE), places[2:3])
+    places, doubt = follow(network, layer, frame, poses, camera, SCENE)
+    found = follow(network, alone, frame[2:3], poses[2:3], camera[2:3], SCENE)
+    torch.testing.assert_close(found, (places[2:3], doubt[2:3]))
 
 
 def test_view_has_the_channels_and_numbers_that_the_network_reads_and_every_weight_learns(network):

@@ -9,7 +9,7 @@ from torch import Tensor
 from worldenv.interfaces.policy import Decision
 from worldenv.interfaces.slots import Slots
 from worldenv.rollout.runner import Runner
-from worldenv.worlds.composer.passes import Pass, parts_of_passes, whole_passes
+from worldenv.worlds.composer.passes import Pass, Passed, parts_of_passes, whole_passes
 
 SEED, STEPS = 11, 24
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 12)
@@ -95,11 +95,12 @@ def test_every_pass_has_a_number_of_its_own_and_goes_on_from_the_last_frame_of_t
     def imagine_pass(frame, poses, number):
         seen.append((frame.clone(), poses, number))
         frames = frame[:, None] + torch.arange(1, 3, dtype=torch.uint8).view(1, 2, 1, 1, 1)
-        return frames, torch.tensor([True, len(seen) != 2])
+        return Passed(frames, torch.tensor([True, len(seen) != 2]), torch.tensor([0.5, 0.0]))
 
     frame, poses = torch.zeros(2, 1, 1, 3, dtype=torch.uint8), torch.arange(7.0)[None, :, None].expand(2, 7, 1)
-    frames, finite = whole_passes(imagine_pass, frame, poses, torch.tensor([0, 4]), 2)
+    frames, finite, doubt = whole_passes(imagine_pass, frame, poses, torch.tensor([0, 4]), 2)
     assert frames[0, :, 0, 0, 0].tolist() == [1, 2, 3, 4, 5, 6] and finite.tolist() == [True, False]
+    assert doubt.tolist() == [1 - 0.5**3, 0.0]
     assert [number.tolist() for *_, number in seen] == [[0, 12], [1, 13], [2, 14]]
     assert [part[0, :, 0].tolist() for _, part, _ in seen] == [[0, 1, 2], [2, 3, 4], [4, 5, 6]]
 
@@ -130,11 +131,12 @@ def test_a_pass_that_is_repeated_leaves_the_layer_as_it_was():
         for tensor in (layer.times, layer.picture):
             tensor.add_(1)
         layer.held.logical_not_()
-        return torch.zeros(4, 4, 1, 1, 3, dtype=torch.uint8), torch.ones(4, dtype=torch.bool)
+        return Passed(torch.zeros(4, 4, 1, 1, 3, dtype=torch.uint8), torch.ones(4, dtype=torch.bool), zeros + 0.25)
 
     chunk, poses = torch.arange(4), torch.zeros(4, 2, 7)
     for step in range(8):
-        parts_of_passes(imagine_pass, memory, poses, chunk + step, 4)
+        doubt = parts_of_passes(imagine_pass, memory, poses, chunk + step, 4).doubt
+        assert doubt.tolist() == [0.25 * (i == 3) for i in ((chunk + step) % 4).tolist()]  # once for every pass
         complete = (chunk + step + 1) // 4
         assert layer.times.tolist() == complete.tolist(), step
         assert torch.equal(layer.picture, complete.to(torch.uint8).view(4, 1, 1).expand(4, 2, 2))

@@ -57,7 +57,7 @@ def test_known_pictures_are_of_the_first_frame_the_present_one_and_the_layer(tin
     monkeypatch.setattr(module, "known_pictures", lambda *known: given.append(copied(known)) or known_pictures(*known))
     video = engine.run(starts, 1, SEED, stop=False, video=True).video
     assert len(given) == 3
-    for chunk, ((before, places, after), known) in enumerate(zip(layers, given, strict=True)):
+    for chunk, ((before, (places, _), after), known) in enumerate(zip(layers, given, strict=True)):
         first, last, clear, mask, tips, all_places = known[:6]
         assert torch.equal(first, video[:, 0, 0]) and torch.equal(last, video[:, 4 * chunk, 0])
         assert torch.equal(clear, after.clear) and torch.equal(mask, after.mask)

@@ -20,6 +20,7 @@ from worldenv.worlds.composer.layer import (
     carried,
     holding,
     in_window,
+    undecided,
     unwindow,
     window,
     window_offsets,
@@ -31,6 +32,9 @@ FINGER_PX, FINGER_HIGH_M = 1.2, 0.1  # fingertips in a view: standard deviation,
 POSE = 7  # numbers of a pose that are read
 REST_SCALE = 30.0  # of what the network says in metres
 STILL_M = 0.0015  # a layer that has moved less is not shown: where nothing has moved, there is no layer to be known
+# How doubt grows. The logits of grasps are divided by the first, for they are too sure of themselves; the second is for
+# every metre of a push. Found on 1,200 starts (benchmarks/LOG.md).
+TEMPERATURE, DOUBT_PER_M = 2.0, 5.0
 SAME_THING = 0.3  # share of what is moved that the layer covers where they are one thing
 
 
@@ -176,19 +180,21 @@ def follow(
     poses: Tensor,  # [B, K + 1, P] float32, the present one first
     camera: Tensor,  # [B, 3, 4]
     scene: Scene,
-) -> Tensor:  # [B, K + 1, 3] m
-    """Where the layer's thing is now and after each action. The layer becomes that of the chunk's end."""
+) -> tuple[Tensor, Tensor]:  # [B, K + 1, 3] m; [B] in [0, 1]
+    """Where the layer's thing is now and after each action, and the doubt of it. The layer becomes that of the
+    chunk's end."""
     above = ~layer.held & (poses[:, 0, 2] > CLEAR_M)
     layer.clear.copy_(torch.where(above[:, None, None, None], frame, layer.clear))
     layer.mask.mul_(~above[:, None, None])
     places = layer.place[:, None].repeat(1, poses.shape[1], 1)
-    near = (poses[:, :, 2].amin(1) < CLEAR_M) | layer.held
+    near, doubt = (poses[:, :, 2].amin(1) < CLEAR_M) | layer.held, places.new_zeros(len(places))
     rows = rows_with(near)
     if len(rows):
         part = layer[rows]
-        places[rows] = _touch(network, part, near[rows], frame[rows], poses[rows], camera[rows], scene)
+        found = _touch(network, part, near[rows], frame[rows], poses[rows], camera[rows], scene)
+        places[rows], doubt[rows] = found
         layer.put(rows, part)
-    return places
+    return places, doubt
 
 
 def rows_with(mask: Tensor) -> Tensor:  # [B] bool -> [M] int64
@@ -198,9 +204,10 @@ def rows_with(mask: Tensor) -> Tensor:  # [B] bool -> [M] int64
 
 def _touch(
     network: ContactNetwork, layer: Layer, near: Tensor, frame: Tensor, poses: Tensor, camera: Tensor, scene: Scene
-) -> Tensor:  # [B, K + 1, 3]
+) -> tuple[Tensor, Tensor]:  # [B, K + 1, 3] m; [B]
     view = look(layer, frame, poses, camera, scene)
     said = network(view.pictures, view.numbers)
+    is_open = undecided(poses, layer.held) & near[:, None]
     held = holding((said.grasps > 0) & near[:, None], poses, layer.held)
     moves = ((said.moves > 0) | held.any(1)) & near
     thing = said.mask.sigmoid()
@@ -216,7 +223,21 @@ def _touch(
     places = layer.place[:, None] + way
     layer.place.copy_(places[:, -1])
     layer.held.copy_(held[:, -1])
-    return places
+    return places, doubt_of(said, is_open, moves & ~held.any(1))
+
+
+def doubt_of(
+    said: Touch,
+    is_open: Tensor,  # [B, K] bool, whether a grasp was to be decided after each step
+    pushes: Tensor,  # [B] bool, whether something is moved that is not held at any time
+) -> Tensor:  # [B] float32 in [0, 1]
+    """How unsure it is that a chunk ends so: 1 - (1 - unsure) exp(-DOUBT_PER_M |rest|).
+
+    `unsure` is the chance that the least certain grasp comes out otherwise, at a temperature of TEMPERATURE. `rest` is
+    how far a thing is pushed by the chunk's end, 0 if none is: the further, the less is known where it comes to lie.
+    """
+    unsure = (torch.sigmoid(-said.grasps.abs() / TEMPERATURE) * is_open).amax(1)
+    return 1 - (1 - unsure) * torch.exp(-DOUBT_PER_M * said.rest[:, -1].norm(dim=1) * pushes)
 
 
 def _cut_out(layer: Layer, is_new: Tensor, thing: Tensor, centre: Tensor, camera: Tensor, plate: Tensor) -> None:

@@ -104,6 +104,11 @@ def attempts(poses: Tensor) -> Tensor:  # [B, K + 1, P] -> [B, K] bool
     return (opening[:, 1:] < opening[:, :-1] - 1e-4) & (opening[:, 1:] <= HALF_OPEN)
 
 
+def undecided(poses: Tensor, held: Tensor) -> Tensor:  # [B, K + 1, P], [B] bool -> [B, K] bool
+    """Whether it is to be decided, after each step, that the gripper has grasped something or nothing."""
+    return (attempts(poses).cumsum(1) > 0) & (poses[:, 1:, APERTURE] <= HALF_OPEN) & ~held[:, None]
+
+
 def holding(grasps: Tensor, poses: Tensor, held: Tensor) -> Tensor:  # [B, K] bool, [B, K + 1, P], [B] -> [B, K + 1]
     """Whether the gripper holds something after each step: from the first grasp while closing, until it opens."""
     closing, closed = attempts(poses), poses[:, :, APERTURE] <= HALF_OPEN

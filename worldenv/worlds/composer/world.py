@@ -24,7 +24,7 @@ from worldenv.robot.robot import Robot
 from worldenv.worlds.composer.contact import Scene, follow
 from worldenv.worlds.composer.layer import POSITION, Layer
 from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
-from worldenv.worlds.composer.passes import Pass, parts_of_passes, whole_passes
+from worldenv.worlds.composer.passes import Pass, Passed, parts_of_passes, whole_passes
 from worldenv.worlds.composer.sampler import sample
 from worldenv.worlds.levels import check_levels, levels_of
 
@@ -85,10 +85,10 @@ class ComposerWorld:
         imagine_pass = partial(self._pass, memory, seen.camera, key)
         frame, poses = seen.frames[:, 0], torch.cat([seen.proprio[:, None], proprio], dim=1)
         if memory.begun is None:
-            frames, finite = whole_passes(imagine_pass, frame, poses, key.chunk, self.chunk)
+            passed = whole_passes(imagine_pass, frame, poses, key.chunk, self.chunk)
         else:
-            frames, finite = parts_of_passes(imagine_pass, memory, poses, key.chunk, self.chunk)
-        return Imagined(frames[:, :, None], proprio, finite)
+            passed = parts_of_passes(imagine_pass, memory, poses, key.chunk, self.chunk)
+        return Imagined(passed.frames[:, :, None], proprio, passed.finite, passed.doubt)
 
     def _pass(
         self,
@@ -98,11 +98,11 @@ class ComposerWorld:
         frame: Tensor,  # [B, H, W, 3] uint8, the present one
         poses: Tensor,  # [B, K + 1, P] float32, the present one first
         number: Tensor,  # [B] int64, passes before this one
-    ) -> tuple[Tensor, Tensor]:  # [B, K, H, W, 3] uint8; [B] bool, whether every pixel came out finite
+    ) -> Passed:
         """The frames that follow when the gripper goes through `poses`: one pass of the network."""
         network, layer = self.network, memory.layer
         scene = Scene(to_frames(network.plate[None, :, :, None])[0, 0], self.robot.gripper)
-        places = follow(network.contact, layer, frame, poses, camera[:, 0], scene)
+        places, doubt = follow(network.contact, layer, frame, poses, camera[:, 0], scene)
         places = torch.cat([layer.origin[:, None], places], dim=1)
         tips = torch.cat([memory.tips[:, None], poses[..., POSITION]], dim=1)
         known = memory.first, frame, layer.clear, layer.mask
@@ -110,4 +110,4 @@ class ComposerWorld:
         seen = network.see(pictures, poses, camera, self.robot.gripper)
         shape = self.size[0] // 2, self.size[1] // 2, poses.shape[1] - 1, PATCH
         noise = philox(key.seed, key.episode, number, Use.FRAME, shape, normal=True)
-        return unpatchify(sample(self.network, seen, noise, self.levels))
+        return Passed(*unpatchify(sample(self.network, seen, noise, self.levels)), doubt)
