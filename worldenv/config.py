@@ -127,14 +127,13 @@ def _check_device(device: str | None, precision: str | None) -> None:
 
 def presets() -> dict[str, tuple[str, TrainConfig]]:
     """Name -> (description, configuration) of `worldenv-train`."""
-    quick = {"rl": PostTrainConfig(iterations=2, starts=4, siblings=4)}
-    quick |= {"scratch": tiny_scratch(), "refresh": tiny_refresh()}
+    quick = {"rl": PostTrainConfig(iterations=2, starts=4, siblings=4), "scratch": tiny_scratch()}
     quick["eval"] = EvalConfig(episodes=60, imagined=20, quality=10, videos=1)
     return {
         "tabletop": ("the default: ten tasks, the shipped weights", TrainConfig()),
         "tabletop-quick": (
             "15 seconds: two iterations and small evaluations, to see that everything works",
-            TrainConfig(**quick),
+            TrainConfig(**quick, refresh=tiny_refresh()),
         ),
         "tabletop-causal": (
             "all models from scratch, with the causal world model: hours; made for a GPU (--device cuda)",

@@ -258,8 +258,10 @@ def load_run(
         raise UserError(f"the run {path} has not ended; continue it with: worldenv-train --resume --run {path}")
     names = {name: getattr(used, name) for name in PARTS}
     find_modules(folder, (name for role, name in names.items() if role not in others))
-    made = path / "models" / (round_name(used.rounds - 1) if used.rounds > 1 else "")
+    made = path / "models"
     found = made if made.is_dir() else used.models or shipped()
+    if used.rounds > 1:
+        found = made / round_name(used.rounds - 1)
     parts = load(found, **names | others, device=device)
     load_weights(policy, parts.policy)
     return parts

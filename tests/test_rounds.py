@@ -1,0 +1,241 @@
+"""Rounds: practice, true episodes, refreshed models, more practice - the same whether it was killed or not."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from worldenv import job
+from worldenv.assemble import load, make_engine
+from worldenv.config import TrainConfig
+from worldenv.data.trajectories import TrajectoryReader
+from worldenv.errors import UserError
+from worldenv.evaluation import measure
+from worldenv.evaluation.config import EvalConfig
+from worldenv.evaluation.measure import practice_starts
+from worldenv.nn.int8 import is_fast
+from worldenv.records.checkpoint import CheckpointError, load_weights
+from worldenv.records.model_files import RANGES, ROLES, load_ranges, save_model, save_ranges
+from worldenv.records.run_folder import RunFolder
+from worldenv.rl import loop
+from worldenv.rl.config import PostTrainConfig
+from worldenv.rl.loop import STAGE, post_train
+from worldenv.rollout.engine import EngineConfig
+from worldenv.suites.tabletop.scenes import TASKS
+from worldenv.training import fit as fitting
+from worldenv.training import refresh
+from worldenv.training.config import RefreshConfig, tiny_scratch
+from worldenv.training.fit import Schedule
+from worldenv.training.ranges import measure_ranges
+from worldenv.training.refresh import ROUND_START, Refresh
+
+FEW = Schedule(steps=3, batch=4, learning_rate=1e-3, save_every_s=0)
+CONFIG = TrainConfig(
+    seed=5,
+    rounds=3,  # which begin with the iterations 0, 1 and 2
+    rl=PostTrainConfig(iterations=4, starts=3, siblings=4, learning_rate=1e-2, signal=1e-9),
+    engine=EngineConfig(horizon=8),
+    eval=EvalConfig(episodes=10, imagined=2, quality=2, videos=0, every=2),
+    refresh=RefreshConfig(episodes=2, contact=FEW, student=FEW, head=FEW),
+    scratch=replace(tiny_scratch(), unroll=2),
+)
+TIMES = ("time_s", "rollout_s", "update_s", "validate_s", "refresh_s")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "PRACTICE_STARTS", 30)
+        patch.setattr(measure, "VALIDATION_EPISODES", 10)
+        yield
+
+
+@pytest.fixture(scope="module")
+def models(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("models")
+    save_model(path / "policy.safetensors", tiny.policy(), "policy", {})
+    save_model(path / "composer.safetensors", tiny.simulator(size=64), "composer", {}, levels=(1.0,))
+    save_model(path / "reflector.safetensors", tiny.reflector(), "reflector", {})
+    parts = load(path)
+    engine, networks = make_engine(parts, CONFIG.engine), parts.networks()
+    ranges = measure_ranges(networks, engine, practice_starts(parts.suite, 0).pick(torch.arange(2)), 0)
+    save_ranges(path / RANGES, ranges, networks)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(models, tmp_path_factory):
+    """A run of three rounds that nothing interrupted."""
+    config = replace(CONFIG, models=models, run=tmp_path_factory.mktemp("rounds") / "run")
+    job.train(config)
+    return RunFolder(config.run)
+
+
+def figures(folder, stage=STAGE):
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in folder.metrics(stage)]
+
+
+def weights(path):
+    return {file.stem: load_weights(file)[0] for file in sorted(path.glob("*.safetensors"))}
+
+
+def changed(before, after):
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_every_round_begins_with_models_that_learned_on_from_those_of_the_round_before(whole, models):
+    folders = [models, *(whole.path / "models" / f"round-{number}" for number in (1, 2))]
+    for before, after in zip(folders, folders[1:], strict=False):
+        old, new = weights(before), weights(after)
+        assert {"policy", "contact", "composer", "reflector"} == new.keys()
+        assert {"contact", "compose", "fine"} <= changed(old["composer"], new["composer"])
+        assert changed(old["reflector"], new["reflector"]) == {"head"}
+        assert "action_head" in changed(old["policy"], new["policy"])
+        for name, weight in new["contact"].items():
+            assert torch.equal(new["composer"][f"contact.{name}"], weight.half())
+        assert (after / "composer.md").exists()
+    stages = [f"round_{number}_{stage}" for number in (1, 2) for stage in ("contact", "student", "reflector")]
+    assert whole.stages() == [STAGE, *stages]
+
+
+def test_true_episodes_are_of_the_policy_of_the_round_from_starts_of_its_own(whole):
+    rounds = [list(TrajectoryReader(whole.path / "data" / f"round-{number}")) for number in (1, 2)]
+    for number, episodes in enumerate(rounds):
+        first = ROUND_START + 1_000_000 * number
+        assert [(t.task, t.start, t.split) for t in episodes] == [
+            (TASKS[i % 10].name, first + i, "train") for i in range(20)
+        ]
+    assert len(list(TrajectoryReader(whole.path / "data" / "demonstrations"))) in range(5, 11)
+
+
+def test_each_round_learns_from_the_episodes_of_all_rounds_so_far(whole, models):
+    scratch = replace(CONFIG.scratch, demonstrations=1)
+    sizes = []
+    for number in (1, 2):
+        made = Refresh(whole, number, models, None, CONFIG.refresh, scratch, 5)
+        sizes.append(len(made.clips()))
+    demonstrations = len(list(TrajectoryReader(whole.path / "data" / "demonstrations")))
+    assert sizes == [demonstrations + 20, demonstrations + 40]
+
+
+def test_cost_and_time_of_the_rounds_are_told(whole):
+    result = whole.result()
+    assert result["rounds"] == {"rounds": 3, "true_episodes": 40} and result["time_shares"]["refresh"] > 0
+    assert ["refresh_s" in line for line in whole.metrics(STAGE)] == [False, True, True, False]
+    assert "with 40 true episodes of the policy" in (whole.path / "report.html").read_text()
+
+
+def test_ranges_are_measured_again_with_the_refreshed_models(whole, models):
+    parts = load(whole.path / "models" / "round-2")
+    assert parts.ranges is not None and parts.ranges["world"] != load(models).ranges["world"]
+    assert load_ranges(whole.path / "models" / "round-1" / RANGES, {}) == {}
+
+
+def test_run_is_evaluated_with_the_models_of_its_last_round(whole, same_weights):
+    parts, last = job.load_run(whole.path), load(whole.path / "models" / "round-2")
+    assert same_weights(parts.world.network, last.world.network) and same_weights(parts.reflector, last.reflector)
+    practised, _ = load_weights(whole.checkpoints / "policy.safetensors")
+    assert same_weights(parts.policy, practised) and not same_weights(last.policy, practised)
+
+
+def test_last_rounds_models_are_not_replaced_by_others_where_they_are_gone(whole):
+    folder = whole.path / "models" / "round-2"
+    aside = folder.rename(folder.with_name("aside"))
+    try:
+        with pytest.raises(CheckpointError, match="round-2/policy.safetensors: there is no such file"):
+            job.load_run(whole.path)
+    finally:
+        aside.rename(folder)
+
+
+def die_at(patch, owner, name, call, before):
+    """Have the call of that number raise KeyboardInterrupt, before it does anything or after it."""
+    original, calls = getattr(owner, name), []
+
+    def dying(*given, **named):
+        calls.append(1)
+        if len(calls) == call and before:
+            raise KeyboardInterrupt
+        result = original(*given, **named)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return result
+
+    patch.setattr(owner, name, dying)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "before"),
+    [
+        (loop, "save_state", 1, False),  # the first round has ended
+        (Refresh, "explore", 1, False),  # its episodes are recorded
+        (fitting, "save_state", 5, False),  # within the first student
+        (Refresh, "make_reflector", 2, True),  # the second world model is there, its reflector is not
+        (refresh, "save_model", 2, False),  # the policy that the second refresh begins with is there, and no more
+        (loop, "save_state", 3, True),  # in the last round
+        (job, "_save_policy", 1, True),  # after all practice
+    ],
+)
+def test_run_that_is_killed_and_resumed_ends_like_one_that_is_not(
+    whole, models, tmp_path, monkeypatch, same_weights, owner, name, call, before
+):
+    config = replace(CONFIG, models=models, run=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        die_at(patch, owner, name, call, before)
+        with pytest.raises(KeyboardInterrupt):
+            job.train(config)
+    result, folder = job.train(replace(config, resume=True)), RunFolder(config.run)
+    for place in ("checkpoints", "models/round-1", "models/round-2"):
+        ours, theirs = weights(folder.path / place), weights(whole.path / place)
+        assert ours.keys() == theirs.keys() and all(same_weights(ours[name], theirs[name]) for name in ours)
+    for stage in whole.stages():
+        assert figures(folder, stage) == figures(whole, stage)
+    same = result.keys() - {"time_shares", "wall_s", "run"}
+    assert {name: result[name] for name in same} == {name: whole.result()[name] for name in same}
+
+
+def test_first_round_is_that_of_a_run_of_one_round_which_refreshes_nothing(
+    whole, models, tmp_path, monkeypatch, same_weights
+):
+    monkeypatch.setattr(Refresh, "run", lambda self: pytest.fail("nothing is to be refreshed"))
+    config = replace(CONFIG, rounds=1, models=models, run=tmp_path / "run")
+    result, one = job.train(config), RunFolder(config.run)
+    assert figures(one)[0] == figures(whole)[0] and figures(one)[1] != figures(whole)[1]
+    assert "rounds" not in result and "refresh" not in result["time_shares"]
+    assert not (one.path / "models").exists() and not (one.path / "data").exists()
+    parts, folder = load(models), RunFolder.create(tmp_path / "plain", {})
+    engine = make_engine(parts, config.engine)
+    assert post_train(engine, practice_starts(parts.suite, 5), config.rl, folder, 5) == result["counts"]
+    assert same_weights(parts.policy, load_weights(one.checkpoints / "policy.safetensors")[0])
+
+
+def test_models_without_ranges_stay_without(models, tmp_path):
+    plain = tmp_path / "models"
+    plain.mkdir()
+    for name in ("policy", "composer", "reflector"):
+        (plain / f"{name}.safetensors").symlink_to(models / f"{name}.safetensors")
+    given = 1, plain, load(plain).policy, CONFIG.refresh, CONFIG.scratch, 5
+    stages = [path.name for path, _ in Refresh(RunFolder.create(tmp_path / "run", {}), *given).stages()]
+    assert stages[-1] == "reflector.safetensors" and RANGES not in stages
+
+
+@pytest.mark.skipif(not is_fast(), reason="needs a CPU with fast 8-bit products")
+def test_8_bits_imagine_with_the_ranges_of_the_round(models, tmp_path, monkeypatch):
+    used, begun = [], job.make_engine
+
+    def noted(parts, *given):
+        used.append({role: parts.ranges[role] for role in ROLES})
+        return begun(parts, *given)
+
+    monkeypatch.setattr(job, "make_engine", noted)
+    config = replace(CONFIG, rounds=2, models=models, run=tmp_path / "run", precision="int8")
+    job.train(config)
+    assert used == [load(models).ranges, load(config.run / "models" / "round-1").ranges] and used[0] != used[1]
+
+
+def test_iterations_are_not_added_to_rounds_that_share_them(whole, models):
+    config = replace(CONFIG, models=models, run=whole.path, resume=True)
+    assert job.train(config) == whole.result()  # ended
+    more = replace(config, rl=replace(config.rl, iterations=8))
+    with pytest.raises(UserError, match="cannot be continued with other settings: --rl.iterations is 8, was 4"):
+        job.train(more)
