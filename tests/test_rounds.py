@@ -13,9 +13,8 @@ from worldenv.errors import UserError
 from worldenv.evaluation import measure
 from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.measure import practice_starts
-from worldenv.nn.int8 import is_fast
 from worldenv.records.checkpoint import CheckpointError, load_weights
-from worldenv.records.model_files import RANGES, ROLES, load_ranges, save_model, save_ranges
+from worldenv.records.model_files import RANGES, save_model, save_ranges
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl import loop
 from worldenv.rl.config import PostTrainConfig
@@ -36,7 +35,7 @@ CONFIG = TrainConfig(
     rl=PostTrainConfig(iterations=4, starts=3, siblings=4, learning_rate=1e-2, signal=1e-9),
     engine=EngineConfig(horizon=8),
     eval=EvalConfig(episodes=10, imagined=2, quality=2, videos=0, every=2),
-    refresh=RefreshConfig(episodes=2, contact=FEW, student=FEW, head=FEW),
+    refresh=RefreshConfig(episodes=1, contact=FEW, student=FEW, head=FEW),
     scratch=replace(tiny_scratch(), unroll=2),
 )
 TIMES = ("time_s", "rollout_s", "update_s", "validate_s", "refresh_s")
@@ -64,10 +63,18 @@ def models(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(models, tmp_path_factory):
+def ranges():
+    """Those of the engines that imagined in the run of `whole`, one after the other."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def whole(models, ranges, tmp_path_factory):
     """A run of three rounds that nothing interrupted."""
-    config = replace(CONFIG, models=models, run=tmp_path_factory.mktemp("rounds") / "run")
-    job.train(config)
+    config, make = replace(CONFIG, models=models, run=tmp_path_factory.mktemp("rounds") / "run"), job.make_engine
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "make_engine", lambda parts, *given: ranges.append(parts.ranges) or make(parts, *given))
+        job.train(config)
     return RunFolder(config.run)
 
 
@@ -103,7 +110,7 @@ def test_true_episodes_are_of_the_policy_of_the_round_from_starts_of_its_own(who
     for number, episodes in enumerate(rounds):
         first = ROUND_START + 1_000_000 * number
         assert [(t.task, t.start, t.split) for t in episodes] == [
-            (TASKS[i % 10].name, first + i, "train") for i in range(20)
+            (TASKS[i % 10].name, first + i, "train") for i in range(10)
         ]
     assert len(list(TrajectoryReader(whole.path / "data" / "demonstrations"))) in range(5, 11)
 
@@ -115,20 +122,21 @@ def test_each_round_learns_from_the_episodes_of_all_rounds_so_far(whole, models)
         made = Refresh(whole, number, models, None, CONFIG.refresh, scratch, 5)
         sizes.append(len(made.clips()))
     demonstrations = len(list(TrajectoryReader(whole.path / "data" / "demonstrations")))
-    assert sizes == [demonstrations + 20, demonstrations + 40]
+    assert sizes == [demonstrations + 10, demonstrations + 20]
 
 
 def test_cost_and_time_of_the_rounds_are_told(whole):
     result = whole.result()
-    assert result["rounds"] == {"rounds": 3, "true_episodes": 40} and result["time_shares"]["refresh"] > 0
+    assert result["rounds"] == {"rounds": 3, "true_episodes": 20} and result["time_shares"]["refresh"] > 0
     assert ["refresh_s" in line for line in whole.metrics(STAGE)] == [False, True, True, False]
-    assert "with 40 true episodes of the policy" in (whole.path / "report.html").read_text()
+    assert "with 20 true episodes of the policy" in (whole.path / "report.html").read_text()
 
 
-def test_ranges_are_measured_again_with_the_refreshed_models(whole, models):
-    parts = load(whole.path / "models" / "round-2")
-    assert parts.ranges is not None and parts.ranges["world"] != load(models).ranges["world"]
-    assert load_ranges(whole.path / "models" / "round-1" / RANGES, {}) == {}
+def test_ranges_are_measured_again_for_every_round_and_its_engine_imagines_with_them(whole, models, ranges):
+    folders = [models, *(whole.path / "models" / f"round-{number}" for number in (1, 2))]
+    assert ranges == [load(folder).ranges for folder in folders]
+    for before, after in zip(ranges, ranges[1:], strict=False):
+        assert all(before[role] != after[role] for role in ("policy", "world")) and before.keys() == after.keys()
 
 
 def test_run_is_evaluated_with_the_models_of_its_last_round(whole, same_weights):
@@ -164,30 +172,33 @@ def die_at(patch, owner, name, call, before):
     patch.setattr(owner, name, dying)
 
 
-@pytest.mark.parametrize(
-    ("owner", "name", "call", "before"),
-    [
-        (loop, "save_state", 1, False),  # the first round has ended
-        (Refresh, "explore", 1, False),  # its episodes are recorded
-        (fitting, "save_state", 5, False),  # within the first student
-        (Refresh, "make_reflector", 2, True),  # the second world model is there, its reflector is not
-        (refresh, "save_model", 2, False),  # the policy that the second refresh begins with is there, and no more
-        (loop, "save_state", 3, True),  # in the last round
-        (job, "_save_policy", 1, True),  # after all practice
-    ],
+KILLS = (
+    (loop, "save_state", 1, False),  # the first round has ended
+    (Refresh, "explore", 1, False),  # its episodes are recorded
+    (fitting, "save_state", 5, False),  # within the training of the first student
+    (RunFolder, "truncate", 1, False),  # nothing has been done since
+    (refresh, "save_model", 1, False),  # the policy that the second refresh begins with is there, and no more
+    (Refresh, "make_reflector", 1, True),  # the second world model is there, its reflector is not
+    (loop, "save_state", 2, True),  # in the last round
+    (job, "_save_policy", 1, True),  # after all practice
 )
-def test_run_that_is_killed_and_resumed_ends_like_one_that_is_not(
-    whole, models, tmp_path, monkeypatch, same_weights, owner, name, call, before
+
+
+def test_run_that_is_killed_again_and_again_ends_like_one_that_is_not(
+    whole, models, tmp_path, monkeypatch, same_weights
 ):
     config = replace(CONFIG, models=models, run=tmp_path / "run")
-    with monkeypatch.context() as patch:
-        die_at(patch, owner, name, call, before)
-        with pytest.raises(KeyboardInterrupt):
-            job.train(config)
+    for i, kill in enumerate(KILLS):
+        with monkeypatch.context() as patch:
+            die_at(patch, *kill)
+            with pytest.raises(KeyboardInterrupt):
+                job.train(replace(config, resume=i > 0))
     result, folder = job.train(replace(config, resume=True)), RunFolder(config.run)
-    for place in ("checkpoints", "models/round-1", "models/round-2"):
+    for place in ("models/round-1", "models/round-2"):
         ours, theirs = weights(folder.path / place), weights(whole.path / place)
         assert ours.keys() == theirs.keys() and all(same_weights(ours[name], theirs[name]) for name in ours)
+    practised = [load_weights(run.checkpoints / "policy.safetensors")[0] for run in (folder, whole)]
+    assert same_weights(*practised)
     for stage in whole.stages():
         assert figures(folder, stage) == figures(whole, stage)
     same = result.keys() - {"time_shares", "wall_s", "run"}
@@ -217,20 +228,6 @@ def test_models_without_ranges_stay_without(models, tmp_path):
     given = 1, plain, load(plain).policy, CONFIG.refresh, CONFIG.scratch, 5
     stages = [path.name for path, _ in Refresh(RunFolder.create(tmp_path / "run", {}), *given).stages()]
     assert stages[-1] == "reflector.safetensors" and RANGES not in stages
-
-
-@pytest.mark.skipif(not is_fast(), reason="needs a CPU with fast 8-bit products")
-def test_8_bits_imagine_with_the_ranges_of_the_round(models, tmp_path, monkeypatch):
-    used, begun = [], job.make_engine
-
-    def noted(parts, *given):
-        used.append({role: parts.ranges[role] for role in ROLES})
-        return begun(parts, *given)
-
-    monkeypatch.setattr(job, "make_engine", noted)
-    config = replace(CONFIG, rounds=2, models=models, run=tmp_path / "run", precision="int8")
-    job.train(config)
-    assert used == [load(models).ranges, load(config.run / "models" / "round-1").ranges] and used[0] != used[1]
 
 
 def test_iterations_are_not_added_to_rounds_that_share_them(whole, models):
