@@ -1,7 +1,9 @@
 """Rounds: practice, true episodes, refreshed models, more practice - the same whether it was killed or not."""
 
+import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,20 +15,26 @@ from worldenv.errors import UserError
 from worldenv.evaluation import measure
 from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.measure import practice_starts
-from worldenv.records.checkpoint import CheckpointError, load_weights
+from worldenv.evaluation.truth import act_in_true
+from worldenv.policy.small import SmallPolicy
+from worldenv.records.checkpoint import CheckpointError, load_state, load_weights
 from worldenv.records.model_files import RANGES, save_model, save_ranges
+from worldenv.records.resumption import identity
 from worldenv.records.run_folder import RunFolder
+from worldenv.reflector.small import SmallReflector
 from worldenv.rl import loop
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.loop import STAGE, post_train
 from worldenv.rollout.engine import EngineConfig
 from worldenv.suites.tabletop.scenes import TASKS
+from worldenv.suites.tabletop.suite import TabletopSuite
 from worldenv.training import fit as fitting
 from worldenv.training import refresh
 from worldenv.training.config import RefreshConfig, tiny_scratch
 from worldenv.training.fit import Schedule
 from worldenv.training.ranges import measure_ranges
 from worldenv.training.refresh import ROUND_START, Refresh
+from worldenv.training.world_stages import composer
 
 FEW = Schedule(steps=3, batch=4, learning_rate=1e-3, save_every_s=0)
 CONFIG = TrainConfig(
@@ -100,7 +108,7 @@ def test_every_round_begins_with_models_that_learned_on_from_those_of_the_round_
         assert "action_head" in changed(old["policy"], new["policy"])
         for name, weight in new["contact"].items():
             assert torch.equal(new["composer"][f"contact.{name}"], weight.half())
-        assert (after / "composer.md").exists()
+        assert all((after / f"{name}.md").exists() for name in new)
     stages = [f"round_{number}_{stage}" for number in (1, 2) for stage in ("contact", "student", "reflector")]
     assert whole.stages() == [STAGE, *stages]
 
@@ -112,7 +120,25 @@ def test_true_episodes_are_of_the_policy_of_the_round_from_starts_of_its_own(who
         assert [(t.task, t.start, t.split) for t in episodes] == [
             (TASKS[i % 10].name, first + i, "train") for i in range(10)
         ]
+        policy = SmallPolicy.load(whole.path / "models" / f"round-{number + 1}" / "policy.safetensors")
+        seed, suite = 5 + 1_000_000 * number, TabletopSuite()
+        noise = CONFIG.scratch.perturb * torch.rand(10, generator=torch.Generator().manual_seed(seed))
+        again = act_in_true(policy, suite, suite.tasks, range(first, first + 10), "train", noise, seed)
+        assert all(np.array_equal(one.frames, other.frames) for one, other in zip(episodes, again, strict=True))
     assert len(list(TrajectoryReader(whole.path / "data" / "demonstrations"))) in range(5, 11)
+
+
+def test_networks_begin_with_the_weights_of_the_round_before(whole, models):
+    for number, before in ((1, models), (2, whole.path / "models" / "round-1")):
+        world = composer(before / "composer.safetensors")
+        begun = {
+            "contact": copy.deepcopy(world.contact),
+            "reflector": SmallReflector.load(before / "reflector.safetensors"),
+        }
+        load_weights(whole.path / "models" / f"round-{number}" / "contact.safetensors", world.contact)
+        for stage, network in (begun | {"student": world}).items():
+            state = load_state(whole.checkpoints / f"round_{number}_{stage}.state.safetensors")
+            assert state["run"] == identity(5, network) and state["step"] == 3
 
 
 def test_each_round_learns_from_the_episodes_of_all_rounds_so_far(whole, models):
