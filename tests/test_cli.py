@@ -116,6 +116,11 @@ def test_evaluation_ends_in_one_json_line(capsys, models, tmp_path):
         (["tabletop", "--scratch.causal-levels", "1", "nan"], "--scratch.causal-levels is nan; it should be"),
         (["tabletop", "--scratch.action-episodes", "0"], "--scratch.action-episodes is 0"),
         (["tabletop", "--seed", "-1"], "--seed is -1"),
+        (
+            ["tabletop", "--rounds", "2", "--world", "causal"],
+            "--rounds is 2; between rounds only the models of the suite",
+        ),
+        (["tabletop", "--rounds", "2", "--refresh.episodes", "0"], "--refresh.episodes is 0; it should be"),
         (["tabletop", "--run", ""], "'--run' is empty; give it a value"),
         (["tabletop", "--models="], "'--models' is empty; give it a value"),
         (["tabletop", "--run", "x" * 300], "which is not a valid path: File name too long"),
@@ -226,11 +231,12 @@ def test_working_directory_that_is_gone_is_named(capsys, tmp_path, monkeypatch, 
 
 def test_options_of_the_stages_are_shown_to_who_makes_the_models_and_to_nobody_else(capsys):
     said = []
-    for words in (["tabletop", "--help"], ["tabletop", "--from-scratch", "--help"]):
+    for words in ([], ["--from-scratch"], ["--rounds", "2"]):
         with pytest.raises(SystemExit):
-            cli.train(words)
+            cli.train(["tabletop", *words, "--help"])
         said.append(capsys.readouterr().out)
-    assert "--scratch." not in said[0] and "--scratch.base.steps" in said[1]
+    assert not any(name in said[0] for name in ("--scratch.", "--refresh.")) and "--rounds" in said[0]
+    assert all("--scratch.base.steps" in part and "--refresh.episodes" in part for part in said[1:])
     assert all(name in part for part in said for name in ("--rl.siblings", "--engine.horizon", "--world"))
 
 

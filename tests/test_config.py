@@ -9,6 +9,7 @@ import pytest
 import worldenv
 from worldenv.config import EvaluateConfig, TrainConfig, presets
 from worldenv.errors import UserError
+from worldenv.rl.config import PostTrainConfig
 from worldenv.training.config import ScratchConfig
 from worldenv.training.fit import Schedule
 from worldenv.worlds.causal.network import CausalConfig
@@ -27,6 +28,12 @@ from worldenv.worlds.causal.network import CausalConfig
         ({"rl": {}}, "rl is {}; it should be of type PostTrainConfig"),
         ({"run": Path(worldenv.__file__).parent / "x"}, "in the folder of the package itself"),
         ({"run": Path("x"), "models": Path("y/../x")}, "run and models are one folder, x"),
+        ({"rounds": 0}, "rounds is 0; it should be a whole number from 1 to 1,000"),
+        ({"rounds": 37}, "rounds is 37; it should not exceed the iterations .* --rl.iterations 36"),
+        ({"rounds": 2, "suite": "a:b"}, "rounds is 2; between rounds only .* the run has --suite a:b: take rounds 1"),
+        ({"rounds": 2, "policy": "a:b"}, "the run has --policy a:b"),
+        ({"rounds": 2, "world": "causal"}, "the run has --world causal"),
+        ({"rounds": 2, "reflector": "zero-shot"}, "the run has --reflector zero-shot"),
     ],
 )
 def test_contradictions_of_a_training_run_are_refused(bad, message):
@@ -76,6 +83,15 @@ def test_scratch_that_would_fail_after_hours_is_refused(bad):
         ScratchConfig(**bad)
 
 
+@pytest.mark.parametrize(
+    ("iterations", "rounds", "begins"), [(36, 1, [0]), (4, 3, [0, 1, 2]), (36, 5, [0, 7, 14, 21, 28])]
+)
+def test_rounds_share_the_iterations(iterations, rounds, begins):
+    config = TrainConfig(rounds=rounds, rl=PostTrainConfig(iterations=iterations))
+    found = [config.round_of(iteration) for iteration in range(iterations)]
+    assert [found.index(number) for number in range(rounds)] == begins and found == sorted(found)
+
+
 def test_presets_of_the_causal_world_model_make_all_models_and_the_tiny_one_is_smaller():
     whole, tiny = (presets()[f"tabletop-causal{size}"][1] for size in ("", "-tiny"))
     assert whole.world == tiny.world == "causal" and whole.from_scratch and tiny.from_scratch
@@ -90,4 +106,6 @@ def test_presets_have_descriptions_and_the_quick_one_is_smaller_everywhere():
     assert usual == TrainConfig()
     assert quick.rl.iterations < usual.rl.iterations and quick.eval.episodes < usual.eval.episodes
     assert quick.scratch.base.steps < usual.scratch.base.steps and quick.scratch.exploration < usual.scratch.exploration
-    assert replace(quick, rl=usual.rl, eval=usual.eval, scratch=usual.scratch) == usual
+    assert quick.refresh.student.steps < usual.refresh.student.steps and quick.refresh.episodes < usual.refresh.episodes
+    same = {name: getattr(usual, name) for name in ("rl", "eval", "scratch", "refresh")}
+    assert replace(quick, **same) == usual

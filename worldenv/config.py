@@ -12,10 +12,12 @@ from worldenv.fields import FieldError, Within, check_fields
 from worldenv.nn.int8 import check_precision
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import EngineConfig
-from worldenv.training.config import ScratchConfig, tiny_scratch
+from worldenv.training.config import RefreshConfig, ScratchConfig, tiny_refresh, tiny_scratch
 
 PARTS = ("suite", "policy", "world", "reflector")
+REFRESHED = {"suite": "tabletop", "policy": "small", "world": "composer", "reflector": "small"}  # by rounds
 PACKAGE = Path(__file__).resolve().parent
+MOST_ROUNDS = 1000  # the start states of their true episodes have numbers of 31 bits
 SEEDS = {"seed": Within(0, 2**32 - 1), "start_seed": Within(-(2**31), 2**31 - 1)}
 
 
@@ -38,11 +40,14 @@ class TrainConfig:
     rl: PostTrainConfig = field(default_factory=PostTrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    rounds: int = 1  # between two rounds of practice, true episodes refresh the models; with --help: how
+    refresh: RefreshConfig = field(default_factory=RefreshConfig)
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
 
     def __post_init__(self) -> None:
-        check_fields(self, **SEEDS)
+        check_fields(self, rounds=Within(1, MOST_ROUNDS), **SEEDS)
         _check_run(self.run, self.models)
+        self._check_rounds()
         if self.resume and self.run is None:
             raise UserError("--resume needs --run: the folder of the run to continue")
         if self.from_scratch and self.models is not None:
@@ -57,6 +62,23 @@ class TrainConfig:
                 "the composer has no GPU kernels: train it with --device cpu, or take --world causal (tabletop-causal)"
             )
         _check_device(self.device, self.precision)
+
+    def _check_rounds(self) -> None:
+        if self.rounds > self.rl.iterations:
+            raise FieldError(
+                f"rounds is {self.rounds}; it should not exceed the iterations that the rounds share, "
+                f"--rl.iterations {self.rl.iterations}"
+            )
+        other = [f"--{name} {getattr(self, name)}" for name in PARTS if getattr(self, name) != REFRESHED[name]]
+        if self.rounds > 1 and other:
+            raise FieldError(
+                f"rounds is {self.rounds}; between rounds only the models of the suite tabletop (policy small, world "
+                f"composer, reflector small) can be trained again, and the run has {', '.join(other)}: take rounds 1"
+            )
+
+    def round_of(self, iteration: int) -> int:
+        """The round (from 0) of an iteration (from 0); round r begins at iteration floor(r * iterations / rounds)."""
+        return ((iteration + 1) * self.rounds - 1) // self.rl.iterations
 
 
 @dataclass(frozen=True)
@@ -111,7 +133,7 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
         "tabletop": ("the default: ten tasks, the shipped weights", TrainConfig()),
         "tabletop-quick": (
             "15 seconds: two iterations and small evaluations, to see that everything works",
-            TrainConfig(**quick),
+            TrainConfig(**quick, refresh=tiny_refresh()),
         ),
         "tabletop-causal": (
             "all models from scratch, with the causal world model: hours; made for a GPU (--device cuda)",

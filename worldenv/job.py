@@ -5,8 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +32,7 @@ from worldenv.rollout.checks import check_config
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.memory import free_bytes
 from worldenv.saved import POLICY, check_unchanged, document, find_modules, is_run, resolved, saved_config, settled
+from worldenv.training.config import round_name
 
 FPS = 6
 REPORT = "report.html"
@@ -97,7 +97,42 @@ def train(config: TrainConfig, command: str = "") -> dict:
         _check_memory(parts, engine, config, config.rl.starts * config.rl.siblings)
         if folder is None:  # after loading, so that a wrong path or precision leaves no folder behind
             folder = opened.enter_context(_noted(_open(config, parts.suite.name)))
-        return _practise(parts, engine, config, folder, began, command)
+        return _practise(_Rounds(parts, engine, config, folder, found), began, command)
+
+
+class _Rounds:
+    """Parts and engine of the present round of practice; the policy is one and the same in all rounds."""
+
+    def __init__(self, parts: Parts, engine: Engine, config: TrainConfig, folder: RunFolder, models: Path):
+        self.parts, self.engine, self.config, self.folder = parts, engine, config, folder
+        self.number, self.models = 0, models
+
+    def renew(self, iteration: int) -> Engine | None:
+        """Go to the round of an iteration: refresh its models or find them. Returns the engine if it is another one."""
+        number = self.config.round_of(iteration)
+        if number == self.number:
+            return None
+        from worldenv.training.refresh import Refresh  # imports h5py, which nothing else here needs
+
+        config, made = self.config, self.folder.path / "models"
+        before = made / round_name(number - 1) if number > 1 else self.models
+        given = self.parts.policy, config.refresh, config.scratch, config.seed
+        self.number, models = number, Refresh(self.folder, number, before, *given).run()
+        parts = load(models, **{name: getattr(config, name) for name in PARTS}, device=config.device)
+        self.parts = replace(parts, suite=self.parts.suite, policy=self.parts.policy)
+        self.engine = make_engine(self.parts, config.engine, config.precision)
+        return self.engine
+
+    def validate(self) -> dict[str, float]:
+        return validate(self.parts.suite, self.parts.policy, self.engine, self.config.start_seed, self.config.seed)
+
+    def measure(self, title: str) -> Measurement:
+        return _measured(self.parts, self.engine, self.config, self.folder, title)
+
+    def document(self) -> dict:
+        """What the rounds cost, for the result; nothing if there is one."""
+        rounds, episodes = self.config.rounds, self.config.refresh.episodes * len(self.parts.suite.tasks)
+        return {"rounds": {"rounds": rounds, "true_episodes": (rounds - 1) * episodes}} if rounds > 1 else {}
 
 
 def _check_memory(parts: Parts, engine: Engine, config: TrainConfig | EvaluateConfig, imagined: int) -> None:
@@ -115,16 +150,18 @@ def _check_memory(parts: Parts, engine: Engine, config: TrainConfig | EvaluateCo
     engine.check_memory(start, min(config.eval.imagined, episodes), video=has_detector(suite))
 
 
-def _practise(parts: Parts, engine: Engine, config: TrainConfig, folder: RunFolder, began: float, command: str) -> dict:
+def _practise(rounds: _Rounds, began: float, command: str) -> dict:
+    config, folder, parts, engine = rounds.config, rounds.folder, rounds.parts, rounds.engine
     loaded, earlier_s = time.monotonic() - began, _earlier_s(folder)  # loaded: from scratch, made
-    before = _measured(parts, engine, config, folder, "before")
+    before = rounds.measure("before")
     measured = time.monotonic() - began
     starts = practice_starts(parts.suite, config.seed).to(engine.world.device)
-    checked = partial(validate, parts.suite, parts.policy, engine, config.start_seed, config.seed)
-    counts = post_train(engine, starts, config.rl, folder, config.seed, checked, config.eval.every)
+    given = config.rl, folder, config.seed, rounds.validate, config.eval.every
+    counts = post_train(engine, starts, *given, rounds.renew)
+    rounds.renew(config.rl.iterations - 1)  # where a resumed run had no iteration left
     _save_policy(folder, parts.policy, config, command)
     practised = time.monotonic() - began
-    after = _measured(parts, engine, config, folder, "after")
+    after = rounds.measure("after")
     result = {
         "success_before": before.document(),
         "success_after": after.document(),
@@ -135,6 +172,7 @@ def _practise(parts: Parts, engine: Engine, config: TrainConfig, folder: RunFold
         "world_model": after.quality,
         "consistency": {"before": before.consistency, "after": after.consistency},
         "counts": counts,
+        **rounds.document(),
         "time_shares": _shares(folder, loaded, measured - loaded + time.monotonic() - began - practised),
         "wall_s": earlier_s + time.monotonic() - began,
     }
@@ -222,6 +260,8 @@ def load_run(
     find_modules(folder, (name for role, name in names.items() if role not in others))
     made = path / "models"
     found = made if made.is_dir() else used.models or shipped()
+    if used.rounds > 1:
+        found = made / round_name(used.rounds - 1)
     parts = load(found, **names | others, device=device)
     load_weights(policy, parts.policy)
     return parts
@@ -290,9 +330,10 @@ def _pair(before: Measurement, after: Measurement, figure) -> dict[str, float]:
 
 
 def _shares(folder: RunFolder, models: float, evaluate: float) -> dict[str, float]:
-    """Shares of the run's time: rollout, update, evaluation, and loading or making the models."""
+    """Shares of the run's time: rollout, update, refresh (of rounds), evaluation, loading or making the models."""
     lines = folder.metrics(STAGE)
-    parts = {name: sum(_seconds(line.get(f"{name}_s")) for line in lines) for name in ("rollout", "update", "validate")}
+    names = ["rollout", "update", "validate", *["refresh"] * any("refresh_s" in line for line in lines)]
+    parts = {name: sum(_seconds(line.get(f"{name}_s")) for line in lines) for name in names}
     parts |= {"evaluate": evaluate + parts.pop("validate"), "models": models}
     whole = max(sum(parts.values()), 1e-9)
     return {name: part / whole for name, part in parts.items()}

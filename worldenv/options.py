@@ -16,7 +16,7 @@ from worldenv.errors import UserError, nearest
 from worldenv.fields import FieldError, shown
 from worldenv.records.run_folder import RunFolder
 from worldenv.saved import check_weights, resolved, saved_config
-from worldenv.training.config import ScratchConfig
+from worldenv.training.config import RefreshConfig, ScratchConfig
 
 TRAIN_HELP = """Improve a vision-language-action policy by reinforcement learning inside a learned world model.
 
@@ -39,8 +39,9 @@ Config = TypeVar("Config", TrainConfig, EvaluateConfig)
 
 @dataclass(frozen=True)
 class _Short(TrainConfig):
-    """Without the many options of the stages that make the models."""
+    """Without the many options of the stages that make the models, or train them again."""
 
+    refresh: Annotated[RefreshConfig, tyro.conf.Suppress] = field(default_factory=RefreshConfig)
     scratch: Annotated[ScratchConfig, tyro.conf.Suppress] = field(default_factory=ScratchConfig)
 
 
@@ -50,7 +51,7 @@ def training(words: Sequence[str]) -> TrainConfig:
     chosen = presets()
     if words and not words[0].startswith("-") and words[0] not in chosen:
         raise UserError(f"unknown preset {words[0]!r}{nearest(words[0], chosen)}")
-    makes_models = any(name.startswith(("from-scratch", "scratch")) for name in given)
+    makes_models = any(name.startswith(("from-scratch", "scratch", "rounds", "refresh")) for name in given)
     if "resume" not in given:
         if not makes_models:
             chosen = {name: (about, _Short(**vars(config))) for name, (about, config) in chosen.items()}
@@ -63,7 +64,7 @@ def training(words: Sequence[str]) -> TrainConfig:
     if "run" not in given:
         raise UserError("--resume needs --run: the folder of the run to continue")
     base = _saved(Path(given["run"]), given)
-    shown = TrainConfig if base.from_scratch or makes_models else _Short
+    shown = TrainConfig if base.from_scratch or base.rounds > 1 or makes_models else _Short
     words = words[1:] if words[0] in chosen else words  # what the run used counts, and no preset
     return TrainConfig(**vars(_parsed(lambda: _cli(shown, shown(**vars(base)), words, "worldenv-train", TRAIN_HELP))))
 

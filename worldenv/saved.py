@@ -61,12 +61,15 @@ def saved_config(folder: RunFolder, **replaced: Any) -> TrainConfig:
 
 
 def check_unchanged(folder: RunFolder, config: TrainConfig) -> None:
-    """Raise UserError unless `config` continues the run: all is as it was, but for more iterations."""
+    """Raise UserError unless `config` continues the run: all is as it was, but for more iterations.
+
+    Rounds share the iterations, so a run of several keeps its number.
+    """
     saved = settled(saved_config(folder, device=config.device))
     changed = [
         f"{option} is {shown(new)}, was {shown(old)}"
         for option, old, new in differences(saved, config)
-        if option not in MAY_DIFFER and not (option == "--rl.iterations" and new > old)
+        if option not in MAY_DIFFER and not (option == "--rl.iterations" and new > old and config.rounds == 1)
     ]
     if changed:
         raise UserError(

@@ -89,6 +89,28 @@ def test_doubt_changes_practice_by_the_guard_and_without_one_no_bit(tiny, tmp_pa
     assert not same_weights(off, practised("on", 1.0, 1.0)[0])
 
 
+def test_another_engine_imagines_from_the_iteration_on_before_which_it_is_given(tiny, tmp_path):
+    def practise(name, world):
+        policy, folder, asked = tiny.policy(), RunFolder.create(tmp_path / name, {}), []
+        other = tiny.engine(horizon=8, policy=policy, world=world)
+
+        def renew(iteration):
+            asked.append(iteration)
+            return other if iteration == 1 else None
+
+        post_train(tiny.engine(horizon=8, policy=policy), tiny.starts(6), CONFIG, folder, 4, renew=renew)
+        lines = figures(folder)
+        assert asked == [0, 1, 2] and [line.pop("refresh_s", -1) >= 0 for line in lines] == [False, True, False]
+        return lines
+
+    plain = RunFolder.create(tmp_path / "plain", {})
+    post_train(tiny.engine(horizon=8), tiny.starts(6), CONFIG, plain, 4)
+    assert practise("same", tiny.world()) == figures(plain)
+    first, *later = practise("other", tiny.world(seed=7))
+    assert first == figures(plain)[0]
+    assert all(new["reward"] != old["reward"] for new, old in zip(later, figures(plain)[1:], strict=True))
+
+
 def test_skipped_updates_are_counted_across_an_interruption(tiny, tmp_path, monkeypatch):
     def nowhere(policy, record, *rest):
         mu, _ = policy.heads(record.feature, record.proprio)

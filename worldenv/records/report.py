@@ -182,7 +182,7 @@ def _learning_curves(folder: RunFolder, result: Mapping[str, Any]) -> str:
     note = f'<p class="missing">Not logged: {escape(", ".join(absent))}.</p>' if absent else ""
     bad = sum(len(line.get("non_finite", {})) for line in lines)
     note += f'<p class="soft">Values that were not finite, gaps in the curves: {bad}.</p>' if bad else ""
-    return _grid(plots) + _signal_counts(result.get("counts") or {}) + note
+    return _grid(plots) + _signal_counts(result.get("counts") or {}) + _rounds(result.get("rounds") or {}) + note
 
 
 def _signal_counts(counts: Mapping[str, Any]) -> str:
@@ -192,6 +192,16 @@ def _signal_counts(counts: Mapping[str, Any]) -> str:
     text = (
         f"{silent} of {groups} groups were without signal (no sibling's advantage reached --rl.signal); "
         f"{skipped} update steps were skipped because their loss or gradient was not finite."
+    )
+    return f"<p>{escape(text)}</p>"
+
+
+def _rounds(found: Mapping[str, Any]) -> str:
+    if not found:
+        return ""
+    text = (
+        f"Practice went in {found.get('rounds', '?')} rounds. Between them world model and reflector were trained on, "
+        f"with {found.get('true_episodes', '?')} true episodes of the policy."
     )
     return f"<p>{escape(text)}</p>"
 

@@ -92,6 +92,7 @@ RESULT = {
     "world_model": {**dict.fromkeys(("psnr", "ssim", "lpips"), [ANY]), "fid": ANY, "fvd": ANY},
     "consistency": CONSISTENCY | {"before": CONSISTENCY, "after": CONSISTENCY},
     "counts": {EVERY: COUNT},
+    "rounds": {EVERY: COUNT},
     "time_shares": {EVERY: SHARE},
     "wall_s": SECONDS,
     "seed": WHOLE,

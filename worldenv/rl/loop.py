@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,10 +34,13 @@ def post_train(
     seed: int,
     validate: Callable[[], dict[str, float]] | None = None,  # figures of the present policy
     every: int = 0,  # iterations between two calls of it; 0: never
+    renew: Callable[[int], Engine | None] | None = None,
 ) -> dict[str, int]:
     """Improve `engine.policy` in imagination, in place; resumable after any iteration. Returns the run's counts.
 
-    The figures of `validate` are logged with those of the iteration; nothing else depends on them.
+    The figures of `validate` are logged with those of the iteration; nothing else depends on them. `renew` is called
+    with the number of each iteration before it begins, in a resumed run with that of its first one; an engine of the
+    same policy that it returns imagines from then on.
 
     A resumed run needs the policy that it began with: its weights are checked, and then replaced by those of the
     state. Raises UserError for a policy whose weights cannot be saved. Raises CheckpointError, before anything is
@@ -47,24 +51,15 @@ def post_train(
     learner, names = Learner(engine.policy, config), engine.policy.state_dict().keys()
     path = folder.checkpoints / f"{STAGE}.state.safetensors"
     run = identity(seed, engine.policy)
-    first, counts = 0, dict.fromkeys(COUNTS, 0)
-    if os.path.lexists(path):
-        state = load_state(path)
-        check_state(path, state, PARTS, run, engine.policy, "policy", learner.optimizer)
-        _check_progress(path, state["iteration"], state["counts"], config)
-        _check_lines(path, state["iteration"], folder)
-        engine.policy.load_state_dict(state["policy"])
-        learner.optimizer.load_state_dict(state["optimizer"])
-        first, counts = state["iteration"], state["counts"]
-        learner.skipped = counts["skipped_steps"]
-    elif len(folder.metrics(STAGE)) > 1:  # more than the one line that a kill can leave without a state
-        warnings.warn(
-            f"{path} is missing: practice begins again, and the lines that it logged are removed", stacklevel=2
-        )
+    first, counts = _resume(path, learner, run, folder)
     folder.truncate(STAGE, first)
     with Progress(config.iterations, "practising in imagination", done=first) as progress:
         for iteration in range(first, config.iterations):
-            figures = _iterate(engine, learner, starts, iteration, seed, counts)
+            began = time.monotonic()
+            renewed = renew(iteration) if renew is not None else None
+            refresh = {} if renewed is None else {"refresh_s": time.monotonic() - began}
+            engine = renewed or engine
+            figures = _iterate(engine, learner, starts, iteration, seed, counts) | refresh
             check_names(engine.policy, names)
             if every and validate is not None and (iteration + 1) % every == 0:
                 began = time.monotonic()
@@ -80,6 +75,24 @@ def post_train(
             )
             progress.advance(reward=figures["reward"], success=f"{100 * figures['imagined_success']:.0f} %")
     return counts
+
+
+def _resume(path: Path, learner: Learner, run: dict[str, Any], folder: RunFolder) -> tuple[int, dict[str, int]]:
+    """Put the state of the run, if there is one, into the learner; returns the iterations done and the counts."""
+    if os.path.lexists(path):
+        state = load_state(path)
+        check_state(path, state, PARTS, run, learner.policy, "policy", learner.optimizer)
+        _check_progress(path, state["iteration"], state["counts"], learner.config)
+        _check_lines(path, state["iteration"], folder)
+        learner.policy.load_state_dict(state["policy"])
+        learner.optimizer.load_state_dict(state["optimizer"])
+        learner.skipped = state["counts"]["skipped_steps"]
+        return state["iteration"], state["counts"]
+    if len(folder.metrics(STAGE)) > 1:  # more than the one line that a kill can leave without a state
+        warnings.warn(
+            f"{path} is missing: practice begins again, and the lines that it logged are removed", stacklevel=3
+        )
+    return 0, dict.fromkeys(COUNTS, 0)
 
 
 def _check_progress(path: Path, iteration: int, counts: dict[str, int], config: PostTrainConfig) -> None:

@@ -99,26 +99,54 @@ class ScratchConfig:
         return ", ".join(changed) or "the default"
 
 
+@dataclass(frozen=True)
+class RefreshConfig:
+    """What world model and reflector learn between two rounds of practice: the fields of `worldenv-train --refresh.*`.
+
+    The rates are a tenth of those with which the models were made.
+    """
+
+    episodes: int = 10  # true episodes per task, recorded with the policy as it is then
+    contact: Schedule = Schedule(steps=400, batch=128, learning_rate=2e-4, weight_decay=1e-2)
+    student: Schedule = Schedule(steps=100, batch=8, learning_rate=4e-5, weight_decay=1e-3)
+    head: Schedule = Schedule(steps=300, batch=64, learning_rate=1e-4)
+
+    def __post_init__(self) -> None:
+        check_fields(self, episodes=Within(1, MOST_EPISODES))
+
+
+def round_name(number: int) -> str:
+    """The folder of the models that a round of practice begins with, and of the true episodes recorded before it."""
+    return f"round-{number}"
+
+
+TINY = Schedule(steps=4, batch=8, learning_rate=1e-3)
+
+
+def tiny_refresh() -> RefreshConfig:
+    """As `tiny_scratch`."""
+    return RefreshConfig(episodes=1, contact=TINY, student=TINY, head=TINY)
+
+
 def tiny_scratch() -> ScratchConfig:
     """Every stage with few episodes and steps: to see that everything works."""
-    tiny = Schedule(steps=4, batch=8, learning_rate=1e-3)
     return ScratchConfig(
         pretraining_episodes=8,
         action_episodes=8,
-        base=tiny,
+        base=TINY,
         demonstrations=1,
-        finetune=tiny,
-        adapt=tiny,
+        finetune=TINY,
+        adapt=TINY,
         exploration=2,
         again=1,
-        teacher_pretraining=tiny,
-        teacher=tiny,
-        student=tiny,
-        contact=tiny,
+        teacher_pretraining=TINY,
+        teacher=TINY,
+        student=TINY,
+        contact=TINY,
         beside=1,
         causal=CausalConfig(width=64, layers=2, heads=2, key_heads=1),
-        causal_teacher=tiny,
-        causal_student=tiny,
+        causal_teacher=TINY,
+        causal_student=TINY,
         causal_chunks=2,
-        head=tiny,
+        head=TINY,
     )

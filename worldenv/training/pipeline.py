@@ -59,6 +59,8 @@ class Pipeline:
         self.models, self.data = folder.path / "models", folder.path / "data"
         self.suite = TabletopSuite()
         self.world = WORLDS[world](self)
+        self.command = f"worldenv-train tabletop --from-scratch --world {world} --seed {seed}"
+        self.episodes = {name: getattr(config, name) * len(self.suite.tasks) for name in EXTRA_DATA}
         self._disturbed: Disturbed | None = None
         self._replays: tuple[Clips, Clips] | None = None
 
@@ -71,7 +73,7 @@ class Pipeline:
             if path.name in EXTRA_DATA and not self.config.extra_data:
                 continue
             try:
-                path.parent.mkdir(exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 self._make(path, make)
             except OSError as error:
                 raise cannot_be_written(path, error) from error
@@ -126,9 +128,8 @@ class Pipeline:
         """Data sets of this run. Raises TrajectoryFormatError if episodes are missing."""
         clips = Clips.open(self.data / name for name in names)
         folders = [demo.path.parent for demo in clips.stored.demos]
-        for path in (self.data / name for name in names if name in EXTRA_DATA):
-            found, expected = folders.count(path), getattr(self.config, path.name) * len(self.suite.tasks)
-            if found != expected:
+        for path in (self.data / name for name in names if name in self.episodes):
+            if (found := folders.count(path)) != (expected := self.episodes[path.name]):
                 raise TrajectoryFormatError(f"{path}: {found} of {expected} episodes are there")
         return clips
 
@@ -144,8 +145,7 @@ class Pipeline:
         last = self.folder.metrics(stage)[-1:]
         metrics = {k: v for line in last for k, v in line.items() if isinstance(v, float)}
         return {
-            "command": f"worldenv-train tabletop --from-scratch --world {self.world.name} --seed {self.seed}, "
-            f"stage {stage}",
+            "command": f"{self.command}, stage {stage}",
             "configuration": self.config.describe(),
             "seed": self.seed,
             "steps": schedule.steps,
@@ -191,15 +191,18 @@ class Pipeline:
         save_model(path, policy, "policy", self.train(policy, loss, schedule, "adapt"))
 
     def record_exploration(self, path: Path) -> None:
-        policy = SmallPolicy.load(self.models / "finetuned.safetensors")
+        self.explore(path, SmallPolicy.load(self.models / "finetuned.safetensors"), EXPLORATION_START, self.seed)
 
-        def explore(numbers: range) -> list[Trajectory]:
-            tasks, seed = in_turn(self.suite, numbers.stop)[numbers.start :], self.seed + numbers.start
-            perturb = self.config.perturb * torch.rand(len(tasks), generator=torch.Generator().manual_seed(seed))
-            starts = [EXPLORATION_START + i for i in numbers]
-            return act_in_true(policy, self.suite, tasks, starts, "train", perturb, seed)
+    def explore(self, path: Path, policy: SmallPolicy, first: int, seed: int) -> None:
+        """Record true episodes of a policy that adds up to `perturb` times its own noise, from the training starts
+        from number `first` on."""
 
-        _record(path, self.config.exploration * len(self.suite.tasks), explore)
+        def act(numbers: range) -> list[Trajectory]:
+            tasks, drawn = in_turn(self.suite, numbers.stop)[numbers.start :], seed + numbers.start
+            perturb = self.config.perturb * torch.rand(len(tasks), generator=torch.Generator().manual_seed(drawn))
+            return act_in_true(policy, self.suite, tasks, [first + i for i in numbers], "train", perturb, drawn)
+
+        _record(path, self.episodes[path.name], act)
 
     def record_again(self, path: Path) -> None:
         """Explored successes in turn (all explored episodes, where none succeeded)."""
@@ -211,13 +214,17 @@ class Pipeline:
             scale = self.config.again_noise * np.random.default_rng(seed).random(len(numbers))
             return act_again([reader[explored[i % len(explored)]] for i in numbers], scale, seed)
 
-        _record(path, self.config.again * len(self.suite.tasks), again)
+        _record(path, self.episodes[path.name], again)
 
     def make_reflector(self, path: Path) -> None:
-        schedule, base = self.config.head, self.base()
-        reflector = self.new(SmallReflector, SmallReflectorConfig(threshold=STOP_ABOVE))
+        base, reflector = self.base(), self.new(SmallReflector, SmallReflectorConfig(threshold=STOP_ABOVE))
         reflector.encoder.load_state_dict(base.policy.encoder.state_dict())
         reflector.done.load_state_dict(base.done.state_dict())
+        self.fit_reflector(path, reflector)
+
+    def fit_reflector(self, path: Path, reflector: SmallReflector) -> None:
+        """Its head, on the recorded episodes and on some of them as the world model imagines them."""
+        schedule = self.config.head
         sets = [self.clips(), self.replays()[1]]
         with Progress(sum(map(len, sets)), "reading frames for the reflector") as progress:
             features = join([read_features(reflector, part, self.seed, progress.advance) for part in sets])

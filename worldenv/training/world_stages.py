@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from worldenv.data.clips import Clips
 from worldenv.data.frames import MemoryFrames
+from worldenv.nn.encoder import VisionLanguageEncoder
 from worldenv.ops.unpatchify import to_frames
 from worldenv.records.checkpoint import load_weights, save_weights
 from worldenv.records.model_files import load_model, save_model
@@ -51,10 +53,10 @@ class ComposerStages:
             (models / "composer.safetensors", self.make_student),
         ]
 
-    def layers(self) -> Layers:
+    def layers(self, chunk: int) -> Layers:
         """The layers of the recorded episodes, made anew in each session: some seconds."""
         if self._layers is None:
-            self._layers = Layers.of(self.pipeline.clips(), ComposerConfig.chunk)
+            self._layers = Layers.of(self.pipeline.clips(), chunk)
         return self._layers
 
     def make_teacher_base(self, path: Path) -> None:
@@ -83,30 +85,38 @@ class ComposerStages:
 
     def make_teacher(self, path: Path) -> None:
         p, schedule = self.pipeline, self.pipeline.config.teacher
-        teacher = _composer(p.models / "teacher_base.safetensors")
-        loss = teacher_loss(teacher, p.clips(), self.layers(), p.suite.robot, schedule.batch)
+        teacher = composer(p.models / "teacher_base.safetensors")
+        layers = self.layers(teacher.config.chunk)
+        loss = teacher_loss(teacher, p.clips(), layers, p.suite.robot, schedule.batch)
         save_model(path, teacher, "composer", p.train(teacher, loss, schedule, "teacher"), levels=TEACHER_LEVELS)
 
     def make_contact(self, path: Path) -> None:
+        teacher = composer(self.pipeline.models / TEACHER)
+        self.fit_contact(path, self.pipeline.new(ContactNetwork, teacher.config.chunk), teacher.plate)
+
+    def fit_contact(self, path: Path, network: ContactNetwork, plate: Tensor) -> None:
         """From the recorded chunks, and, with extra data, the same ones from beside."""
         p, schedule = self.pipeline, self.pipeline.config.contact
-        teacher = _composer(p.models / TEACHER)
-        scene = Scene(to_frames(teacher.plate.detach()[None, :, :, None])[0, 0], p.suite.robot.gripper)
+        scene = Scene(to_frames(plate.detach()[None, :, :, None])[0, 0], p.suite.robot.gripper)
         beside = p.config.beside if p.config.extra_data else 0
-        contacts = record_contacts(p.clips(), self.layers(), scene, beside, p.seed)
-        network = p.new(ContactNetwork, teacher.config.chunk)
+        contacts = record_contacts(p.clips(), self.layers(network.chunk), scene, beside, p.seed)
         made = p.train(network, contact_loss(network, contacts, schedule.batch), schedule, "contact")
         save_weights(path, network, {"kind": "contact", "made": made})
 
     def make_student(self, path: Path) -> None:
-        p, schedule = self.pipeline, self.pipeline.config.student
-        teacher = _composer(p.models / TEACHER)
+        p = self.pipeline
+        teacher = composer(p.models / TEACHER)
         student = p.new(ComposerNetwork, replace(teacher.config, exact=True))
         student.load_state_dict(teacher.state_dict())
+        self.fit_student(path, student, p.base().policy.encoder)
+
+    def fit_student(self, path: Path, student: ComposerNetwork, encoder: VisionLanguageEncoder) -> None:
+        """With the contact network that the stage before has made, which stays as it is."""
+        p, schedule = self.pipeline, self.pipeline.config.student
         load_weights(p.models / CONTACT, student.contact)
         student.contact.requires_grad_(False)
-        encoder, robot = p.base().policy.encoder, p.suite.robot
-        loss = student_loss(student, encoder, p.clips(), self.layers(), robot, schedule.batch, p.config.unroll)
+        given = p.clips(), self.layers(student.config.chunk), p.suite.robot, schedule.batch, p.config.unroll
+        loss = student_loss(student, encoder, *given)
         save_model(path, student, "composer", p.train(student, loss, schedule, "student"), levels=STUDENT_LEVELS)
 
 
@@ -147,7 +157,8 @@ class CausalStages:
         save_model(path, student, "causal", made, levels=p.config.causal_levels)
 
 
-def _composer(path: Path) -> ComposerNetwork:
+def composer(path: Path) -> ComposerNetwork:
+    """The network in a file of the kind "composer"."""
     return load_model(path, "composer", ComposerNetwork, ComposerConfig)[0]
 
 
