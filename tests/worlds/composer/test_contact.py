@@ -30,7 +30,9 @@ PLATE = GREY.round().to(torch.uint8).expand(1, SIDE, SIDE, 3)
 SCENE = Scene(unit(PLATE)[0], Gripper())
 HERE, THERE, FAR = ((-0.06, 0.02, 0.02), (0.06, 0.02, 0.02), (0.02, 0.12, 0.02))
 OPEN, CLOSED = 1.0, 0.0
-ONCE = 0.1  # of its area a thing of six pixels across may lose at its edge, once: its mask goes through a window
+ONCE = (
+    0.06  # of its area a thing of six pixels across may lose or gain at its edge, once: its mask goes through a window
+)
 
 
 def disk(point, radius_m=0.02):  # [1, SIDE, SIDE] float32: its share of each pixel
