@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldenv.nn.int8 import Conv
 from worldenv.ops.action_map import Gripper, rotated_axes
 from worldenv.ops.constants import constant
 from worldenv.ops.known_pictures import known_pictures
@@ -136,7 +137,7 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, stride, 1)
+        self.conv = Conv(inputs, outputs, 3, stride, padding=1)
         self.modulate = nn.Linear(CONDITION, 2 * outputs)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
@@ -158,7 +159,7 @@ class ContactNetwork(nn.Module):
         )
         self.down = nn.ModuleList([Block(channels(chunk), a), Block(a, b, 2), Block(b, c, 2), Block(c, d, 2)])
         self.up = nn.ModuleList([Block(d + c, b), Block(2 * b, a)])
-        self.mask = nn.Conv2d(2 * a, 1, 3, padding=1)
+        self.mask = Conv(2 * a, 1, 3, padding=1)
         self.decide = nn.Sequential(
             nn.Linear(d * (SIZE // 8) ** 2 + CONDITION, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 1 + 4 * chunk)
         )
