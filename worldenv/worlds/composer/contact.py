@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldenv.nn.int8 import Conv
+from worldenv.nn.int8 import AT_ONCE, Conv, by_rows
 from worldenv.ops.action_map import Gripper, rotated_axes
 from worldenv.ops.constants import constant
 from worldenv.ops.known_pictures import known_pictures
@@ -119,7 +119,8 @@ def _fingers(
 ) -> Tensor:  # [B, K + 1, SIZE, SIZE] in [0, 1]
     """Both fingertips in the window, at each pose; the lower, the brighter."""
     b, steps = poses.shape[:2]
-    position, axis = poses[..., POSITION], rotated_axes(poses[..., 3:6].flatten(0, 1))[0].unflatten(0, (b, steps))
+    turn = F.pad(poses[..., 3:6], (0, 0, 0, -steps % AT_ONCE))  # whole registers for each row, as `by_rows` makes them
+    position, axis = poses[..., POSITION], rotated_axes(turn.flatten(0, 1))[0].unflatten(0, (b, -1))[:, :steps]
     reach = (gripper.tip_closed_m + gripper.tip_opening_m * poses[..., 6:7]) * axis
     offset, spots = window_offsets(poses.device), []
     for tip in (position + reach, position - reach):
@@ -240,8 +241,9 @@ def doubt_of(
     `unsure` is the chance that the least certain grasp comes out otherwise, at a temperature of TEMPERATURE. `rest` is
     how far a thing is pushed by the chunk's end, 0 if none is: the further, the less is known where it comes to lie.
     """
-    unsure = (torch.sigmoid(-said.grasps.abs() / TEMPERATURE) * is_open).amax(1)
-    return 1 - (1 - unsure) * torch.exp(-DOUBT_PER_M * said.rest[:, -1].norm(dim=1) * pushes)
+    unsure = (by_rows(torch.sigmoid, -said.grasps.abs() / TEMPERATURE) * is_open).amax(1)
+    far = said.rest[:, -1:].norm(dim=2) * pushes[:, None]  # [B, 1]
+    return 1 - (1 - unsure) * by_rows(torch.exp, -DOUBT_PER_M * far)[:, 0]
 
 
 def _cut_out(layer: Layer, is_new: Tensor, thing: Tensor, centre: Tensor, camera: Tensor, plate: Tensor) -> None:
