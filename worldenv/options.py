@@ -20,7 +20,7 @@ from worldenv.training.config import RefreshConfig, ScratchConfig
 
 TRAIN_HELP = """Improve a vision-language-action policy by reinforcement learning inside a learned world model.
 
-Start with:  worldenv-train tabletop            (3 to 5 minutes on two CPU cores)
+Start with:  worldenv-train tabletop            (5 to 6 minutes on two CPU cores)
              worldenv-train tabletop-quick      (15 seconds, to see that everything works)
 Go on with:  worldenv-train --resume --run RUN  (settings are those of the run; --rl.iterations may be more)
 """
