@@ -4,7 +4,7 @@ import base64
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from worldenv.files import read_bytes, write_text
 from worldenv.records import figures
 from worldenv.records.figures import AFTER, BEFORE, OTHER, Series
 from worldenv.records.intervals import difference_interval, wilson_interval
-from worldenv.records.progress import format_figure, human_seconds
+from worldenv.records.page import STYLE, grid, missing, percent, policy_name, table
+from worldenv.records.progress import human_seconds
+from worldenv.records.report_consistency import consistency
 from worldenv.records.run_folder import RunFolder
 
 RULES = {"oracle": "Oracle stop", "own_stop": "Own stop", "no_stop": "No stop"}
@@ -32,42 +34,8 @@ POST_TRAIN = {  # metric -> (title, axis label, whether it is a share of 1)
     "skipped_steps": ("Skipped steps", "steps", False),
 }
 VALIDATION = (("validation_imagined_success", "imagined", AFTER), ("validation_success", "true", OTHER))
-LOOKS = {"imagined": AFTER, "replayed": OTHER, "true": BEFORE}  # of the frames of an episode
-CONSISTENCY = {  # place in an evaluation's figures, {} being one of LOOKS -> what it is
-    "things.moved_thing.{}.below_60": "Moved thing: less than 60 % of it is left",
-    "things.moved_thing.{}.below_35": "Moved thing: less than 35 %",
-    "things.moved_thing.{}.two_places": "Moved thing: in two places",
-    "reflector.{}.ece": "Reflector: calibration error (ECE)",
-    "reflector.{}.false_stop": "Reflector: false stops",
-    "reflector.{}.missed_stop": "Reflector: missed stops",
-}
 CAPTION_BYTES, VIDEO_BYTES = 1 << 16, 1 << 28
 NOT_PLOTTED = {"stage", "step", "time_s", "non_finite"}
-STYLE = """
-:root { color-scheme: light dark; --page: #fff; --card: #f6f7f9; --ink: #1b1f24; --soft: #57606a; --grid: #d5d9de;
-        --before: #8b929c; --after: #1a66d6; --other: #c2570c; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #14161a; --card: #1d2026; --ink: #e8eaed; --soft: #a3abb5; --grid: #3a3f47;
-          --before: #8b929c; --after: #5ea6ff; --other: #ff9f43; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 66rem; background: var(--page); color: var(--ink);
-       font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
-p { max-width: 46rem; margin: .5rem 0; } .soft, figcaption, .missing { color: var(--soft); font-size: .9rem; }
-.grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
-.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); }
-.card, figure { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; margin: 0; }
-.grid > figure { max-width: 34rem; }
-.big { font-size: 1.8rem; font-weight: 600; white-space: nowrap; } .big .was { color: var(--before); }
-.big .is { color: var(--after); }
-svg { display: block; width: 100%; height: auto; } img { display: block; max-width: 100%; margin: 0 auto .5rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0; }
-th, td { text-align: right; padding: .3rem .7rem; border-bottom: 1px solid var(--grid); white-space: nowrap;
-         font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; }
-td.text, th.text { text-align: left; white-space: normal; min-width: 11rem; }
-pre { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
-"""
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -83,7 +51,7 @@ def write_report(folder: RunFolder) -> Path:
         "Per task": _per_task(evaluations),
         "Learning curves": _learning_curves(folder, result),
         "Imagined against true": _imagined(folder, result, evaluations),
-        "Consistency of imagination": _consistency(result.get("consistency") or {}),
+        "Consistency of imagination": consistency(result.get("consistency") or {}),
         "Stopping": _stopping(result),
         "World model quality": _world_quality(result.get("world_model") or {}),
         "Time": _time(result),
@@ -113,15 +81,15 @@ def _evaluations(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _success(evaluations: Mapping[str, dict[str, Any]]) -> str:
     if not evaluations:
-        return _missing("there is no evaluation in result.json: the run has not come to its end yet")
+        return missing("there is no evaluation in result.json: the run has not come to its end yet")
     first, last = list(evaluations.values())[0], list(evaluations.values())[-1]
     rules = [rule for rule in RULES if all(one.get(rule) is not None for one in evaluations.values())]
     if not rules:
-        return _missing("the evaluation in result.json has no success under any stopping rule")
+        return missing("the evaluation in result.json has no success under any stopping rule")
     cards = "".join(_success_card(rule, first if len(evaluations) > 1 else None, last) for rule in rules)
     bars = {name: [(one[rule], *_interval(one, rule)) for rule in rules] for name, one in evaluations.items()}
     plot = figures.success_intervals([RULES[rule] for rule in rules], bars)
-    return f'<div class="cards">{cards}</div><p class="soft">{RULE_MEANING}</p>{_grid([plot])}'
+    return f'<div class="cards">{cards}</div><p class="soft">{RULE_MEANING}</p>{grid([plot])}'
 
 
 def _success_card(rule: str, first: dict[str, Any] | None, last: dict[str, Any]) -> str:
@@ -152,7 +120,7 @@ def _interval(success: Mapping[str, Any], rule: str) -> tuple[float, float]:
 def _per_task(evaluations: Mapping[str, dict[str, Any]]) -> str:
     by_name = {name: one["per_task"] for name, one in evaluations.items() if one.get("per_task")}
     if not by_name:
-        return _missing("result.json has no figures per task")
+        return missing("result.json has no figures per task")
     tasks = list(dict.fromkeys(task for per_task in by_name.values() for task in per_task))
     plots, rows = [], []
     for rule in RULES:
@@ -161,16 +129,16 @@ def _per_task(evaluations: Mapping[str, dict[str, Any]]) -> str:
             plots.append(figures.task_bars(tasks, bars, RULES[rule]))
     for task in tasks:
         ones = [one.get(task, {}) for one in by_name.values()]
-        cells = (" → ".join(_percent(one.get(key)) for one in ones) for key in (*RULES, "imagined"))
+        cells = (" → ".join(percent(one.get(key)) for one in ones) for key in (*RULES, "imagined"))
         rows.append([task, ones[-1].get("instruction", ""), ones[-1].get("n", ""), *cells])
     columns = ["Task", "Instruction", "Episodes", *(f"{title}, %" for title in (*RULES.values(), "Imagined"))]
-    return _grid(plots) + _table(columns, rows, text_columns=(1,))
+    return grid(plots) + table(columns, rows, text_columns=(1,))
 
 
 def _learning_curves(folder: RunFolder, result: Mapping[str, Any]) -> str:
     lines = folder.metrics("post_train")
     if not lines:
-        return _missing("metrics.jsonl has no lines of the stage post_train: nothing was post-trained in this run")
+        return missing("metrics.jsonl has no lines of the stage post_train: nothing was post-trained in this run")
     logged = [key for key in POST_TRAIN if any(line.get(key) is not None for line in lines)]
     steps = [line["step"] for line in lines]
     plots = []
@@ -182,7 +150,7 @@ def _learning_curves(folder: RunFolder, result: Mapping[str, Any]) -> str:
     note = f'<p class="missing">Not logged: {escape(", ".join(absent))}.</p>' if absent else ""
     bad = sum(len(line.get("non_finite", {})) for line in lines)
     note += f'<p class="soft">Values that were not finite, gaps in the curves: {bad}.</p>' if bad else ""
-    return _grid(plots) + _signal_counts(result.get("counts") or {}) + _rounds(result.get("rounds") or {}) + note
+    return grid(plots) + _signal_counts(result.get("counts") or {}) + _rounds(result.get("rounds") or {}) + note
 
 
 def _signal_counts(counts: Mapping[str, Any]) -> str:
@@ -213,9 +181,9 @@ def _imagined(folder: RunFolder, result: Mapping[str, Any], evaluations: Mapping
     for name, value in imagined.items():
         true = evaluations.get(name, {})
         points = "" if gap.get(name) is None else f"{100 * gap[name]:+.1f}"
-        shares = [_percent(true.get(rule)) for rule in ("oracle", "own_stop")]
-        rows.append([_policy(name), _percent(value), points, *shares])
-    html = _table(columns, rows) if rows else ""
+        shares = [percent(true.get(rule)) for rule in ("oracle", "own_stop")]
+        rows.append([policy_name(name), percent(value), points, *shares])
+    html = table(columns, rows) if rows else ""
     lines = folder.metrics("post_train")
     checked = [line for line in lines if line.get("validation_success") is not None]
     if checked:
@@ -227,66 +195,16 @@ def _imagined(folder: RunFolder, result: Mapping[str, Any], evaluations: Mapping
             if any(line.get(key) is not None for line in checked)
         ]
         plot = figures.lines(series, "Success while post-training", "iteration", "share of episodes", True)
-        html += _grid([plot])
-    return html or _missing("neither imagined success nor validation success was measured in this run")
-
-
-def _consistency(found: Mapping[str, Any]) -> str:
-    parts = {name: part for name, part in (found if "agreement" not in found else {"success": found}).items() if part}
-    if not parts:
-        return _missing("result.json does not say how well imagination agrees with the truth")
-    rows, last = [], list(parts.values())[-1]
-    for place, label in CONSISTENCY.items():
-        cells = [[_at(part, place.format(look)) for part in parts.values()] for look in LOOKS]
-        if any(value is not None for values in cells for value in values):
-            rows.append([label, *(" → ".join(map(_percent, values)) for values in cells)])
-    html = _table(["Frames", *(f"{look.capitalize()}, %" for look in LOOKS)], rows)
-    html += "".join(f"<p>{escape(_agreement(name, part))}</p>" for name, part in parts.items())
-    series = []
-    for look, color in LOOKS.items():
-        if shares := _at(last, f"things.by_chunk.{look}.moved.below_60"):
-            series.append(Series(look, range(1, len(shares) + 1), shares, color))
-    title = "Moved things of which less than 60 % is left"
-    return html + _grid(
-        [figures.lines(series, title, "chunk of the episode", "share of things", True)] if series else []
-    )
-
-
-def _at(part: Any, place: str) -> Any:
-    for key in place.split("."):
-        part = part.get(key) if isinstance(part, Mapping) else None
-    return part
-
-
-def _agreement(name: str, part: Mapping[str, Any]) -> str:
-    share, mean, largest = (_percent(_at(part, f"agreement.{key}")) for key in ("share", "mean_gap", "largest_gap"))
-    chance, n = _percent(_at(part, "agreement.mean_gap_by_chance")), _at(part, "agreement.n")
-    begins = [f"{phase} {count}" for phase, count in (_at(part, "agreement.begins") or {}).items() if count]
-    return (
-        f"{_policy(name).capitalize()}: imagined and true outcome agree in {share} % of {n} episodes. Imagined success "
-        f"of a task is {mean} points from the true one on average ({chance} by chance alone), at most {largest}. "
-        + (f"Where outcomes differ, the episodes part in: {', '.join(begins)}. " if begins else "")
-        + _guard(part)
-    )
-
-
-def _guard(part: Mapping[str, Any]) -> str:
-    auroc, interval = _at(part, "guard.auroc"), _at(part, "guard.interval")
-    if auroc is None:
-        return ""
-    low_high = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
-    return (
-        f"How unsure imagination is of an episode tells a wrong outcome from a right one with an AUROC of {auroc:.2f}"
-        f"{low_high} (0.5: not at all, 1: always)."
-    )
+        html += grid([plot])
+    return html or missing("neither imagined success nor validation success was measured in this run")
 
 
 def _stopping(result: Mapping[str, Any]) -> str:
     false, missed = _by_name(result.get("false_stop")), _by_name(result.get("missed_stop"))
     if not false and not missed:
-        return _missing("result.json has no false-stop and missed-stop rates")
-    rows = [[_policy(name), _percent(false.get(name)), _percent(missed.get(name))] for name in false | missed]
-    return _table(["Policy", "False stops, %", "Missed stops, %"], rows) + (
+        return missing("result.json has no false-stop and missed-stop rates")
+    rows = [[policy_name(name), percent(false.get(name)), percent(missed.get(name))] for name in false | missed]
+    return table(["Policy", "False stops, %", "Missed stops, %"], rows) + (
         '<p class="soft">A false stop ends an episode that has not succeeded; a missed stop lets a success pass.</p>'
     )
 
@@ -300,16 +218,16 @@ def _world_quality(quality: Mapping[str, Any]) -> str:
             plots.append(figures.lines(series, label, "chunk of the episode", label))
     whole = [f"{name.upper()} {quality[name]:.1f}" for name in ("fid", "fvd") if quality.get(name) is not None]
     note = f"<p>{', '.join(whole)}, imagined against true frames.</p>" if whole else ""
-    return _grid(plots) + note if plots else _missing("the world model was not measured in this run")
+    return grid(plots) + note if plots else missing("the world model was not measured in this run")
 
 
 def _time(result: Mapping[str, Any]) -> str:
     shares = {name: share for name, share in (result.get("time_shares") or {}).items() if share is not None}
     total = f"<p>Wall time {human_seconds(result['wall_s'])}.</p>" if result.get("wall_s") is not None else ""
     if not shares:
-        return total + _missing("result.json has no time shares")
+        return total + missing("result.json has no time shares")
     rest = 1 - math.fsum(shares.values())
-    return total + _grid([figures.time_bars(shares | {"other": rest} if rest >= 0.005 else shares)])
+    return total + grid([figures.time_bars(shares | {"other": rest} if rest >= 0.005 else shares)])
 
 
 def _videos(folder: RunFolder) -> str:
@@ -322,7 +240,7 @@ def _videos(folder: RunFolder) -> str:
         data = base64.b64encode(_checked_video(path)).decode("ascii")
         picture = f'<img src="data:image/webp;base64,{data}" alt="{escape(caption)}">'
         items.append(f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>")
-    return f'<div class="grid">{"".join(items)}</div>' if items else _missing("the folder videos/ has no .webp file")
+    return f'<div class="grid">{"".join(items)}</div>' if items else missing("the folder videos/ has no .webp file")
 
 
 def _checked_video(path: Path) -> bytes:
@@ -351,13 +269,13 @@ def _other_stages(folder: RunFolder) -> str:
             if points:
                 series = [Series(key, *zip(*points, strict=True))]
                 plots.append(figures.lines(series, key.replace("_", " "), "step", key.replace("_", " ")))
-        html += f"<h3>{escape(stage.replace('_', ' '))}</h3>" + (_grid(plots) or _missing("it logged no numbers"))
+        html += f"<h3>{escape(stage.replace('_', ' '))}</h3>" + (grid(plots) or missing("it logged no numbers"))
     return html
 
 
 def _reproduce(result: Mapping[str, Any]) -> str:
     if not result.get("command"):
-        return _missing("result.json does not hold the command line of the run")
+        return missing("result.json does not hold the command line of the run")
     seeds = [f"{name} {result[key]}" for key, name in (("seed", "seed"), ("start_seed", "start seed")) if key in result]
     version = f"worldenv {__version__}" + (f", {', '.join(seeds)}" if seeds else "")
     return f'<pre>{escape(result["command"])}</pre><p class="soft">{escape(version)}</p>'
@@ -375,30 +293,3 @@ def _by_name(value: Any) -> dict[str, float]:
     if isinstance(value, Mapping):
         return {name: rate for name, rate in value.items() if name != "n" and rate is not None}
     return {} if value is None else {"success": value}
-
-
-def _policy(name: str) -> str:
-    return "evaluated" if name == "success" else name
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"
-
-
-def _missing(reason: str) -> str:
-    return f'<p class="missing">Left out: {escape(reason)}.</p>'
-
-
-def _grid(plots: Iterable[str]) -> str:
-    html = "".join(f"<figure>{plot}</figure>" for plot in plots)
-    return f'<div class="grid">{html}</div>' if html else ""
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]], text_columns: Sequence[int] = ()) -> str:
-    def row(tag: str, cells: Sequence[Any]) -> str:
-        kinds = [' class="text"' if i in text_columns else "" for i in range(len(cells))]
-        texts = [escape(format_figure(cell)) for cell in cells]
-        return "".join(f"<{tag}{kind}>{text}</{tag}>" for kind, text in zip(kinds, texts, strict=True))
-
-    body = "".join(f"<tr>{row('td', cells)}</tr>" for cells in rows)
-    return f'<div class="scroll"><table><tr>{row("th", columns)}</tr>{body}</table></div>'
