@@ -44,6 +44,9 @@ def clips(tiny):
     return Clips.of([tiny.trajectory(20, 0), tiny.trajectory(12, 1), tiny.trajectory(17, 2)])
 
 
+PLATE = torch.full((8, 8, 12), -1.0)  # as dark as the first frames
+
+
 def layers_of(clips, moving=(), proprio=None):
     """Labels of tables on which nothing moves, but the task's object from some step on, in some (episode, step)."""
     starts = [start_state(task_by_name(task), 0, "train")[0] for task in clips.tasks]
@@ -65,7 +68,7 @@ def values(frames):  # [B, K, H, W, 3] in [-1, 1] -> 40 * episode + step
 
 def test_a_batch_shows_the_frames_and_poses_of_its_episodes_and_steps(clips, layers):
     episode, step = torch.tensor([0, 1, 2, 0]), torch.tensor([0, 3, 9, 16])
-    batch = ChunkBatch(clips, layers, ROBOT, episode, step)
+    batch = ChunkBatch(clips, layers, ROBOT, PLATE, episode, step)
     assert values(batch.clean) == [[1, 2, 3, 4], [44, 45, 46, 47], [90, 91, 92, 93], [17, 18, 19, 20]]
     known = torch.stack([batch.first, batch.clear, batch.last], dim=1)[:, :, 0, 0, 0]
     # The gripper is above everything from 61 mm on.
@@ -163,16 +166,19 @@ def test_arm_is_where_it_is_drawn_in_the_frame_or_was_before_the_chunk(clips):
     poses[:, :, :6] = torch.tensor([0.0, 0.1, 0.05, 0.0, 0.0, 0.0])
     poses[:, 1:, 0] = 0.15  # to the right at once
     clips = replace(clips, proprio=poses)
-    batch = ChunkBatch(clips, layers_of(clips), ROBOT, torch.tensor([0]), torch.tensor([0]))
+    first = torch.tensor([0]), torch.tensor([0])
+    batch = ChunkBatch(clips, layers_of(clips), ROBOT, PLATE, *first)
     maps = action_map(poses[0, :2], clips.camera[:1].expand(2, 1, 3, 4), ROBOT.gripper, 16, 16)[:, 0]
     before, after = (maps[i, 0] > ARM_LEVEL for i in (0, 1))
     assert before.any() and after.any() and not (before & after).any()
     hand = [maps[i, 2] > ARM_LEVEL for i in (0, 1)]
     assert torch.equal(batch.arm[0, 0, ..., 0], before | after | hand[0] | hand[1])
+    other = ChunkBatch(clips, layers_of(clips), ROBOT, PLATE + 1, *first)  # where it was there is no empty scene now
+    assert torch.equal(other.arm[0, 0, ..., 0], after | hand[1])
 
 
 def test_pixels_of_the_moved_thing_weigh_more_where_it_is_after_each_action(clips, layers):
-    batch = ChunkBatch(clips, layers, ROBOT, torch.tensor([0, 1]), torch.tensor([4, 4]))  # it moves at step 6
+    batch = ChunkBatch(clips, layers, ROBOT, PLATE, torch.tensor([0, 1]), torch.tensor([4, 4]))  # it moves at step 6
     weight = batch.weight(batch.clean, batch.clean[:, 0])
     torch.testing.assert_close(
         weight, change_weight(batch.clean, batch.clean, batch.arm, batch.clean[:, 0]) + THING_WEIGHT * batch.thing
@@ -219,7 +225,7 @@ def test_student_learns(tiny, clips, layers):
 
 def test_frames_that_the_encoder_reads_alike_are_alike(tiny, clips, layers):
     encoder, tokens = tiny.policy().encoder, tokenize(["put"] * 2)
-    part = ChunkBatch(clips, layers, ROBOT, torch.tensor([0, 1]), torch.tensor([2, 5]))
+    part = ChunkBatch(clips, layers, ROBOT, PLATE, torch.tensor([0, 1]), torch.tensor([2, 5]))
     assert unlike(encoder, part.clean, part, tokens).item() < 1e-6
     predicted = (part.clean + 0.3).requires_grad_()
     unlike(encoder, predicted, part, tokens).backward()

@@ -19,7 +19,8 @@ from worldenv.worlds.composer.layer import POSITION
 from worldenv.worlds.composer.network import ComposerNetwork, Seen
 
 # How much more a pixel counts that changes within the chunk: few do, and they are all that matters. Five in six of them
-# show the arm coming or going, which is easy: the action map says where it is.
+# show the arm coming or going, which is easy: the action map says where it is. But what it hid before, such as a pad,
+# has to be guessed, and counts in full.
 CHANGE_WEIGHT, ARM_CHANGE_WEIGHT = 40.0, 4.0
 ARM_LEVEL = 0.05  # of the action map's strokes: where the arm is, a little generously
 CHANGE_LEVEL = 0.15  # what counts as change, of the range [-1, 1]
@@ -40,7 +41,7 @@ class ChunkBatch:
     Of the first view. The layers are those of the labels.
     """
 
-    def __init__(self, clips: Clips, layers: Layers, robot: Robot, episode: Tensor, step: Tensor):
+    def __init__(self, clips: Clips, layers: Layers, robot: Robot, plate: Tensor, episode: Tensor, step: Tensor):
         chunk = layers.chunk
         index = step[:, None] + torch.arange(chunk + 1)
         size = clips.frame_shape[1]
@@ -51,12 +52,14 @@ class ChunkBatch:
         cameras = self.camera.repeat_interleave(chunk + 1, 0)
         maps = action_map(self.poses.flatten(0, 1), cameras, self.gripper, size, size)[:, 0]
         maps = maps.unflatten(0, (len(episode), chunk + 1))
-        arm = maps[:, :, ARM_CHANNELS].amax(2, keepdim=True) > ARM_LEVEL
-        self.arm = (arm[:, 1:] | arm[:, :1]).movedim(2, 4)  # [B, K, H, W, 1], in the frame or in the one before
+        arm = (maps[:, :, ARM_CHANNELS].amax(2, keepdim=True) > ARM_LEVEL).movedim(2, 4)
         known = torch.stack([torch.zeros_like(step), self.layer.clear, step], dim=1)
         frames = clips.frames_at(episode, torch.cat([known, index[:, 1:]], dim=1))[:, :, 0]
         self.first, self.clear, self.last = frames[:, :3].unbind(1)  # uint8
         self.clean = unit(frames[:, 3:])
+        empty = to_frames(plate.detach()[None, :, :, None])  # [1, 1, H, W, 3]
+        is_empty = (self.clean - empty).abs().amax(4, keepdim=True) <= CHANGE_LEVEL
+        self.arm = arm[:, 1:] | (arm[:, :1] & is_empty)  # [B, K, H, W, 1]: it is there, or bares the empty scene
         share = moved(self.layer.mask[..., None], self.layer.places, self.camera)[:, 1:]
         self.thing = share.clamp(0, 255) / 255  # [B, K, H, W, 1], of each pixel
 
@@ -127,7 +130,7 @@ def teacher_loss(
     """Flow matching, x_t = (1 - t) x_0 + t noise, with clean frames predicted: squared error times the weight."""
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        part = ChunkBatch(clips, layers, robot, *draw_steps(clips, layers, batch, 1, generator))
+        part = ChunkBatch(clips, layers, robot, network.plate, *draw_steps(clips, layers, batch, 1, generator))
         amount = MEMORY_NOISE * torch.rand(batch, 1, 1, 1, generator=generator)
         last = unit(part.last) + amount * torch.randn(part.last.shape, generator=generator)
         t = torch.rand(batch, generator=generator) * 0.95 + 0.05
@@ -183,7 +186,7 @@ def student_loss(
         episode, step = draw_steps(clips, layers, batch, unroll, generator)
         last, total, errors = None, torch.zeros(()), []
         for i in range(unroll):
-            part = ChunkBatch(clips, layers, robot, episode, step + i * chunk)
+            part = ChunkBatch(clips, layers, robot, student.plate, episode, step + i * chunk)
             if last is None:
                 last, clear = part.last, part.clear
             clear = torch.where(part.is_clear[:, None, None, None], last, clear)
