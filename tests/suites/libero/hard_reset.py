@@ -1,0 +1,61 @@
+"""Run by test_scene.py in a process of its own: the fast reset beside the benchmark's, which builds the scene anew."""
+
+import json
+import sys
+
+import numpy as np
+
+from worldenv.suites.libero.installed import installed
+
+installed()
+from worldenv.suites.libero.scene import IDLE, SETTLING, Scene  # noqa: E402  the variables of `installed` come first
+
+STATE, SEED, STEPS = 3, 7, 40
+
+
+def acted(env, actions):
+    """All states of an episode, and after each where the bodies stand in the model: the fixtures are in no state."""
+    states = []
+    for action in actions:
+        env.step(action)
+        model = env.sim.model
+        states.append(np.concatenate([env.sim.get_state().flatten(), model.body_pos.ravel(), model.body_quat.ravel()]))
+    return np.array(states)
+
+
+def hard_reset(env, state, seed):
+    """As `ControlEnv.reset` and `set_init_state` do it, and the evaluation of the benchmark after them."""
+    env.hard_reset = True
+    env._observables = env._setup_observables()  # the scene had switched them off
+    env.object_property_initializers.clear()  # every reset of the benchmark adds them once more
+    np.random.seed(seed)
+    env.reset()
+    env.sim.set_state_from_flattened(state)
+    env.sim.forward()
+    env._check_success()
+    env._post_process()
+    for _ in range(SETTLING):
+        env.step(IDLE)
+
+
+def main(suite, number):
+    random = np.random.default_rng(0)
+    actions = random.uniform(-1, 1, (STEPS, 7)) * [0.6, 0.6, 0.6, 0.3, 0.3, 0.3, 1] - [0, 0, 0.3, 0, 0, 0, 0]
+    scene = Scene(suite, number, 32, ("agentview", "wrist"), "fast")
+    scene.begin(STATE, SEED)
+    first, picture = acted(scene.env, actions), scene.frames()
+    scene.begin(5, 11)
+    other = acted(scene.env, actions[::-1])  # an episode that ends elsewhere, with the hand in another state
+    scene.begin(STATE, SEED)
+    again, pictured = acted(scene.env, actions), scene.frames()
+    scene.begin(STATE, SEED + 1)
+    elsewhere = acted(scene.env, actions)
+    hard_reset(scene.env, scene.states[STATE], SEED)
+    hard = acted(scene.env, actions)
+    differences = {"again": again, "hard": hard, "other": other, "elsewhere": elsewhere}
+    out = {name: float(np.abs(states - first).max()) for name, states in differences.items()}
+    print(json.dumps(out | {"pictures": int(np.abs(picture.astype(int) - pictured).max())}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
