@@ -8,6 +8,8 @@ import numpy as np
 from worldenv.suites.libero.installed import installed
 
 installed()
+from robosuite.utils import camera_utils  # noqa: E402
+
 from worldenv.suites.libero.scene import IDLE, SETTLING, Scene  # noqa: E402  the variables of `installed` come first
 
 STATE, SEED, STEPS = 3, 7, 40
@@ -38,6 +40,31 @@ def hard_reset(env, state, seed):
         env.step(IDLE)
 
 
+def camera_difference(scene):
+    """Pixels between where the scene's cameras and robosuite's own see some points."""
+    sim, size, worst = scene.env.sim, scene.size, 0.0
+    hand = sim.data.site_xpos[scene.env.robots[0].eef_site_id]
+    points = hand + np.array([[0, 0, -0.05], [0.03, 0.02, -0.1], [-0.03, 0.05, -0.15]])
+    for name, mine in zip(scene.cameras, scene.camera(), strict=True):
+        theirs = camera_utils.get_camera_transform_matrix(sim, name, size, size)
+        pixels = []
+        for matrix in (mine, theirs[:3]):
+            pixel = np.c_[points, np.ones(3)] @ matrix.T
+            pixels.append(pixel[:, :2] / pixel[:, 2:])
+        worst = max(worst, float(np.abs(pixels[0] - pixels[1]).max()))
+    return worst
+
+
+def done_by_force(scene):
+    """Whether "on A B" is done before and after A has been put on B."""
+    env, before = scene.env, scene.step(IDLE)
+    relation, upper, lower = env.parsed_problem["goal_state"][0]
+    assert relation == "on", relation
+    place = env.sim.data.body_xpos[env.obj_body_id[lower]] + [0, 0, 0.03]
+    env.sim.data.set_joint_qpos(env.objects_dict[upper].joints[-1], np.r_[place, 1, 0, 0, 0])
+    return [before, any([scene.step(IDLE) for _ in range(20)])]
+
+
 def main(suite, number):
     random = np.random.default_rng(0)
     actions = random.uniform(-1, 1, (STEPS, 7)) * [0.6, 0.6, 0.6, 0.3, 0.3, 0.3, 1] - [0, 0, 0.3, 0, 0, 0, 0]
@@ -50,10 +77,11 @@ def main(suite, number):
     again, pictured = acted(scene.env, actions), scene.frames()
     scene.begin(STATE, SEED + 1)
     elsewhere = acted(scene.env, actions)
+    out = {"camera": camera_difference(scene), "done": done_by_force(scene)}
     hard_reset(scene.env, scene.states[STATE], SEED)
     hard = acted(scene.env, actions)
     differences = {"again": again, "hard": hard, "other": other, "elsewhere": elsewhere}
-    out = {name: float(np.abs(states - first).max()) for name, states in differences.items()}
+    out |= {name: float(np.abs(states - first).max()) for name, states in differences.items()}
     print(json.dumps(out | {"pictures": int(np.abs(picture.astype(int) - pictured).max())}))
 
 

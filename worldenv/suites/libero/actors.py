@@ -30,7 +30,7 @@ class Process:
     """A process that answers requests in order. It ends with the object, and with the process that made it."""
 
     def __init__(self, program: Sequence[str]):
-        self._printed = TemporaryFile()
+        self._printed = TemporaryFile()  # noqa: SIM115  open as long as the process
         self.connection, theirs = Pipe()
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         with theirs:

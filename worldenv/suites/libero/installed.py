@@ -24,7 +24,7 @@ def installed() -> dict[str, str]:
     library lacks, if two packages are installed over each other, or if MuJoCo has another version.
     """
     package = _only_package()
-    found = {"package": f"{package} {version(package)}"}
+    found = {"package": f"{package} {_version(package)}"}
     for name in ("mujoco", "robosuite"):
         found[name] = _version(name)
         if not found[name]:
@@ -79,8 +79,8 @@ def _configure(package: str) -> None:
     assets = Path(os.environ.get(ASSETS) or root / "assets").expanduser().resolve()
     if not (assets / "scenes").is_dir():
         raise UserError(
-            f"{package} comes without the scenes, and {assets} has none: set {ASSETS} to the folder libero/libero/assets "
-            f"of the official repository; or pip uninstall -y {package}, then {INSTALL}"
+            f"{package} comes without the scenes, and {assets} has none: set {ASSETS} to the folder "
+            f"libero/libero/assets of the official repository; or pip uninstall -y {package}, then {INSTALL}"
         )
     paths = {"benchmark_root": root, "bddl_files": root / "bddl_files", "init_states": root / "init_files"}
     paths = {name: str(path) for name, path in (paths | {"datasets": root / "datasets", "assets": assets}).items()}

@@ -14,9 +14,13 @@ from robosuite.utils.errors import RandomizationError
 from robosuite.utils.transform_utils import convert_quat, quat2axisangle
 
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
-IDLE, SETTLING = np.array([0.0] * 6 + [-1.0]), 10  # open hand; the benchmark's first steps, in which things come to rest
+IDLE, SETTLING = (
+    np.array([0.0] * 6 + [-1.0]),
+    10,
+)  # open hand; the benchmark's first steps, in which things come to rest
 FINE = 256  # pixels: up to there a picture costs the same, so a smaller one is the mean of several pixels
 OPEN_M = 0.08  # between the fingers
+ARM_NOISE = 0.02  # rad, standard deviation of the joints in the official initial states
 TRIES = 100  # to place all objects without overlap
 
 
@@ -73,7 +77,7 @@ class Scene:
             robot.gripper.current_action = np.zeros(robot.gripper.dof)
         np.random.seed(seed)
         self._place()
-        self._sim.set_state_from_flattened(self._sim.get_state().flatten() if state is None else self.states[state])
+        self._sim.set_state_from_flattened(self._drawn() if state is None else self.states[state])
         self._sim.forward()
         self.env._check_success()  # articulated things keep in there what they show
         self.env._post_process()
@@ -89,6 +93,12 @@ class Scene:
             except RandomizationError:
                 continue
         raise RuntimeError(f"the objects cannot be placed without overlap in {TRIES} tries")
+
+    def _drawn(self) -> np.ndarray:
+        state = self._sim.get_state()
+        joints = self.env.robots[0]._ref_joint_pos_indexes
+        state.qpos[joints] += ARM_NOISE * np.random.standard_normal(len(joints))
+        return state.flatten()
 
     def step(self, action: np.ndarray) -> bool:
         """Carry out one action [7] for 1/20 s; whether the goal holds now."""
