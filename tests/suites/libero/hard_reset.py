@@ -10,7 +10,7 @@ from worldenv.suites.libero.installed import installed
 installed()
 from robosuite.utils import camera_utils  # noqa: E402
 
-from worldenv.suites.libero.scene import IDLE, SETTLING, Scene  # noqa: E402  the variables of `installed` come first
+from worldenv.suites.libero.scene import ARM_NOISE, IDLE, SETTLING, Scene  # noqa: E402  the variables of `installed` come first
 
 STATE, SEED, STEPS = 3, 7, 40
 
@@ -25,13 +25,20 @@ def acted(env, actions):
     return np.array(states)
 
 
-def hard_reset(env, state, seed):
-    """As `ControlEnv.reset` and `set_init_state` do it, and the evaluation of the benchmark after them."""
+def hard_reset(env, seed, state=None):
+    """As `ControlEnv.reset` and `set_init_state` do it, and the evaluation of the benchmark after them.
+
+    Without a state things stand where the reset has placed them, and the arm as in the official states.
+    """
     env.hard_reset = True
     env._observables = env._setup_observables()  # the scene had switched them off
     env.object_property_initializers.clear()  # every reset of the benchmark adds them once more
     np.random.seed(seed)
     env.reset()
+    if state is None:
+        drawn, joints = env.sim.get_state(), env.robots[0]._ref_joint_pos_indexes
+        drawn.qpos[joints] += ARM_NOISE * np.random.standard_normal(len(joints))
+        state = drawn.flatten()
     env.sim.set_state_from_flattened(state)
     env.sim.forward()
     env._check_success()
@@ -78,8 +85,12 @@ def main(suite, number):
     scene.begin(STATE, SEED + 1)
     elsewhere = acted(scene.env, actions)
     out = {"camera": camera_difference(scene), "done": done_by_force(scene)}
-    hard_reset(scene.env, scene.states[STATE], SEED)
+    scene.begin(None, SEED)  # after another one, whose fixtures stand elsewhere
+    drawn = acted(scene.env, actions)
+    hard_reset(scene.env, SEED, scene.states[STATE])
     hard = acted(scene.env, actions)
+    hard_reset(scene.env, SEED)
+    out["drawn"] = float(np.abs(acted(scene.env, actions) - drawn).max())
     differences = {"again": again, "hard": hard, "other": other, "elsewhere": elsewhere}
     out |= {name: float(np.abs(states - first).max()) for name, states in differences.items()}
     print(json.dumps(out | {"pictures": int(np.abs(picture.astype(int) - pictured).max())}))

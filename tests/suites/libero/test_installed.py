@@ -65,6 +65,7 @@ def test_what_lacks_is_told_in_one_line(machine, pretended, why):
 
 def test_the_other_package_needs_a_folder_of_scenes(machine, tmp_path, monkeypatch):
     (tmp_path / "libero/libero").mkdir(parents=True)
+    (tmp_path / "libero/__init__.py").touch()
     (tmp_path / "libero/libero/__init__.py").write_text("raise SystemExit('imported too early')")
     monkeypatch.syspath_prepend(str(tmp_path))
     machine({"hf-libero": "0.1.4", "mujoco": "3.3.0", "robosuite": "1.4.0"})

