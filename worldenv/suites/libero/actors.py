@@ -73,7 +73,8 @@ class Process:
 
     def end(self) -> None:
         self.popen.kill()
-        self.popen.wait()
+        with suppress(subprocess.TimeoutExpired):  # one that the kernel does not let go
+            self.popen.wait(10)
         self.connection.close()
         self._printed.close()
 

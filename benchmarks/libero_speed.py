@@ -1,6 +1,6 @@
 """Steps per second of LIBERO behind the interface `Suite`, beside LIBERO as it comes.
 
-    python benchmarks/libero.py [--suite libero_object] [--workers 2] [--chunks 20] [--views agentview]
+    python benchmarks/libero_speed.py [--suite libero_object] [--workers 2] [--chunks 20] [--views agentview]
 
 Both do the same actions from the same initial states, each in as many processes. The suite draws once per chunk of 8
 actions, which is what a policy looks at; LIBERO draws both its cameras at every step. `official` is the suite with
