@@ -16,7 +16,12 @@ def machine(monkeypatch):
     """Pretends that some packages and libraries are installed; the environment variables are put back afterwards."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
 
-    def pretend(packages=WHOLE, libraries=("OSMesa",), **variables):
+    def pretend(packages=WHOLE, libraries=("OSMesa",), opencv=None, **variables):
+        def imported(name):
+            if opencv is not None:
+                raise ImportError(opencv)
+
+        monkeypatch.setattr(module, "import_module", imported)
         monkeypatch.setattr(module, "_version", lambda name: packages.get(name, ""))
         monkeypatch.setattr(
             module.ctypes.util, "find_library", lambda name: f"lib{name}" if name in libraries else None
@@ -52,6 +57,10 @@ def test_the_library_is_the_one_that_is_asked_for_or_there(machine):
         ({"packages": WHOLE | {"mujoco": "3.4.0"}}, "mujoco 3.4.0 is installed.*pip install mujoco==3.3.0"),
         ({"packages": WHOLE | {"robosuite": ""}}, "needs robosuite, which is not installed"),
         ({"libraries": ()}, "no library here draws without a screen: apt-get install .* libosmesa6"),
+        (
+            {"opencv": "libGL.so.1: cannot open\nit"},
+            r"OpenCV.*\(libGL.so.1: cannot open it\): apt-get install .* libgl1",
+        ),
         ({"MUJOCO_GL": "egl"}, "MUJOCO_GL is egl, and its library lacks: apt-get install .* libegl1"),
         ({"MUJOCO_GL": "glfw"}, "MUJOCO_GL is 'glfw'; LIBERO is drawn without a screen, by osmesa or egl"),
     ],

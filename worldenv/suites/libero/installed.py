@@ -1,7 +1,9 @@
 """Which LIBERO is installed here, and what it lacks: found out before anything of it is imported."""
 
 import ctypes.util
+import json
 import os
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +37,7 @@ def installed() -> dict[str, str]:
             f"air at the beginning; pip install mujoco=={MUJOCO}"
         )
     found["gl"] = os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = _library()
+    _check_opencv()
     _configure(package)
     return found
 
@@ -70,6 +73,17 @@ def _library() -> str:
     raise UserError(f"{lacks}: apt-get install -y --no-install-recommends {packages}")
 
 
+def _check_opencv() -> None:
+    """LIBERO imports it and shows nothing; the build that it asks for needs a machine with a desktop's libraries."""
+    try:
+        import_module("cv2")
+    except ImportError as error:
+        raise UserError(
+            f"OpenCV, which LIBERO imports, cannot be loaded ({' '.join(str(error).split())}): "
+            "apt-get install -y --no-install-recommends libgl1 libglib2.0-0"
+        ) from None
+
+
 def _configure(package: str) -> None:
     """Tell `libero` where its files are, so that it neither asks on stdin nor looks for them in the network."""
     os.environ.pop("LIBERO_CONFIG_PATH", None)
@@ -85,7 +99,7 @@ def _configure(package: str) -> None:
     paths = {"benchmark_root": root, "bddl_files": root / "bddl_files", "init_states": root / "init_files"}
     paths = {name: str(path) for name, path in (paths | {"datasets": root / "datasets", "assets": assets}).items()}
     with TemporaryDirectory() as folder:
-        Path(folder, "config.yaml").write_text("".join(f"{name}: {path}\n" for name, path in paths.items()))
+        Path(folder, "config.yaml").write_text(json.dumps(paths), encoding="utf-8")  # JSON is YAML
         os.environ["LIBERO_CONFIG_PATH"] = folder
         import libero.libero as package_root  # asks where the data sets are, unless it finds this file
     package_root.get_libero_path = paths.__getitem__

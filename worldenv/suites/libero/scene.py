@@ -16,10 +16,8 @@ from robosuite.utils.transform_utils import convert_quat, quat2axisangle
 from worldenv.errors import UserError
 
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
-IDLE, SETTLING = (
-    np.array([0.0] * 6 + [-1.0]),
-    10,
-)  # open hand; the benchmark's first steps, in which things come to rest
+IDLE = np.array([0.0] * 6 + [-1.0])  # the hand open
+SETTLING = 10  # idle steps with which the benchmark lets things come to rest
 FINE = 256  # pixels: up to there a picture costs the same, so a smaller one is the mean of several pixels
 OPEN_M = 0.08  # between the fingers
 ARM_NOISE = 0.02  # rad, standard deviation of the joints in the official initial states
@@ -45,7 +43,7 @@ _remember_compiled(BDDLBaseDomain)
 class Scene:
     """The scene of one task. There should be one in the life of a process: to close one spoils the next one's pictures.
 
-    pictures: "official", as LIBERO draws them, or "fast": without reflections and multisampling, three times as fast.
+    pictures: "official", as LIBERO draws them, or "fast": without reflections and multisampling.
     """
 
     def __init__(self, suite: str, number: int, size: int, views: Sequence[str], pictures: str):

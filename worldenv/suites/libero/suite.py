@@ -51,7 +51,7 @@ class LiberoSuite:
         views: Sequence[str] = VIEWS[:1],
         repeat: int = 1,
         horizon: int | None = None,
-        pictures: Pictures = "fast",  # "official": reflections and multisampling, three times as slow
+        pictures: Pictures = "fast",  # "official": with reflections and multisampling, as LIBERO draws
         workers: int | None = None,
         timeout_s: float = 180.0,
         robot: Robot = PANDA,
