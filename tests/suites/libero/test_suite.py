@@ -172,8 +172,12 @@ def test_what_the_simulator_refuses_is_told(make):
     ("given", "why"),
     [
         ({"name": "libero_objekt"}, 'unknown suite of LIBERO .* did you mean "libero_object"'),
-        ({"views": ("top",)}, "views is .*agentview, wrist"),
+        ({"name": ["libero_object"]}, "unknown suite of LIBERO"),
+        ({"views": ("top",)}, "views is .*LIBERO has agentview, wrist"),
         ({"views": ()}, "views is"),
+        ({"views": "wrist"}, "views is 'wrist'; it should be a tuple"),
+        ({"views": ("wrist", "wrist")}, "views is"),
+        ({"timeout_s": 0}, "timeout_s is 0; it should be a positive number of seconds"),
         ({"pictures": "nice"}, "fast or official"),
         ({"repeat": 0}, "repeat is 0; it should be a positive integer"),
         ({"workers": 0}, "workers is 0"),
@@ -192,6 +196,7 @@ def test_wrong_episodes_and_actions_are_refused(make):
         (suite.tasks[:1], [0, 1], "test", "1 tasks and 2 start states"),
         ([], [], "test", "0 tasks"),
         (suite.tasks[:1], [0], "trian", "one of train, validation, test"),
+        (suite.tasks[:1], [0.5], "test", "a start state is 0.5; it should be an integer"),
     ):
         with pytest.raises(worldenv.UserError, match=why):
             suite.reset(tasks, starts, split)

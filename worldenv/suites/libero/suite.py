@@ -3,6 +3,7 @@
 import os
 import weakref
 from collections.abc import Sequence
+from operator import index
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,6 +13,7 @@ from worldenv.errors import UserError, nearest
 from worldenv.fields import shown
 from worldenv.interfaces.observation import Observation, Starts, table_of
 from worldenv.records.progress import Progress
+from worldenv.robot.kinematics import is_number
 from worldenv.robot.robot import Robot
 from worldenv.suites.libero.actors import PROGRAM, Actor, ask_once
 from worldenv.suites.libero.process import Moment
@@ -57,17 +59,20 @@ class LiberoSuite:
         robot: Robot = PANDA,
         program: Sequence[str] = PROGRAM,  # what simulates; another one in tests
     ):
-        if name not in HORIZONS:
+        if not isinstance(name, str) or name not in HORIZONS:
             raise UserError(f"unknown suite of LIBERO {shown(name)}{nearest(str(name), HORIZONS)}")
-        views = tuple(views)
-        if not views or len(set(views)) < len(views) or not set(views) <= set(VIEWS):
-            raise UserError(f"views is {shown(views)}; it should be some of {', '.join(VIEWS)}")
+        if not isinstance(views, list | tuple) or not views or any(views.count(view) > 1 for view in views):
+            raise UserError(f"views is {shown(views)}; it should be a tuple of some of {', '.join(VIEWS)}")
+        if any(view not in VIEWS for view in views):
+            raise UserError(f"views is {shown(views)}; LIBERO has {', '.join(VIEWS)}")
         if pictures not in get_args(Pictures):
             raise UserError(f"pictures is {shown(pictures)}; it should be {' or '.join(get_args(Pictures))}")
-        horizon = max(1, HORIZONS[name] // _count("repeat", repeat)) if horizon is None else horizon
+        if not is_number(timeout_s) or timeout_s <= 0:
+            raise UserError(f"timeout_s is {shown(timeout_s)}; it should be a positive number of seconds")
+        self.size, self.repeat = _count("size", size), _count("repeat", repeat)
+        horizon = max(1, HORIZONS[name] // self.repeat) if horizon is None else horizon
         workers = len(os.sched_getaffinity(0)) if workers is None else workers
-        self.name, self.views, self.robot, self.pictures = name, views, robot, pictures
-        self.size, self.repeat = _count("size", size), repeat
+        self.name, self.views, self.robot, self.pictures = name, tuple(views), robot, pictures
         self.horizon, self.workers = _count("horizon", horizon), _count("workers", workers)
         listed, self._installed = ask_once(program, ("describe", name), timeout_s)
         self.tasks = tuple(LiberoTask(stem, i, text, states) for i, (stem, text, states) in enumerate(listed))
@@ -93,7 +98,7 @@ class LiberoSuite:
         """
         if split not in SPLITS:
             raise UserError(f"split is {shown(split)}; it should be one of {', '.join(SPLITS)}")
-        tasks, starts = [self._task(task) for task in tasks], [int(start) for start in starts]
+        tasks, starts = [self._task(task) for task in tasks], [_number(start) for start in starts]
         if not tasks or len(tasks) != len(starts):
             raise UserError(f"there are {len(tasks)} tasks and {len(starts)} start states; there should be as many")
         groups, moments = self.groups(tasks), {}
@@ -179,6 +184,13 @@ class LiberoSuite:
             for name in ("frames", "proprio", "camera")
         )
         return Observation(frames, proprio, camera, self._text)
+
+
+def _number(start: Any) -> int:
+    try:
+        return index(start)
+    except TypeError:
+        raise UserError(f"a start state is {shown(start)}; it should be an integer") from None
 
 
 def _count(name: str, value: Any) -> int:
