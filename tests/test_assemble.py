@@ -85,9 +85,9 @@ def test_unknown_name_is_refused_with_the_nearest_or_all():
     with pytest.raises(UserError, match="unknown policy 'smal' — did you mean \"small\"[?]; for your own: module:func"):
         named("policy", "smal", POLICIES)
     with pytest.raises(
-        UserError, match="unknown suite 'libero' — valid names: tabletop; for your own: module:function"
+        UserError, match="unknown suite 'moon' — valid names: libero_10, .*, tabletop; for your own: module:function"
     ):
-        named("suite", "libero", SUITES)
+        named("suite", "moon", SUITES)
     for role in ("suite", "policy", "world", "reflector"):
         with pytest.raises(UserError, match=f"unknown {role} 'xxxx'"):
             load(**{role: "xxxx"})

@@ -20,6 +20,7 @@ from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import EngineConfig
 from worldenv.saved import document, resolved, settled
 from worldenv.suites.tabletop.scenes import TASKS
+from worldenv.suites.tabletop.suite import TabletopSuite
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.world import ComposerWorld
@@ -142,6 +143,14 @@ def test_saved_configuration_leaves_out_where_the_run_lies(tmp_path):
     saved = document(TrainConfig(run=tmp_path, resume=True, seed=3, world="causal"))
     assert saved["seed"] == 3 and saved["world"] == "causal" and not {"run", "resume"} & saved.keys()
     assert saved == json.loads(json.dumps(saved))
+
+
+def test_result_says_what_the_suite_says_of_itself(folder, tmp_path, monkeypatch):
+    given = EvaluateConfig(models=folder, eval=SMALL, engine=EngineConfig(horizon=8))
+    assert "suite" not in job.evaluate(replace(given, run=tmp_path / "plain"))
+    monkeypatch.setattr(TabletopSuite, "about", lambda suite: {"physics": "of its own"}, raising=False)
+    assert job.evaluate(replace(given, run=tmp_path / "told"))["suite"] == {"physics": "of its own"}
+    assert RunFolder(tmp_path / "told").result()["suite"] == {"physics": "of its own"}
 
 
 def test_result_that_is_not_finite_still_ends_in_valid_json(tmp_path, monkeypatch):

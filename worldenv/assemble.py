@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from worldenv.rollout.checks import (
     check_views_named,
 )
 from worldenv.rollout.engine import Engine, EngineConfig
+from worldenv.suites.libero.suite import LiberoSuite
+from worldenv.suites.libero.tasks import HORIZONS
 from worldenv.suites.tabletop.suite import TabletopSuite
 from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.world import ComposerWorld
@@ -51,7 +54,9 @@ def _load_causal(path: Path, suite: Suite) -> CausalWorld:
 
 INTERFACES = {"suite": Suite, "policy": Policy, "world": WorldModel, "reflector": Reflector}
 # Name -> what builds the part: a suite from nothing, the others from the folder of the models and the suite.
-SUITES: dict[str, Callable[[], Suite]] = {"tabletop": TabletopSuite}
+SUITES: dict[str, Callable[[], Suite]] = {"tabletop": TabletopSuite} | {
+    name: partial(LiberoSuite, name) for name in HORIZONS
+}
 POLICIES: dict[str, Callable[[Path, Suite], Policy]] = {
     "small": lambda models, suite: SmallPolicy.load(models / "policy.safetensors")
 }

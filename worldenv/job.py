@@ -19,6 +19,7 @@ from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.consistency import has_detector
 from worldenv.evaluation.measure import Measurement, held_out, measure, practice_starts, validate
 from worldenv.evaluation.truth import starts_of
+from worldenv.interfaces.suite import Suite
 from worldenv.records.checkpoint import load_weights, save_weights
 from worldenv.records.metrics import LONGEST_S
 from worldenv.records.model_files import shipped
@@ -176,7 +177,7 @@ def _practise(rounds: _Rounds, began: float, command: str) -> dict:
         "time_shares": _shares(folder, loaded, measured - loaded + time.monotonic() - began - practised),
         "wall_s": earlier_s + time.monotonic() - began,
     }
-    return _finish(folder, result | _about(config, folder, command))
+    return _finish(folder, result | _about(config, folder, command, parts.suite))
 
 
 def evaluate(config: EvaluateConfig, command: str = "") -> dict:
@@ -201,12 +202,13 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict:
             "consistency": measured.consistency,
             "wall_s": time.monotonic() - began,
         }
-        return _finish(folder, result | _about(config, folder, command))
+        return _finish(folder, result | _about(config, folder, command, parts.suite))
 
 
-def _about(config: TrainConfig | EvaluateConfig, folder: RunFolder, command: str) -> dict:
+def _about(config: TrainConfig | EvaluateConfig, folder: RunFolder, command: str, suite: Suite) -> dict:
     run = str(folder.path.resolve())
-    return {"seed": config.seed, "start_seed": config.start_seed, "run": run, "command": command}
+    found = {"suite": suite.about()} if hasattr(suite, "about") else {}
+    return {"seed": config.seed, "start_seed": config.start_seed, "run": run, "command": command} | found
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """The three stopping rules, the figures made of them, and episodes in the true environment."""
 
 from dataclasses import replace
+from io import StringIO
 
 import numpy as np
 import pytest
 import torch
 
 from worldenv.data.trajectories import Trajectory
+from worldenv.errors import UserError
 from worldenv.evaluation import truth
 from worldenv.evaluation.truth import (
     act_in_true,
@@ -15,9 +17,11 @@ from worldenv.evaluation.truth import (
     judge_outcome,
     judge_trajectories,
     starts_of,
+    steps_to_success,
 )
 from worldenv.interfaces.observation import Observation
 from worldenv.records.intervals import wilson_interval
+from worldenv.records.progress import Progress
 from worldenv.suites.tabletop.physics import HORIZON
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.suites.tabletop.suite import TabletopSuite
@@ -160,6 +164,80 @@ def test_each_episode_may_be_perturbed_by_its_own_scale(tiny, suite):
     none, both = act(0.0), act(torch.tensor([0.0, 1.5]))
     assert np.allclose(both[0].actions, none[0].actions)
     assert not np.allclose(both[1].actions, none[1].actions)
+
+
+class Grouped:
+    """The suite, as if it could hold two episodes at a time, those with the largest rows first."""
+
+    def __init__(self, suite, groups=None):
+        self.inner, self.wrong, self.begun = suite, groups, []
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def groups(self, tasks):
+        rows = list(range(len(tasks)))[::-1]
+        return [rows[i : i + 2] for i in range(0, len(rows), 2)] if self.wrong is None else self.wrong
+
+    def reset(self, tasks, starts, split):
+        self.begun.append(len(tasks))
+        return self.inner.reset(tasks, starts, split)
+
+
+@pytest.mark.parametrize("perturb", [0.0, 1.0, torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0])])
+def test_groups_of_episodes_act_as_all_do_at_once(tiny, suite, perturb):
+    given = [TASKS[0], TASKS[7], TASKS[3], TASKS[0], TASKS[1]], [4, 5, 6, 7, 8], "train", perturb, 5
+    grouped = Grouped(suite)
+    with Progress(3, "groups", stream=StringIO()) as progress:
+        mine = act_in_true(tiny.policy(), grouped, *given, progress=progress)
+    assert grouped.begun == [2, 2, 1] and progress.done == 3
+    for one, whole in zip(mine, act_in_true(tiny.policy(), suite, *given), strict=True):
+        assert (one.task, one.start, one.instruction) == (whole.task, whole.start, whole.instruction)
+        assert np.allclose(one.actions[:4], whole.actions[:4], atol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [[[0], [0]], [[0]], [[0, 1], []], [[0, 1, 2]]])
+def test_groups_that_do_not_hold_every_episode_once_are_refused(tiny, suite, groups):
+    with pytest.raises(UserError, match="the suite's `groups` returned .*each of 2 rows should be in one"):
+        act_in_true(tiny.policy(), Grouped(suite, groups), TASKS[:2], [4, 5], "test")
+
+
+class Counting(Grouped):
+    """Done after as many actions as the number of the start state says; one that can carry out chunks, or not."""
+
+    def reset(self, tasks, starts, split):
+        self.left = np.array(starts)
+        self.stepped = 0
+        return super().reset(tasks, starts, split)
+
+    def step(self, action):
+        seen, _ = self.inner.step(action)
+        self.left = self.left - 1
+        self.stepped += 1
+        return seen, self.left == 0
+
+
+class Chunked(Counting):
+    def carry_out(self, actions):
+        steps = [self.step(actions[:, k]) for k in range(actions.shape[1])]
+        return steps[-1][0], np.stack([done for _, done in steps], axis=1)
+
+
+@pytest.mark.parametrize("kind", [Counting, Chunked])
+@pytest.mark.parametrize("chunk", [3, 4])
+def test_steps_to_success_are_counted_and_the_rest_is_not_acted(tiny, suite, kind, chunk):
+    starts = [1, 9, HORIZON, HORIZON + 1, 6]
+    counting = kind(suite)
+    steps = steps_to_success(tiny.policy(chunk=chunk), counting, TASKS[:5], starts, "test")
+    assert steps.tolist() == [1, 9, HORIZON, 0, 6]
+    steps_to_success(tiny.policy(chunk=chunk), counting, TASKS[:2], [2, 7], "test")
+    assert counting.stepped == -(-7 // chunk) * chunk
+
+
+def test_steps_to_success_are_the_oracle_stop_of_the_recorded_episodes(tiny, suite):
+    given = tiny.policy(), suite, TASKS * 3, list(range(30)), "test"
+    recorded = [t.success.argmax() + 1 if t.success.any() else 0 for t in act_in_true(*given)]
+    assert steps_to_success(*given).tolist() == recorded
 
 
 def test_judged_rewards_do_not_depend_on_the_batch(tiny, monkeypatch):

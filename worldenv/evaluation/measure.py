@@ -15,7 +15,14 @@ from worldenv.evaluation.consistency import consistency, has_detector
 from worldenv.evaluation.perceptual import check_networks, perceptual_quality
 from worldenv.evaluation.pictures import psnr, ssim
 from worldenv.evaluation.replayed import Replayed, replay_episodes
-from worldenv.evaluation.truth import Outcome, act_in_true, judge_outcome, judge_trajectories, starts_of
+from worldenv.evaluation.truth import (
+    Outcome,
+    act_in_true,
+    groups_of,
+    judge_outcome,
+    judge_trajectories,
+    starts_of,
+)
 from worldenv.interfaces.observation import Starts
 from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
@@ -123,9 +130,8 @@ def measure(
     if config.weights:
         check_networks(config.weights, engine.world.size)
     tasks, starts = held_out(suite, start_seed, config.episodes)
-    with Progress(4, title) as progress:
-        trajectories = act_in_true(policy, suite, tasks, starts, "test")
-        progress.advance()
+    with Progress(3 + len(groups_of(suite, tasks)), title) as progress:
+        trajectories = act_in_true(policy, suite, tasks, starts, "test", progress=progress)
         outcome = judge_outcome(trajectories, *judge_trajectories(reflector, trajectories))
         progress.advance(success=f"{100 * outcome.success['oracle'].mean():.1f} %")
         few = trajectories[: config.quality]

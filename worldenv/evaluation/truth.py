@@ -1,7 +1,9 @@
 """The policy in the true environment, stopped three ways: by an oracle, by the reflector, not at all."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 
 import numpy as np
@@ -17,6 +19,7 @@ from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.suite import Suite, Task
 from worldenv.records.intervals import wilson_interval
+from worldenv.records.progress import Progress
 from worldenv.rollout.checks import (
     Untouched,
     check_begun,
@@ -35,6 +38,7 @@ from worldenv.rollout.modes import own_modes
 
 RULES = ("oracle", "own_stop", "no_stop")
 POLICY_BATCH, REFLECTOR_BATCH, FRAMES_AT_ONCE = 128, 64, 8
+Act = Callable[[Observation, int], np.ndarray]  # observation and number of the chunk -> actions [E, K, A] in [-1, 1]
 
 
 def act_in_true(
@@ -45,30 +49,122 @@ def act_in_true(
     split: str,
     perturb: float | Tensor = 0.0,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> list[Trajectory]:
     """One true episode per (task, start state) up to the horizon, in chunks.
 
     action = mean + perturb * (draw - mean). `perturb` is one number, or one for each episode [E]; 0 gives the mean.
+    A suite that holds fewer episodes acts them out group by group, with the same random numbers; `progress` advances by
+    one after each group (`groups_of` counts them).
 
     Raises UserError for arguments of another kind, and if suite or policy do not return what their interfaces say.
     """
+
+    def recorded(rows: list[int], begun: Starts, act: Act) -> list[Trajectory]:
+        seen, record = begun.seen, Record(suite, begun)
+        for step in range(suite.horizon):
+            k = step % policy.chunk
+            if k == 0:
+                chunk = act(seen, step // policy.chunk)
+            seen = record.step(chunk[:, k])
+            check_stepped(seen, record.success[-1], begun)
+        return record.trajectories(_of(tasks, rows), _of(starts, rows), split, "policy")
+
+    return _in_groups(policy, suite, tasks, starts, split, perturb, seed, progress, recorded)
+
+
+def steps_to_success(
+    policy: Policy,
+    suite: Suite,
+    tasks: Sequence[Task],
+    starts: Sequence[int],
+    split: str,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> np.ndarray:  # [E] int64
+    """After how many actions each task is first done, with the mean action; 0: not before the horizon.
+
+    The oracle stop of `act_in_true` without records: a suite that can `carry_out` chunks draws only what the policy
+    looks at, and a group ends when all its tasks are done. Raises UserError as `act_in_true` does.
+    """
+
+    def counted(rows: list[int], begun: Starts, act: Act) -> list[int]:
+        seen, first, step = begun.seen, np.zeros(len(rows), dtype=np.int64), 0
+        while step < suite.horizon and not first.all():
+            chunk = act(seen, step // policy.chunk)[:, : suite.horizon - step]
+            seen, done = _carried_out(suite, chunk, begun)
+            step += chunk.shape[1]
+            new = done.any(1) & (first == 0)
+            first[new] = step - chunk.shape[1] + 1 + done.argmax(1)[new]
+        return first.tolist()
+
+    return np.array(_in_groups(policy, suite, tasks, starts, split, 0.0, seed, progress, counted), dtype=np.int64)
+
+
+def groups_of(suite: Suite, tasks: Sequence[Task]) -> list[list[int]]:
+    """The episodes that a suite can hold together, by rows of `tasks`: all at once, unless it says otherwise.
+
+    Raises UserError unless every row is in one group.
+    """
+    if not hasattr(suite, "groups"):
+        return [list(range(len(tasks)))]
+    groups = [list(rows) for rows in suite.groups(tasks)]
+    if not all(groups) or sorted(row for rows in groups for row in rows) != list(range(len(tasks))):
+        raise UserError(f"the suite's `groups` returned {shown(groups)}; each of {len(tasks)} rows should be in one")
+    return groups
+
+
+def _in_groups(
+    policy: Policy,
+    suite: Suite,
+    tasks: Sequence[Task],
+    starts: Sequence[int],
+    split: str,
+    perturb: float | Tensor,
+    seed: int,
+    progress: Progress | None,
+    acted: Callable[[list[int], Starts, Act], list],
+) -> list:
+    """What `acted` returns for every episode, in their order."""
     scale = _checked_scale(perturb, len(_checked_episodes(suite, tasks, starts)))
     check_seed(seed)
     check_members("policy", policy, Policy)
     check_count("chunk of the policy", policy.chunk)
     check_views(policy, suite.views, "the suite")
-    begun = suite.reset(tasks, starts, split)
-    check_begun(begun, suite, len(tasks))
-    device, seen, record = device_of(policy), begun.seen, Record(suite, begun)
-    with own_modes(device, policy):
-        read = policy.read(begun.texts)
-        for step in range(suite.horizon):
-            k = step % policy.chunk
-            if k == 0:
-                chunk = _act(policy, suite, seen, read, step // policy.chunk, seed, scale, device).numpy()
-            seen = record.step(chunk[:, k])
-            check_stepped(seen, record.success[-1], begun)
-    return record.trajectories(tasks, starts, split, "policy")
+    device, out, texts, read = device_of(policy), {}, None, None
+    for rows in groups_of(suite, tasks):
+        begun = suite.reset(_of(tasks, rows), _of(starts, rows), split)
+        check_begun(begun, suite, len(rows))
+        with own_modes(device, policy):
+            if begun.texts != texts:
+                texts, read = begun.texts, policy.read(begun.texts)
+            own = scale if len(scale) == 1 else scale[rows]
+            act = partial(_act, policy, suite, read, seed, own, device, torch.tensor(rows))
+            out |= zip(rows, acted(rows, begun, act), strict=True)
+        if progress is not None:
+            progress.advance()
+    return [out[row] for row in range(len(tasks))]
+
+
+def _of(all_of_them: Sequence, rows: list[int]) -> Sequence:
+    return all_of_them if rows == list(range(len(all_of_them))) else [all_of_them[row] for row in rows]
+
+
+def _carried_out(suite: Suite, chunk: np.ndarray, begun: Starts) -> tuple[Observation, np.ndarray]:
+    done = []
+    if not hasattr(suite, "carry_out"):
+        for k in range(chunk.shape[1]):
+            seen, each = suite.step(chunk[:, k])
+            done.append(copy.copy(each))  # a suite may write the next one into the same array
+    else:
+        seen, together = suite.carry_out(chunk)
+        if np.shape(together) != chunk.shape[:2]:
+            got, want = (list(shape) for shape in (np.shape(together), chunk.shape[:2]))
+            raise UserError(f"the suite's `carry_out` returned done {got}; it should be {want}")
+        done = list(together.T)
+    for each in done:
+        check_stepped(seen, each, begun)
+    return seen, np.stack(done, axis=1)
 
 
 def _checked_episodes(suite: Suite, tasks: Sequence[Task], starts: Sequence[int]) -> Sequence[Task]:
@@ -95,14 +191,15 @@ def _checked_scale(perturb: float | Tensor, episodes: int) -> Tensor:  # [1, 1, 
 def _act(
     policy: Policy,
     suite: Suite,
-    seen: Observation,
     read: object,
-    number: int,
     seed: int,
     scale: Tensor,
     device: torch.device,
-) -> Tensor:  # [E, K, A] float32 in [-1, 1], on the CPU
-    ids, out = torch.arange(len(seen)), []
+    ids: Tensor,
+    seen: Observation,
+    number: int,
+) -> np.ndarray:  # [E, K, A] float32 in [-1, 1]
+    out = []
     for first in range(0, len(seen), POLICY_BATCH):
         part = slice(first, first + POLICY_BATCH)
         here, row = seen[part].each(lambda tensor: tensor.to(device)), ids[part].to(device)
@@ -116,7 +213,7 @@ def _act(
     action = torch.cat(out)
     if not action.isfinite().all():
         raise UserError("the policy's actions in true episodes are not all finite")
-    return action.clamp(-1, 1)
+    return action.clamp(-1, 1).numpy()
 
 
 def device_of(part: object) -> torch.device:

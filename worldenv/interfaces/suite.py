@@ -42,6 +42,15 @@ class Suite(Protocol):
     A suite may also offer a detector, `find_things(frames, tasks) -> Things`: the things that it sees in frames
     [N, T, V, H, W, 3] uint8 of episodes of these N tasks, true or imagined. With it, an evaluation says whether things
     stay what and where they are (worldenv/evaluation/things.py). A suite that has none is measured without.
+
+    A suite that cannot step any number of episodes together says which ones it can: `groups(tasks) -> list[list[int]]`,
+    rows of `tasks` in the order in which they cost least. Evaluation works through these groups; `reset` takes any
+    number of episodes, of which only a group can then be stepped.
+
+    A suite for which pictures are dear may offer `carry_out(actions) -> (Observation, done)`: a chunk [E, K, A] of
+    actions, the observation after the last one, and whether each task is done after each [E, K] bool.
+
+    `about() -> dict`, if it is there, says what else a result depends on (versions, rendering): for result.json.
     """
 
     name: str

@@ -1,0 +1,65 @@
+"""A process that acts like that of a scene, and goes wrong as its first argument says: never, once or always."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from worldenv.errors import UserError
+from worldenv.suites.libero.process import Moment, run
+
+WRONG_AT = 3  # the action of an episode at which it goes wrong
+
+
+class Fake:
+    def __init__(self, wrong, marker):
+        self.wrong, self.marker = wrong, Path(marker)
+
+    def describe(self, suite):
+        if suite == "libero_10":
+            raise UserError("the fake has no long tasks")
+        colors = ("red", "green", "blue", "yellow")
+        tasks = [(f"task_{i}", f"put the {color} can down", 50) for i, color in enumerate(colors)]
+        return tasks, {"package": "fake"}
+
+    def load(self, suite, number, size, views, pictures):
+        self.number, self.size, self.views = number, size, views
+        print("loaded", number)  # LIBERO prints, too
+
+    def begin(self, state, seed, look):
+        self.acted, self.place = 0, np.zeros(7)
+        self.place[:3] = self.number, -1 if state is None else state, seed % 1000
+        return self.moment([], look)
+
+    def act(self, actions, look):
+        done = []
+        for action in actions:
+            self.acted += 1
+            if self.acted == WRONG_AT and self.wrong and not self.marker.exists():
+                self.go_wrong()
+            self.place += action
+            done.append(self.acted % 5 == 4)
+        return self.moment(done, look)
+
+    def go_wrong(self):
+        if not self.wrong.startswith("always"):
+            self.marker.touch()
+        kind = self.wrong.removeprefix("always-")
+        if kind == "crash":
+            print("the last words", file=sys.stderr, flush=True)
+            os.abort()
+        elif kind == "hang":
+            time.sleep(1000)
+        raise RuntimeError("the physics exploded")
+
+    def moment(self, done, look):
+        size = (len(self.views), self.size, self.size, 3)
+        frames = np.full(size, int(abs(self.place).sum()) % 256, dtype=np.uint8) if look else None
+        camera = np.zeros((len(self.views), 3, 4), dtype=np.float32)
+        return Moment(np.array(done, dtype=bool), frames, self.place.astype(np.float32), camera)
+
+
+if __name__ == "__main__":
+    run(Fake(sys.argv.pop(1), sys.argv.pop(1)))

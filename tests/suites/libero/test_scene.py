@@ -1,0 +1,111 @@
+"""The simulator itself, where LIBERO is installed: exact reset, cameras, success, killed processes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from worldenv.rollout.checks import check_begun
+from worldenv.suites.libero.actors import PROGRAM, Process
+from worldenv.suites.libero.suite import LiberoSuite
+from worldenv.suites.libero.tasks import HORIZONS
+
+BOWL_IN_DRAWER = 4  # of libero_spatial: every reset places the cabinet anew, and the bowl in it
+ACTIONS = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 8, 7)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def compared(libero):
+    """What hard_reset.py says of one task."""
+    script = Path(__file__).with_name("hard_reset.py")
+    command = [sys.executable, str(script), "libero_spatial", str(BOWL_IN_DRAWER)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_fast_reset_equals_the_one_that_builds_the_scene_anew(compared):
+    assert compared["again"] == 0 and compared["pictures"] == 0
+    assert compared["hard"] < 1e-12 and compared["drawn"] < 1e-12
+    assert compared["other"] > 1e-2  # another episode is another one
+    assert compared["elsewhere"] > 1e-3  # and another seed places the fixtures elsewhere
+
+
+def test_cameras_are_those_of_robosuite(compared):
+    assert compared["camera"] < 1e-3
+
+
+def test_a_task_is_done_when_its_goal_holds(compared):
+    assert compared["done"] == [False, True]
+
+
+def test_all_suites_are_listed_with_their_words(libero):
+    assert len(libero[0]) == 10 and libero[0][0][1] == "pick up the alphabet soup and place it in the basket"
+    package = libero[1]["package"]
+    process = Process(PROGRAM)
+    for name in HORIZONS if package.startswith("libero-pro") else ("libero_90", "libero_spatial"):
+        process.ask(("describe", name))
+        tasks, _ = process.answer(120.0)
+        assert len(tasks) == (90 if name == "libero_90" else 10)
+        assert all(text.strip() and states == 50 for _, text, states in tasks), name
+        if name == "libero_object_lan":
+            assert tasks[0][1] == "grab alphabet soup and put it into basket"
+    process.end()
+
+
+@pytest.fixture(scope="module")
+def suite(libero):
+    suite = LiberoSuite("libero_object", views=("agentview", "wrist"), workers=2, timeout_s=120.0)
+    yield suite
+    suite.close()
+
+
+def begun(suite, numbers=(0, 1), split="test"):
+    return suite.reset(suite.tasks[:2], numbers, split)
+
+
+def test_first_observations_are_well_formed_and_repeat(suite):
+    starts = begun(suite)
+    check_begun(starts, suite, 2)
+    seen = starts.seen
+    assert seen.frames.shape == (2, 2, 64, 64, 3) and seen.frames.float().std(dim=(2, 3, 4)).min() > 20
+    low, high = (torch.tensor(bound) for bound in (suite.robot.low, suite.robot.high))
+    assert (low <= seen.proprio).all() and (seen.proprio <= high).all()
+    again, other, drawn = begun(suite).seen, begun(suite, (2, 3)).seen, begun(suite, split="train").seen
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(seen.tensors(), again.tensors(), strict=True))
+    assert not torch.equal(other.frames, seen.frames) and not torch.equal(drawn.frames, seen.frames)
+
+
+def test_cameras_see_the_hand_where_it_is_and_the_wrist_moves(suite):
+    seen = begun(suite).seen
+    up = np.zeros((2, 6, 7))
+    up[..., 2] = 1
+    after, _ = suite.carry_out(up)
+    assert torch.equal(after.camera[:, 0], seen.camera[:, 0])
+    assert not torch.equal(after.camera[:, 1], seen.camera[:, 1])
+    for one in range(2):
+        changed = (after.frames[one, 0].int() - seen.frames[one, 0]).abs().sum(-1) > 40
+        rows, columns = (axis.float() + 0.5 for axis in changed.nonzero(as_tuple=True))
+        for moment in (seen, after):
+            point = torch.cat([moment.proprio[one, :3], torch.ones(1)])
+            x, y, depth = moment.camera[one, 0] @ point
+            near = (columns - x / depth).hypot(rows - y / depth) < 6  # pixels, of 64
+            assert near.any()
+    wrist = after.camera[0, 1] @ torch.cat([after.proprio[0, :3], torch.ones(1)])
+    assert abs(wrist[0] / wrist[2] - 32) < 3 and 0 < wrist[2] < 0.3  # the fingers are in its middle, near to it
+
+
+def test_a_killed_process_leaves_no_trace(suite):
+    begun(suite)
+    expected = [suite.carry_out(ACTIONS[:, :4]), suite.carry_out(ACTIONS[:, 4:])]
+    begun(suite)
+    first, before = suite.carry_out(ACTIONS[:, :4]), suite.repeated
+    suite._actors[1].process.popen.kill()
+    both = first, suite.carry_out(ACTIONS[:, 4:])
+    for (mine, _), (other, _) in zip(both, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine.tensors(), other.tensors(), strict=True))
+    assert suite.repeated == before + 1

