@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,11 +10,11 @@ from worldenv.fields import shown
 from worldenv.files import read_json
 from worldenv.robot.kinematics import is_number
 
+INFO = "meta/info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")  # v2.0 differs from v2.1 in its statistics, which are not read
 STATES, ACTIONS = ("observation.state", "state"), ("action", "actions")
 SUCCESS = ("next.success", "next.reward")
 PLACE = re.compile(r"\{(\w+)(?::0?(\d{0,2})d?)?\}")  # {episode_index:06d}
-PLACES = {"episode_chunk", "episode_index", "chunk_index", "file_index", "video_key"}
 MOST_PIXELS, MOST_NUMBERS, MOST_FPS = 2**26, 2**16, 10_000
 
 
@@ -53,44 +52,46 @@ class Info:
     data_path: str
     video_path: str
 
-    @cached_property
-    def homes(self) -> tuple[Path, ...]:
-        """The folders that files may lie in: the data set's, and what the cache of Hugging Face's hub links to."""
-        real = self.folder.resolve()
-        return (real, real.parents[1] / "blobs") if real.parent.name == "snapshots" else (real,)
-
     def file(self, template: str, **values: Any) -> Path:
         """The path of a template of info.json, as `inside` says. Raises TrajectoryFormatError."""
         wrong = [match[0] for match in PLACE.finditer(template) if match[1] not in values]
         if wrong or set("{}") & set(PLACE.sub("", template)):
-            raise self.error(f"the path {template!r:.100} has places that are not known: {listed(wrong) or 'a brace'}")
+            raise TrajectoryFormatError(
+                f"{self.folder / INFO}: the path {template!r:.100} has places that are not known: {listed(wrong)}"
+            )
         return self.inside(PLACE.sub(lambda match: _filled(values[match[1]], match[2]), template))
 
     def inside(self, name: str) -> Path:
-        """A path below the folder. Raises TrajectoryFormatError if it leads out, by `..`, as absolute path or link."""
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-            raise self.error(f"the path {name!r:.200} leads out of the data set: only files within it are read")
-        found = self.folder / path
-        try:
-            real = found.resolve()
-        except (OSError, RuntimeError) as error:  # a loop of links
-            raise TrajectoryFormatError(f"{found}: {error}") from error
-        if not any(real.is_relative_to(home) for home in self.homes):
-            raise TrajectoryFormatError(f"{found} is a link out of the data set: put the file itself there")
-        return found
+        """A path below the folder, as `within` says."""
+        return within(self.folder, name)
 
     def split(self, episode: int) -> str:
         """The split that an episode belongs to, "train" if none is named."""
         return next((name for name, episodes in self.splits.items() if episode in episodes), "train")
 
-    def error(self, message: str) -> TrajectoryFormatError:
-        return TrajectoryFormatError(f"{self.folder / 'meta/info.json'}: {message}")
+
+def within(folder: Path, name: str) -> Path:
+    """The path `name` below the folder.
+
+    Raises TrajectoryFormatError if it leads out, by `..`, as absolute path or by a link. The links of the cache of
+    Hugging Face's hub, from snapshots/<revision> to blobs, are followed.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise TrajectoryFormatError(f"{folder / INFO}: the path {name!r:.200} leads out of the data set: not read")
+    try:
+        found, home = (folder / path).resolve(), folder.resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise TrajectoryFormatError(f"{folder / path}: {error}") from error
+    homes = (home, home.parents[1] / "blobs") if home.parent.name == "snapshots" else (home,)
+    if not any(found.is_relative_to(home) for home in homes):
+        raise TrajectoryFormatError(f"{folder / path} is a link out of the data set: put the file itself there")
+    return folder / path
 
 
 def read_info(folder: Path, state: str | None, action: str | None, views: tuple[str, ...] | None) -> Info:
     """Read and check the file; None: the usual features. Raises UserError if it is missing or not as it should be."""
-    path = folder / "meta/info.json"
+    path = within(folder, INFO)
     document = read_json(path)
     try:
         return _checked(folder, document, state, action, views)

@@ -1,5 +1,6 @@
 """Pictures in videos (mp4) and in tables (PNG, JPEG), decoded and encoded by av."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from worldenv.data.formats.lerobot.extra import need, reading
 
 NEAR = 0.25  # of the time between two frames: how far from its place a frame may be
 RATE_ERROR = 0.01
+BLOCK = 128  # pixels, the largest to which a codec fills up a picture
 MAGIC = {b"\x89PNG": "png", b"\xff\xd8\xff": "mjpeg"}
 # Name -> libav's encoder and its options. Every second frame is a key frame, as in LeRobot: any is soon reached.
 CODECS = {
@@ -67,7 +69,7 @@ def read_video(
     shape = _Shape(size, out.shape[1:3])
     have = np.zeros(len(out), bool)
     with _opened(path) as (container, video):
-        video.codec_context.options = {"max_pixels": str(size[0] * size[1] * 2)}
+        video.codec_context.options = _limits(size)
         video.thread_type = "AUTO"
         if begin_s > 0:
             container.seek(max(int((begin_s - NEAR / fps) / video.time_base), 0), stream=video)
@@ -98,7 +100,7 @@ def read_pictures(path: Path, cells: Sequence[bytes], size: tuple[int, int], out
             if name is None:
                 raise ValueError("it is neither PNG nor JPEG")
             decoder = av.CodecContext.create(name, "r")
-            decoder.options = {"max_pixels": str(size[0] * size[1] * 2)}
+            decoder.options = _limits(size)
             frames = decoder.decode(av.Packet(cell)) + decoder.decode(None)
             if len(frames) != 1:
                 raise ValueError(f"it has {len(frames)} pictures, not one")
@@ -140,6 +142,7 @@ class VideoWriter:
 
     def __init__(self, path: Path, codec: str, fps: float, size: tuple[int, int]) -> None:
         encoder, options = CODECS[codec]
+        os.environ.setdefault("SVT_LOG", "1")  # errors only: it prints forty lines about itself
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "wb")  # noqa: SIM115, closed by `close`
         try:
@@ -168,6 +171,11 @@ class VideoWriter:
         with self._file:
             self._container.mux(self._video.encode(None))
             self._container.close()
+
+
+def _limits(size: tuple[int, int]) -> dict[str, str]:
+    """Options of a decoder, so that a picture of another size takes no memory."""
+    return {"max_pixels": str((size[0] + BLOCK) * (size[1] + BLOCK))}
 
 
 def _size(size: tuple[int, int]) -> str:

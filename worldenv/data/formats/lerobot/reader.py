@@ -160,7 +160,8 @@ class LeRobotReader:
     """The trajectories of a data set of LeRobot, v2.1 or v3.0, in the order of their episodes.
 
     All numbers are read and checked on opening, and the headers of the videos; pictures are decoded with the
-    trajectory. `state`, `action` and `views` are those of the tables where these are given for the folder. Raises UserError naming the file and what is wrong, also where a video is missing.
+    trajectory. A folder is read with `state`, `action` and `views` as LeRobotTables takes them. Raises UserError naming
+    the file and what is wrong, also where a video is missing.
     """
 
     def __init__(

@@ -249,8 +249,14 @@ class _Writer:
     def _write_tables(self, meta: Path) -> None:
         arrow, parquet = need("pyarrow"), need("pyarrow.parquet")
         tasks = {"task_index": list(self.tasks.values()), "task": list(self.tasks)}
-        index = {"index_columns": ["task"], "columns": [], "column_indexes": [], "pandas_version": "2.0.0"}
-        about = {"pandas": json.dumps(index)}  # LeRobot takes the texts for the index of a table of pandas
+        # LeRobot takes the texts for the index of a table of pandas.
+        kinds = {"task_index": ("int64", "int64"), "task": ("unicode", "object")}
+        columns = [
+            {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": of_numpy, "metadata": None}
+            for name, (kind, of_numpy) in kinds.items()
+        ]
+        index = {"index_columns": ["task"], "columns": columns, "column_indexes": [], "pandas_version": "2.3.3"}
+        about = {"pandas": json.dumps(index)}
         parquet.write_table(arrow.table(tasks).replace_schema_metadata(about), meta / "tasks.parquet")
         rows = []
         for episode, stats in zip(self.episodes, self.stats, strict=True):
