@@ -1,6 +1,5 @@
 """Which episodes a data set lists, and where the rows and pictures of each are."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +67,10 @@ def _of_v2(info: Info) -> Iterator[Episode]:
             for view in info.views
             if view.is_video
         }
-        labels = line.get(OWN.rstrip("/")) or {}
-        yield Episode(number, rows, tasks, info.file(info.data_path, **place), videos, dict(labels))
+        labels = line.get(OWN.rstrip("/"))
+        if not isinstance(labels, dict | None):
+            raise TrajectoryFormatError(f"{path}: episode {number} has the labels {shown(labels)}, not an object")
+        yield Episode(number, rows, tasks, info.file(info.data_path, **place), videos, labels or {})
 
 
 def _of_v3(info: Info) -> Iterator[Episode]:
@@ -127,7 +128,7 @@ def _number(path: Path, row: dict[str, Any], key: str) -> float:
     value = row[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 10**9:
         raise TrajectoryFormatError(
-            f"{path}: {key} of episode {row['episode_index']} is {json.dumps(value)}; it should be a number from 0"
+            f"{path}: {key} of episode {row['episode_index']} is {shown(value)}; it should be a number from 0"
         )
     return value
 

@@ -81,7 +81,7 @@ def within(folder: Path, name: str) -> Path:
         raise TrajectoryFormatError(f"{folder / INFO}: the path {name!r:.200} leads out of the data set: not read")
     try:
         found, home = (folder / path).resolve(), folder.resolve()
-    except (OSError, RuntimeError) as error:  # a loop of links
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name that is not UTF-8
         raise TrajectoryFormatError(f"{folder / path}: {error}") from error
     homes = (home, home.parents[1] / "blobs") if home.parent.name == "snapshots" else (home,)
     if not any(found.is_relative_to(home) for home in homes):

@@ -28,7 +28,7 @@ CODECS = {
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """The container and its video. As mp4 and from an open file: nothing that the file names is opened."""
     av = need("av")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise TrajectoryFormatError(f"{path}: there is no such video")
     with reading(path, "the video cannot be read"), open(path, "rb") as file:
         with av.open(file, format="mp4", metadata_errors="replace") as container:
@@ -71,6 +71,7 @@ def read_video(
     with _opened(path) as (container, video):
         video.codec_context.options = _limits(size)
         video.thread_type = "AUTO"
+        video.codec_context.thread_count = len(os.sched_getaffinity(0))  # libav would take those of the machine
         if begin_s > 0:
             container.seek(max(int((begin_s - NEAR / fps) / video.time_base), 0), stream=video)
         for frame in container.decode(video):
@@ -151,6 +152,7 @@ class VideoWriter:
                 encoder, rate=Fraction(fps).limit_denominator(10_000), options=options
             )
             self._video.height, self._video.width, self._video.pix_fmt = *size, "yuv420p"
+            self._video.codec_context.thread_count = 1  # the same file on every machine
         except BaseException:
             self._file.close()
             raise

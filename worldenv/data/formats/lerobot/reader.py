@@ -5,6 +5,7 @@ action leads to nothing that was recorded. The success after an action is next.s
 or 1. Task and instruction are LeRobot's task; `start` is the number of the episode.
 """
 
+import os
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
@@ -51,8 +52,8 @@ class LeRobotTables:
         self.folder = as_path(folder)
         self.info: Info = read_info(self.folder, state, action, None if views is None else tuple(views))
         self._texts, found = read_tasks(self.info), read_episodes(self.info)
-        self.episodes = [episode for episode in found if episode.table.exists()]
-        self.missing = tuple(episode.number for episode in found if not episode.table.exists())
+        self.episodes = [episode for episode in found if os.path.exists(episode.table)]
+        self.missing = tuple(sorted({episode.number for episode in found} - {e.number for e in self.episodes}))
         if not self.episodes:
             raise TrajectoryFormatError(f"{found[0].table}: there is no such file, and none of the other episodes")
         if self.missing:

@@ -1,5 +1,6 @@
 """Parquet files, read with suspicion: what a column claims is checked before it takes memory."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import numpy as np
 from worldenv.data.formats.hdf5 import TrajectoryFormatError, listed
 from worldenv.data.formats.lerobot.extra import need, reading
 
-MOST_ROWS = 10**8
+MOST_ROWS = 10**7
+MOST_BYTES = 2**31  # of all numbers of a table, or of the pictures of a row group; LeRobot's tables have 100 MB
 MOST_TEXT_BYTES = 2**28  # of the columns of a table about episodes
 
 
@@ -19,13 +21,13 @@ class Table:
     def __init__(self, path: Path) -> None:
         parquet = need("pyarrow.parquet")
         self.path = path
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             raise TrajectoryFormatError(f"{path}: it is not a file")
         try:
             with reading(path):
                 self.file = parquet.ParquetFile(path, page_checksum_verification=True)
         except TrajectoryFormatError as error:
-            if not path.exists():
+            if not os.path.exists(path):
                 raise TrajectoryFormatError(f"{path}: there is no such file") from error
             raise
         self.rows = self.file.metadata.num_rows
@@ -37,6 +39,8 @@ class Table:
         with reading(self.path):
             for key, size in sizes.items():
                 self._check_claim(key, size)
+            if (claimed := 8 * self.rows * sum(sizes.values())) > MOST_BYTES:
+                raise ValueError(f"its {self.rows} rows claim {claimed} bytes of numbers; {MOST_BYTES} are the most")
             table = self.file.read(columns=list(sizes), use_threads=False)
             return {key: _values(table.column(key), key, size) for key, size in sizes.items()}
 
@@ -58,6 +62,8 @@ class Table:
             for number in range(self.file.metadata.num_row_groups):
                 last = first + self.file.metadata.row_group(number).num_rows
                 if first < end and begin < last:
+                    if (claimed := sum(c.total_uncompressed_size for c in self._chunks([key], number))) > MOST_BYTES:
+                        raise ValueError(f"claims {claimed} bytes of pictures; {MOST_BYTES} are the most")
                     column = self.file.read_row_group(number, columns=[key], use_threads=False).column(key)
                     some = column.slice(max(begin - first, 0), min(end, last) - max(begin, first))
                     cells += some.to_pylist()
@@ -81,11 +87,12 @@ class Table:
         if values != self.rows * size:
             raise ValueError(f"the column {key} has {values} values in {self.rows} rows; it should have {size} in each")
 
-    def _chunks(self, keys: list[str]) -> Iterable[Any]:
+    def _chunks(self, keys: list[str], group: int | None = None) -> Iterable[Any]:
+        """What the file says of the columns, in one row group or in all."""
         metadata = self.file.metadata
-        for number in range(metadata.num_row_groups):
-            group = metadata.row_group(number)
-            for column in map(group.column, range(group.num_columns)):
+        for number in range(metadata.num_row_groups) if group is None else (group,):
+            found = metadata.row_group(number)
+            for column in map(found.column, range(found.num_columns)):
                 if any(column.path_in_schema == key or column.path_in_schema.startswith(f"{key}.") for key in keys):
                     yield column
 
