@@ -20,7 +20,7 @@ FORBIDDEN_NAMES = {"utils", "helpers", "common", "core", "base"}
 LAYERS = (
     {"__main__"},
     {"cli", "info"},
-    {"options"},
+    {"options", "convert"},
     {"job"},
     {"assemble"},
     {"saved"},

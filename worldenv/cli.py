@@ -1,4 +1,4 @@
-"""`worldenv-train` and `worldenv-eval`: parse, run, and end stdout with one JSON line.
+"""`worldenv-train`, `worldenv-eval`, `worldenv-convert`: parse, run, and end stdout with one JSON line.
 
 What needs torch is imported late, so that an interruption is answered in one line from the first moment on.
 """
@@ -46,6 +46,17 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
     _main(work, "worldenv-eval", arguments)
 
 
+def convert(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `worldenv-convert SOURCE TARGET [options]`."""
+
+    def work(words: Sequence[str], command: str) -> dict:
+        from worldenv import convert as module
+
+        return module.convert(module.parsed(words))
+
+    _main(work, "worldenv-convert", arguments)
+
+
 def info(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-info [--json]`."""
     try:
@@ -83,7 +94,8 @@ def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: S
             _end(f"{program}: {_in_one_line(f'{place}{error.strerror}')}", 1)
         else:
             if problem := print_result(json.dumps(result, allow_nan=False)):
-                told = f"the result could not be printed to stdout ({problem}); it is in {result['run']}/result.json"
+                told = f"the result could not be printed to stdout ({problem})"
+                told += f"; it is in {result['run']}/result.json" if "run" in result else ""
                 _end(f"{program}: {told}", 1)
 
 

@@ -42,7 +42,7 @@ def test_file_of_libero_itself_opens(tmp_path):
     with TrajectoryReader(path) as reader:
         found = reader[0]
     np.testing.assert_array_equal(found.frames[:, 0], array["obs/agentview_rgb"])
-    np.testing.assert_array_equal(found.actions, array["actions"][:-1].astype(np.float32))
+    np.testing.assert_array_equal(found.actions, array["actions"][1:].astype(np.float32))  # of obs[t], obs[t + 1]
     np.testing.assert_allclose(found.proprio[:, 6], [1, 0.5, 0, 1, 0.5, 0], atol=1e-6)
     np.testing.assert_array_equal(found.success, [False, False, False, False, True])
     assert found.instruction == "open the drawer" and found.task == "open_the_drawer" and found.source == "expert"

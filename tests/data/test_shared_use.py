@@ -226,7 +226,7 @@ def test_what_is_no_file_of_trajectories_is_named_for_what_it_is(tmp_path):
         TrajectoryReader(tmp_path / "pipe.hdf5")
     (tmp_path / "lerobot" / "meta").mkdir(parents=True)
     (tmp_path / "lerobot" / "data").mkdir()
-    with pytest.raises(TrajectoryFormatError, match="lerobot: a data set of LeRobot .*, which is not read: convert"):
+    with pytest.raises(TrajectoryFormatError, match="lerobot: a data set of LeRobot .*: read it with LeRobotReader"):
         TrajectoryReader(tmp_path / "lerobot")
     (tmp_path / "libero").mkdir()
     (tmp_path / "libero" / "open_it_demo.hdf5").touch()

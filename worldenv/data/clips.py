@@ -12,9 +12,10 @@ from worldenv.data.formats.demos import Demo
 from worldenv.data.formats.layout import Steps
 from worldenv.data.formats.opened import OpenFiles
 from worldenv.data.frames import MemoryFrames, StoredFrames
+from worldenv.data.orientation import Orientation
 from worldenv.data.paths import as_path
 from worldenv.data.trajectories import Trajectory, read_episodes
-from worldenv.errors import UserError
+from worldenv.data.trajectory import check_alike
 
 TEXTS = ("instructions", "tasks")
 
@@ -40,7 +41,7 @@ class Clips:
     def of(cls, trajectories: Sequence[Trajectory]) -> "Clips":
         """Frames in memory. Raises ValueError if there are no trajectories or they do not fit together."""
         names = [f"trajectory {i}" for i in range(len(trajectories))]
-        _check_alike(names, [(t.proprio, t.actions, t.camera, t.views, t.frames.shape[2:4]) for t in trajectories])
+        check_alike(names, [(t.proprio, t.actions, t.camera, t.views, t.frames.shape[2:4]) for t in trajectories])
         begin = np.cumsum([0, *(len(t.frames) for t in trajectories)])
         rows = np.empty((begin[-1], *trajectories[0].frames.shape[1:]), np.uint8)
         for first, t in zip(begin, trajectories, strict=False):
@@ -51,18 +52,23 @@ class Clips:
         return cls(stored, **_stacked(steps), **dict(zip(TEXTS, texts, strict=True)), views=trajectories[0].views)
 
     @classmethod
-    def open(cls, paths: str | Path | Iterable[str | Path], instruction: str | None = None) -> "Clips":
+    def open(
+        cls,
+        paths: str | Path | Iterable[str | Path],
+        instruction: str | None = None,
+        orientation: Orientation | None = None,
+    ) -> "Clips":
         """Frames on disk: of one data set (folder or file) or of several, one after the other.
 
         Raises TrajectoryFormatError as TrajectoryReader does, UserError if the trajectories do not fit together.
         """
         paths, files = [paths] if isinstance(paths, str | bytes | Path) else list(paths), OpenFiles()
         found: list[tuple[Demo, Steps]] = [
-            pair for path in paths for pair in read_episodes(as_path(path), files, instruction)
+            pair for path in paths for pair in read_episodes(as_path(path), files, instruction, orientation)
         ]
         demos, steps = [demo for demo, _ in found], [part for _, part in found]
         alike = [(s["proprio"], s["actions"], s["camera"], d.views, d.size) for d, s in found]
-        _check_alike([f"{demo.path}: /data/{demo.name}" for demo in demos], alike)
+        check_alike([f"{demo.path}: /data/{demo.name}" for demo in demos], alike)
         texts = {name: tuple(d.labels[name.removesuffix("s")] for d in demos) for name in TEXTS}
         return cls(StoredFrames(demos, files), **_stacked(steps), **texts, views=demos[0].views)
 
@@ -113,29 +119,6 @@ class Clips:
         """The K actions that follow a frame; past the end the last one is repeated."""
         index = torch.minimum(step[:, None] + torch.arange(chunk), self.length[episode, None] - 1)
         return self.actions[episode[:, None], index]
-
-
-def _check_alike(names: Sequence[str], parts: Sequence[tuple]) -> None:
-    """Raise UserError unless all (proprio, actions, camera, views, picture size) could be in one batch."""
-    if not parts:
-        raise UserError("clips are made of at least one trajectory, but there are none")
-    about = [
-        {
-            "views": views,
-            "picture size": tuple(size),
-            "length of proprio": proprio.shape[1],
-            "length of an action": actions.shape[1],
-            "whether a camera is given": camera is not None,
-        }
-        for proprio, actions, camera, views, size in parts
-    ]
-    for name, found in zip(names, about, strict=True):
-        for what, value in found.items():
-            if value != about[0][what]:
-                raise UserError(
-                    f"{name} differs from {names[0]} in {what}: {value}, not {about[0][what]}; "
-                    "trajectories that are used together should agree"
-                )
 
 
 def _stacked(parts: Sequence[Steps]) -> dict[str, Tensor | None]:

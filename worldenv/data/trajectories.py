@@ -18,6 +18,7 @@ from worldenv.data.formats.hdf5 import DAMAGE, TrajectoryFormatError, listed, na
 from worldenv.data.formats.layout import FRAMES_PER_CHUNK, Steps, count_demos, write_demo, write_header
 from worldenv.data.formats.opened import OpenFiles, open_file
 from worldenv.data.interrupts import uninterrupted
+from worldenv.data.orientation import Orientation, check_orientation
 from worldenv.data.paths import as_path
 from worldenv.data.trajectory import Trajectory, check_text
 from worldenv.errors import UserError
@@ -181,17 +182,21 @@ class TrajectoryWriter:
 class TrajectoryReader:
     """The trajectories of a data set, ours (a folder or one file) or a file of LIBERO or robomimic, in their order.
 
-    All is checked on opening but the pictures, which are read with the trajectory. `instruction` is that of all
-    trajectories, whatever the files say: needed where they say nothing. A reader may go to other processes, forked or
-    spawned, and threads take turns. Raises TrajectoryFormatError naming the file, the group and what is wrong.
+    All is checked on opening but the pictures, which are read with the trajectory. `instruction` and `orientation` (in
+    which the pictures are stored; they are returned upright) are those of all trajectories, whatever the files say:
+    needed where they say nothing. A reader may go to other processes, forked or spawned, and threads take turns. Raises
+    TrajectoryFormatError naming the file, the group and what is wrong.
     """
 
-    def __init__(self, path: str | Path, instruction: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, instruction: str | None = None, orientation: Orientation | None = None
+    ) -> None:
         self.path, self._files = as_path(path), OpenFiles()
         if instruction is not None:
             check_text("instruction", instruction)
         try:
-            self._demos = [demo for demo, _ in read_episodes(self.path, self._files, instruction)]
+            found = read_episodes(self.path, self._files, instruction, orientation)
+            self._demos = [demo for demo, _ in found]
         except BaseException:
             self.close()
             raise
@@ -225,14 +230,18 @@ class TrajectoryReader:
         self._files.close()
 
 
-def read_episodes(path: Path, files: OpenFiles, instruction: str | None = None) -> Iterator[tuple[Demo, Steps]]:
+def read_episodes(
+    path: Path, files: OpenFiles, instruction: str | None = None, orientation: Orientation | None = None
+) -> Iterator[tuple[Demo, Steps]]:
     """All trajectories of a folder or file but for their frames, checked as TrajectoryReader says."""
+    if orientation is not None:
+        check_orientation(orientation)
     paths = part_paths(path) if os.path.isdir(path) else [path]
     if not paths:
         raise TrajectoryFormatError(_without_parts(path))
     for part in paths:
         with files.use(part) as file:
-            yield from read_file(part, file, instruction)
+            yield from read_file(part, file, instruction, orientation)
 
 
 def part_paths(folder: Path) -> list[Path]:
@@ -248,7 +257,7 @@ def part_paths(folder: Path) -> list[Path]:
 def _without_parts(folder: Path) -> str:
     found = {path.name for path in folder.iterdir()}
     if {"meta", "data"} <= found:
-        return f"{folder}: a data set of LeRobot (meta, data), which is not read: convert it to files of LIBERO"
+        return f"{folder}: a data set of LeRobot (meta, data): read it with LeRobotReader, or use worldenv-convert"
     if files := sorted(name for name in found if name.endswith((".hdf5", ".h5"))):
         return f"{folder}: the folder has no part-<number>.h5: name one of its files ({listed(files)})"
     return f"{folder}: the folder has no part-<number>.h5 (found {listed(found)})"

@@ -1,5 +1,6 @@
 """One recorded episode and what makes it well formed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,29 @@ def check_labels(instruction: Any, task: Any, start: Any, split: Any, source: An
         raise UserError(f"source is {source!r:.200}: it should be one of {', '.join(SOURCES)}")
     if isinstance(start, bool) or not isinstance(start, int | np.integer) or not -(2**63) <= start < 2**63:
         raise UserError(f"start is {start!r:.100}: it should be an integer of 64 bits")
+
+
+def check_alike(names: Sequence[str], parts: Sequence[tuple]) -> None:
+    """Raise UserError unless all (proprio, actions, camera, views, picture size) could be in one batch."""
+    if not parts:
+        raise UserError("clips are made of at least one trajectory, but there are none")
+    about = [
+        {
+            "views": views,
+            "picture size": tuple(size),
+            "length of proprio": proprio.shape[1],
+            "length of an action": actions.shape[1],
+            "whether a camera is given": camera is not None,
+        }
+        for proprio, actions, camera, views, size in parts
+    ]
+    for name, found in zip(names, about, strict=True):
+        for what, value in found.items():
+            if value != about[0][what]:
+                raise UserError(
+                    f"{name} differs from {names[0]} in {what}: {value}, not {about[0][what]}; "
+                    "trajectories that are used together should agree"
+                )
 
 
 def check_text(name: str, value: Any) -> None:

@@ -20,6 +20,7 @@ from worldenv.data.formats.layout import (
     read_labels,
     read_own,
 )
+from worldenv.data.orientation import Orientation, upright
 from worldenv.data.trajectory import check_labels, check_steps
 
 CHUNKS_PER_READ = 4  # bounds the memory of one read
@@ -39,10 +40,13 @@ class Demo:
     last: tuple[str, int] | None  # group and row of frame T; None: it is row T of obs
     labels: dict[str, Any]  # instruction, task, start, split, source
     checks: np.ndarray | None  # [T + 1, V] uint32
+    orientation: Orientation  # of the stored pictures
 
 
-def read_file(path: Path, file: h5py.File, instruction: str | None = None) -> Iterator[tuple[Demo, Steps]]:
-    """All trajectories of a file, but for their frames; `instruction` takes the place of theirs.
+def read_file(
+    path: Path, file: h5py.File, instruction: str | None = None, orientation: Orientation | None = None
+) -> Iterator[tuple[Demo, Steps]]:
+    """All trajectories of a file, but for their frames; `instruction` and `orientation` take the place of the file's.
 
     Raises TrajectoryFormatError naming the file, the group and what is wrong: a dataset that is missing or of another
     shape or dtype, lengths that differ, values that are not finite or lie elsewhere, no trajectories.
@@ -57,7 +61,7 @@ def read_file(path: Path, file: h5py.File, instruction: str | None = None) -> It
     total = 0
     for index, name in enumerate(names):
         with named(path, f"/data/{name}"):
-            demo, steps = _read_demo(path, data, name, index, foreign, instruction)
+            demo, steps = _read_demo(path, data, name, index, foreign, instruction, orientation)
         total += demo.steps
         yield demo, steps
     with named(path, "/data"):
@@ -73,7 +77,7 @@ def read_steps(file: h5py.File, demo: Demo) -> Steps:
 
 
 def read_frames(file: h5py.File, demo: Demo, steps: np.ndarray, out: np.ndarray) -> None:
-    """The frames of these steps (each once, rising) into `out` [len(steps), V, H, W, 3] uint8.
+    """The frames of these steps (each once, rising), upright, into `out` [len(steps), V, H, W, 3] uint8.
 
     One read for each run of steps; a run goes on where the next step lies in the same chunk of the file or in the next.
     """
@@ -89,10 +93,18 @@ def read_frames(file: h5py.File, demo: Demo, steps: np.ndarray, out: np.ndarray)
             for place, step in enumerate(steps if demo.checks is not None else ()):
                 if crc32(out[place, number]) != demo.checks[step, number]:
                     raise ValueError(f"frame {step} of {key} is damaged: its checksum differs")
+    if demo.orientation != "upright":
+        out[...] = upright(out, demo.orientation).copy()
 
 
 def _read_demo(
-    path: Path, data: h5py.Group, name: str, index: int, foreign: File | None, instruction: str | None
+    path: Path,
+    data: h5py.Group,
+    name: str,
+    index: int,
+    foreign: File | None,
+    instruction: str | None,
+    orientation: Orientation | None,
 ) -> tuple[Demo, Steps]:
     group = member(data, name)
     if not isinstance(group, h5py.Group):
@@ -111,7 +123,8 @@ def _read_demo(
     checks = read_checks(group, steps, labels) if foreign is None else None
     if instruction is not None:
         labels = labels | {"instruction": instruction}
-    return Demo(path, name, foreign, length, steps["views"], pictures, size, last, labels, checks), steps
+    way = orientation or ("upright" if foreign is None else foreign.orientation)
+    return Demo(path, name, foreign, length, steps["views"], pictures, size, last, labels, checks, way), steps
 
 
 def _frame_size(

@@ -8,12 +8,13 @@ What is read, from the first of these that is there:
                    file, if it ends in _demo
     task           the name of the file, if it ends in _demo; env_name of env_args; the name of the file
 
-A file with num_demos is LIBERO's own. There, obs[t] was taken after actions[t]. It is paired with actions[t] all the
-same, as policies trained on LIBERO expect, so the success after actions[t] here is the file's reward at t + 1. In all
-other files obs[t] was taken before actions[t].
+A file with num_demos is LIBERO's own. There, obs[t] was taken after actions[t], so what leads from obs[t] to obs[t + 1]
+is actions[t + 1], and the first action is dropped. In all other files obs[t] was taken before actions[t].
 Where there is next_obs, its last entry follows the last action. Where there is none, the last action is dropped, and an
 episode has one action less than the file. In regenerated files only the last action has a reward, so all frames that
-remain come before the success. Pictures are returned as stored.
+remain come before the success.
+Pictures are upside down where the file says so (macros_image_convention is opengl): those are returned upright. All
+others are returned as stored, unless the reader is told their orientation.
 """
 
 import json
@@ -27,6 +28,7 @@ import numpy as np
 
 from worldenv.data.formats.hdf5 import keys, listed, member, names, text, values
 from worldenv.data.formats.layout import Steps
+from worldenv.data.orientation import Orientation
 
 FIRST_VIEWS = ("agentview", "eye_in_hand")
 PICTURE = re.compile(r"(?:robot0_)?(.+)_(?:rgb|image)")
@@ -36,6 +38,8 @@ POSES = (
     (("ee_pos", 3), ("ee_ori", 3)),
     (("robot0_eef_pos", 3), ("robot0_eef_quat", 4)),
 )
+CONVENTION = "macros_image_convention"
+CONVENTIONS: dict[str, Orientation] = {"opengl": "flipped", "opencv": "upright"}
 GRIPPERS = ((("gripper_states", 2),), (("robot0_gripper_qpos", 2),))
 
 
@@ -44,6 +48,7 @@ class File:
     """What a file says of all its trajectories."""
 
     is_seen_after: bool  # obs[t] was taken after actions[t]
+    orientation: Orientation  # of the stored pictures
     instruction: str | None
     task: str
     valid: frozenset[str]  # names of the trajectories that are kept for validation
@@ -59,7 +64,8 @@ class File:
             found = re.sub(r"^.*SCENE\d*_", "", task).replace("_", " ")
         if not is_named:
             task = _text_of(data, "env_args", "env_name") or task
-        return cls("num_demos" in data.attrs, instruction or found, task, frozenset(names(file, "mask/valid")))
+        kept = frozenset(names(file, "mask/valid"))
+        return cls("num_demos" in data.attrs, _orientation(data), instruction or found, task, kept)
 
     def labels(self, demo: h5py.Group, name: str, index: int) -> dict[str, Any]:
         """The labels of the trajectory of that name and number. Raises ValueError if there is no instruction."""
@@ -86,7 +92,8 @@ def read_foreign(demo: h5py.Group, file: File) -> tuple[Steps, tuple[str, ...], 
     if has_next:
         proprio = np.concatenate([proprio, _proprio(demo, "next_obs", rows)[-1:]])
     else:
-        actions, reward = actions[:-1], reward[1:] if file.is_seen_after else reward[:-1]
+        kept = slice(1, None) if file.is_seen_after else slice(-1)
+        actions, reward = actions[kept], reward[kept]
     steps = {
         "proprio": proprio,
         "actions": actions.astype(np.float32),
@@ -95,6 +102,14 @@ def read_foreign(demo: h5py.Group, file: File) -> tuple[Steps, tuple[str, ...], 
         "views": tuple(views),
     }
     return steps, tuple(views.values()), ("next_obs", rows - 1) if has_next else None
+
+
+def _orientation(data: h5py.Group) -> Orientation:
+    if CONVENTION not in data.attrs:
+        return "upright"
+    if (said := text(data, CONVENTION)) not in CONVENTIONS:
+        raise ValueError(f"the attribute {CONVENTION} is {said!r:.50}; known are {listed(CONVENTIONS)}")
+    return CONVENTIONS[said]
 
 
 def axis_angle(
