@@ -57,7 +57,8 @@ class Info:
         wrong = [match[0] for match in PLACE.finditer(template) if match[1] not in values]
         if wrong or set("{}") & set(PLACE.sub("", template)):
             raise TrajectoryFormatError(
-                f"{self.folder / INFO}: the path {template!r:.100} has places that are not known: {listed(wrong or ['a brace'])}"
+                f"{self.folder / INFO}: the path {template!r:.100} has places that are not known: "
+                f"{listed(wrong or ['a brace'])}"
             )
         return self.inside(PLACE.sub(lambda match: _filled(values[match[1]], match[2]), template))
 
