@@ -56,9 +56,9 @@ class Info:
         """The path of a template of info.json, as `inside` says. Raises TrajectoryFormatError."""
         wrong = [match[0] for match in PLACE.finditer(template) if match[1] not in values]
         if wrong or set("{}") & set(PLACE.sub("", template)):
-            found = listed(wrong or ["a brace"])
             raise TrajectoryFormatError(
-                f"{self.folder / INFO}: the path {template!r:.100} has places that are not known: {found}"
+                f"{self.folder / INFO}: the path {template!r:.100} has places that are not known: "
+                f"{listed(wrong or ['a brace'])}"
             )
         return self.inside(PLACE.sub(lambda match: _filled(values[match[1]], match[2]), template))
 
