@@ -26,12 +26,12 @@ def run(seed: int, folder: Path, options: list[str]) -> dict:
         words = [word for word in found["command"].split() if word != "--resume"]
         if words[words.index("--run") + 2 :] != options:
             sys.exit(f"{folder} was made by {found['command']!r}: give another --name")
-        return found
+        return found | {"run": str(folder)}  # not the absolute path of this machine
     resume = ["--resume"] if folder.exists() else []
     command = [sys.executable, "-P", "-m", "worldenv", "tabletop", "--seed", str(seed), "--start-seed", str(seed)]
     command += ["--run", str(folder), *resume, *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1]) | {"run": str(folder)}
 
 
 def summary(results: list[dict]) -> dict:
