@@ -1,6 +1,7 @@
 """Tiny seeded models that many tests share; every size is explicit, so that tuning the defaults moves no test."""
 
 import copy
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from worldenv.assemble import Parts
 from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
 from worldenv.interfaces.observation import Observation, Starts, table_of
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
+from worldenv.records.model_files import save_model
 from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
 from worldenv.robot.camera import tabletop_camera
 from worldenv.robot.kinematics import Kinematics
@@ -77,6 +79,12 @@ class Tiny:
     def parts(self, seed: int = 0, size: int = 16) -> Parts:
         """All parts of a run, small."""
         return Parts(TabletopSuite(size), self.policy(seed), self.world(seed, size), self.reflector(seed))
+
+    def save(self, path: Path, size: int = 64, levels: tuple[float, ...] = (1.0,)) -> None:
+        """Policy, composer and reflector as files of a folder of models that is there."""
+        save_model(path / "policy.safetensors", self.policy(), "policy", {})
+        save_model(path / "composer.safetensors", self.simulator(size=size), "composer", {}, levels=levels)
+        save_model(path / "reflector.safetensors", self.reflector(), "reflector", {})
 
     def engine(
         self,

@@ -28,9 +28,7 @@ from worldenv.worlds.composer.world import ComposerWorld
 @pytest.fixture(scope="module")
 def folder(tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("models")
-    save_model(path / "policy.safetensors", tiny.policy(), "policy", {})
-    save_model(path / "composer.safetensors", tiny.simulator(), "composer", {}, levels=(1.0, 0.5))
-    save_model(path / "reflector.safetensors", tiny.reflector(), "reflector", {})
+    tiny.save(path, size=16, levels=(1.0, 0.5))
     causal = CausalNetwork(CausalConfig(image_size=16, width=32, layers=1, heads=2, key_heads=1, channels=4))
     save_model(path / "causal.safetensors", causal, "causal", {}, levels=(1.0,))
     ranges = {"policy": {"encoder.stem.1": [-1.0, 1.0]}, "world": {}, "reflector": {}}

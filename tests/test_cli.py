@@ -18,9 +18,7 @@ PRACTICE = ["--rl.iterations", "2", "--rl.starts", "2", "--rl.siblings", "2", "-
 @pytest.fixture(scope="module")
 def models(tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("models")
-    save_model(path / "policy.safetensors", tiny.policy(), "policy", {})
-    save_model(path / "composer.safetensors", tiny.simulator(size=64), "composer", {}, levels=(1.0,))
-    save_model(path / "reflector.safetensors", tiny.reflector(), "reflector", {})
+    tiny.save(path)
     return str(path)
 
 

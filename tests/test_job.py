@@ -32,9 +32,7 @@ FILES = ("policy", "composer", "reflector")
 @pytest.fixture(scope="module")
 def folder(tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("models")
-    save_model(path / "policy.safetensors", tiny.policy(), "policy", {})
-    save_model(path / "composer.safetensors", tiny.simulator(size=64), "composer", {}, levels=(1.0,))
-    save_model(path / "reflector.safetensors", tiny.reflector(), "reflector", {})
+    tiny.save(path)
     causal = CausalNetwork(CausalConfig(width=32, layers=1, heads=2, key_heads=1, channels=4))
     save_model(path / "causal.safetensors", causal, "causal", {}, levels=(1.0,))
     return path

@@ -18,7 +18,7 @@ from worldenv.evaluation.measure import practice_starts
 from worldenv.evaluation.truth import act_in_true
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.checkpoint import CheckpointError, load_state, load_weights
-from worldenv.records.model_files import RANGES, save_model, save_ranges
+from worldenv.records.model_files import RANGES, save_ranges
 from worldenv.records.resumption import identity
 from worldenv.records.run_folder import RunFolder
 from worldenv.reflector.small import SmallReflector
@@ -60,9 +60,7 @@ def few():
 @pytest.fixture(scope="module")
 def models(tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("models")
-    save_model(path / "policy.safetensors", tiny.policy(), "policy", {})
-    save_model(path / "composer.safetensors", tiny.simulator(size=64), "composer", {}, levels=(1.0,))
-    save_model(path / "reflector.safetensors", tiny.reflector(), "reflector", {})
+    tiny.save(path)
     parts = load(path)
     engine, networks = make_engine(parts, CONFIG.engine), parts.networks()
     ranges = measure_ranges(networks, engine, practice_starts(parts.suite, 0).pick(torch.arange(2)), 0)

@@ -13,7 +13,6 @@ from worldenv.assemble import check_names
 from worldenv.config import EvaluateConfig, TrainConfig
 from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
-from worldenv.records.model_files import save_model
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import EngineConfig
@@ -164,9 +163,7 @@ def test_own_part_that_is_gone_is_named(make, own, monkeypatch):
 def models(tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "mine"
     path.mkdir()
-    save_model(path / "policy.safetensors", tiny.policy(), "policy", {})
-    save_model(path / "composer.safetensors", tiny.simulator(size=64), "composer", {}, levels=(1.0,))
-    save_model(path / "reflector.safetensors", tiny.reflector(), "reflector", {})
+    tiny.save(path)
     return path
 
 
