@@ -31,8 +31,8 @@ class ScratchConfig:
     teacher_pretraining: Schedule = Schedule(steps=600, batch=32, learning_rate=1.2e-3, weight_decay=1e-3)
     teacher: Schedule = Schedule(steps=5000, batch=16, learning_rate=1e-3, weight_decay=1e-3)
     student: Schedule = Schedule(steps=1800, batch=8, learning_rate=4e-4, weight_decay=1e-3)
-    contact: Schedule = Schedule(steps=6000, batch=128, learning_rate=2e-3, weight_decay=1e-2)
-    beside: int = 4  # times that recorded chunks are tried again from a gripper that stands beside
+    contact: Schedule = Schedule(steps=12_000, batch=128, learning_rate=2e-3, weight_decay=1e-2)
+    beside: int = 6  # times that recorded chunks are tried again from a gripper that stands beside
     unroll: int = 5  # chunks that the student imagines in a row while it learns
     causal: CausalConfig = CausalConfig()  # sizes of the causal world model
     causal_teacher: Schedule = Schedule(steps=30_000, batch=64, learning_rate=5e-4, weight_decay=1e-3)
