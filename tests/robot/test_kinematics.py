@@ -216,7 +216,7 @@ def test_composition_is_traced_without_a_graph_break():
 
 
 def test_what_these_kinematics_cannot_do_is_refused():
-    with pytest.raises(ValueError, match="proprio has 9 numbers and an action 7; these kinematics are of 7 each"):
+    with pytest.raises(ValueError, match="proprio has 9 numbers and an action 7; these kinematics are of 7 and 7"):
         chunk_kinematics(torch.zeros(2, 9), torch.zeros(2, 4, 7), Kinematics())
     with pytest.raises(ValueError, match="proprio has 7 numbers and an action 8"):
         forward_kinematics(torch.zeros(7), torch.zeros(8), Kinematics())

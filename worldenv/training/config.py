@@ -11,6 +11,7 @@ from worldenv.worlds.composer.network import ComposerConfig
 from worldenv.worlds.levels import check_levels
 
 MOST_EPISODES = 100_000  # of a kind, or of a kind and task; the numbers of their start states are that far apart
+SCRATCH_WORLDS = {"tabletop": ("composer", "causal"), "metaworld": ("causal",)}  # that are made, by suite
 TOKENIZER_FRAMES = 512  # that the tokenizer of the causal world model is fitted to
 
 

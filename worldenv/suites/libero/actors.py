@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from worldenv.errors import UserError
-from worldenv.suites.libero.process import Moment
+from worldenv.suites.offscreen import Moment
 
 PROGRAM = (sys.executable, "-P", "-c", "from worldenv.suites.libero.process import main; main()")
 ROOT = Path(__file__).resolve().parents[3]  # what worldenv is imported from

@@ -10,20 +10,12 @@ import time
 import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from worldenv.errors import UserError
-
-
-class Moment(NamedTuple):
-    """What follows from a request: whether the task was done after each action, and what is there to see at the end."""
-
-    done: np.ndarray  # [n] bool
-    frames: np.ndarray | None  # [V, H, W, 3] uint8; None: nobody looks
-    proprio: np.ndarray  # [P] float32
-    camera: np.ndarray  # [V, 3, 4] float32
+from worldenv.suites.offscreen import Moment
 
 
 class Simulator:
