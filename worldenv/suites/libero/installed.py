@@ -33,7 +33,7 @@ def installed() -> dict[str, str]:
             f"mujoco {found['mujoco']} is installed, and LIBERO needs {offscreen.MUJOCO}: newer ones throw its "
             f"objects into the air at the beginning; pip install mujoco=={offscreen.MUJOCO}"
         )
-    found["gl"] = offscreen.choose_library("LIBERO")
+    found["gl"] = os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = offscreen.drawing_library("LIBERO")
     _check_opencv()
     _configure(package)
     return found

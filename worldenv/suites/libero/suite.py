@@ -11,11 +11,12 @@ from worldenv.errors import UserError, nearest
 from worldenv.fields import shown
 from worldenv.robot.kinematics import is_number
 from worldenv.robot.robot import Robot
+from worldenv.suites.actors import Actor, ask_once, program
 from worldenv.suites.held import HeldSuite, check_views, count, drawn_from
-from worldenv.suites.libero.actors import PROGRAM, Actor, ask_once
 from worldenv.suites.libero.tasks import HORIZONS, LiberoTask
 from worldenv.suites.offscreen import Moment
 
+PROGRAM = program("worldenv.suites.libero.process")
 VIEWS = ("agentview", "wrist")
 Pictures = Literal["fast", "official"]
 TURN = 6.2832  # rad

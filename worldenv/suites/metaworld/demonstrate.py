@@ -54,6 +54,7 @@ def disturb(episodes: int, seed: int, chunk: int = 4, like: MetaWorldSuite | Non
     for rows in suite.groups(tasks):
         made = _disturbed(suite, [tasks[row] for row in rows], [seed * 1_000_000 + row for row in rows], chunk)
         parts |= zip(rows, zip(*made, strict=True), strict=True)
+    suite.close()
     arrays = [np.stack(part) for part in zip(*(parts[row] for row in range(episodes)), strict=True)]
     return Disturbed(*arrays, None, tuple(task.instructions[0] for task in tasks))
 

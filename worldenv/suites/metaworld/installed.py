@@ -9,8 +9,7 @@ INSTALL = 'pip install "worldenv[metaworld]"'
 def installed() -> dict[str, str]:
     """The versions of Meta-World and MuJoCo, and the library that draws.
 
-    Sets the environment variables that MuJoCo reads when it is imported. Raises UserError, one line, if a package or
-    library lacks, or if MuJoCo has another version.
+    Raises UserError, one line, if a package or library lacks, or if MuJoCo has another version.
     """
     found = {"package": f"metaworld {offscreen.version_of('metaworld')}", "mujoco": offscreen.version_of("mujoco")}
     if found["package"] == "metaworld ":
@@ -20,4 +19,4 @@ def installed() -> dict[str, str]:
         raise UserError(
             f"{has} installed, and Meta-World needs {offscreen.MUJOCO}: pip install mujoco=={offscreen.MUJOCO}"
         )
-    return found | {"gl": offscreen.choose_library("Meta-World")}
+    return found | {"gl": offscreen.drawing_library("Meta-World")}

@@ -1,19 +1,22 @@
-"""Meta-World (a Sawyer arm in MuJoCo) behind the interface `Suite`: 4-D actions, one environment for each episode."""
+"""Meta-World (a Sawyer arm in MuJoCo) behind the interface `Suite`: 4-D actions, several episodes in each process."""
 
-import warnings
+import os
+import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from worldenv.errors import UserError, nearest
 from worldenv.fields import shown
 from worldenv.ops.action_map import Gripper
-from worldenv.robot.kinematics import Kinematics
+from worldenv.robot.kinematics import Kinematics, is_number
 from worldenv.robot.robot import Robot, moved_gripper
+from worldenv.suites.actors import Actor, program
 from worldenv.suites.held import HeldSuite, check_views, count, drawn_from
 from worldenv.suites.metaworld.installed import installed
+from worldenv.suites.metaworld.process import Moments
 from worldenv.suites.metaworld.tasks import (
     HIGH_M,
     HORIZON_STEPS,
@@ -25,9 +28,7 @@ from worldenv.suites.metaworld.tasks import (
 )
 from worldenv.suites.offscreen import Moment
 
-if TYPE_CHECKING:
-    from worldenv.suites.metaworld.scene import Scene  # imports Meta-World
-
+PROGRAM = program("worldenv.suites.metaworld.process")
 VIEWS = ("corner", "top")
 STEP_M, CLOSING = 0.01, 0.08  # of a step: how far a unit action drives the hand, what the fingers close of their way
 SAWYER = Gripper(tip_closed_m=0.015, tip_opening_m=0.035, finger_m=0.045, hand_half_m=0.05, tool_m=0.15)
@@ -36,8 +37,9 @@ SAWYER = Gripper(tip_closed_m=0.015, tip_opening_m=0.035, finger_m=0.045, hand_h
 class MetaWorldSuite(HeldSuite):
     """Tasks of Meta-World, each with the sentence of its paper; nobody but the expert sees the goal's numbers.
 
-    Every episode has an environment of its own (20 MB) in this process; `most` of them are held together, and a scene
-    is begun again in 10 ms. Every action is carried out `repeat` times; `horizon` counts actions.
+    Every episode has an environment of its own (20 MB), and `most` of them are held together, in `workers` processes
+    (by default one for each core that this process may use). A process that crashes, or says nothing for `timeout_s`,
+    is replaced and its episodes are repeated. Every action is carried out `repeat` times; `horizon` counts actions.
 
     Start states are drawn, by a seed of split and number, from the places that Meta-World draws its own from. The
     splits share none.
@@ -56,6 +58,9 @@ class MetaWorldSuite(HeldSuite):
         repeat: int = 4,
         horizon: int | None = None,
         most: int = 24,
+        workers: int | None = None,
+        timeout_s: float = 180.0,
+        program: Sequence[str] = PROGRAM,  # what simulates; another one in tests
     ):
         if not isinstance(name, str) or name not in SETS:
             raise UserError(f"unknown suite of Meta-World {shown(name)}{nearest(str(name), SETS)}")
@@ -72,10 +77,15 @@ class MetaWorldSuite(HeldSuite):
                 f"horizon is {self.horizon}, of actions that are repeated {self.repeat} times; an episode of "
                 f"Meta-World has at most {HORIZON_STEPS} steps"
             )
+        if not is_number(timeout_s) or timeout_s <= 0:
+            raise UserError(f"timeout_s is {shown(timeout_s)}; it should be a positive number of seconds")
+        self.workers = count("workers", len(os.sched_getaffinity(0)) if workers is None else workers)
         self._installed = installed()
-        self._kept: dict[str, list[Scene]] = {}
-        self._scenes: dict[int, Scene] = {}  # by row, of the episodes begun last
+        self._actors = [Actor(program, timeout_s) for _ in range(min(self.workers, self.most))]
+        self._acting: list[tuple[Actor, list[int]]] = []  # with the rows of its episodes
+        self._told: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # by row: what the expert wants, places
         self.robot = _robot(self.tasks, self.repeat)
+        self.close = weakref.finalize(self, _end, self._actors)
 
     def groups(self, tasks: Sequence[MetaWorldTask]) -> list[list[int]]:
         """Rows of the episodes that can be held together: of every task about as many, so that few scenes are built."""
@@ -95,46 +105,39 @@ class MetaWorldSuite(HeldSuite):
             "repeat": self.repeat,
             "horizon": self.horizon,
             "starts": "drawn from the places of each task, by a seed of split and number",
+            "workers": self.workers,
+            "repeated_groups": sum(actor.repeated for actor in self._actors),  # of episodes, whose process had died
         }
 
     def expert_actions(self) -> np.ndarray:  # [E, 4] float32 in [-1, 1]
-        """What Meta-World's scripted experts would do now in the episodes that are held."""
-        return self._each(lambda scene: scene.expert_action())
+        """What Meta-World's scripted experts would do now. Raises UserError if no episodes are held."""
+        return np.stack([self._told[row][0] for row in sorted(self._going_on())])
 
     def places(self) -> np.ndarray:  # [E, 6] float32 m
-        """Where the thing of each task and its goal are, in the episodes that are held."""
-        return self._each(lambda scene: scene.places())
-
-    def _each(self, ask: Callable[["Scene"], np.ndarray]) -> np.ndarray:
-        """Raises UserError if no episodes are held."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of an expert: that its wish is cut off at 1
-            return np.stack([ask(self._scenes[row]) for row in sorted(self._going_on())])
+        """Where the thing of each task and its goal are. Raises UserError if no episodes are held."""
+        return np.stack([self._told[row][1] for row in sorted(self._going_on())])
 
     def _begin(self, rows: list[int], tasks: list[MetaWorldTask], starts: list[int], split: str) -> dict[int, Moment]:
-        self._scenes = self._taken({row: tasks[row].name for row in rows})
-        for row, scene in self._scenes.items():
-            scene.begin(np.random.default_rng(drawn_from(split, starts[row])))
-        return {row: _moment(scene, []) for row, scene in self._scenes.items()}
+        runs = [run.tolist() for run in np.array_split(rows, min(len(self._actors), len(rows)))]
+        self._acting = list(zip(self._actors, runs, strict=False))
+        for actor, run in self._acting:
+            episodes = [(tasks[row].name, tuple(drawn_from(split, starts[row]).entropy)) for row in run]
+            actor.begin((self.size, self.views, self._installed["gl"]), (episodes,))
+        return self._answers()
 
     def _act(self, rows: list[int], actions: np.ndarray) -> dict[int, Moment]:
-        return {row: _moment(self._scenes[row], [self._scenes[row].step(a) for a in actions[row]]) for row in rows}
+        for actor, run in self._acting:
+            actor.act(actions[run].swapaxes(0, 1), True)
+        return self._answers()
 
-    def _taken(self, names: dict[int, str]) -> dict[int, "Scene"]:
-        """A scene for each row; those of before, where there are some of its task."""
-        wanted = Counter(names.values())
-        if sum((wanted | Counter({name: len(kept) for name, kept in self._kept.items()})).values()) > 3 * self.most:
-            self._kept = {name: kept for name, kept in self._kept.items() if name in wanted}
-        for name, number in wanted.items():
-            kept = self._kept.setdefault(name, [])
-            kept += [self._scene(name) for _ in range(number - len(kept))]
-        left = {name: iter(self._kept[name]) for name in wanted}
-        return {row: next(left[name]) for row, name in names.items()}
-
-    def _scene(self, name: str) -> "Scene":
-        from worldenv.suites.metaworld.scene import Scene  # imports Meta-World
-
-        return Scene(name, self.size, self.views, self._installed["gl"])
+    def _answers(self) -> dict[int, Moment]:
+        out = {}
+        for actor, run in self._acting:
+            found: Moments = actor.answer()
+            for i, row in enumerate(run):
+                out[row] = Moment(found.done[:, i], found.frames[i], found.proprio[i], found.camera[i])
+                self._told[row] = found.wanted[i], found.places[i]
+        return out
 
 
 def _robot(tasks: Sequence[MetaWorldTask], repeat: int) -> Robot:
@@ -153,11 +156,12 @@ def _robot(tasks: Sequence[MetaWorldTask], repeat: int) -> Robot:
     return moved_gripper(kinematics, SAWYER)
 
 
-def _moment(scene: "Scene", done: list[bool]) -> Moment:
-    return Moment(np.array(done, dtype=bool), scene.frames(), scene.proprio(), scene.camera())
-
-
 def _known(task: Any) -> str:
     if not isinstance(task, str) or task not in INSTRUCTIONS:
         raise UserError(f"unknown task of Meta-World {shown(task)}{nearest(str(task), INSTRUCTIONS)}")
     return task
+
+
+def _end(actors: Sequence[Actor]) -> None:
+    for actor in actors:
+        actor.end()
