@@ -158,14 +158,14 @@ def metaworld_scratch() -> ScratchConfig:
     return ScratchConfig(
         pretraining_episodes=120,
         action_episodes=120,
-        base=Schedule(steps=500, batch=64, learning_rate=1.5e-3),
+        base=Schedule(steps=600, batch=64, learning_rate=1.5e-3),
         finetune=Schedule(steps=300, batch=64, learning_rate=4e-4),
         adapt=Schedule(steps=300, batch=64, learning_rate=5e-4),
         exploration=50,
         again=30,
         causal=CausalConfig(patch=16, channels=96, width=128),
         causal_teacher=Schedule(steps=1000, batch=16, learning_rate=1e-3, weight_decay=1e-3),
-        causal_student=Schedule(steps=150, batch=8, learning_rate=2e-4, weight_decay=1e-3),
+        causal_student=Schedule(steps=100, batch=8, learning_rate=2e-4, weight_decay=1e-3),
         causal_levels=(1.0,),
         head=Schedule(steps=1000, batch=64, learning_rate=1e-3),
     )
