@@ -99,6 +99,21 @@ def test_presets_of_the_causal_world_model_make_all_models_and_the_tiny_one_is_s
     assert tiny.scratch.base.steps < whole.scratch.base.steps and tiny.rl.iterations < whole.rl.iterations
 
 
+def test_presets_of_metaworld_make_all_models_of_another_suite_and_the_tiny_one_is_smaller():
+    whole, tiny = (presets()[f"metaworld{size}"][1] for size in ("", "-tiny"))
+    assert (whole.suite, whole.world, whole.from_scratch) == ("metaworld", "causal", True)
+    assert replace(tiny, rl=whole.rl, eval=whole.eval, scratch=whole.scratch) == whole
+    assert tiny.scratch.base.steps < whole.scratch.base.steps and tiny.rl.iterations < whole.rl.iterations
+
+
+@pytest.mark.parametrize(
+    "other", [{"suite": "metaworld"}, {"suite": "libero_object", "world": "causal"}, {"world": "a:b"}]
+)
+def test_models_from_scratch_are_refused_where_nothing_makes_them(other):
+    with pytest.raises(UserError, match="of the suite tabletop, .* and of the suite metaworld, with --world causal"):
+        TrainConfig(from_scratch=True, **other)
+
+
 def test_presets_have_descriptions_and_the_quick_one_is_smaller_everywhere():
     chosen = presets()
     assert all(description for description, _ in chosen.values())

@@ -50,6 +50,7 @@ _PUBLIC = {
     "Task": "interfaces.suite",
     "Things": "interfaces.suite",
     "LiberoSuite": "suites.libero.suite",
+    "MetaWorldSuite": "suites.metaworld.suite",
     "Robot": "robot.robot",
     "Kinematics": "robot.kinematics",
     "ActionBounds": "robot.bounds",

@@ -36,6 +36,8 @@ from worldenv.rollout.checks import (
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.suites.libero.suite import LiberoSuite
 from worldenv.suites.libero.tasks import HORIZONS
+from worldenv.suites.metaworld.suite import MetaWorldSuite
+from worldenv.suites.metaworld.tasks import SETS
 from worldenv.suites.tabletop.suite import TabletopSuite
 from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.world import ComposerWorld
@@ -54,8 +56,10 @@ def _load_causal(path: Path, suite: Suite) -> CausalWorld:
 
 INTERFACES = {"suite": Suite, "policy": Policy, "world": WorldModel, "reflector": Reflector}
 # Name -> what builds the part: a suite from nothing, the others from the folder of the models and the suite.
-SUITES: dict[str, Callable[[], Suite]] = {"tabletop": TabletopSuite} | {
-    name: partial(LiberoSuite, name) for name in HORIZONS
+SUITES: dict[str, Callable[[], Suite]] = {
+    "tabletop": TabletopSuite,
+    **{name: partial(LiberoSuite, name) for name in HORIZONS},
+    **{name: partial(MetaWorldSuite, name) for name in SETS},
 }
 POLICIES: dict[str, Callable[[Path, Suite], Policy]] = {
     "small": lambda models, suite: SmallPolicy.load(models / "policy.safetensors")

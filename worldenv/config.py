@@ -12,7 +12,15 @@ from worldenv.fields import FieldError, Within, check_fields
 from worldenv.nn.int8 import check_precision
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import EngineConfig
-from worldenv.training.config import RefreshConfig, ScratchConfig, tiny_refresh, tiny_scratch
+from worldenv.training.config import (
+    SCRATCH_WORLDS,
+    RefreshConfig,
+    ScratchConfig,
+    metaworld_scratch,
+    tiny_metaworld_scratch,
+    tiny_refresh,
+    tiny_scratch,
+)
 
 PARTS = ("suite", "policy", "world", "reflector")
 REFRESHED = {"suite": "tabletop", "policy": "small", "world": "composer", "reflector": "small"}  # by rounds
@@ -29,7 +37,7 @@ class TrainConfig:
     start_seed: int = 0  # of 32 bits: other held-out start states for the evaluations
     run: Path | None = None  # run folder; default: runs/<suite>-<date>-<time>
     resume: bool = False  # continue the run in --run, with its settings; --rl.iterations may be more than before
-    from_scratch: bool = False  # first make all models of the embedded suite; with --help: the options of its stages
+    from_scratch: bool = False  # first make all models (suites tabletop, metaworld); with --help: the options
     models: Path | None = None  # folder with the models' files; default: the weights in the package
     suite: str = "tabletop"  # true environment; as the next three: a name, or module:function of your own (docs/)
     policy: str = "small"  # what acts and is improved
@@ -52,10 +60,11 @@ class TrainConfig:
             raise UserError("--resume needs --run: the folder of the run to continue")
         if self.from_scratch and self.models is not None:
             raise UserError("--from-scratch makes its own models: leave out --models, or leave out --from-scratch")
-        if self.from_scratch and (self.suite != "tabletop" or self.world not in ("composer", "causal")):
+        if self.from_scratch and self.world not in SCRATCH_WORLDS.get(self.suite, ()):
             raise UserError(
-                "--from-scratch makes the models of the suite tabletop, with --world composer or causal; train your "
-                "own models yourself and name them with --policy, --world and --reflector"
+                "--from-scratch makes the models of the suite tabletop, with --world composer or causal, and of the "
+                "suite metaworld, with --world causal; train your own models yourself and name them with --policy, "
+                "--world and --reflector"
             )
         if self.from_scratch and self.world == "composer" and self.device == "cuda":
             raise UserError(
@@ -129,6 +138,7 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
     """Name -> (description, configuration) of `worldenv-train`."""
     quick = {"rl": PostTrainConfig(iterations=2, starts=4, siblings=4), "scratch": tiny_scratch()}
     quick["eval"] = EvalConfig(episodes=60, imagined=20, quality=10, videos=1)
+    metaworld = {"suite": "metaworld", "world": "causal", "from_scratch": True}
     return {
         "tabletop": ("the default: ten tasks, the shipped weights", TrainConfig()),
         "tabletop-quick": (
@@ -142,5 +152,23 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
         "tabletop-causal-tiny": (
             "the same with tiny networks and few steps, a minute or two: to see that everything works",
             TrainConfig(from_scratch=True, world="causal", **quick),
+        ),
+        "metaworld": (
+            "three tasks of Meta-World (pip install worldenv[metaworld]), all models from scratch: 20 minutes",
+            TrainConfig(
+                **metaworld,
+                rl=PostTrainConfig(iterations=24, starts=16),
+                eval=EvalConfig(episodes=150, imagined=99, quality=30),
+                scratch=metaworld_scratch(),
+            ),
+        ),
+        "metaworld-tiny": (
+            "the same with tiny networks and few steps, under a minute: to see that everything works",
+            TrainConfig(
+                **metaworld,
+                rl=quick["rl"],
+                eval=EvalConfig(episodes=12, imagined=6, quality=3, videos=1),
+                scratch=tiny_metaworld_scratch(),
+            ),
         ),
     }

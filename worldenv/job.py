@@ -234,7 +234,7 @@ def _measured(
 def _made_from_scratch(config: TrainConfig, folder: RunFolder) -> Path:
     from worldenv.training.pipeline import Pipeline  # imports h5py, which nothing else here needs
 
-    return Pipeline(folder, config.scratch, config.seed, config.world, config.device).run()
+    return Pipeline(folder, config.scratch, config.seed, config.world, config.device, config.suite).run()
 
 
 def _save_policy(folder: RunFolder, policy: nn.Module, config: TrainConfig, command: str) -> None:

@@ -24,6 +24,17 @@ def test_frames_and_poses_are_those_before_and_after_each_action():
     assert frames.shape == (2, 4, 1, 16, 16, 3) and success.shape == (2, 3)
 
 
+def test_what_is_carried_out_in_place_of_an_action_is_not_recorded_but_its_outcome_is():
+    suite, other = TabletopSuite(16), TabletopSuite(16).physics
+    other.reset(TASKS[:2], [0, 1], "train")
+    record = Record(suite, suite.reset(TASKS[:2], [0, 1], "train"))
+    wanted, done = np.random.default_rng(0).uniform(-1, 1, (2, 2, 7)).astype(np.float32)
+    record.step(wanted, done)
+    other.step(done)
+    _, proprio, actions, _ = record.stacked()
+    assert np.array_equal(actions[:, 0], wanted) and np.array_equal(proprio[:, 1], other.proprio())
+
+
 def test_trajectories_are_cut_to_their_lengths_and_empty_ones_left_out():
     suite = TabletopSuite(16)
     record = Record(suite, suite.reset(TASKS[:3], [0, 1, 2], "train"))

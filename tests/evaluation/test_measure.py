@@ -86,6 +86,16 @@ def test_practice_starts_are_real_first_frames(monkeypatch):
     assert not torch.equal(frames[0], frames[10])
 
 
+def test_practice_begins_from_as_few_start_states_as_the_suite_says(monkeypatch):
+    monkeypatch.setattr(module, "PRACTICE_STARTS", 20)
+    suite = TabletopSuite(16)
+    usual = practice_starts(suite, 1).seen
+    suite.practice_starts = 5
+    assert torch.equal(practice_starts(suite, 1).seen.frames, usual.frames[:5])
+    suite.practice_starts = 50  # the next seed has the next ones
+    assert len(practice_starts(suite, 1)) == 20
+
+
 def test_imagined_and_true_episodes_begin_with_the_same_frames(parts, monkeypatch):
     engine, began = make_engine(parts, EngineConfig(horizon=4)), []
     run = engine.run

@@ -215,12 +215,27 @@ def test_composition_is_traced_without_a_graph_break():
     torch.testing.assert_close(traced(pose, actions), step(pose, actions))
 
 
+def test_a_hand_that_does_not_turn_has_actions_of_four_numbers():
+    limits = (-0.5, 0.4, 0.0, 0.0, 0.0, 1.5), (0.5, 1.0, 0.4, 0.0, 0.0, 1.5)
+    fixed = Kinematics(0.04, 0.1, 0.3, *limits, rotation="fixed")
+    assert fixed.action_size == 4 and Kinematics().action_size == COMPOSE.action_size == 7
+    pose = torch.tensor([[0.0, 0.5, 0.1, 0.0, 0.0, 1.5, 1.0]])
+    actions = torch.tensor([[[1.0, -0.5, 2.0, 0.7], [0.0, -1.0, -1.0, 0.1], [0.0, -1.0, -1.0, -1.0]]])
+    found = chunk_kinematics(pose, actions, fixed)[0]
+    places = torch.tensor([[0.04, 0.48, 0.14], [0.04, 0.44, 0.10], [0.04, 0.40, 0.06]])
+    torch.testing.assert_close(found[:, :3], places)
+    assert torch.equal(found[:, 3:6], pose[:, 3:6].expand(3, 3))
+    torch.testing.assert_close(found[:, 6], torch.tensor([0.7, 0.4, 0.7]))
+    with pytest.raises(ValueError, match="proprio has 7 numbers and an action 7; these kinematics are of 7 and 4"):
+        chunk_kinematics(pose, torch.zeros(1, 3, 7), fixed)
+
+
 def test_what_these_kinematics_cannot_do_is_refused():
-    with pytest.raises(ValueError, match="proprio has 9 numbers and an action 7; these kinematics are of 7 each"):
+    with pytest.raises(ValueError, match="proprio has 9 numbers and an action 7; these kinematics are of 7 and 7"):
         chunk_kinematics(torch.zeros(2, 9), torch.zeros(2, 4, 7), Kinematics())
     with pytest.raises(ValueError, match="proprio has 7 numbers and an action 8"):
         forward_kinematics(torch.zeros(7), torch.zeros(8), Kinematics())
-    with pytest.raises(ValueError, match="rotation is 'multiply'; it should be one of add, compose"):
+    with pytest.raises(ValueError, match="rotation is 'multiply'; it should be one of add, compose, fixed"):
         Kinematics(rotation="multiply")
     with pytest.raises(ValueError, match="the compiled simulator can only 'add'"):
         Tabletop(16, threads=1, kinematics=COMPOSE).reset([TASKS[0]], [0], "train")

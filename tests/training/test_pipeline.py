@@ -15,6 +15,8 @@ from worldenv.errors import UserError
 from worldenv.records.run_folder import RunFolder
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training import pipeline, world_stages
+from worldenv.training.config import ScratchConfig
+from worldenv.training.lessons import TabletopLessons
 from worldenv.training.pipeline import EXPLORATION_START, Pipeline
 
 CONFIG = presets()["tabletop-quick"][1].scratch
@@ -218,6 +220,14 @@ def test_causal_world_model_goes_through_all_its_stages_and_continues_where_it_w
     assert not (models / "composer.safetensors").exists() and not (models / "ranges.json").exists()
     stages = ["base", "finetune", "causal_teacher", "causal_student", "adapt", "reflector"]
     assert folder.stages() == stages
+
+
+def test_chunks_that_no_episode_of_the_suite_holds_are_refused_before_anything_is_made(tmp_path, monkeypatch):
+    suite = TabletopLessons()
+    monkeypatch.setattr(suite.suite, "horizon", 12)
+    monkeypatch.setitem(pipeline.LESSONS, "short", lambda: suite)
+    with pytest.raises(UserError, match="causal-chunks is 4, of 16 actions in all; an episode of the suite has 12"):
+        Pipeline(RunFolder.create(tmp_path / "run", {}), ScratchConfig(), 1, "causal", suite="short")
 
 
 def test_full_disk_in_a_stage_is_one_line_that_names_what_it_was_to_make(tmp_path, monkeypatch):

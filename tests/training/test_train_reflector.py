@@ -10,6 +10,7 @@ from worldenv.interfaces.observation import Observation
 from worldenv.nn.instruction import tokenize
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training.imagined import as_imagined
+from worldenv.training.lessons import TabletopLessons
 from worldenv.training.train_reflector import (
     join,
     other_instructions,
@@ -17,6 +18,8 @@ from worldenv.training.train_reflector import (
     reward_loss,
     settled,
 )
+
+RIVALS = TabletopLessons().rivals
 
 
 def every_frame(clips):  # [N, T + 1, H, W, 3] uint8
@@ -33,16 +36,16 @@ def clips(tiny):
 def test_hard_negatives_name_another_task_on_the_same_table(clips):
     texts = {tuple(tokenize([text])[0].tolist()): task for task in TASKS for text in task.instructions}
     for seed in range(5):
-        for name, row in zip(clips.tasks, other_instructions(clips, seed), strict=True):
+        for name, row in zip(clips.tasks, other_instructions(clips, seed, RIVALS), strict=True):
             own, other = next(task for task in TASKS if task.name == name), texts[tuple(row.tolist())]
             assert other != own and other.items == own.items
 
 
 def test_features_are_those_of_every_frame_under_both_instructions(tiny, clips):
     reflector, read = tiny.reflector(), []
-    features = read_features(reflector, clips, 3, read.append)
+    features = read_features(reflector, clips, 3, RIVALS, read.append)
     assert sum(read) == 6 and features.own.shape == features.other.shape == (6, 9, 64)
-    others = other_instructions(clips, 3)
+    others = other_instructions(clips, 3, RIVALS)
     for tokens, found in ((tokenize(clips.instructions), features.own), (others, features.other)):
         expected = reflector.encode(every_frame(clips)[4, 2:4], tokens[[4, 4]])
         torch.testing.assert_close(found[4, 2:4], expected, rtol=1e-4, atol=1e-5)
@@ -50,13 +53,13 @@ def test_features_are_those_of_every_frame_under_both_instructions(tiny, clips):
 
 def test_loss_is_the_cross_entropy_of_what_judge_says_frame_by_frame(tiny, clips):
     reflector = tiny.reflector()
-    features = read_features(reflector, clips, 3, lambda n: None)
+    features = read_features(reflector, clips, 3, RIVALS, lambda n: None)
     loss, figures = reward_loss(reflector, features, 20)(torch.Generator().manual_seed(8))
     generator = torch.Generator().manual_seed(8)
     episode = torch.randint(6, (20,), generator=generator).tolist()
     wrong = (torch.rand(20, generator=generator) < 0.25).tolist()
     assert any(wrong) and not all(wrong)
-    others, terms, misses = other_instructions(clips, 3), [], 0
+    others, terms, misses = other_instructions(clips, 3, RIVALS), [], 0
     own, frames = tokenize(clips.instructions), every_frame(clips)
     for e, is_wrong in zip(episode, wrong, strict=True):
         tokens = (others if is_wrong else own)[e : e + 1]
@@ -80,7 +83,7 @@ def test_first_frame_of_a_success_does_not_count_yet():
 
 def test_head_learns_and_the_encoder_gets_no_gradient(tiny, clips):
     reflector = tiny.reflector()
-    loss = reward_loss(reflector, read_features(reflector, clips, 3, lambda n: None), 32)
+    loss = reward_loss(reflector, read_features(reflector, clips, 3, RIVALS, lambda n: None), 32)
     optimizer = torch.optim.Adam(reflector.head.parameters(), 3e-3)
     errors = []
     for step in range(120):
@@ -105,6 +108,6 @@ def test_imagined_episodes_keep_their_labels_and_their_first_frame(tiny, clips):
 
 
 def test_joined_features_are_those_of_all_sets_in_order(tiny, clips):
-    features = read_features(tiny.reflector(), clips, 3, lambda n: None)
+    features = read_features(tiny.reflector(), clips, 3, RIVALS, lambda n: None)
     both = join([features, features])
     assert torch.equal(both.own, torch.cat([features.own] * 2)) and len(both.length) == 2 * len(clips)

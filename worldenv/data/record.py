@@ -22,10 +22,13 @@ class Record:
         self.actions: list[np.ndarray] = []
         self.success: list[np.ndarray] = []
 
-    def step(self, actions: np.ndarray) -> Observation:
-        """Carry out actions [E, A] and record what follows; returns the new observation."""
+    def step(self, actions: np.ndarray, disturbed: np.ndarray | None = None) -> Observation:
+        """Carry out actions [E, A] and record what follows; returns the new observation.
+
+        `disturbed` [E, A] is carried out in their place, and not recorded: so the one who acts shows its way back.
+        """
         self.actions.append(actions.copy())
-        seen, success = self.suite.step(actions)
+        seen, success = self.suite.step(actions if disturbed is None else disturbed)
         self.success.append(copy.copy(success))
         self.frames.append(seen.frames.numpy().copy())
         self.proprio.append(seen.proprio.numpy().copy())

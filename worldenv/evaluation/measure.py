@@ -32,7 +32,7 @@ from worldenv.rollout.checks import check_begun, check_seed, check_suite
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.episodes import Rollouts
 
-PRACTICE_STARTS = 960  # start states of the training split to practise from
+PRACTICE_STARTS = 960  # start states of the training split to practise from, unless the suite says fewer
 PRACTICE_FIRST = 2_000_000  # the first of them: neither demonstrations nor exploration use such numbers
 VALIDATION_EPISODES = 100  # true and imagined ones, each time that practice is looked at
 START_SEED_STRIDE = 100_003  # between the first start states of two start seeds
@@ -89,9 +89,10 @@ def practice_starts(suite: Suite, seed: int) -> Starts:
     """
     check_seed(seed)
     check_suite(suite)
+    count = min(getattr(suite, "practice_starts", PRACTICE_STARTS), PRACTICE_STARTS)
     first = PRACTICE_FIRST + int(seed) * PRACTICE_STARTS
-    begun = suite.reset(in_turn(suite, PRACTICE_STARTS), range(first, first + PRACTICE_STARTS), "train")
-    check_begun(begun, suite, PRACTICE_STARTS)
+    begun = suite.reset(in_turn(suite, count), range(first, first + count), "train")
+    check_begun(begun, suite, count)
     return Starts(begun.seen.each(torch.clone), tuple(begun.texts))  # the suite may write over its own
 
 

@@ -50,6 +50,9 @@ class Suite(Protocol):
     A suite for which pictures are dear may offer `carry_out(actions) -> (Observation, done)`: a chunk [E, K, A] of
     actions, the observation after the last one, and whether each task is done after each [E, K] bool.
 
+    A suite whose episodes take long to begin may say in `practice_starts` from how many start states practice draws:
+    fewer than the usual 960.
+
     `about() -> dict`, if it is there, says what else a result depends on (versions, rendering): for result.json.
     """
 

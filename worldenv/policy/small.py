@@ -29,16 +29,18 @@ class SmallPolicyConfig:
     blocks: int = 2
     # Bounds of exp(beta), in units of the action. A change of mu changes the log-probability by |change| / scale, so a
     # small scale lets one number rule the ratio of PPO. Rotation and gripper tolerate noise: their least scale is high.
+    # One for each number of an action, A of them.
     scale_low: tuple[float, ...] = (0.05, 0.05, 0.05, 0.3, 0.3, 0.3, 0.3)
     scale_high: float = 0.5
+    view: str = "agentview"  # that it looks at
 
     def __post_init__(self) -> None:
         size, scale = Within(1, LARGEST), Within(0.0, LARGEST, open_low=True)
         sizes = dict.fromkeys(("chunk", "width", "channels"), size) | {"blocks": Within(0, LARGEST)}
         check_fields(self, scale_low=scale, scale_high=scale, **sizes)
-        if len(self.scale_low) != 7 or max(self.scale_low) >= self.scale_high:
+        if not self.scale_low or max(self.scale_low) >= self.scale_high:
             raise FieldError(
-                f"scale_low is {self.scale_low}; it should be seven numbers below scale_high, {self.scale_high}"
+                f"scale_low is {self.scale_low}; it should be A numbers below scale_high, {self.scale_high}"
             )
 
 
@@ -51,17 +53,15 @@ class SmallPolicy(LaplacePolicy):
     "Practise with a frozen encoder").
     """
 
-    views = ("agentview",)
-
     def __init__(self, config: SmallPolicyConfig):
         super().__init__()
-        self.config, self.chunk = config, config.chunk
-        d = config.width
+        self.config, self.chunk, self.views = config, config.chunk, (config.view,)
+        d, numbers = config.width, len(config.scale_low) * config.chunk
         self.encoder = VisionLanguageEncoder(d, config.channels, config.blocks)
         self.proprio = nn.Linear(7, 64)
         self.trunk = nn.Sequential(nn.Linear(d + 64, d), nn.ReLU(), nn.Linear(d, d), nn.ReLU())
-        self.action_head = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 7 * config.chunk))
-        self.scale_head = nn.Sequential(nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 7 * config.chunk))
+        self.action_head = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, numbers))
+        self.scale_head = nn.Sequential(nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, numbers))
 
     @classmethod
     def load(cls, path: Path) -> "SmallPolicy":
@@ -73,7 +73,7 @@ class SmallPolicy(LaplacePolicy):
         frames: Tensor,  # [B, H, W, 3] uint8
         proprio: Tensor,  # [B, 7] float32
         tokens: Tensor,  # [B, L] int64, or what `read` made of them
-    ) -> tuple[Tensor, Tensor]:  # mu, beta: [B, K, 7] float32
+    ) -> tuple[Tensor, Tensor]:  # mu, beta: [B, K, A] float32
         """The mean of each action and the logarithm of its scale, bounded softly to the configured range."""
         return self.heads(self.encoder(frames, tokens), proprio)
 
@@ -96,7 +96,7 @@ class SmallPolicy(LaplacePolicy):
         scale = constant((5, 5, 5, 1, 1, 1, 1), proprio)  # metres to numbers around 1
         x = torch.cat([F.relu(feature), F.relu(self.proprio(proprio * scale))], dim=-1)
         f = self.trunk(x)
-        mu = self.action_head(f).view(-1, self.config.chunk, 7)
+        mu = self.action_head(f).view(-1, self.config.chunk, len(self.config.scale_low))
         low, high = constant(tuple(self.config.scale_low), proprio).log(), log(self.config.scale_high)
         beta = low + (high - low) * by_rows(torch.sigmoid, self.scale_head(f)).view_as(mu)
         return mu, beta

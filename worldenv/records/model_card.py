@@ -9,9 +9,9 @@ from worldenv.records.progress import human_seconds
 
 ABOUT = {
     "base": "The vision-language-action base: a policy whose encoder also points at objects and says whether a task is "
-    "done. Pretrained on the disjoint pretraining suite of `tabletop`; only a few of its episodes carry actions.",
-    "finetuned": "The base, fine-tuned by imitation (L1, and Laplace likelihood of the scale) on five expert "
-    "demonstrations of each of the ten tasks: the policy that explores.",
+    "done. Pretrained on the disjoint pretraining episodes of the suite; it may be that only a few carry actions.",
+    "finetuned": "The base, fine-tuned by imitation (L1, and Laplace likelihood of the scale) on a few expert "
+    "demonstrations of each task: the policy that explores.",
     "policy": "The fine-tuned policy, taught by itself to act on imagined frames as it acted on the true frames of the "
     "same moments (demonstrations and extra data, no expert): the baseline that post-training starts from.",
     "teacher_base": "The composer after pretraining on disturbed expert episodes of the pretraining suite.",
@@ -27,8 +27,8 @@ ABOUT = {
     "examples.",
 }
 LIMITS = (
-    "Made for the embedded `tabletop` suite at 64 x 64 pixels and for nothing else: small, fast to train on a CPU, "
-    "there to show and test the method. Weights are stored in half precision and computed with in float32."
+    "Made for the suite that the command names, at 64 x 64 pixels, and for nothing else: small, fast to train on a "
+    "CPU, there to show and test the method. Weights are stored in half precision and computed with in float32."
 )
 
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from worldenv.errors import UserError
 from worldenv.ops.constants import constant
 
-NUMBERS = 7  # of a pose and of an action
-Rotation = Literal["add", "compose"]
+NUMBERS = 7  # of a pose
+Rotation = Literal["add", "compose", "fixed"]
 TINY = 1e-300  # the least square of a length, so that it can be divided by
 
 
 @dataclass(frozen=True)
 class Kinematics:
-    """Step sizes and limits of a gripper that is moved by 7-D deltas, as in LIBERO.
+    """Step sizes and limits of a gripper that is moved by 7-D deltas, as in LIBERO, or by 4-D ones, as in Meta-World.
 
     Raises UserError if `rotation` is another word, a step is not positive, or the limits are not six numbers in order.
     """
@@ -29,7 +29,8 @@ class Kinematics:
     aperture_rate: float = 0.5  # opening per step, 0 closed .. 1 open
     low: tuple[float, ...] = (-0.19, -0.16, 0.008, -0.3, -0.3, -0.7)  # metres, radians
     high: tuple[float, ...] = (0.19, 0.21, 0.20, 0.3, 0.3, 0.7)
-    rotation: Rotation = "add"  # "compose": a turn about the world's axes, and no limits of it
+    # "compose": a turn about the world's axes, and no limits of it. "fixed": none; an action is dx, dy, dz, close.
+    rotation: Rotation = "add"
 
     def __post_init__(self) -> None:
         if self.rotation not in get_args(Rotation):
@@ -43,6 +44,11 @@ class Kinematics:
                 raise UserError(f"{name} is {limits!r}; it should be six finite numbers, metres and radians")
         if any(low > high for low, high in zip(self.low, self.high, strict=True)):
             raise UserError(f"a lower limit of the gripper is above the upper one: {self.low} and {self.high}")
+
+    @property
+    def action_size(self) -> int:
+        """A."""
+        return 4 if self.rotation == "fixed" else NUMBERS
 
     def as_array(self) -> np.ndarray:  # [15] float64
         """The numbers in the order in which the compiled physics reads them. Raises ValueError unless it adds."""
@@ -59,13 +65,15 @@ def is_number(value: object) -> bool:
 
 def forward_kinematics(
     proprio: Tensor,  # [..., 7] float32: xyz (m), axis-angle (rad), aperture [0, 1]
-    action: Tensor,  # [..., 7] float32, clipped to [-1, 1]
+    action: Tensor,  # [..., A] float32, clipped to [-1, 1]
     kinematics: Kinematics,
 ) -> Tensor:  # [..., 7] float32
     """The proprioception after one action.
 
     pose     <- clip(pose + step * clip(action[:6], -1, 1), low, high)
     aperture <- moves towards 0 (action[6] > 0: close) or 1 (open) by at most `aperture_rate`
+
+    With `rotation="fixed"` an action has four numbers, those of the position and the last.
 
     With `rotation="compose"` the position and the aperture move so, and the rotation by
 
@@ -82,13 +90,17 @@ def forward_kinematics(
 
 def chunk_kinematics(
     proprio: Tensor,  # [..., 7] float32
-    actions: Tensor,  # [..., K, 7] float32
+    actions: Tensor,  # [..., K, A] float32
     kinematics: Kinematics,
 ) -> Tensor:  # [..., K, 7] float32, after each action
     """`forward_kinematics` applied K times. Raises ValueError as it does."""
     p, a = proprio.shape[-1], actions.shape[-1]
-    if (p, a) != (NUMBERS, NUMBERS):
-        raise ValueError(f"proprio has {p} numbers and an action {a}; these kinematics are of {NUMBERS} each")
+    if (p, a) != (NUMBERS, kinematics.action_size):
+        raise ValueError(
+            f"proprio has {p} numbers and an action {a}; these kinematics are of {NUMBERS} and {kinematics.action_size}"
+        )
+    if kinematics.rotation == "fixed":
+        actions = torch.cat([actions[..., :3], torch.zeros_like(actions[..., :3]), actions[..., 3:]], dim=-1)
     steps = (*[kinematics.translation_step] * 3, *[kinematics.rotation_step] * 3, kinematics.aperture_rate)
     step, low, high = constant((steps, (*kinematics.low, 0.0), (*kinematics.high, 1.0)), proprio).unbind(0)
     opening = 1.0 - 2.0 * (actions[..., 6:] > 0).to(proprio.dtype)

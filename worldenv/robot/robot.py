@@ -53,13 +53,14 @@ class Robot:
         return len(self.action)
 
 
-def moved_gripper(kinematics: Kinematics) -> Robot:
-    """A gripper that is moved by 7-D deltas, as in LIBERO: the robot of the embedded suite."""
+def moved_gripper(kinematics: Kinematics, gripper: Gripper | None = None) -> Robot:
+    """A gripper that is moved by deltas: 7-D as in LIBERO and the embedded suite, 4-D where the hand does not turn."""
+    turns = () if kinematics.rotation == "fixed" else ("drx", "dry", "drz")
     return Robot(
         ("x m", "y m", "z m", "rx rad", "ry rad", "rz rad", "opening"),
-        ("dx", "dy", "dz", "drx", "dry", "drz", "close"),
+        ("dx", "dy", "dz", *turns, "close"),
         (*kinematics.low, 0.0),
         (*kinematics.high, 1.0),
         kinematics,
-        Gripper(),
+        gripper or Gripper(),
     )

@@ -6,14 +6,15 @@ import numpy as np
 
 from worldenv.data.record import Record
 from worldenv.data.trajectory import Trajectory
-from worldenv.suites.tabletop.physics import task_by_name
-from worldenv.suites.tabletop.suite import TabletopSuite
+from worldenv.evaluation.truth import groups_of
+from worldenv.interfaces.suite import Suite
 
 
 def act_again(
     trajectories: Sequence[Trajectory],  # of one length, one split and one source
     scale: np.ndarray,  # [N] float, of the Laplace noise, in units of the action
     seed: int,
+    suite: Suite,
 ) -> list[Trajectory]:
     """The actions of these episodes from the same start states, with noise on the translation that nobody corrects.
 
@@ -26,13 +27,13 @@ def act_again(
     actions = np.stack([t.actions for t in trajectories])
     noise = random.laplace(size=(*actions.shape[:2], 3)) * scale[:, None, None]
     actions[..., :3] = np.clip(actions[..., :3] + noise, -1, 1)
-    suite = TabletopSuite(trajectories[0].frames.shape[2])
-    tasks, starts, split = (
-        [task_by_name(t.task) for t in trajectories],
-        [t.start for t in trajectories],
-        trajectories[0].split,
-    )
-    record = Record(suite, suite.reset(tasks, starts, split))
-    for step in range(actions.shape[1]):
-        record.step(actions[:, step])
-    return record.trajectories(tasks, starts, split, trajectories[0].source)
+    task_of, split = {task.name: task for task in suite.tasks}, trajectories[0].split
+    tasks, again = [task_of[t.task] for t in trajectories], {}
+    for rows in groups_of(suite, tasks):
+        some, starts = [tasks[row] for row in rows], [trajectories[row].start for row in rows]
+        record = Record(suite, suite.reset(some, starts, split))
+        for step in range(actions.shape[1]):
+            record.step(actions[rows, step])
+        made = record.trajectories(some, starts, split, trajectories[0].source)
+        again |= zip(rows, made, strict=True)
+    return [again[row] for row in range(len(tasks))]

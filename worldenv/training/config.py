@@ -1,6 +1,6 @@
 """How the weights of the embedded default are made: the fields of `worldenv-train --scratch.*`."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from worldenv.fields import COUNT, FieldError, Within, check_fields
 from worldenv.policy.small import SmallPolicyConfig
@@ -11,6 +11,7 @@ from worldenv.worlds.composer.network import ComposerConfig
 from worldenv.worlds.levels import check_levels
 
 MOST_EPISODES = 100_000  # of a kind, or of a kind and task; the numbers of their start states are that far apart
+SCRATCH_WORLDS = {"tabletop": ("composer", "causal"), "metaworld": ("causal",)}  # that are made, by suite
 TOKENIZER_FRAMES = 512  # that the tokenizer of the causal world model is fitted to
 
 
@@ -150,3 +151,28 @@ def tiny_scratch() -> ScratchConfig:
         causal_chunks=2,
         head=TINY,
     )
+
+
+def metaworld_scratch() -> ScratchConfig:
+    """All models of the suite metaworld in a quarter of an hour on two cores, with a small causal world model."""
+    return ScratchConfig(
+        pretraining_episodes=120,
+        action_episodes=120,
+        base=Schedule(steps=600, batch=64, learning_rate=1.5e-3),
+        finetune=Schedule(steps=300, batch=64, learning_rate=4e-4),
+        adapt=Schedule(steps=300, batch=64, learning_rate=5e-4),
+        exploration=50,
+        again=30,
+        causal=CausalConfig(patch=16, channels=96, width=128),
+        causal_teacher=Schedule(steps=1000, batch=16, learning_rate=1e-3, weight_decay=1e-3),
+        causal_student=Schedule(steps=100, batch=8, learning_rate=2e-4, weight_decay=1e-3),
+        causal_levels=(1.0,),
+        head=Schedule(steps=1000, batch=64, learning_rate=1e-3),
+    )
+
+
+def tiny_metaworld_scratch() -> ScratchConfig:
+    """As `tiny_scratch`, with fewer episodes: pictures take longer than on the tabletop."""
+    causal = CausalConfig(patch=16, channels=16, width=64, layers=2, heads=2, key_heads=1)
+    few = {"pretraining_episodes": 4, "action_episodes": 4, "exploration": 1}
+    return replace(tiny_scratch(), causal=causal, causal_levels=(1.0,), **few)

@@ -1,4 +1,4 @@
-"""All models of the embedded suite from nothing: base, demonstrations, policy, exploration, world model, reflector.
+"""All models of a suite from nothing: base, demonstrations, policy, exploration, world model, reflector.
 
 Every stage writes its result once and is skipped when the result is there, so an interrupted run continues.
 """
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.data.clips import Clips
+from worldenv.data.disturbed import Disturbed
 from worldenv.data.trajectories import TrajectoryFormatError, TrajectoryReader, TrajectoryWriter
 from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError
@@ -28,15 +29,14 @@ from worldenv.records.progress import Progress
 from worldenv.records.run_folder import RunFolder
 from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
 from worldenv.rollout.engine import Engine, EngineConfig
-from worldenv.suites.tabletop.demonstrate import Disturbed, demonstrate
-from worldenv.suites.tabletop.suite import TabletopSuite
 from worldenv.training.act_again import act_again
 from worldenv.training.adapt import adaptation_loss
 from worldenv.training.config import ScratchConfig
 from worldenv.training.finetune import imitation_loss
 from worldenv.training.fit import Schedule, fit
 from worldenv.training.imagined import as_imagined
-from worldenv.training.pretrain import Base, base_loss, disturbed_episodes, sample_base_batch
+from worldenv.training.lessons import LESSONS
+from worldenv.training.pretrain import Base, base_loss, sample_base_batch
 from worldenv.training.ranges import EPISODES, measure_ranges
 from worldenv.training.train_reflector import join, read_features, reward_loss
 from worldenv.training.world_stages import CausalStages, ComposerStages
@@ -54,12 +54,26 @@ Stage = tuple[Path, Callable[[Path], None]]  # what the stage leaves behind, and
 class Pipeline:
     """`run()` leaves the models in <folder>/models and the recorded episodes in <folder>/data."""
 
-    def __init__(self, folder: RunFolder, config: ScratchConfig, seed: int, world: str, device: str = "cpu"):
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: ScratchConfig,
+        seed: int,
+        world: str,
+        device: str = "cpu",
+        suite: str = "tabletop",
+    ):
         self.folder, self.config, self.seed, self.device = folder, config, seed, torch.device(device)
         self.models, self.data = folder.path / "models", folder.path / "data"
-        self.suite = TabletopSuite()
+        self.lessons = LESSONS[suite]()
+        self.suite = self.lessons.suite
+        if (steps := config.causal_chunks * config.causal.chunk) > self.suite.horizon:
+            raise UserError(
+                f"--scratch.causal-chunks is {config.causal_chunks}, of {steps} actions in all; an episode of the "
+                f"suite has {self.suite.horizon}"
+            )
         self.world = WORLDS[world](self)
-        self.command = f"worldenv-train tabletop --from-scratch --world {world} --seed {seed}"
+        self.command = f"worldenv-train {suite} --from-scratch --world {world} --seed {seed}"
         self.episodes = {name: getattr(config, name) * len(self.suite.tasks) for name in EXTRA_DATA}
         self._disturbed: Disturbed | None = None
         self._replays: tuple[Clips, Clips] | None = None
@@ -117,7 +131,7 @@ class Pipeline:
     def disturbed(self) -> Disturbed:
         """The pretraining episodes, made anew in each session: deterministic, and faster than reading them."""
         if self._disturbed is None:
-            self._disturbed = disturbed_episodes(self.config.pretraining_episodes, self.seed)
+            self._disturbed = self.lessons.disturbed(self.config.pretraining_episodes, self.seed)
         return self._disturbed
 
     def clips(self) -> Clips:
@@ -156,7 +170,7 @@ class Pipeline:
 
     def make_base(self, path: Path) -> None:
         data = self.disturbed()
-        base, tokens = self.new(Base, SmallPolicyConfig()), tokenize(data.instructions)
+        base, tokens = self.new(Base, self.policy_config()), tokenize(data.instructions)
         schedule = self.config.base
 
         def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -174,7 +188,7 @@ class Pipeline:
         numbers = range(self.config.demonstrations)
         with TrajectoryWriter(partial) as writer:
             for task in self.suite.tasks:
-                for trajectory in demonstrate([task] * len(numbers), numbers, "train"):
+                for trajectory in self.lessons.demonstrate([task] * len(numbers), numbers, "train"):
                     writer.write(trajectory)
         partial.rename(path)
 
@@ -212,7 +226,7 @@ class Pipeline:
         def again(numbers: range) -> list[Trajectory]:
             seed = self.seed + numbers.start
             scale = self.config.again_noise * np.random.default_rng(seed).random(len(numbers))
-            return act_again([reader[explored[i % len(explored)]] for i in numbers], scale, seed)
+            return act_again([reader[explored[i % len(explored)]] for i in numbers], scale, seed, self.suite)
 
         _record(path, self.episodes[path.name], again)
 
@@ -227,7 +241,9 @@ class Pipeline:
         schedule = self.config.head
         sets = [self.clips(), self.replays()[1]]
         with Progress(sum(map(len, sets)), "reading frames for the reflector") as progress:
-            features = join([read_features(reflector, part, self.seed, progress.advance) for part in sets])
+            features = join(
+                [read_features(reflector, part, self.seed, self.lessons.rivals, progress.advance) for part in sets]
+            )
         loss = reward_loss(reflector, features, schedule.batch)
         save_model(path, reflector, "reflector", self.train(reflector, loss, schedule, "reflector"))
 
@@ -248,7 +264,8 @@ class Pipeline:
     def replays(self) -> tuple[Clips, Clips]:
         """Some of the recorded episodes, as they were and as the world model imagines them along the same actions."""
         if self._replays is None:
-            clips, world = self.clips(), self.imagining()
+            has_all = self.lessons.records_what_is_done or not self.config.extra_data
+            clips, world = self.clips() if has_all else self.recorded(*EXTRA_DATA), self.imagining()
             world.network.to(self.device)
             order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(self.seed))
             some = clips.pick(order[: max(1, round(self.config.imagined_share * len(clips)))]).in_memory()
@@ -257,9 +274,13 @@ class Pipeline:
 
     def base(self) -> Base:
         """The pretrained base of policy and reflector."""
-        base = Base(SmallPolicyConfig())
+        base = Base(self.policy_config())
         load_weights(self.models / "base.safetensors", base)
         return base.to(memory_format=torch.channels_last)
+
+    def policy_config(self) -> SmallPolicyConfig:
+        """Sizes of the policy that fits the robot and the camera."""
+        return SmallPolicyConfig(**self.lessons.policy)
 
     def new(self, network: type[nn.Module], config: object) -> nn.Module:
         """A network with weights drawn by the seed of the run."""

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldenv.data.disturbed import Disturbed
 from worldenv.ops.laplace_chunk import laplace_log_prob
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
-from worldenv.suites.tabletop.demonstrate import Disturbed, disturb
+from worldenv.suites.tabletop.demonstrate import disturb
 from worldenv.suites.tabletop.scenes import pretraining_task
 
 ACTION_SHARE = 0.25  # of a batch comes from the episodes whose actions may be seen

@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldenv.data.clips import Clips
+from worldenv.interfaces.suite import Task
 from worldenv.nn.instruction import tokenize
 from worldenv.reflector.small import SmallReflector
-from worldenv.suites.tabletop.physics import task_by_name
-from worldenv.suites.tabletop.scenes import siblings
+
+Rivals = Callable[[str], Sequence[Task]]  # name of a task -> tasks that are not done where it is acted out
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class Features:
     length: Tensor  # [N] int64
 
 
-def other_instructions(clips: Clips, seed: int) -> Tensor:  # [N, L] int64
-    """For each episode the instruction of another task on the same table: same frames, nothing done."""
+def other_instructions(clips: Clips, seed: int, rivals: Rivals) -> Tensor:  # [N, L] int64
+    """For each episode the instruction of another task that could be asked for there: same frames, nothing done."""
     generator = torch.Generator().manual_seed(seed)
     texts = []
     for name in clips.tasks:
-        rivals = siblings(task_by_name(name))
-        rival = rivals[int(torch.randint(len(rivals), (1,), generator=generator))]
+        others = rivals(name)
+        rival = others[int(torch.randint(len(others), (1,), generator=generator))]
         texts.append(rival.instructions[int(torch.randint(len(rival.instructions), (1,), generator=generator))])
     return tokenize(texts)
 
@@ -40,9 +41,11 @@ def join(parts: Sequence[Features]) -> Features:
     return Features(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Features)))
 
 
-def read_features(reflector: SmallReflector, clips: Clips, seed: int, report: Callable[[int], None]) -> Features:
+def read_features(
+    reflector: SmallReflector, clips: Clips, seed: int, rivals: Rivals, report: Callable[[int], None]
+) -> Features:
     """Encode everything once: the encoder is frozen. `report(n)` is called as clips are read."""
-    owns, others = tokenize(clips.instructions), other_instructions(clips, seed)
+    owns, others = tokenize(clips.instructions), other_instructions(clips, seed, rivals)
     every = torch.arange(clips.proprio.shape[1])
     own, other = [], []
     for i in range(0, len(clips), 8):

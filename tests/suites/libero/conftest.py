@@ -3,7 +3,8 @@
 import pytest
 
 from worldenv.errors import UserError
-from worldenv.suites.libero.actors import PROGRAM, ask_once
+from worldenv.suites.actors import ask_once
+from worldenv.suites.libero.suite import PROGRAM
 
 
 @pytest.fixture(scope="session")

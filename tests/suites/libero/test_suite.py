@@ -13,7 +13,7 @@ import torch
 import worldenv
 from worldenv.evaluation.truth import groups_of
 from worldenv.rollout.checks import check_begun, check_suite
-from worldenv.suites.libero import actors
+from worldenv.suites import actors
 from worldenv.suites.libero.suite import LiberoSuite
 
 FAKE = Path(__file__).with_name("fake_process.py")
@@ -208,7 +208,7 @@ def test_wrong_episodes_and_actions_are_refused(make):
 
 PARENT = """
 import os, sys, time
-from worldenv.suites.libero.actors import Process
+from worldenv.suites.actors import Process
 process = Process({program!r})
 process.ask(("load", "libero_object", 0, 8, ("agentview",), "fast"))
 process.answer(20)

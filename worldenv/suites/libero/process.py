@@ -1,29 +1,14 @@
-"""A process that acts out episodes in one scene, and answers through a pipe. `actors.py` starts it.
+"""A process that acts out episodes in one scene, and answers through a pipe. An `Actor` starts it.
 
 It imports no torch. What LIBERO prints goes where stdout and stderr go; nothing can be asked on stdin.
 """
 
-import os
-import sys
-import threading
-import time
-import traceback
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from worldenv.errors import UserError
-
-
-class Moment(NamedTuple):
-    """What follows from a request: whether the task was done after each action, and what is there to see at the end."""
-
-    done: np.ndarray  # [n] bool
-    frames: np.ndarray | None  # [V, H, W, 3] uint8; None: nobody looks
-    proprio: np.ndarray  # [P] float32
-    camera: np.ndarray  # [V, 3, 4] float32
+from worldenv.suites.offscreen import Moment
+from worldenv.suites.serving import run
 
 
 class Simulator:
@@ -59,40 +44,6 @@ class Simulator:
     def _moment(self, done: list[bool], look: bool) -> Moment:
         frames = self.scene.frames() if look else None
         return Moment(np.array(done, dtype=bool), frames, self.scene.proprio(), self.scene.camera())
-
-
-def serve(connection: Connection, simulator: Any) -> None:
-    """Answer requests until the other end is closed: ("done", value), ("refused", why) or ("failed", traceback)."""
-    while True:
-        try:
-            name, *arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            answer = "done", getattr(simulator, name)(*arguments)
-        except UserError as error:
-            answer = "refused", str(error)
-        except Exception:
-            answer = "failed", traceback.format_exc()
-        connection.send(answer)
-
-
-def run(simulator: Any) -> None:
-    """Serve the connection whose descriptor is the first argument, for the process whose id is the second."""
-    connection, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
-    threading.Thread(target=_end_without, args=(parent,), daemon=True).start()
-    try:
-        serve(connection, simulator)
-    finally:
-        sys.stderr.flush()
-        os._exit(0)  # OpenGL contexts print errors when the interpreter takes them apart
-
-
-def _end_without(parent: int) -> None:
-    """End this process when its parent has been killed, whatever it is busy with."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
 
 
 def main() -> None:

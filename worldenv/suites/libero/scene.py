@@ -14,6 +14,7 @@ from robosuite.utils.errors import RandomizationError
 from robosuite.utils.transform_utils import convert_quat, quat2axisangle
 
 from worldenv.errors import UserError
+from worldenv.suites.offscreen import camera_matrix, shrunk
 
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 IDLE = np.array([0.0] * 6 + [-1.0])  # the hand open
@@ -118,19 +119,15 @@ class Scene:
     def _picture(self, camera: str) -> np.ndarray:
         fine, k = self.size * self._finer, self._finer
         picture = self._sim.render(camera_name=camera, width=fine, height=fine)[::-1]
-        if k == 1:
-            return picture
-        return picture.reshape(self.size, k, self.size, k, 3).mean((1, 3)).round().astype(np.uint8)
+        return shrunk(picture, k)
 
     def camera(self) -> np.ndarray:  # [V, 3, 4] float32
         """World point (m) -> homogeneous pixel of the upright picture, of every camera where it is now."""
         model, data, out = self._sim.model, self._sim.data._data, []
         for name in self.cameras:
             i = model.camera_name2id(name)
-            focal = 0.5 * self.size / np.tan(np.deg2rad(model.cam_fovy[i]) / 2)
-            intrinsics = np.array([[focal, 0, self.size / 2], [0, focal, self.size / 2], [0, 0, 1]])
-            rotation = (data.cam_xmat[i].reshape(3, 3) * [1, -1, -1]).T  # MuJoCo's y is up, and z backwards
-            out.append(intrinsics @ np.c_[rotation, -rotation @ data.cam_xpos[i]])
+            axes = data.cam_xmat[i].reshape(3, 3)
+            out.append(camera_matrix(data.cam_xpos[i], axes, model.cam_fovy[i], self.size))
         return np.stack(out).astype(np.float32)
 
 

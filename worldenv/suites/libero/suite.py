@@ -3,24 +3,21 @@
 import os
 import weakref
 from collections.abc import Sequence
-from operator import index
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 
 from worldenv.errors import UserError, nearest
 from worldenv.fields import shown
-from worldenv.interfaces.observation import Observation, Starts, table_of
-from worldenv.records.progress import Progress
 from worldenv.robot.kinematics import is_number
 from worldenv.robot.robot import Robot
-from worldenv.suites.libero.actors import PROGRAM, Actor, ask_once
-from worldenv.suites.libero.process import Moment
+from worldenv.suites.actors import Actor, ask_once, program
+from worldenv.suites.held import HeldSuite, check_views, count, drawn_from
 from worldenv.suites.libero.tasks import HORIZONS, LiberoTask
+from worldenv.suites.offscreen import Moment
 
+PROGRAM = program("worldenv.suites.libero.process")
 VIEWS = ("agentview", "wrist")
-SPLITS = ("train", "validation", "test")
 Pictures = Literal["fast", "official"]
 TURN = 6.2832  # rad
 PANDA = Robot(
@@ -31,7 +28,7 @@ PANDA = Robot(
 )
 
 
-class LiberoSuite:
+class LiberoSuite(HeldSuite):
     """The tasks of one of LIBERO's or LIBERO-PRO's suites, with the official initial states.
 
     An episode needs a process of 2 GB for itself. `workers` of them run at once (by default one for each core that
@@ -61,24 +58,21 @@ class LiberoSuite:
     ):
         if not isinstance(name, str) or name not in HORIZONS:
             raise UserError(f"unknown suite of LIBERO {shown(name)}{nearest(str(name), HORIZONS)}")
-        if not isinstance(views, list | tuple) or not views or any(views.count(view) > 1 for view in views):
-            raise UserError(f"views is {shown(views)}; it should be a tuple of some of {', '.join(VIEWS)}")
-        if any(view not in VIEWS for view in views):
-            raise UserError(f"views is {shown(views)}; LIBERO has {', '.join(VIEWS)}")
         if pictures not in get_args(Pictures):
             raise UserError(f"pictures is {shown(pictures)}; it should be {' or '.join(get_args(Pictures))}")
         if not is_number(timeout_s) or timeout_s <= 0:
             raise UserError(f"timeout_s is {shown(timeout_s)}; it should be a positive number of seconds")
-        self.size, self.repeat = _count("size", size), _count("repeat", repeat)
+        self.views = check_views(views, VIEWS, "LIBERO")
+        self.size, self.repeat = count("size", size), count("repeat", repeat)
         horizon = max(1, HORIZONS[name] // self.repeat) if horizon is None else horizon
         workers = len(os.sched_getaffinity(0)) if workers is None else workers
-        self.name, self.views, self.robot, self.pictures = name, tuple(views), robot, pictures
-        self.horizon, self.workers = _count("horizon", horizon), _count("workers", workers)
+        self.name, self.robot, self.pictures = name, robot, pictures
+        self.horizon, self.workers = count("horizon", horizon), count("workers", workers)
+        self.most = self.workers
         listed, self._installed = ask_once(program, ("describe", name), timeout_s)
         self.tasks = tuple(LiberoTask(stem, i, text, states) for i, (stem, text, states) in enumerate(listed))
-        self._known = {task.name: task for task in self.tasks}
+        self.known = {task.name: task for task in self.tasks}
         self._actors = [Actor(program, timeout_s) for _ in range(self.workers)]
-        self._held: list[int] | None = None  # by actor, the row of the episode that it acts out
         self.close = weakref.finalize(self, _end, self._actors)
 
     def groups(self, tasks: Sequence[LiberoTask]) -> list[list[int]]:
@@ -89,59 +83,6 @@ class LiberoSuite:
         rows = sorted(range(len(tasks)), key=lambda row: self._task(tasks[row]).number)
         runs = [run.tolist() for run in np.array_split(rows, min(self.workers, len(rows)))] if rows else []
         return [[run[i] for run in runs if i < len(run)] for i in range(len(runs[0]) if runs else 0)]
-
-    def reset(self, tasks: Sequence[LiberoTask], starts: Sequence[int], split: str) -> Starts:
-        """Begin an episode for each (task, start state); what their cameras show.
-
-        Any number may be begun; only a group that is held together can be stepped. Raises UserError for an unknown
-        task or split, or if a scene fails again and again.
-        """
-        if split not in SPLITS:
-            raise UserError(f"split is {shown(split)}; it should be one of {', '.join(SPLITS)}")
-        tasks, starts = [self._task(task) for task in tasks], [_number(start) for start in starts]
-        if not tasks or len(tasks) != len(starts):
-            raise UserError(f"there are {len(tasks)} tasks and {len(starts)} start states; there should be as many")
-        groups, moments = self.groups(tasks), {}
-        self._held = None
-        if len(groups) == 1:
-            moments = self._begin(groups[0], tasks, starts, split)
-            self._held = groups[0]
-        else:
-            with Progress(len(tasks), f"start states of {self.name}") as progress:
-                for rows in groups:
-                    moments |= self._begin(rows, tasks, starts, split)
-                    progress.advance(len(rows))
-        texts, self._text = table_of([task.instruction for task in tasks])
-        return Starts(self._observation([moments[row] for row in range(len(tasks))]), texts)
-
-    def step(self, action: np.ndarray) -> tuple[Observation, np.ndarray]:
-        """Carry out one action [E, 7]; the new observation, and whether each task was done [E] bool."""
-        seen, done = self.carry_out(np.asarray(action)[:, None])
-        return seen, done[:, 0]
-
-    def carry_out(self, actions: np.ndarray) -> tuple[Observation, np.ndarray]:
-        """Carry out a chunk of actions [E, K, 7]; the observation after the last, whether tasks were done [E, K].
-
-        It draws one picture per view and chunk, where `step` draws K. Raises UserError for another shape, if no
-        episodes are held, or if a scene fails again and again.
-        """
-        if self._held is None:
-            raise UserError(
-                f"no episodes are held that could go on: begin at most {self.workers} at once; `groups` says which"
-            )
-        actions = np.asarray(actions, dtype=np.float64)
-        if actions.ndim != 3 or actions.shape[::2] != (len(self._held), self.robot.action_size) or not actions.size:
-            want = f"[{len(self._held)}, K, {self.robot.action_size}]"
-            raise UserError(f"actions has shape {list(actions.shape)}; it should be {want}")
-        if not np.isfinite(actions).all():
-            raise UserError("actions has numbers that are not finite")
-        each = np.repeat(actions.clip(-1, 1), self.repeat, axis=1)
-        for actor, row in zip(self._actors, self._held, strict=False):
-            actor.act(each[row], True)
-        moments = self._answers(self._held)
-        seen = self._observation([moments[row] for row in range(len(moments))])
-        done = np.stack([moments[row].done for row in range(len(moments))])
-        return seen, done.reshape(*actions.shape[:2], self.repeat).any(2)
 
     @property
     def repeated(self) -> int:
@@ -161,42 +102,21 @@ class LiberoSuite:
             "repeated_episodes": self.repeated,
         }
 
-    def _task(self, task: Any) -> LiberoTask:
-        found = self._known.get(getattr(task, "name", None))
-        if found is None:
-            raise UserError(f"{shown(task)} is no task of {self.name}; take some of its `tasks`")
-        return found
-
     def _begin(self, rows: list[int], tasks: list[LiberoTask], starts: list[int], split: str) -> dict[int, Moment]:
         for actor, row in zip(self._actors, rows, strict=False):
             task, number = tasks[row], starts[row]
             state = number % task.states if split == "test" else None
-            seed = np.random.SeedSequence([SPLITS.index(split), number % 2**64]).generate_state(1)[0]
+            seed = drawn_from(split, number).generate_state(1)[0]
             actor.begin((self.name, task.number, self.size, self.views, self.pictures), (state, int(seed)))
+        return self._answers(rows)
+
+    def _act(self, rows: list[int], actions: np.ndarray) -> dict[int, Moment]:
+        for actor, row in zip(self._actors, rows, strict=False):  # by actor, the row of the episode that it acts out
+            actor.act(actions[row], True)
         return self._answers(rows)
 
     def _answers(self, rows: list[int]) -> dict[int, Moment]:
         return {row: actor.answer() for actor, row in zip(self._actors, rows, strict=False)}
-
-    def _observation(self, moments: list[Moment]) -> Observation:
-        frames, proprio, camera = (
-            torch.from_numpy(np.stack([getattr(moment, name) for moment in moments]))
-            for name in ("frames", "proprio", "camera")
-        )
-        return Observation(frames, proprio, camera, self._text)
-
-
-def _number(start: Any) -> int:
-    try:
-        return index(start)
-    except TypeError:
-        raise UserError(f"a start state is {shown(start)}; it should be an integer") from None
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise UserError(f"{name} is {shown(value)}; it should be a positive integer")
-    return int(value)
 
 
 def _end(actors: Sequence[Actor]) -> None:

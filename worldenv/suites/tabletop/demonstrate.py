@@ -1,10 +1,10 @@
 """Expert episodes in the true environment: clean ones to learn from, disturbed ones for the pretraining suite."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from worldenv.data.disturbed import Disturbed
 from worldenv.data.record import Record
 from worldenv.data.trajectory import Trajectory
 from worldenv.suites.tabletop.expert import expert_action
@@ -24,20 +24,6 @@ def demonstrate(tasks: Sequence[Task], starts: Sequence[int], split: str, image_
     success = np.stack(record.success, axis=1)
     ends = np.minimum(success.argmax(1) + 1 + _AFTER_SUCCESS, suite.horizon)
     return record.trajectories(tasks, starts, split, "expert", np.where(success.any(1), ends, 0).tolist())
-
-
-@dataclass(frozen=True)
-class Disturbed:
-    """Episodes of a disturbed expert, with its undisturbed plan and the places of object and goal."""
-
-    frames: np.ndarray  # [N, T + 1, H, W, 3] uint8
-    proprio: np.ndarray  # [N, T + 1, 7] float32
-    actions: np.ndarray  # [N, T, 7] float32, as carried out
-    plans: np.ndarray  # [N, T, K, 7] float32, the next actions of the undisturbed expert from each state
-    success: np.ndarray  # [N, T + 1] bool
-    place: np.ndarray  # [N, T + 1, 6] float32, metres: xyz of the object, xyz of the goal
-    states: np.ndarray  # [N, T + 1, 79] float64, as `Tabletop.state` returns them
-    instructions: tuple[str, ...]
 
 
 def disturb(tasks: Sequence[Task], seed: int, chunk: int = 4, steps: int = 32, image_size: int = 64) -> Disturbed:

@@ -14,12 +14,16 @@ from typing import Any
 import numpy as np
 
 from worldenv.errors import UserError
-from worldenv.suites.libero.process import Moment
+from worldenv.suites.offscreen import Moment
 
-PROGRAM = (sys.executable, "-P", "-c", "from worldenv.suites.libero.process import main; main()")
-ROOT = Path(__file__).resolve().parents[3]  # what worldenv is imported from
+ROOT = Path(__file__).resolve().parents[2]  # what worldenv is imported from
 ATTEMPTS = 3  # at one request, before an episode is given up
 WORDS = 400  # characters of what a process printed last
+
+
+def program(module: str) -> tuple[str, ...]:
+    """The command that executes `main` of a module in a process of its own."""
+    return sys.executable, "-P", "-c", f"from {module} import main; main()"
 
 
 class Died(Exception):
@@ -92,13 +96,13 @@ def ask_once(program: Sequence[str], request: tuple, timeout_s: float) -> Any:
 
 
 class Actor:
-    """Acts out one episode at a time. Every task has a process of its own, which builds one scene in its life.
+    """Acts out one episode at a time, or some in lockstep. Another scene has a process of its own.
 
     `begin` and `act` return at once; `answer` waits for what follows. Simulations are deterministic: an episode whose
     process has died comes to the same point again, and nobody else notices. `repeated` counts these episodes.
     """
 
-    def __init__(self, program: Sequence[str] = PROGRAM, timeout_s: float = 180.0):
+    def __init__(self, program: Sequence[str], timeout_s: float = 180.0):
         self.program, self.timeout_s, self.repeated = program, timeout_s, 0
         self.process: Process | None = None
         self._scene: tuple = ()
@@ -116,7 +120,7 @@ class Actor:
             self._launch()
         self._ask("begin", *start, True)
 
-    def act(self, actions: np.ndarray, look: bool) -> None:  # [n, A]
+    def act(self, actions: np.ndarray, look: bool) -> None:  # [n, ..., A]
         """Carry out actions, and show what the cameras see after the last one if somebody looks."""
         self._actions.extend(actions)
         self._last, self._look = len(actions), look

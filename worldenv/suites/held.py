@@ -1,0 +1,141 @@
+"""What suites share whose simulator holds few episodes at a time: begin any number of them, step those of one group."""
+
+from collections.abc import Sequence
+from operator import index
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldenv.errors import UserError
+from worldenv.fields import shown
+from worldenv.interfaces.observation import Observation, Starts, table_of
+from worldenv.interfaces.suite import Task
+from worldenv.records.progress import Progress
+from worldenv.robot.robot import Robot
+from worldenv.suites.offscreen import Moment
+
+SPLITS = ("train", "validation", "test")
+
+
+class HeldSuite:
+    """A suite that holds at most `most` episodes at a time: `groups` says which ones together.
+
+    A subclass sets the attributes, with `tasks` and `known` (the same by name), and defines `groups`, `_begin` and
+    `_act`. Every action is carried out `repeat` times; a task is done if it is after any of them.
+    """
+
+    name: str
+    tasks: Sequence[Task]
+    robot: Robot
+    repeat: int
+    most: int
+    known: dict[str, Task]
+    _held: list[int] | None = None  # the rows of the episodes that can go on, as `_begin` was given them
+
+    def groups(self, tasks: Sequence[Task]) -> list[list[int]]:
+        """Rows of the episodes that can be held together, a group after the other."""
+        raise NotImplementedError
+
+    def _begin(self, rows: list[int], tasks: list[Any], starts: list[int], split: str) -> dict[int, Moment]:
+        """Begin the episodes of these rows of `tasks` and `starts`; what is seen, by row."""
+        raise NotImplementedError
+
+    def _act(self, rows: list[int], actions: np.ndarray) -> dict[int, Moment]:  # [E, n, A], by row
+        """Carry out actions in the episodes that `_begin` has begun last."""
+        raise NotImplementedError
+
+    def reset(self, tasks: Sequence[Task], starts: Sequence[int], split: str) -> Starts:
+        """Begin an episode for each (task, start state); what their cameras show.
+
+        Any number may be begun; only a group that is held together can be stepped. Raises UserError for an unknown
+        task or split, or if a scene fails again and again.
+        """
+        if split not in SPLITS:
+            raise UserError(f"split is {shown(split)}; it should be one of {', '.join(SPLITS)}")
+        tasks, starts = [self._task(task) for task in tasks], [_number(start) for start in starts]
+        if not tasks or len(tasks) != len(starts):
+            raise UserError(f"there are {len(tasks)} tasks and {len(starts)} start states; there should be as many")
+        groups, moments = self.groups(tasks), {}
+        self._held = None
+        if len(groups) == 1:
+            moments = self._begin(groups[0], tasks, starts, split)
+            self._held = groups[0]
+        else:
+            with Progress(len(tasks), f"start states of {self.name}") as progress:
+                for rows in groups:
+                    moments |= self._begin(rows, tasks, starts, split)
+                    progress.advance(len(rows))
+        texts, self._text = table_of([task.instructions[0] for task in tasks])
+        return Starts(self._observation([moments[row] for row in range(len(tasks))]), texts)
+
+    def step(self, action: np.ndarray) -> tuple[Observation, np.ndarray]:
+        """Carry out one action [E, A]; the new observation, and whether each task was done [E] bool."""
+        seen, done = self.carry_out(np.asarray(action)[:, None])
+        return seen, done[:, 0]
+
+    def carry_out(self, actions: np.ndarray) -> tuple[Observation, np.ndarray]:
+        """Carry out a chunk of actions [E, K, A]; the observation after the last, whether tasks were done [E, K].
+
+        It draws one picture per view and chunk, where `step` draws K. Raises UserError for another shape, if no
+        episodes are held, or if a scene fails again and again.
+        """
+        held = self._going_on()
+        actions = np.asarray(actions, dtype=np.float64)
+        if actions.ndim != 3 or actions.shape[::2] != (len(held), self.robot.action_size) or not actions.size:
+            want = f"[{len(held)}, K, {self.robot.action_size}]"
+            raise UserError(f"actions has shape {list(actions.shape)}; it should be {want}")
+        if not np.isfinite(actions).all():
+            raise UserError("actions has numbers that are not finite")
+        moments = self._act(held, np.repeat(actions.clip(-1, 1), self.repeat, axis=1))
+        seen = self._observation([moments[row] for row in range(len(moments))])
+        done = np.stack([moments[row].done for row in range(len(moments))])
+        return seen, done.reshape(*actions.shape[:2], self.repeat).any(2)
+
+    def _going_on(self) -> list[int]:
+        if self._held is None:
+            raise UserError(
+                f"no episodes are held that could go on: begin at most {self.most} at once; `groups` says which"
+            )
+        return self._held
+
+    def _task(self, task: Any) -> Any:
+        found = self.known.get(getattr(task, "name", None))
+        if found is None:
+            raise UserError(f"{shown(task)} is no task of {self.name}; take some of its `tasks`")
+        return found
+
+    def _observation(self, moments: list[Moment]) -> Observation:
+        frames, proprio, camera = (
+            torch.from_numpy(np.stack([getattr(moment, name) for moment in moments]))
+            for name in ("frames", "proprio", "camera")
+        )
+        return Observation(frames, proprio, camera, self._text)
+
+
+def drawn_from(split: str, number: int) -> np.random.SeedSequence:
+    """What the start state of that number is drawn from: the splits share none."""
+    return np.random.SeedSequence([SPLITS.index(split), number % 2**64])
+
+
+def count(name: str, value: Any) -> int:
+    """A positive integer. Raises UserError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise UserError(f"{name} is {shown(value)}; it should be a positive integer")
+    return int(value)
+
+
+def check_views(views: Any, known: Sequence[str], who: str) -> tuple[str, ...]:
+    """The views as a tuple. Raises UserError unless they are some of those that are known, none twice."""
+    if not isinstance(views, list | tuple) or not views or any(views.count(view) > 1 for view in views):
+        raise UserError(f"views is {shown(views)}; it should be a tuple of some of {', '.join(known)}")
+    if any(view not in known for view in views):
+        raise UserError(f"views is {shown(views)}; {who} has {', '.join(known)}")
+    return tuple(views)
+
+
+def _number(start: Any) -> int:
+    try:
+        return index(start)
+    except TypeError:
+        raise UserError(f"a start state is {shown(start)}; it should be an integer") from None
