@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldenv.data.clips import Clips
-from worldenv.nn.instruction import tokenize
 from worldenv.reflector.small import SmallReflector
 from worldenv.suites.tabletop.physics import task_by_name
 from worldenv.suites.tabletop.scenes import siblings
@@ -24,7 +23,7 @@ class Features:
     length: Tensor  # [N] int64
 
 
-def other_instructions(clips: Clips, seed: int) -> Tensor:  # [N, L] int64
+def other_instructions(clips: Clips, seed: int) -> list[str]:  # N
     """For each episode the instruction of another task on the same table: same frames, nothing done."""
     generator = torch.Generator().manual_seed(seed)
     texts = []
@@ -32,7 +31,7 @@ def other_instructions(clips: Clips, seed: int) -> Tensor:  # [N, L] int64
         rivals = siblings(task_by_name(name))
         rival = rivals[int(torch.randint(len(rivals), (1,), generator=generator))]
         texts.append(rival.instructions[int(torch.randint(len(rival.instructions), (1,), generator=generator))])
-    return tokenize(texts)
+    return texts
 
 
 def join(parts: Sequence[Features]) -> Features:
@@ -42,7 +41,8 @@ def join(parts: Sequence[Features]) -> Features:
 
 def read_features(reflector: SmallReflector, clips: Clips, seed: int, report: Callable[[int], None]) -> Features:
     """Encode everything once: the encoder is frozen. `report(n)` is called as clips are read."""
-    owns, others = tokenize(clips.instructions), other_instructions(clips, seed)
+    tokenize = reflector.encoder.text.tokenize
+    owns, others = tokenize(clips.instructions), tokenize(other_instructions(clips, seed))
     every = torch.arange(clips.proprio.shape[1])
     own, other = [], []
     for i in range(0, len(clips), 8):
