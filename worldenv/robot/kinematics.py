@@ -44,12 +44,27 @@ class Kinematics:
         if any(low > high for low, high in zip(self.low, self.high, strict=True)):
             raise UserError(f"a lower limit of the gripper is above the upper one: {self.low} and {self.high}")
 
+    def rest(self, proprio: Tensor) -> None:
+        """No motion: this arm stands still when an action has been carried out."""
+        return None
+
+    def follow(self, proprio: Tensor, motion: None, actions: Tensor) -> tuple[Tensor, None]:
+        """Where a chunk of actions leads, as `chunk_kinematics` says; and the motion, of which there is none."""
+        return chunk_kinematics(proprio, actions, self), None
+
     def as_array(self) -> np.ndarray:  # [15] float64
         """The numbers in the order in which the compiled physics reads them. Raises ValueError unless it adds."""
         if self.rotation != "add":
             raise ValueError(f"rotation is {self.rotation!r}; the compiled simulator can only 'add'")
         steps = self.translation_step, self.rotation_step, self.aperture_rate
         return np.array([*steps, *self.low, *self.high], dtype=np.float64)
+
+
+def check_sizes(proprio: Tensor, actions: Tensor) -> None:
+    """Raise ValueError unless a pose and an action are of NUMBERS each."""
+    p, a = proprio.shape[-1], actions.shape[-1]
+    if (p, a) != (NUMBERS, NUMBERS):
+        raise ValueError(f"proprio has {p} numbers and an action {a}; these kinematics are of {NUMBERS} each")
 
 
 def is_number(value: object) -> bool:
@@ -86,9 +101,7 @@ def chunk_kinematics(
     kinematics: Kinematics,
 ) -> Tensor:  # [..., K, 7] float32, after each action
     """`forward_kinematics` applied K times. Raises ValueError as it does."""
-    p, a = proprio.shape[-1], actions.shape[-1]
-    if (p, a) != (NUMBERS, NUMBERS):
-        raise ValueError(f"proprio has {p} numbers and an action {a}; these kinematics are of {NUMBERS} each")
+    check_sizes(proprio, actions)
     steps = (*[kinematics.translation_step] * 3, *[kinematics.rotation_step] * 3, kinematics.aperture_rate)
     step, low, high = constant((steps, (*kinematics.low, 0.0), (*kinematics.high, 1.0)), proprio).unbind(0)
     opening = 1.0 - 2.0 * (actions[..., 6:] > 0).to(proprio.dtype)
@@ -97,15 +110,17 @@ def chunk_kinematics(
     for move in moves.unbind(-2):
         moved = torch.clamp(proprio + move, low, high)
         if kinematics.rotation == "compose":
-            turned = _composed(move[..., 3:6], proprio[..., 3:6])
+            turned = composed(move[..., 3:6], proprio[..., 3:6])
             moved = torch.cat([moved[..., :3], turned, moved[..., 6:]], dim=-1)
         proprio = moved
         out.append(proprio)
     return torch.stack(out, dim=-2)
 
 
-def _composed(turn: Tensor, before: Tensor) -> Tensor:  # [..., 3] axis-angles: of the turn after the one before
+def composed(turn: Tensor, before: Tensor, near: Tensor | None = None) -> Tensor:  # [..., 3] each, axis-angles
+    """The turn after the one before, computed in float64; of two axis-angles the one nearer to `near` (`before`)."""
     previous = before.double()
+    near = previous if near is None else near.double()
     (a, u), (b, v) = _quaternion(turn.double()), _quaternion(previous)
     scalar = a * b - (u * v).sum(-1, keepdim=True)
     vector = a * v + b * u + torch.linalg.cross(u, v)
@@ -114,7 +129,7 @@ def _composed(turn: Tensor, before: Tensor) -> Tensor:  # [..., 3] axis-angles: 
     angle = 2.0 * torch.atan2(length, scalar.abs())
     short = angle * vector / length
     long = short - 2.0 * math.pi * vector / length
-    nearer = _length(long - previous) < _length(short - previous)
+    nearer = _length(long - near) < _length(short - near)
     return torch.where(nearer, long, short).to(before.dtype)
 
 

@@ -1,6 +1,7 @@
 """The causal world model: observation and actions in, frames out; the past is in the ring of each slot."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,10 +15,10 @@ from worldenv.ops.constants import constant
 from worldenv.ops.denoise_step import denoise_step
 from worldenv.ops.philox import Use, philox
 from worldenv.records.model_files import load_model
-from worldenv.robot.kinematics import chunk_kinematics
 from worldenv.robot.robot import Robot
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.ring import Ring
+from worldenv.worlds.kinematics import with_kept
 from worldenv.worlds.levels import check_levels, levels_of
 
 LEVELS = (1.0, 0.5)  # noise levels t of the passes over a chunk
@@ -35,9 +36,9 @@ class CausalWorld:
 
     @classmethod
     def load(cls, path: Path, robot: Robot, view: str = "agentview") -> "CausalWorld":
-        """From a file that `save_model` wrote with the kind "causal" and the noise levels."""
+        """From a file of the kind "causal" with the noise levels and, if they were fitted, the kinematics."""
         network, about = load_model(path, "causal", CausalNetwork, CausalConfig)
-        return cls(network, robot, levels_of(path, about), view)
+        return cls(network, with_kept(path, about, robot), levels_of(path, about), view)
 
     @property
     def device(self) -> torch.device:
@@ -62,12 +63,14 @@ class CausalWorld:
         zero = torch.zeros(len(frames), dtype=torch.int32, device=frames.device)
         condition = self.condition(seen.proprio[:, None], seen.camera)
         network.remember(latents, condition, ring, zero, zero, zero + latents.shape[1])
-        return ring
+        return replace(ring, motion=self.robot.kinematics.rest(seen.proprio))
 
     @torch.no_grad()
     def imagine(self, memory: Ring, seen: Observation, action: Tensor, key: Key) -> Imagined:
         """Imagine one chunk of one or more passes."""
-        proprio = chunk_kinematics(seen.proprio, action, self.robot.kinematics)
+        proprio, motion = self.robot.kinematics.follow(seen.proprio, memory.motion, action)
+        if motion is not None:
+            memory.motion.copy_(motion)
         passes = action.shape[1] // self.chunk
         out = []
         for i, poses in enumerate(proprio.split(self.chunk, dim=1)):
