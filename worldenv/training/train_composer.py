@@ -44,7 +44,7 @@ class ChunkBatch:
         chunk = layers.chunk
         index = step[:, None] + torch.arange(chunk + 1)
         size = clips.frame_shape[1]
-        self.camera, self.gripper = clips.camera[episode][:, :1], robot.gripper
+        self.camera, self.gripper = clips.still_camera()[episode][:, :1], robot.gripper
         self.poses, self.layer = clips.proprio[episode[:, None], index], layers.at(episode, step)
         self.tips = torch.cat([clips.proprio[episode, :1], self.poses], dim=1)[..., POSITION]
         self.is_clear = self.layer.clear == step  # where the present frame is the clear one
