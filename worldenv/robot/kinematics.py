@@ -133,6 +133,18 @@ def composed(turn: Tensor, before: Tensor, near: Tensor | None = None) -> Tensor
     return torch.where(nearer, long, short).to(before.dtype)
 
 
+def rotation(axis_angle: Tensor) -> Tensor:  # [..., 3] rad -> [..., 3, 3] float64
+    """The matrix of a turn."""
+    scalar, vector = _quaternion(axis_angle.double())
+    a, (x, y, z) = scalar[..., 0], vector.unbind(-1)
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - a * z), 2 * (x * z + a * y)),
+        (2 * (x * y + a * z), 1 - 2 * (x * x + z * z), 2 * (y * z - a * x)),
+        (2 * (x * z - a * y), 2 * (y * z + a * x), 1 - 2 * (x * x + y * y)),
+    )
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
 def _quaternion(axis_angle: Tensor) -> tuple[Tensor, Tensor]:  # [..., 3] -> [..., 1], [..., 3]
     angle = _length(axis_angle)
     return (0.5 * angle).cos(), (0.5 * angle).sin() / angle * axis_angle

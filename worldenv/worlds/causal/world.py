@@ -15,6 +15,7 @@ from worldenv.ops.constants import constant
 from worldenv.ops.denoise_step import denoise_step
 from worldenv.ops.philox import Use, philox
 from worldenv.records.model_files import load_model
+from worldenv.robot.hand import cameras_after
 from worldenv.robot.robot import Robot
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.ring import Ring
@@ -71,13 +72,15 @@ class CausalWorld:
         proprio, motion = self.robot.kinematics.follow(seen.proprio, memory.motion, action)
         if motion is not None:
             memory.motion.copy_(motion)
+        cameras = cameras_after(seen.camera, seen.proprio, proprio, self.views, self.robot.hand_views)
         passes = action.shape[1] // self.chunk
         out = []
         for i, poses in enumerate(proprio.split(self.chunk, dim=1)):
-            condition = self.condition(poses, seen.camera)
+            part = slice(i * self.chunk, (i + 1) * self.chunk)
+            condition = self.condition(poses, seen.camera if cameras is None else cameras[:, part])
             out.append(self._pass(memory, condition, key._replace(chunk=key.chunk * passes + i)))
         frames, finite = zip(*out, strict=True)
-        return Imagined(torch.cat(frames, dim=1)[:, :, None], proprio, torch.stack(finite).all(0))
+        return Imagined(torch.cat(frames, dim=1)[:, :, None], proprio, torch.stack(finite).all(0), camera=cameras)
 
     def _pass(self, ring: Ring, condition: Tensor, key: Key) -> tuple[Tensor, Tensor]:
         """[B, K, H, W, 3] uint8 frames; [B] bool, whether every latent came out finite."""
@@ -94,14 +97,18 @@ class CausalWorld:
         frames = network.tokenizer.decode(x.view(-1, config.tokens, config.channels), self.size[1])
         return frames.unflatten(0, (len(x), -1)), x.isfinite().flatten(1).all(1)
 
-    def condition(self, poses: Tensor, camera: Tensor) -> Tensor:  # [B, N, P], [B, 1, 3, 4] -> [B, N L, D]
+    def condition(self, poses: Tensor, camera: Tensor) -> Tensor:  # [B, N, P], as `draw_maps` -> [B, N L, D]
         """The conditioning of every token of N frames on the gripper."""
         return self.network.condition(draw_maps(poses, camera, self.robot, self.network.config), poses)
 
 
 def draw_maps(poses: Tensor, camera: Tensor, robot: Robot, config: CausalConfig) -> Tensor:
-    """The action maps [B, N, 4, h, w] of poses [B, N, P] as cameras [B, 1, 3, 4] see them, shrunk for the network."""
+    """The action maps [B, N, 4, h, w] of poses [B, N, P] as cameras see them, shrunk for the network.
+
+    The first of cameras [B, V, 3, 4]; [B, N, V, 3, 4] where they move.
+    """
     (b, n, _), size = poses.shape, config.image_size // config.map_shrink
     shrunk = camera * constant(((1 / config.map_shrink,), (1 / config.map_shrink,), (1.0,)), camera)  # pixel axes
-    maps = action_map(poses.flatten(0, 1), shrunk.repeat_interleave(n, 0), robot.gripper, size, size)
+    cameras = shrunk.repeat_interleave(n, 0) if camera.ndim == 4 else shrunk.flatten(0, 1)
+    maps = action_map(poses.flatten(0, 1), cameras, robot.gripper, size, size)
     return maps[:, 0].unflatten(0, (b, n))

@@ -48,6 +48,10 @@ class ComposerWorld:
     def __init__(self, network: ComposerNetwork, robot: Robot, levels: Sequence[float], view: str = "agentview"):
         if robot.kinematics is None or robot.gripper is None:
             raise UserError("the composer needs a robot with kinematics and a gripper; choose another world model")
+        if view in robot.hand_views:
+            raise UserError(
+                f"the composer needs a camera that stands still, and {view} is on the hand: take another view"
+            )
         self.network, self.robot, self.levels = network, robot, check_levels(levels)
         size = network.config.image_size
         self.views, self.size, self.chunk = (view,), (size, size), network.config.chunk
