@@ -1,4 +1,4 @@
-"""The layout of our own files, of both versions, and files that are damaged or lie."""
+"""The layout of our own files, of all versions, and files that are damaged or lie."""
 
 import json
 import os
@@ -142,7 +142,7 @@ def test_values_in_another_file_are_never_read(part):
         ("num_demos", np.int64(10**9), "num_demos 1000000000, but /data/demo_2 is missing"),
         ("num_demos", np.int64(-1), "num_demos -1"),
         ("num_demos", h5py.Empty("i8"), "num_demos is empty"),
-        ("worldenv_format", np.int64(3), "worldenv_format 3, this version reads 1 to 2: update"),
+        ("worldenv_format", np.int64(4), "worldenv_format 4, this version reads 1 to 3: update"),
     ],
 )
 def test_counts_that_lie_are_named(part, name, value, message):

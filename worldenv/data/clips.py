@@ -16,6 +16,7 @@ from worldenv.data.orientation import Orientation
 from worldenv.data.paths import as_path
 from worldenv.data.trajectories import Trajectory, read_episodes
 from worldenv.data.trajectory import check_alike
+from worldenv.errors import UserError
 
 TEXTS = ("instructions", "tasks")
 
@@ -32,7 +33,7 @@ class Clips:
     instructions: tuple[str, ...]  # [N]
     tasks: tuple[str, ...]  # [N]
     views: tuple[str, ...]  # [V]
-    camera: Tensor | None = None  # [N, V, 3, 4] float32, world point (m) -> homogeneous pixel
+    camera: Tensor | None = None  # [N, V, 3, 4] float32, as in Trajectory; [N, T + 1, V, 3, 4] if one moves
 
     def __len__(self) -> int:
         return len(self.length)
@@ -85,6 +86,26 @@ class Clips:
         """Frames of some steps of some episodes. Reads from disk what is not in memory."""
         return self.stored.at(episode, torch.minimum(step, self.length[episode, None]))
 
+    def cameras_at(
+        self,
+        episode: Tensor,  # [B] int64
+        step: Tensor,  # [B, M] int64; past the end the last one is repeated
+    ) -> Tensor:  # [B, M, V, 3, 4] float32
+        """The cameras of some frames of some episodes, which must have cameras. Of those that stand still, a view."""
+        if self.camera.ndim == 4:
+            return self.camera[episode][:, None].expand(-1, step.shape[1], -1, -1, -1)
+        return self.camera[episode[:, None], step]
+
+    def still_camera(self) -> Tensor:  # [N, V, 3, 4] float32
+        """The cameras of each episode. Raises UserError if there are none, or one of the first view moves."""
+        if self.camera is None:
+            raise UserError("the trajectories have no camera matrix")
+        if self.camera.ndim == 4:
+            return self.camera
+        if (self.camera[:, :, 0] != self.camera[:, :1, 0]).any():
+            raise UserError(f"the camera of the view {self.views[0]} moves; it should stand still here")
+        return self.camera[:, 0]
+
     def sample_frames(self, generator: torch.Generator, count: int) -> Tensor:  # [count, V, H, W, 3] uint8
         """Frames drawn with replacement, each of the data set's as likely as every other."""
         end = (self.length + 1).cumsum(0)
@@ -132,8 +153,18 @@ def _stacked(parts: Sequence[Steps]) -> dict[str, Tensor | None]:
         proprio[i, : length + 1], proprio[i, length + 1 :] = part["proprio"], part["proprio"][-1]
         actions[i, :length] = part["actions"]
         success[i, 1 : length + 1], success[i, length + 1 :] = part["success"], part["success"][-1]
-    camera = None if parts[0]["camera"] is None else np.stack([part["camera"] for part in parts])
+    camera = _stacked_cameras([part["camera"] for part in parts], steps)
     stacked = {"proprio": proprio, "actions": actions, "success": success, "length": np.array(lengths)}
     return {name: torch.from_numpy(a) for name, a in stacked.items()} | {
         "camera": None if camera is None else torch.from_numpy(camera)
     }
+
+
+def _stacked_cameras(cameras: Sequence[np.ndarray | None], steps: int) -> np.ndarray | None:
+    """[N, V, 3, 4], or [N, steps + 1, V, 3, 4] if one moves; past the end the last one is repeated."""
+    if cameras[0] is None or all(camera.ndim == 3 for camera in cameras):
+        return None if cameras[0] is None else np.stack(cameras)
+    every = np.arange(steps + 1)
+    return np.stack(
+        [c[np.minimum(every, len(c) - 1)] if c.ndim == 4 else c[None].repeat(steps + 1, 0) for c in cameras]
+    )

@@ -60,7 +60,7 @@ def agreement(trajectories: Iterable[Trajectory], view: int = 0) -> Agreement:
             raise UserError("proprio has fewer than 3 numbers: the position of the gripper (x, y, z) is not in it")
         height = trajectory.frames.shape[2]
         middle = _middle_of_changes(trajectory.frames[:, view])
-        pixel = _pixels(trajectory.proprio[:, :3], trajectory.camera[view])
+        pixel = _pixels(trajectory.proprio[:, :3], trajectory.camera[..., view, :, :])
         pixel = (pixel[1:] + pixel[:-1]) / 2
         known = np.isfinite(middle).all(1) & np.isfinite(pixel).all(1)
         if known.any():
@@ -99,8 +99,9 @@ def _middle_of_changes(frames: np.ndarray) -> np.ndarray:  # [T + 1, H, W, 3] ui
     return middle
 
 
-def _pixels(points: np.ndarray, camera: np.ndarray) -> np.ndarray:  # [T, 3] m, [3, 4] -> [T, 2] x, y or NaN
-    seen = points.astype(np.float64) @ camera[:, :3].T.astype(np.float64) + camera[:, 3]
+def _pixels(points: np.ndarray, camera: np.ndarray) -> np.ndarray:  # [T, 3] m, [3, 4] or [T, 3, 4] -> [T, 2] or NaN
+    camera = camera.astype(np.float64)
+    seen = (camera[..., :3] @ points.astype(np.float64)[..., None])[..., 0] + camera[..., 3]
     return seen[:, :2] / np.where(seen[:, 2:] > 0, seen[:, 2:], np.nan)
 
 

@@ -19,6 +19,8 @@ class Record:
     def __init__(self, suite: Suite, begun: Starts):
         self.suite, self.begun = suite, begun
         self.frames, self.proprio = [begun.seen.frames.numpy().copy()], [begun.seen.proprio.numpy().copy()]
+        self.cameras: list[np.ndarray | None] = []  # one array again and again while no camera moves
+        self._note_camera(begun.seen)
         self.actions: list[np.ndarray] = []
         self.success: list[np.ndarray] = []
 
@@ -32,7 +34,19 @@ class Record:
         self.success.append(copy.copy(success))
         self.frames.append(seen.frames.numpy().copy())
         self.proprio.append(seen.proprio.numpy().copy())
+        self._note_camera(seen)
         return seen
+
+    def _note_camera(self, seen: Observation) -> None:
+        camera, last = None if seen.camera is None else seen.camera.numpy(), self.cameras[-1] if self.cameras else None
+        stands = camera is None or (last is not None and np.array_equal(camera, last))
+        self.cameras.append(last if stands else camera.copy())
+
+    def _camera(self, row: int, length: int) -> np.ndarray | None:  # [V, 3, 4]; [length + 1, V, 3, 4] if one moves
+        first, *others = self.cameras[: length + 1]
+        if first is None or all(camera is first for camera in others):
+            return None if first is None else first[row].copy()
+        return np.stack([camera[row] for camera in (first, *others)])
 
     def stacked(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """frames [E, T + 1, V, H, W, 3] uint8, proprio [E, T + 1, P], actions [E, T, A] float32, success [E, T]."""
@@ -47,11 +61,11 @@ class Record:
         lengths: Sequence[int] | None = None,
     ) -> list[Trajectory]:
         """The episodes, each cut to its length (None: whole); one of length 0 is left out."""
-        texts, camera, out = self.begun.instructions, self.begun.seen.camera, []
+        texts, out = self.begun.instructions, []
         lengths = [len(self.actions)] * len(texts) if lengths is None else lengths
         for i, (frames, proprio, actions, success) in enumerate(zip(*self.stacked(), strict=True)):
             if n := lengths[i]:
                 parts = (frames[: n + 1], proprio[: n + 1], actions[:n], success[:n])
-                seen_by = (None if camera is None else camera[i].numpy().copy(), self.suite.views)
-                out.append(Trajectory(*parts, *seen_by, texts[i], tasks[i].name, int(starts[i]), split, source))
+                labels = (texts[i], tasks[i].name, int(starts[i]), split, source)
+                out.append(Trajectory(*parts, self._camera(i, n), self.suite.views, *labels))
         return out

@@ -139,7 +139,8 @@ class TrajectoryWriter:
         # Room for what does not compress, and for a chunk of each view that is filled up.
         chunks = FRAMES_PER_CHUNK * trajectory.frames[0].nbytes
         arrays = (trajectory.frames, trajectory.proprio, trajectory.actions, trajectory.success)
-        room = int(1.01 * sum(a.nbytes for a in arrays)) + chunks + INDEX_ROOM_BYTES
+        cameras = 0 if trajectory.camera is None else trajectory.camera.nbytes
+        room = int(1.01 * (sum(a.nbytes for a in arrays) + cameras)) + chunks + INDEX_ROOM_BYTES
         file = os.open(self._temporary, os.O_RDWR)
         try:
             os.posix_fallocate(file, self._file.id.get_filesize(), room)

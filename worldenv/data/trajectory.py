@@ -20,7 +20,9 @@ class Trajectory:
     proprio: np.ndarray  # [T + 1, P] float32
     actions: np.ndarray  # [T, A] float32 in [-1, 1], T >= 1
     success: np.ndarray  # [T] bool, after actions[t]
-    camera: np.ndarray | None  # [V, 3, 4] float32, world point (m) -> homogeneous pixel; None: not calibrated
+    # [V, 3, 4] float32, world point (m) -> homogeneous pixel; [T + 1, V, 3, 4], one for each frame, where a camera
+    # moves; None: not calibrated
+    camera: np.ndarray | None
     views: tuple[str, ...]  # [V] names of the views
     instruction: str
     task: str
@@ -30,6 +32,11 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         self.check()
+
+    @property
+    def first_camera(self) -> np.ndarray | None:  # [V, 3, 4] float32
+        """The cameras of the first frame."""
+        return self.camera[0] if np.ndim(self.camera) == 4 else self.camera
 
     def check(self) -> None:
         """Raise UserError if an entry is not as written here, or no longer."""
@@ -59,7 +66,8 @@ def check_steps(proprio: Any, actions: Any, success: Any, camera: Any, views: An
     if len(views) * max(len(name.encode()) for name in views) > MAX_TEXT_BYTES:
         raise UserError(f"views has {len(views)} names that are too long: {MAX_TEXT_BYTES} bytes is the most for all")
     if camera is not None:
-        _check_array("camera", camera, np.float32, (len(views), 3, 4))
+        moving = (steps + 1,) if np.ndim(camera) == 4 else ()
+        _check_array("camera", camera, np.float32, (*moving, len(views), 3, 4))
 
 
 def check_labels(instruction: Any, task: Any, start: Any, split: Any, source: Any) -> None:

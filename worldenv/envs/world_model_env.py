@@ -283,7 +283,10 @@ class WorldModelEnv:
         reward = torch.where(frozen | now.broken, 0.0, gain)
         kept = (frozen | now.broken)[:, None]
         frames = torch.where(kept[..., None, None, None], live.seen.frames, new.frames[row, last])
-        live.move_on(frames, torch.where(kept, live.seen.proprio, new.proprio[row, last]))
+        camera = new.camera
+        if camera is not None:
+            camera = torch.where(kept[..., None, None], live.seen.camera, camera[row, last])
+        live.move_on(frames, torch.where(kept, live.seen.proprio, new.proprio[row, last]), camera)
         for mine, value in zip(before.tensors(), now.tensors(), strict=True):
             mine.copy_(torch.where(frozen, mine, value))
         return reward

@@ -116,10 +116,15 @@ def look(
     found = suite.find_things(frames[:, [*whole, *late]], tasks)
     _check_things(found, len(frames), len(whole) + len(late))
     cameras, gripper = [t.camera for t in trajectories], None
-    if suite.robot.gripper is not None and all(camera is not None for camera in cameras):
-        gripper = project(proprio[:, : count * k + 1], np.stack(cameras))
+    if suite.robot.gripper is not None and all(map(_stands_still, cameras)):
+        gripper = project(proprio[:, : count * k + 1], np.stack([t.first_camera for t in trajectories]))
     chunks = Chunks(found.at(range(len(whole))), gripper, k, frames.shape[4])
     return Looked(chunks, found.at([0, *range(len(whole), len(whole) + len(late))]))
+
+
+def _stands_still(camera: np.ndarray | None) -> bool:
+    """Whether the camera of the first view, where the detector looks, is known and one for all frames."""
+    return camera is not None and (camera.ndim == 3 or bool((camera[:, 0] == camera[0, 0]).all()))
 
 
 def _check_things(found: object, n: int, frames: int) -> None:

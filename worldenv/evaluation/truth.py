@@ -225,7 +225,7 @@ def device_of(part: object) -> torch.device:
 def starts_of(trajectories: Sequence[Trajectory]) -> Starts:
     """The first observations of recorded episodes of the same views."""
     texts, row = table_of([t.instruction for t in trajectories])
-    cameras = [t.camera for t in trajectories]
+    cameras = [t.first_camera for t in trajectories]
     seen = Observation(
         torch.from_numpy(np.stack([t.frames[0] for t in trajectories])),
         torch.from_numpy(np.stack([t.proprio[0] for t in trajectories])),

@@ -19,6 +19,7 @@ class Imagined(Slots):
     proprio: Tensor  # [B, K, P] float32, likewise
     finite: Tensor  # [B] bool; False: something became infinite or not a number, and the episode counts for nothing
     doubt: Tensor | None = None  # [B] float32 in [0, 1], how unsure the model is that it comes so; None: it cannot tell
+    camera: Tensor | None = None  # [B, K, V, 3, 4] float32, of each frame; None: all cameras stay where they are
 
 
 @runtime_checkable

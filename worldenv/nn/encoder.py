@@ -1,16 +1,21 @@
 """The vision-language encoder that the embedded policy and the embedded reflector are built on."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from worldenv.nn.instruction import InstructionEncoder
 from worldenv.nn.int8 import Conv, in_8_bits
+from worldenv.nn.sentence import SentenceEncoder
 from worldenv.ops.adagn import adagn
 from worldenv.ops.encoder_int8 import encoder_int8
 from worldenv.ops.patchify import PATCH, patchify
 from worldenv.ops.spatial_softmax import spatial_softmax
 
 GROUPS = 8  # groups of the group normalisations
+Text = Literal["words", "sentences"]  # a closed vocabulary, or any sentence by a frozen language model
+TEXTS: dict[Text, type[nn.Module]] = {"words": InstructionEncoder, "sentences": SentenceEncoder}
 
 
 class Patches(nn.Module):
@@ -55,14 +60,15 @@ class Stem(nn.Sequential):
 
 
 class VisionLanguageEncoder(nn.Module):
-    """Frames [B, H, W, 3] and tokens [B, L] -> features [B, D].
+    """Frames [B, H, W, 3] and tokens [B, L, ...] -> features [B, D].
 
-    Frames are uint8, or float32 in [-1, 1] if a gradient should pass to them.
+    Frames are uint8, or float32 in [-1, 1] if a gradient should pass to them. Tokens are what `text.tokenize` makes of
+    instructions, or what `text` made of those.
     """
 
-    def __init__(self, width: int = 256, channels: int = 64, blocks: int = 2, context: int = 64):
+    def __init__(self, width: int = 256, channels: int = 64, blocks: int = 2, context: int = 64, text: Text = "words"):
         super().__init__()
-        self.text = InstructionEncoder(context)
+        self.text = TEXTS[text](context)
         self.stem = Stem(channels)
         self.blocks = nn.ModuleList(FilmBlock(channels, context) for _ in range(blocks))
         self.look = nn.Sequential(nn.ReLU(), Conv(channels, channels, 1), SpatialSoftmax())

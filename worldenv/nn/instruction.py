@@ -52,6 +52,8 @@ class InstructionEncoder(nn.Module):
         self.embed = nn.Embedding(len(WORDS), 32, padding_idx=0)
         self.read = nn.GRU(32, width, batch_first=True)
 
+    tokenize = staticmethod(tokenize)
+
     def forward(self, tokens: Tensor) -> Tensor:
         if tokens.is_floating_point():
             return tokens

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from worldenv.fields import LARGEST, FieldError, Within, check_fields
 from worldenv.interfaces.observation import Observation
-from worldenv.nn.encoder import VisionLanguageEncoder
-from worldenv.nn.instruction import tokenize
+from worldenv.nn.encoder import Text, VisionLanguageEncoder
 from worldenv.nn.int8 import by_rows
 from worldenv.ops.constants import constant
 from worldenv.policy.laplace import LaplacePolicy
@@ -33,6 +32,7 @@ class SmallPolicyConfig:
     scale_low: tuple[float, ...] = (0.05, 0.05, 0.05, 0.3, 0.3, 0.3, 0.3)
     scale_high: float = 0.5
     view: str = "agentview"  # that it looks at
+    text: Text = "words"  # how instructions are read; "sentences": any, which needs worldenv[sentences]
 
     def __post_init__(self) -> None:
         size, scale = Within(1, LARGEST), Within(0.0, LARGEST, open_low=True)
@@ -57,7 +57,7 @@ class SmallPolicy(LaplacePolicy):
         super().__init__()
         self.config, self.chunk, self.views = config, config.chunk, (config.view,)
         d, numbers = config.width, len(config.scale_low) * config.chunk
-        self.encoder = VisionLanguageEncoder(d, config.channels, config.blocks)
+        self.encoder = VisionLanguageEncoder(d, config.channels, config.blocks, text=config.text)
         self.proprio = nn.Linear(7, 64)
         self.trunk = nn.Sequential(nn.Linear(d + 64, d), nn.ReLU(), nn.Linear(d, d), nn.ReLU())
         self.action_head = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, numbers))
@@ -72,16 +72,16 @@ class SmallPolicy(LaplacePolicy):
         self,
         frames: Tensor,  # [B, H, W, 3] uint8
         proprio: Tensor,  # [B, 7] float32
-        tokens: Tensor,  # [B, L] int64, or what `read` made of them
+        tokens: Tensor,  # [B, L, ...] of the encoder's `text.tokenize`, or what `read` made of them
     ) -> tuple[Tensor, Tensor]:  # mu, beta: [B, K, A] float32
         """The mean of each action and the logarithm of its scale, bounded softly to the configured range."""
         return self.heads(self.encoder(frames, tokens), proprio)
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Tensor:  # [M, C] float32
-        """The instructions as the encoder reads them. Raises UserError as `tokenize` does."""
-        device = next(self.parameters()).device
-        return self.encoder.text(tokenize(texts).to(device))
+        """The instructions as the encoder reads them. Raises UserError as its `tokenize` does."""
+        text, device = self.encoder.text, next(self.parameters()).device
+        return text(text.tokenize(texts).to(device))
 
     def see(self, seen: Observation, read: Tensor) -> Tensor:  # [B, D] float32
         """The features of a picture, from which an update of the heads starts."""

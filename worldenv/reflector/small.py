@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from worldenv.fields import LARGEST, Within, check_fields
 from worldenv.interfaces.observation import Observation
 from worldenv.interfaces.slots import Slots
-from worldenv.nn.encoder import VisionLanguageEncoder
-from worldenv.nn.instruction import tokenize
+from worldenv.nn.encoder import Text, VisionLanguageEncoder
 from worldenv.nn.int8 import by_rows
 from worldenv.ops.reward_head import reward_head
 from worldenv.records.model_files import load_model
@@ -25,6 +24,7 @@ class SmallReflectorConfig:
     channels: int = 64
     blocks: int = 2
     threshold: float = 0.5  # eta: stop when R > eta
+    text: Text = "words"  # how instructions are read; "sentences": any, which needs worldenv[sentences]
 
     def __post_init__(self) -> None:
         size = Within(1, LARGEST)
@@ -53,7 +53,8 @@ class SmallReflector(nn.Module):
         super().__init__()
         d = config.width
         self.config, self.zero_shot = config, zero_shot
-        self.encoder = VisionLanguageEncoder(d, config.channels, config.blocks).requires_grad_(False)
+        encoder = VisionLanguageEncoder(d, config.channels, config.blocks, text=config.text)
+        self.encoder = encoder.requires_grad_(False)
         self.done = nn.Sequential(nn.ReLU(), nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 1)).requires_grad_(False)
         self.head = nn.Sequential(
             nn.LayerNorm(3 * d), nn.Linear(3 * d, d), nn.ReLU(), nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 1)
@@ -66,8 +67,9 @@ class SmallReflector(nn.Module):
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Tensor:  # [M, C] float32
-        """The instructions as the encoder reads them. Raises UserError as `tokenize` does."""
-        return self.encoder.text(tokenize(texts).to(self.done[1].weight.device))
+        """The instructions as the encoder reads them. Raises UserError as its `tokenize` does."""
+        text = self.encoder.text
+        return text(text.tokenize(texts).to(self.done[1].weight.device))
 
     @torch.no_grad()
     def begin(self, seen: Observation, read: Tensor) -> Pooled:
@@ -100,7 +102,7 @@ class SmallReflector(nn.Module):
     def judge_again(
         self,
         frames: Tensor,  # [B, T, H, W, 3] uint8, all so far
-        tokens: Tensor,  # [B, L] int64, or as they were read
+        tokens: Tensor,  # [B, L, ...] of the encoder's `text.tokenize`, or as they were read
         samples: int = 32,
     ) -> Tensor:  # [B] in [0, 1]
         """The reward after the last frame, from `samples` frames spread evenly from the first to the last.

@@ -50,12 +50,27 @@ class Kinematics:
         """A."""
         return 4 if self.rotation == "fixed" else NUMBERS
 
+    def rest(self, proprio: Tensor) -> None:
+        """No motion: this arm stands still when an action has been carried out."""
+        return None
+
+    def follow(self, proprio: Tensor, motion: None, actions: Tensor) -> tuple[Tensor, None]:
+        """Where a chunk of actions leads, as `chunk_kinematics` says; and the motion, of which there is none."""
+        return chunk_kinematics(proprio, actions, self), None
+
     def as_array(self) -> np.ndarray:  # [15] float64
         """The numbers in the order in which the compiled physics reads them. Raises ValueError unless it adds."""
         if self.rotation != "add":
             raise ValueError(f"rotation is {self.rotation!r}; the compiled simulator can only 'add'")
         steps = self.translation_step, self.rotation_step, self.aperture_rate
         return np.array([*steps, *self.low, *self.high], dtype=np.float64)
+
+
+def check_sizes(proprio: Tensor, actions: Tensor, size: int = NUMBERS) -> None:
+    """Raise ValueError unless a pose is of NUMBERS and an action of `size` numbers."""
+    p, a = proprio.shape[-1], actions.shape[-1]
+    if (p, a) != (NUMBERS, size):
+        raise ValueError(f"proprio has {p} numbers and an action {a}; these kinematics are of {NUMBERS} and {size}")
 
 
 def is_number(value: object) -> bool:
@@ -94,11 +109,7 @@ def chunk_kinematics(
     kinematics: Kinematics,
 ) -> Tensor:  # [..., K, 7] float32, after each action
     """`forward_kinematics` applied K times. Raises ValueError as it does."""
-    p, a = proprio.shape[-1], actions.shape[-1]
-    if (p, a) != (NUMBERS, kinematics.action_size):
-        raise ValueError(
-            f"proprio has {p} numbers and an action {a}; these kinematics are of {NUMBERS} and {kinematics.action_size}"
-        )
+    check_sizes(proprio, actions, kinematics.action_size)
     if kinematics.rotation == "fixed":
         actions = torch.cat([actions[..., :3], torch.zeros_like(actions[..., :3]), actions[..., 3:]], dim=-1)
     steps = (*[kinematics.translation_step] * 3, *[kinematics.rotation_step] * 3, kinematics.aperture_rate)
@@ -109,15 +120,17 @@ def chunk_kinematics(
     for move in moves.unbind(-2):
         moved = torch.clamp(proprio + move, low, high)
         if kinematics.rotation == "compose":
-            turned = _composed(move[..., 3:6], proprio[..., 3:6])
+            turned = composed(move[..., 3:6], proprio[..., 3:6])
             moved = torch.cat([moved[..., :3], turned, moved[..., 6:]], dim=-1)
         proprio = moved
         out.append(proprio)
     return torch.stack(out, dim=-2)
 
 
-def _composed(turn: Tensor, before: Tensor) -> Tensor:  # [..., 3] axis-angles: of the turn after the one before
+def composed(turn: Tensor, before: Tensor, near: Tensor | None = None) -> Tensor:  # [..., 3] each, axis-angles
+    """The turn after the one before, computed in float64; of two axis-angles the one nearer to `near` (`before`)."""
     previous = before.double()
+    near = previous if near is None else near.double()
     (a, u), (b, v) = _quaternion(turn.double()), _quaternion(previous)
     scalar = a * b - (u * v).sum(-1, keepdim=True)
     vector = a * v + b * u + torch.linalg.cross(u, v)
@@ -126,8 +139,20 @@ def _composed(turn: Tensor, before: Tensor) -> Tensor:  # [..., 3] axis-angles: 
     angle = 2.0 * torch.atan2(length, scalar.abs())
     short = angle * vector / length
     long = short - 2.0 * math.pi * vector / length
-    nearer = _length(long - previous) < _length(short - previous)
+    nearer = _length(long - near) < _length(short - near)
     return torch.where(nearer, long, short).to(before.dtype)
+
+
+def rotation(axis_angle: Tensor) -> Tensor:  # [..., 3] rad -> [..., 3, 3] float64
+    """The matrix of a turn."""
+    scalar, vector = _quaternion(axis_angle.double())
+    a, (x, y, z) = scalar[..., 0], vector.unbind(-1)
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - a * z), 2 * (x * z + a * y)),
+        (2 * (x * y + a * z), 1 - 2 * (x * x + z * z), 2 * (y * z - a * x)),
+        (2 * (x * z - a * y), 2 * (y * z + a * x), 1 - 2 * (x * x + y * y)),
+    )
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
 
 def _quaternion(axis_angle: Tensor) -> tuple[Tensor, Tensor]:  # [..., 3] -> [..., 1], [..., 3]

@@ -5,9 +5,11 @@ from numbers import Real
 
 from worldenv.errors import UserError
 from worldenv.ops.action_map import Gripper
+from worldenv.robot.fitted import FittedKinematics
 from worldenv.robot.kinematics import Kinematics
 
 KINDS = {str: "names", Real: "numbers"}
+POSE = 6  # numbers: x, y, z, axis-angle
 
 
 @dataclass(frozen=True)
@@ -21,19 +23,26 @@ class Robot:
     action: tuple[str, ...]  # A names
     low: tuple[float, ...]  # [P], the least that proprioception reports
     high: tuple[float, ...]  # [P], the greatest
-    kinematics: Kinematics | None = None  # None: no formula; the world model imagines where an action leads
+    kinematics: Kinematics | FittedKinematics | None = None  # None: the world model imagines where an action leads
     gripper: Gripper | None = None  # its shape, for the action map; None: no action map is drawn
+    hand_views: tuple[str, ...] = ()  # whose cameras are on the hand; proprioception begins with its pose
 
     def __post_init__(self) -> None:
         for name, kind in (("proprio", str), ("action", str), ("low", Real), ("high", Real)):
             values = getattr(self, name)
             if not isinstance(values, tuple | list) or not all(isinstance(value, kind) for value in values):
                 raise UserError(f"{name} of a robot is {values!r}; it should be a tuple of {KINDS[kind]}")
-        for name, kind in (("kinematics", Kinematics), ("gripper", Gripper)):
-            if not isinstance(value := getattr(self, name), kind | None):
-                raise UserError(
-                    f"{name} of a robot is a {type(value).__name__}; it should be a {kind.__name__} or None"
-                )
+        if not isinstance(self.hand_views, tuple) or not all(isinstance(view, str) for view in self.hand_views):
+            raise UserError(f"hand_views of a robot is {self.hand_views!r}; it should be a tuple of names of views")
+        if self.hand_views and len(self.proprio) < POSE:
+            raise UserError(
+                f"cameras on the hand need its pose: proprioception has {len(self.proprio)} numbers; it should begin "
+                f"with {POSE}, x, y, z (m) and axis-angle (rad)"
+            )
+        for name, kinds in (("kinematics", (Kinematics, FittedKinematics)), ("gripper", (Gripper,))):
+            if not isinstance(value := getattr(self, name), (*kinds, type(None))):
+                wanted = ", ".join(kind.__name__ for kind in kinds)
+                raise UserError(f"{name} of a robot is a {type(value).__name__}; it should be a {wanted} or None")
         if not len(self.proprio) == len(self.low) == len(self.high) or not self.action:
             raise UserError(
                 f"a robot has {len(self.proprio)} names of proprioception, {len(self.low)} lower and {len(self.high)} "

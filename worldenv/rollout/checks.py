@@ -282,6 +282,13 @@ def check_imagined(imagined: Imagined, world: WorldModel, seen: Observation, chu
         _check_returned("the world model imagined", name, getattr(imagined, name), dtype, shape, seen.frames.device)
     if imagined.doubt is not None:
         _check_returned("the world model imagined", "doubt", imagined.doubt, torch.float32, [b], seen.frames.device)
+    if imagined.camera is not None:
+        if seen.camera is None:
+            raise UserError("the world model imagined where cameras are, and the starts have none; it should be None")
+        wanted = [b, chunk, *seen.camera.shape[1:]]
+        _check_returned(
+            "the world model imagined", "camera", imagined.camera, torch.float32, wanted, seen.frames.device
+        )
 
 
 def check_finite(imagined: Imagined) -> None:
@@ -289,8 +296,11 @@ def check_finite(imagined: Imagined) -> None:
     if imagined.doubt is not None and not (((imagined.doubt >= 0) & (imagined.doubt <= 1)) | ~imagined.finite).all():
         low, high = imagined.doubt.aminmax()
         raise UserError(f"the world model imagined doubt from {low:g} to {high:g}; it should be in [0, 1]")
-    if not (imagined.proprio.isfinite().flatten(1).all(1) | ~imagined.finite).all():
-        raise UserError("the world model imagined proprio that is not finite, in episodes that it says are finite")
+    for name in ("proprio", "camera"):
+        if (part := getattr(imagined, name)) is not None and not (
+            part.isfinite().flatten(1).all(1) | ~imagined.finite
+        ).all():
+            raise UserError(f"the world model imagined {name} that is not finite, in episodes that it says are finite")
 
 
 def check_judged(judged: Any, episodes: int, frames: int, device: torch.device | None = None) -> None:

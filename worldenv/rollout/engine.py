@@ -216,7 +216,8 @@ class Engine:
         def consume(slots: slice, before: Episodes, step: Step) -> Tensor:  # [B] bool, which are over
             self._end_at_the_horizon(before, step)
             run.out.note(before, step)
-            before.move_on(step.frames[:, -1], step.proprio[:, -1])
+            camera = None if step.camera is None else step.camera[:, -1]
+            before.move_on(step.frames[:, -1], step.proprio[:, -1], camera)
             return (before.chunk == self.horizon) | ~step.finite | (step.stop.any(1) & run.stop)
 
         over = torch.cat(self.runner.advance(live, run.seed, run.explore, consume))

@@ -23,10 +23,13 @@ class Episodes(Slots):
     judged: Slots  # of the reflector
     action: Tensor | None = None  # [E, K, A] float32, the caller's next chunk; None: a policy acts
 
-    def move_on(self, frames: Tensor, proprio: Tensor) -> None:
-        """Advance by a chunk; the new observation is [E, V, H, W, 3] uint8 and [E, P] float32."""
+    def move_on(self, frames: Tensor, proprio: Tensor, camera: Tensor | None = None) -> None:
+        """Advance by a chunk; the new observation is [E, V, H, W, 3] uint8, [E, P] float32, and [E, V, 3, 4] if a
+        camera has moved."""
         self.seen.frames.copy_(frames)
         self.seen.proprio.copy_(proprio)
+        if camera is not None:
+            self.seen.camera.copy_(camera)
         self.chunk.add_(1)
 
 
@@ -43,6 +46,7 @@ class Step(Slots):
     stop: Tensor  # [B, K] bool, where the reflector would stop; all False in an episode that is not finite
     finite: Tensor  # [B] bool
     doubt: Tensor  # [B] float32 in [0, 1], of the world model; 0 if it cannot tell
+    camera: Tensor | None = None  # [B, K, V, 3, 4] float32; None: all stay where they are
 
 
 @dataclass

@@ -50,6 +50,8 @@ def replay(
             check_finite(imagined)
             now.frames.copy_(imagined.frames[:, -1])
             now.proprio.copy_(imagined.proprio[:, -1])
+            if imagined.camera is not None:
+                now.camera.copy_(imagined.camera[:, -1])
             out[rows, first + 1 : first + k + 1] = imagined.frames
 
     with own_modes(starts.device, world):

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from worldenv.data.clips import Clips
-from worldenv.nn.instruction import tokenize
 from worldenv.policy.small import SmallPolicy
 
 SCALE_WEIGHT = 0.1  # of the distance of the log-scales against that of the means
@@ -24,7 +23,8 @@ def adaptation_loss(
     Half of each batch are the true frames themselves, so that nothing changes there. Needs no expert: every recorded
     episode serves. Distance: L1 of the means, and of the log-scales.
     """
-    teacher, tokens_of = copy.deepcopy(policy).requires_grad_(False), tokenize(true.instructions)
+    teacher = copy.deepcopy(policy).requires_grad_(False)
+    tokens_of = policy.encoder.text.tokenize(true.instructions)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         episode = torch.randint(len(true), (batch // 2,), generator=generator)
@@ -32,7 +32,7 @@ def adaptation_loss(
         proprio, tokens = true.proprio[episode, step], tokens_of[episode]
         shown, painted = (clips.frames_at(episode, step[:, None])[:, 0, 0] for clips in (true, imagined))
         mu, beta = teacher(shown, proprio, tokens)
-        new_mu, new_beta = policy(torch.cat([shown, painted]), proprio.repeat(2, 1), tokens.repeat(2, 1))
+        new_mu, new_beta = policy(torch.cat([shown, painted]), proprio.repeat(2, 1), torch.cat([tokens, tokens]))
         apart = (new_mu.unflatten(0, (2, -1)) - mu).abs().mean((1, 2, 3))
         scale = (new_beta.unflatten(0, (2, -1)) - beta).abs().mean()
         return apart.mean() + SCALE_WEIGHT * scale, {"l1_true": apart[0].item(), "l1_imagined": apart[1].item()}

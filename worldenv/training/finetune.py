@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from worldenv.data.clips import Clips
-from worldenv.nn.instruction import tokenize
 from worldenv.ops.laplace_chunk import laplace_log_prob
 from worldenv.policy.small import SmallPolicy
 
@@ -17,7 +16,7 @@ def imitation_loss(
     policy: SmallPolicy, clips: Clips, batch: int
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
     """L1 of the chunk's mean, and the Laplace negative log-likelihood of its scale (World-Env, arXiv 2509.24948)."""
-    tokens = tokenize(clips.instructions)
+    tokens = policy.encoder.text.tokenize(clips.instructions)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         episode = torch.randint(len(clips), (batch,), generator=generator)

@@ -21,7 +21,8 @@ def as_imagined(world: WorldModel, clips: Clips, seed: int) -> Clips:
     episodes, steps = torch.arange(len(clips)), torch.arange(clips.proprio.shape[1])
     frames = clips.frames_at(episodes, steps.expand(len(clips), -1))
     texts, row = table_of(clips.instructions)
-    starts = Starts(Observation(frames[:, 0], clips.proprio[:, 0].contiguous(), clips.camera, row), texts)
+    camera = None if clips.camera is None else clips.cameras_at(episodes, torch.zeros_like(episodes)[:, None])[:, 0]
+    starts = Starts(Observation(frames[:, 0], clips.proprio[:, 0].contiguous(), camera, row), texts)
     imagined = replay(world, starts.to(world.device), clips.actions.to(world.device), seed).cpu()
     frames[:, : imagined.shape[1]] = imagined
     return replace(clips, stored=MemoryFrames.padded(frames))

@@ -20,7 +20,6 @@ from worldenv.evaluation.measure import in_turn
 from worldenv.evaluation.truth import act_in_true
 from worldenv.files import cannot_be_written
 from worldenv.interfaces.world import WorldModel
-from worldenv.nn.instruction import tokenize
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
 from worldenv.records.checkpoint import CheckpointError, load_weights, save_weights
 from worldenv.records.model_card import write_card
@@ -170,8 +169,8 @@ class Pipeline:
 
     def make_base(self, path: Path) -> None:
         data = self.disturbed()
-        base, tokens = self.new(Base, self.policy_config()), tokenize(data.instructions)
-        schedule = self.config.base
+        base, schedule = self.new(Base, self.policy_config()), self.config.base
+        tokens = base.policy.encoder.text.tokenize(data.instructions)
 
         def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
             return base_loss(

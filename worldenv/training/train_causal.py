@@ -73,7 +73,7 @@ class Sampler:
         episode = self.usable[torch.randint(len(self.usable), (self.batch,), generator=generator)]
         begin = (torch.rand(self.batch, generator=generator) * (self.first[episode] + 1)).long()
         index = begin[:, None] + torch.arange(self.steps + 1)
-        poses, camera = clips.proprio[episode[:, None], index].to(device), clips.camera[episode].to(device)
+        poses, camera = clips.proprio[episode[:, None], index].to(device), clips.cameras_at(episode, index).to(device)
         frames = clips.frames_at(episode, index)[:, :, 0].to(device)
         with torch.no_grad():
             clean = network.tokenizer.encode(frames.flatten(0, 1)).unflatten(0, index.shape)

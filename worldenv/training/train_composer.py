@@ -8,7 +8,6 @@ from torch import Tensor
 
 from worldenv.data.clips import Clips
 from worldenv.nn.encoder import VisionLanguageEncoder
-from worldenv.nn.instruction import tokenize
 from worldenv.ops.action_map import ARM_CHANNELS, action_map
 from worldenv.ops.known_pictures import known_pictures, moved
 from worldenv.ops.patchify import patchify, unit
@@ -45,7 +44,7 @@ class ChunkBatch:
         chunk = layers.chunk
         index = step[:, None] + torch.arange(chunk + 1)
         size = clips.frame_shape[1]
-        self.camera, self.gripper = clips.camera[episode][:, :1], robot.gripper
+        self.camera, self.gripper = clips.still_camera()[episode][:, :1], robot.gripper
         self.poses, self.layer = clips.proprio[episode[:, None], index], layers.at(episode, step)
         self.tips = torch.cat([clips.proprio[episode, :1], self.poses], dim=1)[..., POSITION]
         self.is_clear = self.layer.clear == step  # where the present frame is the clear one
@@ -150,7 +149,7 @@ def unlike(
     encoder: VisionLanguageEncoder,
     predicted: Tensor,  # [B, K, H, W, 3]
     part: ChunkBatch,
-    tokens: Tensor,  # [B, L] int64, the episodes' instructions
+    tokens: Tensor,  # [B, L, ...], the episodes' instructions
 ) -> Tensor:
     """How differently a frozen encoder reads the last predicted frames and the true ones, under the episodes'
     instructions: mean absolute difference of its features, relative to the true ones' mean absolute value."""
@@ -180,7 +179,8 @@ def student_loss(
     as a loss).
     """
     chunk = student.config.chunk
-    encoder, tokens = copy.deepcopy(encoder).requires_grad_(False), tokenize(clips.instructions)
+    encoder = copy.deepcopy(encoder).requires_grad_(False)
+    tokens = encoder.text.tokenize(clips.instructions)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         episode, step = draw_steps(clips, layers, batch, unroll, generator)

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from worldenv.data.clips import Clips
 from worldenv.interfaces.suite import Task
-from worldenv.nn.instruction import tokenize
 from worldenv.reflector.small import SmallReflector
 
 Rivals = Callable[[str], Sequence[Task]]  # name of a task -> tasks that are not done where it is acted out
@@ -25,7 +24,7 @@ class Features:
     length: Tensor  # [N] int64
 
 
-def other_instructions(clips: Clips, seed: int, rivals: Rivals) -> Tensor:  # [N, L] int64
+def other_instructions(clips: Clips, seed: int, rivals: Rivals) -> list[str]:  # N
     """For each episode the instruction of another task that could be asked for there: same frames, nothing done."""
     generator = torch.Generator().manual_seed(seed)
     texts = []
@@ -33,7 +32,7 @@ def other_instructions(clips: Clips, seed: int, rivals: Rivals) -> Tensor:  # [N
         others = rivals(name)
         rival = others[int(torch.randint(len(others), (1,), generator=generator))]
         texts.append(rival.instructions[int(torch.randint(len(rival.instructions), (1,), generator=generator))])
-    return tokenize(texts)
+    return texts
 
 
 def join(parts: Sequence[Features]) -> Features:
@@ -45,7 +44,8 @@ def read_features(
     reflector: SmallReflector, clips: Clips, seed: int, rivals: Rivals, report: Callable[[int], None]
 ) -> Features:
     """Encode everything once: the encoder is frozen. `report(n)` is called as clips are read."""
-    owns, others = tokenize(clips.instructions), other_instructions(clips, seed, rivals)
+    tokenize = reflector.encoder.text.tokenize
+    owns, others = tokenize(clips.instructions), tokenize(other_instructions(clips, seed, rivals))
     every = torch.arange(clips.proprio.shape[1])
     own, other = [], []
     for i in range(0, len(clips), 8):

@@ -26,6 +26,7 @@ from worldenv.worlds.composer.contact import ContactNetwork, Scene
 from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
 from worldenv.worlds.composer.sampler import STUDENT_LEVELS, TEACHER_LEVELS
 from worldenv.worlds.composer.world import ComposerWorld
+from worldenv.worlds.kinematics import kept_kinematics
 
 TEACHER, CONTACT = "teacher.safetensors", "contact.safetensors"
 
@@ -117,7 +118,8 @@ class ComposerStages:
         student.contact.requires_grad_(False)
         given = p.clips(), self.layers(student.config.chunk), p.suite.robot, schedule.batch, p.config.unroll
         loss = student_loss(student, encoder, *given)
-        save_model(path, student, "composer", p.train(student, loss, schedule, "student"), levels=STUDENT_LEVELS)
+        made, kept = p.train(student, loss, schedule, "student"), kept_kinematics(p.suite.robot)
+        save_model(path, student, "composer", made, levels=STUDENT_LEVELS, **kept)
 
 
 class CausalStages:
@@ -154,7 +156,8 @@ class CausalStages:
         given = p.suite.robot, p.clips(), schedule.batch, p.config.causal_chunks, p.config.causal_levels
         loss = distillation_loss(student, teacher, *given)
         made = p.train(student, loss, schedule, "causal_student")
-        save_model(path, student, "causal", made, levels=p.config.causal_levels)
+        kept = kept_kinematics(p.suite.robot)
+        save_model(path, student, "causal", made, levels=p.config.causal_levels, **kept)
 
 
 def composer(path: Path) -> ComposerNetwork:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from worldenv.data.record import Record
+from worldenv.robot.hand import cameras_after
 from worldenv.rollout.checks import check_begun
 from worldenv.suites.actors import Process
 from worldenv.suites.libero.suite import PROGRAM, LiberoSuite
@@ -97,6 +99,25 @@ def test_cameras_see_the_hand_where_it_is_and_the_wrist_moves(suite):
             assert near.any()
     wrist = after.camera[0, 1] @ torch.cat([after.proprio[0, :3], torch.ones(1)])
     assert abs(wrist[0] / wrist[2] - 32) < 3 and 0 < wrist[2] < 0.3  # the fingers are in its middle, near to it
+
+
+def test_wrist_camera_is_where_the_pose_of_the_hand_says(suite):
+    seen = begun(suite).seen
+    first = seen
+    for actions in (ACTIONS[:, :4], ACTIONS[:, 4:]):
+        seen, _ = suite.carry_out(actions)
+        told = cameras_after(first.camera, first.proprio, seen.proprio[:, None], suite.views, suite.robot.hand_views)
+        assert (told[:, 0] - seen.camera).abs().max() < 1e-3  # of numbers up to 70, in float32
+    assert (first.camera[:, 1] - seen.camera[:, 1]).abs().max() > 1
+
+
+def test_recorded_episodes_keep_the_wrist_camera_of_each_frame(suite):
+    record = Record(suite, begun(suite))
+    seen = [record.step(action) for action in ACTIONS[:, :2].swapaxes(0, 1)]
+    trajectories = record.trajectories(suite.tasks[:2], [0, 1], "test", "policy")
+    for row, trajectory in enumerate(trajectories):
+        assert trajectory.camera.shape == (3, 2, 3, 4)
+        assert all((trajectory.camera[i + 1] == now.camera[row].numpy()).all() for i, now in enumerate(seen))
 
 
 def test_a_killed_process_leaves_no_trace(suite):

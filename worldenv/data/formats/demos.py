@@ -12,8 +12,8 @@ import numpy as np
 from worldenv.data.formats.foreign import File, read_foreign
 from worldenv.data.formats.hdf5 import TrajectoryFormatError, array, keys, listed, member, named, whole_number
 from worldenv.data.formats.layout import (
-    FORMAT_VERSION,
     FRAMES_PER_CHUNK,
+    MOVING,
     Steps,
     crc32,
     read_checks,
@@ -176,10 +176,8 @@ def _checked_data(path: Path, file: h5py.File) -> h5py.Group:
         )
     if "worldenv_format" in data.attrs:
         version = whole_number(data, "worldenv_format")
-        if not 1 <= version <= FORMAT_VERSION:
-            raise ValueError(
-                f"has worldenv_format {version}, this version reads 1 to {FORMAT_VERSION}: update the package"
-            )
+        if not 1 <= version <= MOVING:
+            raise ValueError(f"has worldenv_format {version}, this version reads 1 to {MOVING}: update the package")
     return data
 
 

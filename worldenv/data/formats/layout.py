@@ -2,16 +2,17 @@
 
     /data                     num_demos, total, env_args, problem_info, worldenv_format
     /data/demo_<i>            num_samples, language_instruction, task, start, split, source, views, crc32
-        actions [T, A] f32    rewards [T] u8 (success after the action)    dones [T] u8    camera [V, 3, 4] f32
+        actions [T, A] f32    rewards [T] u8 (success after the action)    dones [T] u8
+        camera [V, 3, 4] f32, or [T + 1, V, 3, 4] where a camera moves
         frames_crc32 [T + 1, V] u32
         obs/                  <view>_rgb [T, H, W, 3] u8, one for each view
                               ee_states [T, 6] f32 and gripper_states [T, 1] f32 if P = 7, else proprio [T, P] f32
         final_obs/            the same, of length 1
 
 obs[t] is what is seen before actions[t]. Only the first num_demos groups count. `camera` is left out where there is no
-calibration. Version 1 had one view, agentview, and no camera. crc32 covers everything but the frames, and
-frames_crc32 has one checksum per frame; older files have none. Text is stored with a fixed length, because HDF5 2.0 can
-crash or hang on damaged text of variable length.
+calibration. Version 1 had one view, agentview, and no camera; a file in which a camera moves is of version 3. crc32
+covers everything but the frames, and frames_crc32 has one checksum per frame; older files have none. Text is stored
+with a fixed length, because HDF5 2.0 can crash or hang on damaged text of variable length.
 """
 
 import json
@@ -24,7 +25,7 @@ import numpy as np
 from worldenv.data.formats.hdf5 import array, member, text, texts, values, whole_number
 from worldenv.data.trajectory import Trajectory
 
-FORMAT_VERSION = 2
+FORMAT_VERSION, MOVING = 2, 3  # of a file, and of one in which a camera moves
 FRAMES_PER_CHUNK = 16
 ONE_VIEW = ("agentview",)  # of version 1
 LABELS = ("instruction", "task", "start", "split", "source")
@@ -51,6 +52,8 @@ def write_demo(data: h5py.Group, trajectory: Trajectory) -> None:
     demo["dones"] = done
     if trajectory.camera is not None:
         demo["camera"] = trajectory.camera
+        if trajectory.camera.ndim == 4:
+            data.attrs.modify("worldenv_format", np.int64(MOVING))
     for name, part in (("obs", slice(0, steps)), ("final_obs", slice(steps, None))):
         _write_observations(demo.create_group(name), trajectory, part)
     checks = np.array([[crc32(picture) for picture in pictures] for pictures in trajectory.frames], np.uint32)
@@ -90,8 +93,9 @@ def read_own(demo: h5py.Group) -> Steps:
             proprio.append(np.concatenate([pose, gripper], axis=1))
     views = tuple(texts(demo, "views")) if "views" in demo.attrs else ONE_VIEW
     camera = None
-    if member(demo, "camera") is not None:
-        camera = values(demo, "camera", f"float [{len(views)}, 3, 4]", steps).astype(np.float32)
+    if (stored := member(demo, "camera")) is not None:
+        moving = f"{steps + 1}, " if len(getattr(stored, "shape", None) or ()) == 4 else ""
+        camera = values(demo, "camera", f"float [{moving}{len(views)}, 3, 4]", steps).astype(np.float32)
     return {
         "proprio": np.concatenate(proprio).astype(np.float32),
         "actions": actions.astype(np.float32),

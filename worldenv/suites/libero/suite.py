@@ -25,6 +25,7 @@ PANDA = Robot(
     ("dx", "dy", "dz", "drx", "dry", "drz", "close"),
     (-1.6, -1.0, -0.1, -TURN, -TURN, -TURN, 0.0),  # the reach of the arm, on the floor and on every table
     (0.7, 1.0, 2.2, TURN, TURN, TURN, 1.0),
+    hand_views=VIEWS[1:],
 )
 
 

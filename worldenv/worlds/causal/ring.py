@@ -30,6 +30,7 @@ class Ring(Slots):
     values: Tensor  # likewise
     key_scale: Tensor  # [E, layers, G, C] float32 with int8, otherwise [E, layers, G, 0]
     value_scale: Tensor
+    motion: Tensor | None = None  # [E, P] float32, of an arm that coasts; None: the kinematics have none
 
     @classmethod
     def new(
@@ -48,5 +49,5 @@ class Ring(Slots):
         return cls(*tokens, *(torch.empty(*rows, scaled, dtype=torch.float32, device=device) for _ in range(2)))
 
     def layer(self, number: int) -> Layer:
-        keys, values, *scales = (tensor[:, number] for tensor in self.tensors())
-        return Layer(keys, values, *(scale if scale.shape[-1] else None for scale in scales))
+        scales = (scale[:, number] if scale.shape[-1] else None for scale in (self.key_scale, self.value_scale))
+        return Layer(self.keys[:, number], self.values[:, number], *scales)

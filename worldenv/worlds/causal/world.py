@@ -1,6 +1,7 @@
 """The causal world model: observation and actions in, frames out; the past is in the ring of each slot."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,10 +15,11 @@ from worldenv.ops.constants import constant
 from worldenv.ops.denoise_step import denoise_step
 from worldenv.ops.philox import Use, philox
 from worldenv.records.model_files import load_model
-from worldenv.robot.kinematics import chunk_kinematics
+from worldenv.robot.hand import cameras_after
 from worldenv.robot.robot import Robot
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.ring import Ring
+from worldenv.worlds.kinematics import with_kept
 from worldenv.worlds.levels import check_levels, levels_of
 
 LEVELS = (1.0, 0.5)  # noise levels t of the passes over a chunk
@@ -35,9 +37,9 @@ class CausalWorld:
 
     @classmethod
     def load(cls, path: Path, robot: Robot, view: str = "agentview") -> "CausalWorld":
-        """From a file that `save_model` wrote with the kind "causal" and the noise levels."""
+        """From a file of the kind "causal" with the noise levels and, if they were fitted, the kinematics."""
         network, about = load_model(path, "causal", CausalNetwork, CausalConfig)
-        return cls(network, robot, levels_of(path, about), view)
+        return cls(network, with_kept(path, about, robot), levels_of(path, about), view)
 
     @property
     def device(self) -> torch.device:
@@ -62,19 +64,23 @@ class CausalWorld:
         zero = torch.zeros(len(frames), dtype=torch.int32, device=frames.device)
         condition = self.condition(seen.proprio[:, None], seen.camera)
         network.remember(latents, condition, ring, zero, zero, zero + latents.shape[1])
-        return ring
+        return replace(ring, motion=self.robot.kinematics.rest(seen.proprio))
 
     @torch.no_grad()
     def imagine(self, memory: Ring, seen: Observation, action: Tensor, key: Key) -> Imagined:
         """Imagine one chunk of one or more passes."""
-        proprio = chunk_kinematics(seen.proprio, action, self.robot.kinematics)
+        proprio, motion = self.robot.kinematics.follow(seen.proprio, memory.motion, action)
+        if motion is not None:
+            memory.motion.copy_(motion)
+        cameras = cameras_after(seen.camera, seen.proprio, proprio, self.views, self.robot.hand_views)
         passes = action.shape[1] // self.chunk
         out = []
         for i, poses in enumerate(proprio.split(self.chunk, dim=1)):
-            condition = self.condition(poses, seen.camera)
+            part = slice(i * self.chunk, (i + 1) * self.chunk)
+            condition = self.condition(poses, seen.camera if cameras is None else cameras[:, part])
             out.append(self._pass(memory, condition, key._replace(chunk=key.chunk * passes + i)))
         frames, finite = zip(*out, strict=True)
-        return Imagined(torch.cat(frames, dim=1)[:, :, None], proprio, torch.stack(finite).all(0))
+        return Imagined(torch.cat(frames, dim=1)[:, :, None], proprio, torch.stack(finite).all(0), camera=cameras)
 
     def _pass(self, ring: Ring, condition: Tensor, key: Key) -> tuple[Tensor, Tensor]:
         """[B, K, H, W, 3] uint8 frames; [B] bool, whether every latent came out finite."""
@@ -91,14 +97,18 @@ class CausalWorld:
         frames = network.tokenizer.decode(x.view(-1, config.tokens, config.channels), self.size[1])
         return frames.unflatten(0, (len(x), -1)), x.isfinite().flatten(1).all(1)
 
-    def condition(self, poses: Tensor, camera: Tensor) -> Tensor:  # [B, N, P], [B, 1, 3, 4] -> [B, N L, D]
+    def condition(self, poses: Tensor, camera: Tensor) -> Tensor:  # [B, N, P], as `draw_maps` -> [B, N L, D]
         """The conditioning of every token of N frames on the gripper."""
         return self.network.condition(draw_maps(poses, camera, self.robot, self.network.config), poses)
 
 
 def draw_maps(poses: Tensor, camera: Tensor, robot: Robot, config: CausalConfig) -> Tensor:
-    """The action maps [B, N, 4, h, w] of poses [B, N, P] as cameras [B, 1, 3, 4] see them, shrunk for the network."""
+    """The action maps [B, N, 4, h, w] of poses [B, N, P] as cameras see them, shrunk for the network.
+
+    The first of cameras [B, V, 3, 4]; [B, N, V, 3, 4] where they move.
+    """
     (b, n, _), size = poses.shape, config.image_size // config.map_shrink
     shrunk = camera * constant(((1 / config.map_shrink,), (1 / config.map_shrink,), (1.0,)), camera)  # pixel axes
-    maps = action_map(poses.flatten(0, 1), shrunk.repeat_interleave(n, 0), robot.gripper, size, size)
+    cameras = shrunk.repeat_interleave(n, 0) if camera.ndim == 4 else shrunk.flatten(0, 1)
+    maps = action_map(poses.flatten(0, 1), cameras, robot.gripper, size, size)
     return maps[:, 0].unflatten(0, (b, n))

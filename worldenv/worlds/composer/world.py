@@ -19,13 +19,13 @@ from worldenv.ops.patchify import PATCH
 from worldenv.ops.philox import Use, philox
 from worldenv.ops.unpatchify import to_frames, unpatchify
 from worldenv.records.model_files import load_model
-from worldenv.robot.kinematics import chunk_kinematics
 from worldenv.robot.robot import Robot
 from worldenv.worlds.composer.contact import Scene, follow
 from worldenv.worlds.composer.layer import POSITION, Layer
 from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
 from worldenv.worlds.composer.passes import Pass, Passed, parts_of_passes, whole_passes
 from worldenv.worlds.composer.sampler import sample
+from worldenv.worlds.kinematics import with_kept
 from worldenv.worlds.levels import check_levels, levels_of
 
 
@@ -37,6 +37,7 @@ class Memory(Slots):
     tips: Tensor  # [E, 3] float32 m, of the fingers in it
     layer: Layer  # moved on by every pass
     begun: Pass | None  # None if every chunk consists of whole passes
+    motion: Tensor | None = None  # [E, P] float32, of an arm that coasts; None: the kinematics have none
 
 
 class ComposerWorld:
@@ -47,15 +48,19 @@ class ComposerWorld:
     def __init__(self, network: ComposerNetwork, robot: Robot, levels: Sequence[float], view: str = "agentview"):
         if robot.kinematics is None or robot.gripper is None:
             raise UserError("the composer needs a robot with kinematics and a gripper; choose another world model")
+        if view in robot.hand_views:
+            raise UserError(
+                f"the composer needs a camera that stands still, and {view} is on the hand: take another view"
+            )
         self.network, self.robot, self.levels = network, robot, check_levels(levels)
         size = network.config.image_size
         self.views, self.size, self.chunk = (view,), (size, size), network.config.chunk
 
     @classmethod
     def load(cls, path: Path, robot: Robot, view: str = "agentview") -> "ComposerWorld":
-        """From a file that `save_model` wrote with the kind "composer" and the noise levels."""
+        """From a file of the kind "composer" with the noise levels and, if they were fitted, the kinematics."""
         network, about = load_model(path, "composer", ComposerNetwork, ComposerConfig)
-        return cls(network, robot, levels_of(path, about), view)
+        return cls(network, with_kept(path, about, robot), levels_of(path, about), view)
 
     @property
     def device(self) -> torch.device:
@@ -75,13 +80,15 @@ class ComposerWorld:
         if chunk % self.chunk:
             begun = Pass(frame.clone(), seen.proprio[:, None].repeat(1, self.chunk, 1))
         tips = seen.proprio[:, POSITION].clone()
-        return Memory(frame.clone(), tips, Layer.begin(frame, tips), begun)
+        motion = self.robot.kinematics.rest(seen.proprio)
+        return Memory(frame.clone(), tips, Layer.begin(frame, tips), begun, motion)
 
     @torch.no_grad()
     def imagine(self, memory: Memory, seen: Observation, action: Tensor, key: Key) -> Imagined:
         """Imagine one chunk, in as many passes of the network as it needs."""
-        proprio = chunk_kinematics(seen.proprio, action, self.robot.kinematics)
-
+        proprio, motion = self.robot.kinematics.follow(seen.proprio, memory.motion, action)
+        if motion is not None:
+            memory.motion.copy_(motion)
         imagine_pass = partial(self._pass, memory, seen.camera, key)
         frame, poses = seen.frames[:, 0], torch.cat([seen.proprio[:, None], proprio], dim=1)
         if memory.begun is None:

@@ -280,15 +280,20 @@ class LeRobotReader:
         """The cameras that this package has written."""
         if (numbers := episode.labels.get("camera")) is None:
             return None
-        if not isinstance(numbers, list) or len(numbers) != 12 * len(self.views) or not all(map(is_number, numbers)):
-            raise ValueError(f"its camera is {shown(numbers)}; it should be 12 finite numbers for each view")
-        return self._scaled(np.array(numbers, np.float32).reshape(-1, 3, 4))
+        one = 12 * len(self.views)
+        counts = (one, one * episode.rows)  # of cameras that stand still; of one that moves
+        if not isinstance(numbers, list) or len(numbers) not in counts or not all(map(is_number, numbers)):
+            raise ValueError(
+                f"its camera is {shown(numbers)}; it should be 12 finite numbers for each view, once or for each row"
+            )
+        moving = () if len(numbers) == one else (episode.rows,)
+        return self._scaled(np.array(numbers, np.float32).reshape(*moving, -1, 3, 4), moving)
 
-    def _scaled(self, camera: np.ndarray) -> np.ndarray:
+    def _scaled(self, camera: np.ndarray, moving: tuple[int, ...] = ()) -> np.ndarray:
         """The cameras of the frames, whose pixel centres lie at integer + 0.5, as those of the stored pictures."""
         views = self.tables.info.views
         camera = np.asarray(camera)
-        if camera.shape != (len(views), 3, 4) or camera.dtype.kind != "f" or not np.isfinite(camera).all():
+        if camera.shape != (*moving, len(views), 3, 4) or camera.dtype.kind != "f" or not np.isfinite(camera).all():
             raise UserError(f"camera is {list(camera.shape)}; it should be finite numbers [{len(views)}, 3, 4]")
         scale = [[self.size[1] / view.size[1], self.size[0] / view.size[0], 1] for view in views]
         return (np.array(scale)[:, :, None] * camera).astype(np.float32)

@@ -1,0 +1,107 @@
+"""How an action moves a gripper whose arm lags behind: a linear model, fitted to recordings (worldenv/robot/fit.py)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldenv.errors import UserError
+from worldenv.fields import shown
+from worldenv.ops.constants import constant
+from worldenv.robot.kinematics import NUMBERS, check_sizes, composed, is_number
+
+Matrix = tuple[tuple[float, ...], ...]  # [7, 7]: row, of the move; column, of what causes it
+
+
+@dataclass(frozen=True)
+class FittedKinematics:
+    """A gripper that is moved by 7-D deltas, by an arm that follows late and coasts.
+
+        move  = step u + coast                      u: the action in [-1, 1], its last number 1 (open) or -1 (close)
+        pose  <- pose + move                        the rotation by a turn about the world's axes, as "compose" of
+        coast <- inertia move + after u + drift     `Kinematics`; the opening stays in its range, and move says so
+
+    Poses are x, y, z (m), axis-angle (rad), opening. `coast` [..., 7] is the state of the motion: what the next move
+    will be without an action. Raises UserError if the numbers are not finite or not as many, if the opening's range is
+    empty, or if a motion would grow by itself (an eigenvalue of inertia is 1 or more).
+    """
+
+    step: Matrix  # what a unit of action moves at once: m, rad, opening
+    after: Matrix  # what of it follows with the next action
+    inertia: Matrix  # what of a move follows with the next action
+    drift: tuple[float, ...]  # [7], what moves by itself
+    opening: tuple[float, float]  # least and greatest
+
+    def __post_init__(self) -> None:
+        for name in ("step", "after", "inertia"):
+            object.__setattr__(self, name, _checked(name, getattr(self, name), (NUMBERS, NUMBERS)))
+        object.__setattr__(self, "drift", _checked("drift", self.drift, (NUMBERS,)))
+        object.__setattr__(self, "opening", _checked("opening", self.opening, (2,)))
+        if not self.opening[0] < self.opening[1]:
+            raise UserError(f"opening is {self.opening}; the least should be below the greatest")
+        if (growth := float(np.abs(np.linalg.eigvals(np.array(self.inertia))).max())) >= 1:
+            raise UserError(f"inertia makes a motion grow by itself, by {growth:.2f} with each action; it should fade")
+
+    def rest(self, proprio: Tensor) -> Tensor:  # [..., 7] -> [..., 7] float32
+        """The motion of an arm at rest, whose gripper was last told to go where it is nearer to: open or closed."""
+        opens = proprio[..., 6:] > sum(self.opening) / 2
+        idle = torch.cat([torch.zeros_like(proprio[..., :6]), torch.where(opens, 1.0, -1.0)], dim=-1)
+        return self._coast(torch.zeros_like(proprio), idle)
+
+    def after_move(
+        self,
+        before: Tensor,  # [..., 7] float32, the pose before the last action
+        action: Tensor,  # [..., 7] float32, the last action
+        proprio: Tensor,  # [..., 7] float32, the present pose
+    ) -> Tensor:  # [..., 7] float32
+        """The motion of an arm that has been seen to move."""
+        turn = composed(proprio[..., 3:6].double(), -before[..., 3:6].double(), torch.zeros_like(before[..., 3:6]))
+        move = torch.cat([proprio[..., :3] - before[..., :3], turn, proprio[..., 6:] - before[..., 6:]], dim=-1)
+        return self._coast(move, commanded(action)).to(proprio.dtype)
+
+    def follow(
+        self,
+        proprio: Tensor,  # [..., 7] float32
+        motion: Tensor,  # [..., 7] float32
+        actions: Tensor,  # [..., K, 7] float32
+    ) -> tuple[Tensor, Tensor]:  # [..., K, 7] float32, after each action; [..., 7] float32, after the last
+        """Where a chunk of actions leads. Computed in float64, and rounded after each action, row by row.
+
+        Raises ValueError if a pose or an action has another size.
+        """
+        check_sizes(proprio, actions)
+        u, out = commanded(actions), []
+        now, forced = _applied(self.step, u), _applied(self.after, u) + constant(self.drift, u)
+        low, high = self.opening
+        for push, late in zip(now.unbind(-2), forced.unbind(-2), strict=True):
+            move, pose = push + motion, proprio.double()
+            opening = (pose[..., 6:] + move[..., 6:]).clamp(low, high)
+            turned = composed(move[..., 3:6], pose[..., 3:6])
+            made = torch.cat([move[..., :6], opening - pose[..., 6:]], dim=-1)
+            proprio = torch.cat([pose[..., :3] + move[..., :3], turned, opening], dim=-1).to(proprio.dtype)
+            motion = (_applied(self.inertia, made) + late).to(proprio.dtype)
+            out.append(proprio)
+        return torch.stack(out, dim=-2), motion
+
+    def _coast(self, move: Tensor, idle: Tensor) -> Tensor:
+        coast = _applied(self.inertia, move.double()) + _applied(self.after, idle.double())
+        return (coast + constant(self.drift, coast)).to(move.dtype)
+
+
+def commanded(action: Tensor) -> Tensor:  # [..., 7] -> [..., 7] float64
+    """An action as the arm takes it: limited to [-1, 1], the gripper 1 (open) or -1 (close)."""
+    opening = 1.0 - 2.0 * (action[..., 6:] > 0).double()
+    return torch.cat([action[..., :6].double().clamp(-1, 1), opening], dim=-1)
+
+
+def _applied(matrix: Matrix, vector: Tensor) -> Tensor:  # [7, 7], [..., 7] float64 -> [..., 7]
+    # Row by row: a product of matrices would be summed in another order for another number of rows.
+    return (constant(matrix, vector) * vector[..., None, :]).sum(-1)
+
+
+def _checked(name: str, values: object, shape: tuple[int, ...]) -> tuple:
+    array = np.empty(0) if isinstance(values, str) else np.array(values, dtype=object)
+    if array.shape != shape or not all(map(is_number, array.ravel())):
+        raise UserError(f"{name} of the kinematics is {shown(values)}; it should be finite numbers {list(shape)}")
+    return tuple(tuple(map(float, row)) if len(shape) == 2 else float(row) for row in array)
