@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from worldenv.errors import UserError
-from worldenv.suites.libero.process import Moment
+from worldenv.suites.libero.process import Acted, Moment
 
 PROGRAM = (sys.executable, "-P", "-c", "from worldenv.suites.libero.process import main; main()")
 ROOT = Path(__file__).resolve().parents[3]  # what worldenv is imported from
@@ -94,27 +94,31 @@ def ask_once(program: Sequence[str], request: tuple, timeout_s: float) -> Any:
 class Actor:
     """Acts out one episode at a time. Every task has a process of its own, which builds one scene in its life.
 
-    `begin` and `act` return at once; `answer` waits for what follows. Simulations are deterministic: an episode whose
-    process has died comes to the same point again, and nobody else notices. `repeated` counts these episodes.
+    `begin`, `act` and `perform` return at once; `answer` waits for what follows. Simulations are deterministic: an
+    episode whose process has died comes to the same point again, and nobody else notices. `repeated` counts these.
     """
 
     def __init__(self, program: Sequence[str] = PROGRAM, timeout_s: float = 180.0):
         self.program, self.timeout_s, self.repeated = program, timeout_s, 0
         self.process: Process | None = None
         self._scene: tuple = ()
-        self._start: tuple = ()
+        self._first: tuple = ()  # the request with which the episode begins
         self._actions: list[np.ndarray] = []
         self._owed = self._last = 0  # answers that are due; actions of the last request
         self._look = True
 
     def begin(self, scene: tuple, start: tuple) -> None:
         """Begin an episode: `scene` and `start` are the arguments of the simulator's `load` and `begin`."""
+        self.perform(scene, "begin", *start, True)
+
+    def perform(self, scene: tuple, *request: Any) -> None:
+        """Ask the simulator of a scene for anything else than what follows from an episode: a method, its arguments."""
         if scene != self._scene:
             self.end()
-        self._scene, self._start, self._actions, self._last, self._look = scene, start, [], 0, True
+        self._scene, self._first, self._actions, self._last, self._look = scene, request, [], 0, True
         if self.process is None:
             self._launch()
-        self._ask("begin", *start, True)
+        self._ask(*request)
 
     def act(self, actions: np.ndarray, look: bool) -> None:  # [n, A]
         """Carry out actions, and show what the cameras see after the last one if somebody looks."""
@@ -123,16 +127,18 @@ class Actor:
         if self.process is not None:
             self._ask("act", actions, look)
 
-    def answer(self) -> Moment:
+    def answer(self) -> Moment | Acted | np.ndarray:
         """What follows from the last request. Raises UserError if no process can tell."""
         for attempt in range(ATTEMPTS):
             try:
                 if self.process is None:
                     self._repeat()
                 while self._owed:
-                    moment = self.process.answer(self.timeout_s)
+                    answer = self.process.answer(self.timeout_s)
                     self._owed -= 1
-                return moment._replace(done=moment.done[len(moment.done) - self._last :])
+                if not isinstance(answer, Moment):
+                    return answer
+                return answer._replace(done=answer.done[len(answer.done) - self._last :])
             except UserError:
                 self.end()
                 raise
@@ -152,7 +158,7 @@ class Actor:
 
     def _repeat(self) -> None:
         self._launch()
-        self._ask("begin", *self._start, not self._actions)
+        self._ask(*self._first)
         if self._actions:
             self._ask("act", np.stack(self._actions), self._look)
 

@@ -1,10 +1,8 @@
 """A scripted expert for LIBERO. It looks at the simulator's true state, and works off the goal of a task.
 
-The goal is a list of relations: (on, bowl, plate), (in, can, basket's region), (open | close, drawer), (turnon, stove).
-What is closed is opened before something is put into it, and closed last.
+It works the relations of the goal off one after the other, each with several grasps if need be. What has to be open for
+one is opened first.
 """
-
-from collections.abc import Sequence
 
 import mujoco
 import numpy as np
@@ -13,19 +11,13 @@ from worldenv.suites.libero.expert_doors import Doors
 from worldenv.suites.libero.expert_grasps import UP, Grasp, Grasps
 from worldenv.suites.libero.expert_hand import Ended, Hand
 from worldenv.suites.libero.expert_shapes import Shapes
+from worldenv.suites.libero.goals import ORDER, Goal, beside, ordered
 from worldenv.suites.libero.process import Acted
 from worldenv.suites.libero.scene import Scene
 
-ORDER = {"open": 0, "turnon": 1, "turnoff": 1, "on": 2, "in": 2, "close": 3}
 ATTEMPTS = 3  # at one relation, each with the next grasp
 APART_M = 0.012  # between things that are put beside each other
 OVER_M = 0.12  # above all that a thing is carried over
-Goal = tuple[str, ...]
-
-
-def ordered(goals: Sequence[Sequence[str]]) -> list[Goal]:
-    """The relations of a goal in the order in which they are worked off, as the file names them otherwise."""
-    return sorted((tuple(goal) for goal in goals), key=lambda goal: ORDER.get(goal[0], len(ORDER)))
 
 
 def demonstrate(scene: Scene, horizon: int, noise: float, seed: int, look: bool) -> Acted:
@@ -67,6 +59,7 @@ class Expert:
                             break
                         told.append(f"{' '.join(goal)}: begun")
                         told[-1] = f"{' '.join(goal)}: {self._work_off(goal, attempt)}"
+            self.hand.hold(self.hand.grip, 1)
         except Ended:
             pass
         return "; ".join(told)
@@ -103,7 +96,7 @@ class Expert:
         if out.any():
             hand.go(grasp.place + out + 0.006 * UP, grasp.turn, near=0.012, steps=40, speed=0.5)
         over = max(spot[2], top) + OVER_M
-        hand.go(np.r_[hand.place[:2], min(hand.place[2] + 0.12, over)], grasp.turn, near=0.02, steps=40)
+        hand.go(np.r_[hand.place[:2], min(hand.place[2] + 0.12, over)], grasp.turn, near=0.02, steps=40, speed=0.8)
         if self.shapes.place(name)[2] < before[2] + 0.04:
             hand.hold(-1.0, 4)
             return "not grasped"
@@ -120,7 +113,7 @@ class Expert:
         if hand.place[2] < high - 0.03:
             hand.go(np.r_[hand.place[:2], high], None, near=0.03, steps=25)
         hand.go(np.r_[grasp.before[:2], high], turn, near=0.025, aligned=0.15)
-        hand.go(grasp.before, turn, near=0.006, aligned=0.05, steps=40)
+        hand.go(grasp.before, turn, near=0.012, aligned=0.08, steps=40)
         hand.go(grasp.place, turn, near=0.006, steps=40, speed=0.6)
         hand.hold(1.0, 9)
 
@@ -170,11 +163,11 @@ class Expert:
 
     def _apart(self, relation: str, name: str, target: str) -> np.ndarray:  # [2] m
         """Where a thing is put from the middle of a place that has to bear several."""
-        names = [other for found, other, *where in self.goals if found == relation == "on" and where == [target]]
-        if len(names) < 2:
+        number, count = beside(self.goals, (relation, name, target))
+        if relation != "on" or count < 2:
             return np.zeros(2)
         size = np.ptp(self.shapes.points(self.shapes.body(name))[:, :2], axis=0)
-        return (names.index(name) - (len(names) - 1) / 2) * (size.min() + APART_M) * np.eye(2)[np.argmin(size)]
+        return (number - (count - 1) / 2) * (size.min() + APART_M) * np.eye(2)[np.argmin(size)]
 
     def _free(self, name: str, place: np.ndarray, half: np.ndarray, is_drawer: bool) -> np.ndarray:  # [2] m
         """The middle of a region, unless something stands there or hangs above it; then its emptiest spot."""

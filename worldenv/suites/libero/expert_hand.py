@@ -1,8 +1,8 @@
 """The hand of the scripted expert: where it is, straight motions, and the record of all that it does."""
 
-import numpy as np
+from typing import Any
 
-from worldenv.suites.libero.scene import Scene
+import numpy as np
 
 STEP_M, TURN_RAD = 0.05, 0.5  # what an action of 1 asks for
 HELD = 4  # actions for which a disturbance lasts
@@ -56,7 +56,7 @@ class Hand:
     in which the fingers close, sideways, and the direction in which they point.
     """
 
-    def __init__(self, scene: Scene, horizon: int, noise: float, seed: int):
+    def __init__(self, scene: Any, horizon: int, noise: float, seed: int):  # a Scene, which imports LIBERO
         self.scene, self.horizon, self.grip = scene, horizon, -1.0
         self._random = np.random.default_rng([seed, 1])
         self._noise = noise * self._random.uniform()

@@ -117,7 +117,13 @@ class Scene:
         return self._sim.data.qpos[self.env.robots[0]._ref_joint_pos_indexes]
 
     def frames_of(self, states: Sequence[np.ndarray]) -> np.ndarray:  # [T, S] -> [T, V, H, W, 3] uint8
-        """What the cameras see in other states of this episode. The scene is left in the last one."""
+        """What the cameras see in other states of this episode. The scene is left in the last one.
+
+        Raises UserError if these are no states of the scene.
+        """
+        size = self.state().size
+        if any(np.shape(state) != (size,) for state in states):
+            raise UserError(f"states of {np.shape(states)[-1:]} numbers are none of this scene, which has {size}")
         return np.stack([self._frames_in(state) for state in states])
 
     def _frames_in(self, state: np.ndarray) -> np.ndarray:
