@@ -50,6 +50,10 @@ class Suite(Protocol):
     A suite for which pictures are dear may offer `carry_out(actions) -> (Observation, done)`: a chunk [E, K, A] of
     actions, the observation after the last one, and whether each task is done after each [E, K] bool.
 
+    A suite that has an expert may offer `demonstrate(tasks, starts, split, noise, look) -> list[Demonstration]`: an
+    episode for each of at most `workers` (task, start state), with noise between 0 and 1 on what is carried out, and a
+    trajectory where it succeeded and `look` asks for it. worldenv-collect gathers them.
+
     `about() -> dict`, if it is there, says what else a result depends on (versions, rendering): for result.json.
     """
 
