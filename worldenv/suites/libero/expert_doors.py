@@ -1,6 +1,6 @@
 """Skills of the scripted expert for what slides or turns: drawers, doors, knobs. All is read from the true state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import mujoco
@@ -25,7 +25,8 @@ class Part:
 
     def __init__(self, env: Any, name: str):
         site = env.object_sites_dict.get(name)
-        owner = env.get_object(name if site is None else site.parent_name)
+        self.owner = name if site is None else site.parent_name
+        owner = env.get_object(self.owner)
         joints = site.joints if site is not None else owner.joints
         self.model, self.data = env.sim.model._model, env.sim.data._data
         self.ranges = {} if owner is None else owner.object_properties.get("articulation", {})
@@ -95,9 +96,9 @@ class Doors:
                 return
             self.hand.go(place(), turn(), near=0.0, steps=1, speed=speed)
 
-    def _approach(self, place: np.ndarray, turn: np.ndarray, before: np.ndarray) -> None:
-        """Over the things to `before` [3] (m), and from there to the place."""
-        top = self.shapes.corridor_top(self.hand.place, before) + 0.06
+    def _approach(self, place: np.ndarray, turn: np.ndarray, before: np.ndarray, without: Collection[str] = ()) -> None:
+        """Over the things to `before` [3] (m), and from there to the place; not over those that are named."""
+        top = self.shapes.corridor_top(self.hand.place, before, without) + 0.06
         high = max(before[2], min(top, before[2] + 0.2))
         if self.hand.place[2] < high - 0.03:
             self.hand.go(np.r_[self.hand.place[:2], high], None, near=0.03, steps=25)
@@ -129,7 +130,7 @@ class Doors:
 
         turn = min(turns, key=touched)
         self.hand.grip = -1.0
-        self._approach(bar, turn, bar - 0.10 * turn[:, 2])
+        self._approach(bar, turn, bar - 0.10 * turn[:, 2], (part.owner,))
         self.hand.hold(1.0, 9)
         begun, first = self.hand.place, part.now
         end = begun + (way + 0.01) * out

@@ -1,6 +1,6 @@
 """The shapes of the things in a scene, from MuJoCo's true state: where their corners are, and what would touch them."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import cache
 from typing import Any
 
@@ -86,17 +86,18 @@ class Shapes:
         centre, half = model.geom_aabb[geoms, None, :3], model.geom_aabb[geoms, None, 3:]
         inside = (np.abs(local - centre) < half + MARGIN_M).all(2).any(0)
         for drawer in self.drawers if is_filled else ():
-            around = self._around(drawer)
-            if without is None or not around(data.xpos[without][None]).any():
-                inside |= around(points)
+            if without is None or not self._holds(drawer, without):
+                inside |= self._in_box(drawer, points)
         return int(inside.sum())
 
-    def _around(self, body: int) -> Callable[[np.ndarray], np.ndarray]:
-        """Says which points [n, 3] (m) lie in the box around a body."""
+    def _in_box(self, body: int, points: np.ndarray) -> np.ndarray:  # [n, 3] m -> [n] bool
+        """Which points lie in the box around a body."""
         place, turn = self.data.xpos[body], self.data.xmat[body].reshape(3, 3)
-        own = (self.points(body) - place) @ turn
-        low, high = own.min(0) - MARGIN_M, own.max(0) + MARGIN_M
-        return lambda points: (((points - place) @ turn > low) & ((points - place) @ turn < high)).all(1)
+        own, local = (self.points(body) - place) @ turn, (points - place) @ turn
+        return ((local > own.min(0) - MARGIN_M) & (local < own.max(0) + MARGIN_M)).all(1)
+
+    def _holds(self, drawer: int, body: int) -> bool:
+        return bool(self._in_box(drawer, self.data.xpos[body][None]).any())
 
     def things(self) -> list[str]:
         """Names of the things that can be moved."""
@@ -122,7 +123,12 @@ class Shapes:
         return top
 
     def way_out(self, body: int, direction: np.ndarray | None = None) -> np.ndarray:  # [2] -> [2] m
-        """How a thing has to be shifted, in a direction or any, before it can be lifted: zeros, if nothing is above."""
+        """How a thing has to be shifted, in a direction or any, before it can be lifted.
+
+        Zeros, if nothing is above it, and in a drawer, where it cannot be shifted.
+        """
+        if any(self._holds(drawer, body) for drawer in self.drawers):
+            return np.zeros(2)
         points = self.points(body)
         low, high = points.min(0), points.max(0)
         grid = [np.linspace(low[i] - 0.005, high[i] + 0.005, 4) for i in (0, 1)]
