@@ -34,7 +34,7 @@ from worldenv.records.progress import Progress, table
 
 FEWEST = 20  # episodes by which a task is judged, if need be
 TIMEOUT_S = 1800.0  # an episode is one request here
-LIBERO_ONLY = ("size", "views", "pictures", "workers")
+LIBERO_ONLY = ("size", "views", "pictures", "repeat", "workers")
 ROUNDING = 1e-9
 SETTINGS, EPISODES, RESULT, UNFINISHED = "collection.json", "episodes.jsonl", "result.json", "unfinished"
 
@@ -63,6 +63,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     add("--size", type=_count, help="LIBERO: pixels of a picture (default 128)")
     add("--views", help="LIBERO: agentview (default), wrist, or agentview,wrist")
     add("--pictures", choices=("fast", "official"), help="LIBERO: default fast")
+    add("--repeat", type=_count, help="LIBERO: every action is carried out so often (default 1)")
     add("--workers", type=_count, help="LIBERO: processes (default: one for each core)")
     return parser.parse_args(list(words))
 
@@ -125,7 +126,7 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
     folder = as_path(options.output or f"{suite.name}_{'measured' if rule.measure else 'demos'}").absolute()
     asked = {"suite": options.suite, "demos": None if rule.measure else rule.demos, "noise": options.noise}
     asked |= {"least": rule.least, "split": split, "views": list(suite.views)}
-    asked |= {name: getattr(suite, name, None) for name in ("size", "pictures")}
+    asked |= {name: getattr(suite, name, None) for name in ("size", "pictures", "repeat")}
     try:
         with _owned(folder, asked):
             collection = Collection(folder, suite, tasks, rule, split, options.noise)

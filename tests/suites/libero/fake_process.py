@@ -43,7 +43,7 @@ class Fake:
             done.append(self.acted % 5 == 4)
         return self.moment(done, look)
 
-    def demonstrate(self, state, seed, horizon, noise, look):
+    def demonstrate(self, state, seed, horizon, repeat, noise, look):
         """The yellow can is never put down, the green one not from state 1."""
         with open(self.marker.with_name("acted"), "a") as file:
             file.write(f"{self.number} {state} {look}\n")
@@ -58,7 +58,16 @@ class Fake:
         states, joints = random.normal(size=(steps + 1, 11)), random.normal(size=(steps + 1, 7))
         camera = random.normal(size=(views, 3, 4)).astype(np.float32)
         seen = frames if look and is_done else None
-        return Acted(actions, done, proprio, states, joints, camera, seen, f"noise {noise}, {horizon} at most")
+        return Acted(
+            actions,
+            done,
+            proprio,
+            states,
+            joints,
+            camera,
+            seen,
+            f"noise {noise}, {horizon} at most, {repeat} times each",
+        )
 
     def go_wrong(self):
         if not self.wrong.startswith("always"):

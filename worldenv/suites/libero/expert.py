@@ -19,13 +19,14 @@ ATTEMPTS = 3  # at one relation, each with the next grasp
 OVER_M = 0.12  # above all that a thing is carried over
 
 
-def demonstrate(scene: Scene, horizon: int, noise: float, seed: int, look: bool) -> Acted:
+def demonstrate(scene: Scene, horizon: int, repeat: int, noise: float, seed: int, look: bool) -> Acted:
     """Act out the episode that has just begun in the scene, and show it if it succeeds and somebody looks.
 
     The action that is recorded is the expert's. Where noise is not 0, another one is carried out: Laplace noise of a
-    scale between 0 and `noise`, drawn from `seed`, which lasts for some actions.
+    scale between 0 and `noise`, drawn from `seed`, which lasts for a fifth of a second. Every action is carried out
+    `repeat` times.
     """
-    hand, camera = Hand(scene, horizon, noise, seed), scene.camera()
+    hand, camera = Hand(scene, horizon, repeat, noise, seed), scene.camera()
     told = Expert(scene, hand).run()
     frames = scene.frames_of(hand.states) if look and any(hand.done) else None
     states, proprio, joints = (np.stack(part) for part in (hand.states, hand.proprio, hand.joints))
@@ -114,6 +115,8 @@ class Expert:
             hand.go(np.r_[hand.place[:2], high], None, near=0.03, steps=25)
         hand.go(np.r_[grasp.before[:2], high], turn, near=0.025, aligned=0.15)
         hand.go(grasp.before, turn, near=0.012, aligned=0.08, steps=40)
+        if grasp.is_aside:
+            hand.go(grasp.place + 0.4 * (grasp.before - grasp.place), turn, near=0.02, steps=40)
         hand.go(grasp.place, turn, near=0.006, steps=40, speed=0.6)
         hand.hold(1.0, 9)
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 STEP_M, TURN_RAD = 0.05, 0.5  # what an action of 1 asks for
-HELD = 4  # actions for which a disturbance lasts
+HELD = 4  # steps of the simulator for which a disturbance lasts
 CALM = 0.4  # share of the noise while the fingers move
 AFTER_SUCCESS = 2  # actions recorded after success, so that the end of a task can be seen
 STALLED, LEAST_M = 12, 5e-4  # actions without so much progress end a motion
@@ -51,13 +51,13 @@ def nearer(turn: np.ndarray, home: np.ndarray) -> np.ndarray:  # [3, 3] each
 class Hand:
     """Moves the hand of the robot in a scene and records it.
 
-    What is recorded is the action that is meant; with noise, another one is carried out. Every motion raises Ended
-    once the goal of the task holds, or after `horizon` actions. The columns of an orientation [3, 3] are the direction
-    in which the fingers close, sideways, and the direction in which they point.
+    What is recorded is the action that is meant; with noise, another one is carried out, `repeat` times. Every motion
+    raises Ended once the goal of the task holds, or after `horizon` actions. The columns of an orientation [3, 3] are
+    the direction in which the fingers close, sideways, and the direction in which they point.
     """
 
-    def __init__(self, scene: Any, horizon: int, noise: float, seed: int):  # a Scene, which imports LIBERO
-        self.scene, self.horizon, self.grip = scene, horizon, -1.0
+    def __init__(self, scene: Any, horizon: int, repeat: int, noise: float, seed: int):  # a Scene, which imports LIBERO
+        self.scene, self.horizon, self.repeat, self.grip = scene, horizon, repeat, -1.0
         self._random = np.random.default_rng([seed, 1])
         self._noise = noise * self._random.uniform()
         self._site = scene.env.robots[0].eef_site_id
@@ -88,11 +88,12 @@ class Hand:
             raise Ended
 
     def _carry_out(self, action: np.ndarray, share: float) -> None:
-        if len(self.actions) % HELD == 0:
+        if len(self.actions) % -(-HELD // self.repeat) == 0:
             self._disturbance = self._random.laplace(size=7) * self._noise * BESIDE
         meant = action.clip(-1, 1).astype(np.float32)
         self.actions.append(meant)
-        self.done.append(self.scene.step((meant + share * self._disturbance).clip(-1, 1)))
+        carried = (meant + share * self._disturbance).clip(-1, 1)
+        self.done.append(any([self.scene.step(carried) for _ in range(self.repeat)]))
         self.states.append(self.scene.state())
         self.proprio.append(self.scene.proprio())
         self.joints.append(self.scene.joints())
@@ -127,7 +128,7 @@ class Hand:
         return False
 
     def hold(self, grip: float, steps: int) -> None:
-        """Stay, and close (1) or open (-1) the fingers. Raises Ended."""
+        """Stay for so many steps of the simulator, and close (1) or open (-1) the fingers. Raises Ended."""
         self.grip = grip
-        for _ in range(steps):
+        for _ in range(-(-steps // self.repeat)):
             self.act(np.zeros(3), np.zeros(3), CALM)

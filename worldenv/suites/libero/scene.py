@@ -121,9 +121,9 @@ class Scene:
 
         Raises UserError if these are no states of the scene.
         """
-        size = self.state().size
-        if any(np.shape(state) != (size,) for state in states):
-            raise UserError(f"states of {np.shape(states)[-1:]} numbers are none of this scene, which has {size}")
+        want = self.state().shape
+        if wrong := [np.shape(state) for state in states if np.shape(state) != want]:
+            raise UserError(f"a state is {list(wrong[0])}; one of this scene is {list(want)}")
         return np.stack([self._frames_in(state) for state in states])
 
     def _frames_in(self, state: np.ndarray) -> np.ndarray:

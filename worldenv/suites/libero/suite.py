@@ -158,10 +158,10 @@ class LiberoSuite:
         look = [True] * len(tasks) if look is None else list(look)
         if len(tasks) > self.workers or len(look) != len(tasks):
             raise UserError(f"{len(tasks)} episodes are asked for at once, and {self.workers} can be acted out")
-        self._held, limit = None, self.horizon * self.repeat
+        self._held = None
         for actor, task, start, is_seen in zip(self._actors, tasks, starts, look, strict=False):
-            request = (*self._start(task, start, split), limit, float(noise), bool(is_seen))
-            actor.perform(self._scene(task), "demonstrate", *request)
+            how = self.horizon, self.repeat, float(noise), bool(is_seen)
+            actor.perform(self._scene(task), "demonstrate", *self._start(task, start, split), *how)
         acted = [actor.answer() for actor in self._actors[: len(tasks)]]
         return [self._demonstration(*row, split) for row in zip(acted, tasks, starts, strict=True)]
 
