@@ -60,6 +60,7 @@ _PUBLIC = {
     "Camera": "robot.camera",
     "LaplacePolicy": "policy.laplace",
     "Trajectory": "data.trajectory",
+    "Demonstration": "data.demonstration",
     "TrajectoryReader": "data.trajectories",
     "TrajectoryWriter": "data.trajectories",
     "LeRobotReader": "data.formats.lerobot.reader",

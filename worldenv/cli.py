@@ -1,4 +1,4 @@
-"""`worldenv-train`, `worldenv-eval`, `worldenv-convert`: parse, run, and end stdout with one JSON line.
+"""The commands `worldenv-train`, -eval, -convert and -collect: parse, run, and end stdout with one JSON line.
 
 What needs torch is imported late, so that an interruption is answered in one line from the first moment on.
 """
@@ -57,6 +57,17 @@ def convert(arguments: Sequence[str] | None = None) -> None:
     _main(work, "worldenv-convert", arguments)
 
 
+def collect(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `worldenv-collect SUITE [options]`."""
+
+    def work(words: Sequence[str], command: str) -> dict:
+        from worldenv import collect as module
+
+        return module.collect(module.parsed(words))
+
+    _main(work, "worldenv-collect", arguments)
+
+
 def info(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-info [--json]`."""
     try:
@@ -112,7 +123,7 @@ def _advice(program: str, stop: KeyboardInterrupt) -> str:
     kept = getattr(stop, "__notes__", None)
     if kept and program == "worldenv-train":
         return f"continue with: {program} --resume --run {kept[0]}"
-    return "run it again"
+    return "run it again" + ", and it goes on" * (program == "worldenv-collect")
 
 
 def _in_one_line(message: object) -> str:

@@ -29,14 +29,16 @@ LEROBOT_ONLY = ("views", "size", "succeeded")
 RECORDED = "recorded"
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises UserError for wrong words."""
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
     """The options of a command line. Raises UserError, or SystemExit at --help."""
-    parser = _Parser(
+    parser = Parser(
         "worldenv-convert",
         description="Read trajectories (a folder or file of this package, a file of LIBERO or robomimic, a folder of "
         "LeRobot v2.1 or v3.0) and write them in another format.",

@@ -40,6 +40,33 @@ def test_what_is_written_comes_back_bit_for_bit_from_the_second_frame_on(made, s
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_camera_that_moves_comes_back_for_every_frame(made, same, tmp_path):
+    random, path = np.random.default_rng(1), tmp_path / "open_the_drawer_demo.hdf5"
+    moving = [replace(t, camera=random.random((len(t.proprio), 2, 3, 4), dtype=np.float32)) for t in made]
+    write_libero(path, moving)
+    with TrajectoryReader(path) as reader:
+        same(reader, [replace(later(t, i), camera=t.camera[1:]) for i, t in enumerate(moving)])
+
+
+def test_cameras_come_back_where_all_views_have_one(made, same, tmp_path):
+    path, random = tmp_path / "open_the_drawer_demo.hdf5", np.random.default_rng(0)
+    cameras = [random.normal(size=(2, 3, 4)).astype(np.float32) for _ in made]
+    seen = [replace(t, views=("wrist", "agentview"), camera=c) for t, c in zip(made, cameras, strict=True)]
+    write_libero(path, seen)
+    with TrajectoryReader(path) as reader:
+        assert [t.views for t in reader] == [("agentview", "wrist")] * 2
+        assert all(np.array_equal(t.camera, c[::-1]) for t, c in zip(reader, cameras, strict=True))
+    with h5py.File(path, "r+") as file:
+        del file["data/demo_0/camera/wrist"]
+        file["data/demo_1/camera/agentview"][0, 0] = np.inf
+    with pytest.raises(TrajectoryFormatError, match="demo_1.*camera/agentview has values that are not finite"):
+        TrajectoryReader(path)
+    with h5py.File(path, "r+") as file:
+        del file["data/demo_1/camera/agentview"]
+    with TrajectoryReader(path) as reader:
+        assert [t.camera for t in reader] == [None, None]
+
+
 def test_layout_is_that_of_libero(made, tmp_path):
     path, rng = tmp_path / "open_the_drawer_demo.hdf5", np.random.default_rng(0)
     extras = [

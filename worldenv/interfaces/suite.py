@@ -53,6 +53,10 @@ class Suite(Protocol):
     A suite whose episodes take long to begin may say in `practice_starts` from how many start states practice draws:
     fewer than the usual 960.
 
+    A suite that has an expert may offer `demonstrate(tasks, starts, split, noise, look) -> list[Demonstration]`: an
+    episode for each of at most `workers` (task, start state), with noise between 0 and 1 on what is carried out, and a
+    trajectory where it succeeded and `look` asks for it. worldenv-collect gathers them.
+
     `about() -> dict`, if it is there, says what else a result depends on (versions, rendering): for result.json.
     """
 

@@ -98,27 +98,31 @@ def ask_once(program: Sequence[str], request: tuple, timeout_s: float) -> Any:
 class Actor:
     """Acts out one episode at a time, or some in lockstep. Another scene has a process of its own.
 
-    `begin` and `act` return at once; `answer` waits for what follows. Simulations are deterministic: an episode whose
-    process has died comes to the same point again, and nobody else notices. `repeated` counts these episodes.
+    `begin`, `act` and `perform` return at once; `answer` waits for what follows. Simulations are deterministic: an
+    episode whose process has died comes to the same point again, and nobody else notices. `repeated` counts these.
     """
 
     def __init__(self, program: Sequence[str], timeout_s: float = 180.0):
         self.program, self.timeout_s, self.repeated = program, timeout_s, 0
         self.process: Process | None = None
         self._scene: tuple = ()
-        self._start: tuple = ()
+        self._first: tuple = ()  # the request with which the episode begins
         self._actions: list[np.ndarray] = []
         self._owed = self._last = 0  # answers that are due; actions of the last request
         self._look = True
 
     def begin(self, scene: tuple, start: tuple) -> None:
         """Begin an episode: `scene` and `start` are the arguments of the simulator's `load` and `begin`."""
+        self.perform(scene, "begin", *start, True)
+
+    def perform(self, scene: tuple, *request: Any) -> None:
+        """Ask the simulator of a scene for anything else than what follows from an episode: a method, its arguments."""
         if scene != self._scene:
             self.end()
-        self._scene, self._start, self._actions, self._last, self._look = scene, start, [], 0, True
+        self._scene, self._first, self._actions, self._last, self._look = scene, request, [], 0, True
         if self.process is None:
             self._launch()
-        self._ask("begin", *start, True)
+        self._ask(*request)
 
     def act(self, actions: np.ndarray, look: bool) -> None:  # [n, ..., A]
         """Carry out actions, and show what the cameras see after the last one if somebody looks."""
@@ -127,16 +131,18 @@ class Actor:
         if self.process is not None:
             self._ask("act", actions, look)
 
-    def answer(self) -> Moment:
+    def answer(self) -> Any:
         """What follows from the last request. Raises UserError if no process can tell."""
         for attempt in range(ATTEMPTS):
             try:
                 if self.process is None:
                     self._repeat()
                 while self._owed:
-                    moment = self.process.answer(self.timeout_s)
+                    answer = self.process.answer(self.timeout_s)
                     self._owed -= 1
-                return moment._replace(done=moment.done[len(moment.done) - self._last :])
+                if not isinstance(answer, Moment):
+                    return answer
+                return answer._replace(done=answer.done[len(answer.done) - self._last :])
             except UserError:
                 self.end()
                 raise
@@ -156,7 +162,7 @@ class Actor:
 
     def _repeat(self) -> None:
         self._launch()
-        self._ask("begin", *self._start, not self._actions)
+        self._ask(*self._first)
         if self._actions:
             self._ask("act", np.stack(self._actions), self._look)
 

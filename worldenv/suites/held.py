@@ -51,11 +51,7 @@ class HeldSuite:
         Any number may be begun; only a group that is held together can be stepped. Raises UserError for an unknown
         task or split, or if a scene fails again and again.
         """
-        if split not in SPLITS:
-            raise UserError(f"split is {shown(split)}; it should be one of {', '.join(SPLITS)}")
-        tasks, starts = [self._task(task) for task in tasks], [_number(start) for start in starts]
-        if not tasks or len(tasks) != len(starts):
-            raise UserError(f"there are {len(tasks)} tasks and {len(starts)} start states; there should be as many")
+        tasks, starts = self.checked(tasks, starts, split)
         groups, moments = self.groups(tasks), {}
         self._held = None
         if len(groups) == 1:
@@ -91,6 +87,18 @@ class HeldSuite:
         seen = self._observation([moments[row] for row in range(len(moments))])
         done = np.stack([moments[row].done for row in range(len(moments))])
         return seen, done.reshape(*actions.shape[:2], self.repeat).any(2)
+
+    def checked(self, tasks: Sequence[Task], starts: Sequence[int], split: str) -> tuple[list[Any], list[int]]:
+        """The tasks of this suite, and the numbers of the start states.
+
+        Raises UserError for an unknown task or split, or if there are not as many of both.
+        """
+        if split not in SPLITS:
+            raise UserError(f"split is {shown(split)}; it should be one of {', '.join(SPLITS)}")
+        tasks, starts = [self._task(task) for task in tasks], [_number(start) for start in starts]
+        if not tasks or len(tasks) != len(starts):
+            raise UserError(f"there are {len(tasks)} tasks and {len(starts)} start states; there should be as many")
+        return tasks, starts
 
     def _going_on(self) -> list[int]:
         if self._held is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from worldenv.errors import UserError
+from worldenv.suites.libero.process import Acted
 from worldenv.suites.offscreen import Moment
 from worldenv.suites.serving import run
 
@@ -43,6 +44,32 @@ class Fake:
             self.place += action
             done.append(self.acted % 5 == 4)
         return self.moment(done, look)
+
+    def demonstrate(self, state, seed, horizon, repeat, noise, look):
+        """The yellow can is never put down, the green one not from state 1."""
+        with open(self.marker.with_name("acted"), "a") as file:
+            file.write(f"{self.number} {state} {look}\n")
+        if self.wrong and not self.marker.exists():
+            self.go_wrong()
+        random, steps, views = np.random.default_rng(seed), 4 + (state or 0) % 3, len(self.views)
+        done = np.zeros(steps, dtype=bool)
+        done[-1] = is_done = self.number != 3 and (self.number, state) != (1, 1)
+        frames = random.integers(0, 256, (steps + 1, views, self.size, self.size, 3), dtype=np.uint8)
+        actions = random.uniform(-1, 1, (steps, 7)).astype(np.float32)
+        proprio = random.uniform(0, 1, (steps + 1, 7)).astype(np.float32)
+        states, joints = random.normal(size=(steps + 1, 11)), random.normal(size=(steps + 1, 7))
+        camera = random.normal(size=(views, 3, 4)).astype(np.float32)
+        seen = frames if look and is_done else None
+        return Acted(
+            actions,
+            done,
+            proprio,
+            states,
+            joints,
+            camera,
+            seen,
+            f"noise {noise}, {horizon} at most, {repeat} times each",
+        )
 
     def go_wrong(self):
         if not self.wrong.startswith("always"):

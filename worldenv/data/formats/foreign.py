@@ -4,6 +4,7 @@ What is read, from the first of these that is there:
     picture        <view>_rgb or <view>_image [T, H, W, 3] u8; robot0_eye_in_hand is the view eye_in_hand
     pose           ee_states [T, 6]; ee_pos, ee_ori [T, 3]; robot0_eef_pos [T, 3], robot0_eef_quat [T, 4] (x y z w)
     gripper        gripper_states or robot0_gripper_qpos [T, 2]
+    camera         camera/<view> [3, 4], or [T, 3, 4], if it is there for all views: what this package writes has it
     instruction    language_instruction of the file's problem_info; lang of the demonstration's ep_meta; the name of the
                    file, if it ends in _demo
     task           the name of the file, if it ends in _demo; env_name of env_args; the name of the file
@@ -19,6 +20,7 @@ others are returned as stored, unless the reader is told their orientation.
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +100,7 @@ def read_foreign(demo: h5py.Group, file: File) -> tuple[Steps, tuple[str, ...], 
         "proprio": proprio,
         "actions": actions.astype(np.float32),
         "success": reward > 0,
-        "camera": None,
+        "camera": _camera(demo, views, rows),
         "views": tuple(views),
     }
     return steps, tuple(views.values()), ("next_obs", rows - 1) if has_next else None
@@ -135,6 +137,16 @@ def _views(demo: h5py.Group) -> dict[str, str]:
         raise ValueError(f"obs has no pictures, <view>_rgb or <view>_image [T, H, W, 3] (found {listed(keys(obs))})")
     order = sorted(found, key=lambda view: (*(view != first for first in FIRST_VIEWS), view))
     return {view: found[view] for view in order}
+
+
+def _camera(demo: h5py.Group, views: Iterable[str], rows: int) -> np.ndarray | None:  # [V, 3, 4], [T, V, 3, 4] float32
+    paths = [f"camera/{view}" for view in views]
+    if any(member(demo, path) is None for path in paths):
+        return None
+    moving = "T, " if any(getattr(member(demo, path), "ndim", 2) == 3 for path in paths) else ""
+    with np.errstate(over="ignore"):  # what is not finite is refused later
+        cameras = [values(demo, path, f"float [{moving}3, 4]", rows) for path in paths]
+        return np.stack(cameras, axis=-3).astype(np.float32)
 
 
 def _proprio(demo: h5py.Group, group: str, rows: int) -> np.ndarray:  # [T, 7] float32

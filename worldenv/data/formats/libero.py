@@ -5,10 +5,11 @@
         actions [T, A] f64    rewards [T] u8    dones [T] u8    states [T, S] f64    robot_states [T, 9] f64
         obs/                  <view>_rgb [T, H, W, 3] u8, upside down as OpenGL renders
                               ee_states [T, 6], ee_pos, ee_ori [T, 3], gripper_states [T, 2], joint_states [T, 7] f64
+        camera/               <view> [3, 4] f32, [T, 3, 4] where one moves: ours, which LIBERO does not read
 
 Row t has what was seen after actions[t], but the state before it. So the frame before the first action is not in the
-file, and the reader returns the trajectory from its second frame on: all else comes back bit for bit. Cameras, split
-and source are not in the layout. Our own layout (see layout) loses nothing.
+file, and the reader returns the trajectory from its second frame on: all else comes back bit for bit. Split and
+source are not in the layout. Our own layout (see layout) loses nothing.
 """
 
 import json
@@ -131,7 +132,7 @@ def _write_demo(demo: h5py.Group, trajectory: Trajectory, extra: Extra, conventi
         "obs/gripper_states": np.concatenate([finger, -finger], axis=1),
     }
     for key, value in extra.items():
-        if key in arrays or key in WRITTEN or key.endswith("_rgb"):
+        if key in arrays or key in WRITTEN or key.endswith("_rgb") or key.startswith("camera"):
             raise UserError(f"{key} of extras is written from the trajectory: leave it out")
         if isinstance(value, str):
             demo.attrs[key] = value
@@ -143,6 +144,10 @@ def _write_demo(demo: h5py.Group, trajectory: Trajectory, extra: Extra, conventi
         stored = upright(frames, CONVENTIONS[convention])  # an orientation is its own inverse
         chunk = (min(FRAMES_PER_CHUNK, steps), *frames.shape[1:])
         demo.create_dataset(f"obs/{view}_rgb", data=stored, chunks=chunk, compression="gzip", compression_opts=1)
+    if trajectory.camera is not None:
+        camera = trajectory.camera if trajectory.camera.ndim == 3 else trajectory.camera[1:]
+        for i, view in enumerate(trajectory.views):
+            demo[f"camera/{view}"] = camera[..., i, :, :]
     demo.attrs["num_samples"] = np.int64(steps)
     if "states" in arrays:
         demo.attrs["init_state"] = arrays["states"][0]

@@ -4,11 +4,25 @@ It imports no torch. What LIBERO prints goes where stdout and stderr go; nothing
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from worldenv.suites.offscreen import Moment
 from worldenv.suites.serving import run
+
+
+class Acted(NamedTuple):
+    """An episode of the expert of T actions."""
+
+    actions: np.ndarray  # [T, 7] float32, as the expert meant them
+    done: np.ndarray  # [T] bool, whether the task was done after each
+    proprio: np.ndarray  # [T + 1, P] float32
+    states: np.ndarray  # [T + 1, S] float64, of the simulator
+    joints: np.ndarray  # [T + 1, 7] float64, rad
+    camera: np.ndarray  # [V, 3, 4] float32; [T + 1, V, 3, 4], where one moves and the frames are there
+    frames: np.ndarray | None  # [T + 1, V, H, W, 3] uint8; None: nobody looks, or the task was not done
+    told: str  # what the expert did, and how it went
 
 
 class Simulator:
@@ -40,6 +54,18 @@ class Simulator:
     def act(self, actions: np.ndarray, look: bool) -> Moment:
         """Carry out actions [n, A]."""
         return self._moment([self.scene.step(action) for action in actions], look)
+
+    def demonstrate(self, state: int | None, seed: int, horizon: int, repeat: int, noise: float, look: bool) -> Acted:
+        """Begin an episode, and let the expert act it out."""
+        from worldenv.suites.libero.expert import demonstrate
+
+        self.scene.begin(state, seed)
+        return demonstrate(self.scene, horizon, repeat, noise, seed, look)
+
+    def draw(self, state: int | None, seed: int, states: np.ndarray) -> np.ndarray:  # [T, S] -> [T, V, H, W, 3] uint8
+        """What the cameras see in stored states of an episode that began so."""
+        self.scene.begin(state, seed)
+        return self.scene.frames_of(states)
 
     def _moment(self, done: list[bool], look: bool) -> Moment:
         frames = self.scene.frames() if look else None

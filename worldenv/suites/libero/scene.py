@@ -77,10 +77,7 @@ class Scene:
             robot.gripper.current_action = np.zeros(robot.gripper.dof)
         np.random.seed(seed)
         self._place()
-        self._sim.set_state_from_flattened(self._drawn() if state is None else self.states[state])
-        self._sim.forward()
-        self.env._check_success()  # articulated things keep in there what they show
-        self.env._post_process()
+        self._set(self._drawn() if state is None else self.states[state])
         self._sim.data._data.qacc_warmstart[:] = 0  # what the draws that no state keeps have left: differences of 1e-14
         for _ in range(SETTLING):
             self.step(IDLE)
@@ -111,6 +108,42 @@ class Scene:
         left, right = data.qpos[robot._ref_gripper_joint_pos_indexes]
         opening = np.clip((left - right) / OPEN_M, 0.0, 1.0)
         return np.concatenate([data.site_xpos[robot.eef_site_id], turn, [opening]]).astype(np.float32)
+
+    def state(self) -> np.ndarray:  # [S] float64
+        """The state of the simulator: time, positions and velocities. Where the fixtures stand is not in it."""
+        return self._sim.get_state().flatten()
+
+    def joints(self) -> np.ndarray:  # [7] float64
+        """The angles of the arm's joints (rad)."""
+        return self._sim.data.qpos[self.env.robots[0]._ref_joint_pos_indexes]
+
+    def frames_of(self, states: Sequence[np.ndarray]) -> np.ndarray:  # [T, S] -> [T, V, H, W, 3] uint8
+        """What the cameras see in other states of this episode. The scene is left in the last one.
+
+        Raises UserError if these are no states of the scene.
+        """
+        want = self.state().shape
+        if wrong := [np.shape(state) for state in states if np.shape(state) != want]:
+            raise UserError(f"a state is {list(wrong[0])}; one of this scene is {list(want)}")
+        return np.stack([self._frames_in(state) for state in states])
+
+    def cameras_of(self, states: Sequence[np.ndarray]) -> np.ndarray:  # [T, S] -> [V, 3, 4]; [T, V, 3, 4] if one moves
+        """Where the cameras are in other states of this episode. The scene is left in the last one."""
+        cameras = []
+        for state in states:
+            self._set(state)
+            cameras.append(self.camera())
+        return np.stack(cameras) if any((camera != cameras[0]).any() for camera in cameras) else cameras[0]
+
+    def _frames_in(self, state: np.ndarray) -> np.ndarray:
+        self._set(state)
+        return self.frames()
+
+    def _set(self, state: np.ndarray) -> None:
+        self._sim.set_state_from_flattened(state)
+        self._sim.forward()
+        self.env._check_success()  # articulated things keep in there what they show
+        self.env._post_process()
 
     def frames(self) -> np.ndarray:  # [V, H, W, 3] uint8
         """What the cameras see now, upright."""

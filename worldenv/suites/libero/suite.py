@@ -7,12 +7,15 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from worldenv.data.demonstration import Demonstration
+from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError, nearest
 from worldenv.fields import shown
 from worldenv.robot.kinematics import is_number
 from worldenv.robot.robot import Robot
 from worldenv.suites.actors import Actor, ask_once, program
 from worldenv.suites.held import HeldSuite, check_views, count, drawn_from
+from worldenv.suites.libero.process import Acted
 from worldenv.suites.libero.tasks import HORIZONS, LiberoTask
 from worldenv.suites.offscreen import Moment
 
@@ -85,6 +88,40 @@ class LiberoSuite(HeldSuite):
         runs = [run.tolist() for run in np.array_split(rows, min(self.workers, len(rows)))] if rows else []
         return [[run[i] for run in runs if i < len(run)] for i in range(len(runs[0]) if runs else 0)]
 
+    def demonstrate(
+        self,
+        tasks: Sequence[LiberoTask],
+        starts: Sequence[int],
+        split: str,
+        noise: float = 0.3,  # greatest scale of the noise on what is carried out; the action that is meant is recorded
+        look: Sequence[bool] | None = None,  # whether an episode is drawn if it succeeds; None: all
+    ) -> list[Demonstration]:
+        """Let the expert act out an episode for each (task, start state), each in a process: at most `workers`.
+
+        Every row has the same process each time, so a task is best kept in its row. The horizon holds. Raises UserError
+        for an unknown task or split, for too many rows, or if a scene fails again and again.
+        """
+        tasks, starts = self.checked(tasks, starts, split)
+        look = [True] * len(tasks) if look is None else list(look)
+        if len(tasks) > self.workers or len(look) != len(tasks):
+            raise UserError(f"{len(tasks)} episodes are asked for at once, and {self.workers} can be acted out")
+        self._held = None
+        for actor, task, start, is_seen in zip(self._actors, tasks, starts, look, strict=False):
+            how = self.horizon, self.repeat, float(noise), bool(is_seen)
+            actor.perform(self._scene(task), "demonstrate", *self._start(task, start, split), *how)
+        acted = [actor.answer() for actor in self._actors[: len(tasks)]]
+        return [self._demonstration(*row, split) for row in zip(acted, tasks, starts, strict=True)]
+
+    def draw(self, task: LiberoTask, start: int, split: str, states: np.ndarray) -> np.ndarray:
+        """What the cameras of this suite see [T, V, H, W, 3] in states [T, S] of an episode that began at this start.
+
+        Raises UserError for an unknown task or split, and for states of another length.
+        """
+        (task,), (start,) = self.checked([task], [start], split)
+        self._held = None
+        self._actors[0].perform(self._scene(task), "draw", *self._start(task, start, split), np.asarray(states))
+        return self._actors[0].answer()
+
     @property
     def repeated(self) -> int:
         """Episodes that were repeated because their process crashed or hung."""
@@ -105,16 +142,30 @@ class LiberoSuite(HeldSuite):
 
     def _begin(self, rows: list[int], tasks: list[LiberoTask], starts: list[int], split: str) -> dict[int, Moment]:
         for actor, row in zip(self._actors, rows, strict=False):
-            task, number = tasks[row], starts[row]
-            state = number % task.states if split == "test" else None
-            seed = drawn_from(split, number).generate_state(1)[0]
-            actor.begin((self.name, task.number, self.size, self.views, self.pictures), (state, int(seed)))
+            actor.begin(self._scene(tasks[row]), self._start(tasks[row], starts[row], split))
         return self._answers(rows)
 
     def _act(self, rows: list[int], actions: np.ndarray) -> dict[int, Moment]:
         for actor, row in zip(self._actors, rows, strict=False):  # by actor, the row of the episode that it acts out
             actor.act(actions[row], True)
         return self._answers(rows)
+
+    def _scene(self, task: LiberoTask) -> tuple:
+        return self.name, task.number, self.size, self.views, self.pictures
+
+    def _start(self, task: LiberoTask, number: int, split: str) -> tuple[int | None, int]:
+        """The official state (None: places are drawn), and the seed of all that is drawn."""
+        seed = drawn_from(split, number).generate_state(1)[0]
+        return number % task.states if split == "test" else None, int(seed)
+
+    def _demonstration(self, acted: Acted, task: LiberoTask, start: int, split: str) -> Demonstration:
+        outcome = bool(acted.done.any()), len(acted.done), acted.told
+        if acted.frames is None:
+            return Demonstration(*outcome)
+        parts = acted.frames, acted.proprio, acted.actions, acted.done, acted.camera, self.views
+        trajectory = Trajectory(*parts, task.instruction, task.name, start, split, "expert")
+        extras = {"states": acted.states[:-1], "obs/joint_states": acted.joints[1:]}
+        return Demonstration(*outcome, trajectory, extras | {"split": split, "start": str(start)})
 
     def _answers(self, rows: list[int]) -> dict[int, Moment]:
         return {row: actor.answer() for actor, row in zip(self._actors, rows, strict=False)}

@@ -1,0 +1,91 @@
+"""The scripted expert: in which order it works, and one demonstration where LIBERO is installed."""
+
+import numpy as np
+import pytest
+
+from worldenv.data.formats.libero import write_libero
+from worldenv.data.trajectories import TrajectoryReader
+from worldenv.errors import UserError
+from worldenv.suites.libero.expert_hand import angle_between, nearer, rotation, turn_from
+from worldenv.suites.libero.goals import beside, ordered
+from worldenv.suites.libero.suite import LiberoSuite
+
+
+@pytest.mark.parametrize(
+    ("goal", "order"),
+    [
+        ([["close", "drawer"], ["in", "bowl", "drawer"]], ["in", "close"]),
+        ([["on", "pot", "burner"], ["turnon", "stove"]], ["turnon", "on"]),
+        ([["in", "bowl", "top"], ["close", "bottom"], ["open", "top"]], ["open", "in", "close"]),
+        ([["printjointstate", "stove"], ["close", "door"]], ["close", "printjointstate"]),
+    ],
+)
+def test_what_is_opened_comes_first_and_what_is_closed_last(goal, order):
+    assert [relation for relation, *_ in ordered(goal)] == order
+
+
+def test_things_on_one_place_are_counted_and_others_keep_their_order():
+    goals = ordered([["on", "pot_1", "burner"], ["on", "mug", "plate"], ["on", "pot_2", "burner"], ["turnon", "stove"]])
+    assert goals[1:] == [("on", "pot_1", "burner"), ("on", "mug", "plate"), ("on", "pot_2", "burner")]
+    assert [beside(goals, goal) for goal in goals] == [(0, 1), (0, 2), (0, 1), (1, 2)]
+
+
+def test_turns_lead_from_one_orientation_to_the_other():
+    random = np.random.default_rng(0)
+    for angle in (0.0, 1e-6, 0.3, 1.5, 3.0):
+        axis = random.normal(size=3)
+        first = rotation(np.array([0.0, 0.6, 0.8]), 1.1)
+        second = rotation(axis / np.linalg.norm(axis), angle) @ first
+        assert abs(angle_between(first, second) - angle) < 1e-5
+        found = turn_from(first, second)
+        np.testing.assert_allclose(found, angle * axis / np.linalg.norm(axis), atol=1e-4)
+
+
+def test_of_two_quarter_turns_the_hand_takes_the_left_one():
+    home = rotation(np.array([1.0, 0.0, 0.0]), np.pi)
+    for quarter in (-np.pi / 2, np.pi / 2):
+        found = nearer(rotation(np.array([0.0, 0.0, 1.0]), quarter) @ home, home)
+        np.testing.assert_allclose(found, rotation(np.array([0.0, 0.0, 1.0]), np.pi / 2) @ home, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def suite(libero):
+    suite = LiberoSuite("libero_object", size=32, workers=1)
+    yield suite
+    suite.close()
+
+
+def test_a_demonstration_can_be_acted_out_again_and_drawn_again(suite, tmp_path):
+    task = suite.tasks[0]
+    (demo,) = suite.demonstrate([task], [0], "train", noise=0.0)
+    shown = demo.trajectory
+    assert demo.success and shown.success[-1] and shown.source == "expert" and len(shown.actions) == demo.steps < 200
+    begun = suite.reset([task], [0], "train").seen
+    seen, done = suite.carry_out(shown.actions[None])
+    np.testing.assert_allclose(begun.proprio[0], shown.proprio[0], atol=1e-6)
+    np.testing.assert_allclose(seen.proprio[0], shown.proprio[-1], atol=1e-4)
+    assert np.array_equal(done[0], shown.success)
+    for frames, moment in ((shown.frames[0], begun), (shown.frames[-1], seen)):
+        assert np.abs(frames.astype(int) - moment.frames[0].numpy()).mean() < 1  # of 255
+    states = demo.extras["states"]
+    assert np.array_equal(suite.draw(task, 0, "train", states[[0, 40]]), shown.frames[[0, 40]])
+    path = tmp_path / f"{task.name}_demo.hdf5"
+    write_libero(path, [shown], [demo.extras])
+    (found,) = TrajectoryReader(path)
+    assert np.array_equal(found.frames, shown.frames[1:]) and found.instruction == task.instruction
+    assert np.array_equal(found.camera, shown.camera) and found.views == suite.views
+    with pytest.raises(UserError, match=r"a state is \[9\]; one of this scene is \[\d+\]"):
+        suite.draw(task, 0, "train", states[:1, :9])
+
+
+def test_noise_disturbs_what_is_carried_out_and_not_what_is_recorded(suite):
+    task = suite.tasks[0]
+    (demo,) = suite.demonstrate([task], [1], "train", noise=0.3)
+    (again,) = suite.demonstrate([task], [1], "train", noise=0.3, look=[False])
+    assert demo.success and again.success and again.steps == demo.steps and again.trajectory is None
+    suite.reset([task], [1], "train")
+    seen, _ = suite.carry_out(demo.trajectory.actions[None, :20])
+    moved = demo.trajectory.proprio[20, :3] - seen.proprio[0, :3].numpy()
+    assert np.linalg.norm(moved) > 0.003  # m: without noise it goes another way
+    with pytest.raises(UserError, match="2 episodes are asked for at once, and 1 can be acted out"):
+        suite.demonstrate([task] * 2, [0, 1], "train")
