@@ -59,6 +59,7 @@ _PUBLIC = {
     "OpenVLAConfig": "policy.openvla_oft.config",
     "OpenVLAConventions": "policy.openvla_oft.config",
     "fit_scale": "training.fit_scale",
+    "Clips": "data.clips",
     "Trajectory": "data.trajectory",
     "TrajectoryReader": "data.trajectories",
     "TrajectoryWriter": "data.trajectories",

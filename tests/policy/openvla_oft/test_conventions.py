@@ -1,11 +1,14 @@
 """What the authors' evaluation does to numbers and pictures, against rows worked by hand."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.nn import functional as F
 
 from worldenv.policy.openvla_oft.config import OpenVLAConventions
 from worldenv.policy.openvla_oft.network import ActionHead
-from worldenv.policy.openvla_oft.pictures import prepared
+from worldenv.policy.openvla_oft.pictures import prepared, resized
 from worldenv.policy.openvla_oft.statistics import Bounds, Units
 
 PLAIN = {"orientation": "upright", "crop": 1.0}
@@ -51,6 +54,32 @@ def test_smaller_pictures_are_averaged_and_larger_ones_have_the_kernel_s_oversho
     # Two to four: w(1/4) = .890067, w(5/4) = -.132871, w(3/4) = .270189; divided by their sums .757196 and 1.160256
     # they are 1.175478, -.175478 and .767130, .232870. 100 * -.175 is cut off at 0.
     assert levels([[0, 100], [0, 100]], 4)[0] == [0, 23, 77, 118]
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(256, 256, 224), (64, 48, 224), (300, 200, 28)])
+def test_pictures_are_resized_as_pillow_does(height, width, size):
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.rand(1, 3, height // 4, width // 4, generator=generator)
+    frames = (255 * F.interpolate(smooth, (height, width), mode="bilinear"))[0].round().to(torch.uint8)
+    theirs = Image.fromarray(frames.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.LANCZOS)
+    ours = resized(frames.float(), size).round().clamp(0, 255)
+    away = (ours.permute(1, 2, 0) - torch.from_numpy(np.array(theirs)).float()).abs()
+    assert away.max() <= 1  # Pillow rounds to 8 bits between rows and columns
+    try:
+        theirs = F.interpolate(frames[None].float(), (size, size), mode="lanczos", antialias=True)[0]
+    except (NotImplementedError, ValueError):  # torch before 2.13
+        return
+    torch.testing.assert_close(resized(frames.float(), size), theirs, atol=1e-2, rtol=0)
+
+
+def test_the_crop_is_torch_s_grid_sample_with_aligned_corners():
+    frames = torch.randint(256, (1, 1, 28, 28, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    ours = prepared(frames, 28, OpenVLAConventions(orientation="upright"), MEAN, STD)[0, 0, 0]
+    place = 0.9**0.5 * torch.linspace(-1, 1, 28)
+    grid = torch.stack(torch.meshgrid(place, place, indexing="xy"), dim=-1)[None]
+    theirs = F.grid_sample(frames[:, 0].permute(0, 3, 1, 2) / 255, grid, align_corners=True)[0]
+    away = (255 * ours - (255.5 * theirs).floor()).abs()
+    assert away.max() < 1.01 and (away > 0.5).float().mean() < 1e-3  # a sum near a whole number may round otherwise
 
 
 def test_the_middle_is_cropped_by_area_and_its_corners_are_kept():

@@ -1,6 +1,7 @@
 """Wrong folders and settings: one clear error each, with file and remedy, before anything large is read."""
 
 import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -185,6 +186,13 @@ def test_several_statistics_without_that_of_the_suite_are_listed(release, two_vi
     with pytest.raises(UserError, match="has no statistics of 'libero_spatial'; it has bridge, fractal: name one"):
         inspect_policy(release.path, two_views)
     assert inspect_policy(release.path, two_views, OpenVLAConfig(statistics="fractal")).bounds["proprio"].low[0] == -0.9
+
+
+@pytest.mark.parametrize("package", ["transformers", "tokenizers", "peft"])
+def test_a_missing_package_is_named_with_its_extra(written, two_views, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf'released models need {package}: pip install "worldenv\[models\]"'):
+        inspect_policy(written["l1"].path, two_views)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from worldenv.records.released import (
     component,
     folder_of,
     inspect,
+    library,
     mixed,
     put,
     read_pickle,
@@ -96,6 +97,7 @@ def inspect_policy(path: Path | str, suite: Suite, config: OpenVLAConfig | None 
     if "action_head" not in heads and not config.lora:
         raise UserError("lora is 0, and a policy of action tokens has no head that could learn: take a rank above 0")
     if config.lora:
+        library("peft")
         lora.fitting(network, config.layers, OUTPUT)
     if "proprio_projector" not in heads:
         bounds = {"action": bounds["action"]}

@@ -143,8 +143,9 @@ def language_config(document: Mapping[str, Any]) -> Any:
     if document.get("model_type", "llama") != "llama":
         raise UserError(f"its language model is a {document['model_type']!r}; a llama was expected")
     kept = {name: value for name, value in document.items() if name not in ("model_type", "torch_dtype", "dtype")}
+    made = library("transformers").LlamaConfig
     try:
-        return library("transformers").LlamaConfig(**LLAMA | kept, attn_implementation="sdpa")
+        return made(**LLAMA | kept, attn_implementation="sdpa")
     except Exception as error:  # of the library, which has classes of its own
         raise UserError(f"its text_config is not valid: {' '.join(str(error).split())[:200]}") from error
 

@@ -25,8 +25,9 @@ class Prompt:
                 f"{folder} has no {FILE}; copy it from the release (tokenizer.model alone is not enough: load it with "
                 "transformers' LlamaTokenizerFast and save it again)"
             )
+        tokenizers = library("tokenizers")
         try:
-            self.tokenizer = library("tokenizers").Tokenizer.from_file(str(path))
+            self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # of the library, which raises this very class
             raise CheckpointError(f"{path} is no tokenizer ({one_line(error)}); copy it again") from error
         self.tokenizer.no_padding()
