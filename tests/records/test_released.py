@@ -71,14 +71,16 @@ def test_weights_are_known_by_a_number_that_any_change_changes(tmp_path):
 def test_changed_tensors_are_written_among_the_others(tmp_path):
     found = inspect(write(tmp_path / "model"), ("tiny",))
     (tmp_path / "new").mkdir()
-    found.write_weights(tmp_path / "new", {"b.weight": torch.full((2, 3), 2.0, dtype=torch.float64)})
+    found.write_weights(tmp_path / "new", {"b.weight": lambda: torch.full((2, 3), 2.0, dtype=torch.float64)})
     (tmp_path / "new" / "config.json").write_text('{"model_type": "tiny"}')
     module = Two()
     inspect(tmp_path / "new", ("tiny",)).fill(module, {key: key for key in TENSORS})
     expected = TENSORS | {"b.weight": torch.full((2, 3), 2.0)}
     assert all(torch.equal(module.state_dict()[key], t) for key, t in expected.items())
     with pytest.raises(UserError, match=r"b.weight \[1\] where \[2, 3\] fits"):
-        found.write_weights(tmp_path / "new", {"b.weight": torch.ones(1)})
+        found.write_weights(tmp_path / "new", {"b.weight": lambda: torch.ones(1)})
+    with pytest.raises(UserError, match="has no c, so it cannot be written back there"):
+        found.write_weights(tmp_path / "new", {"c": lambda: torch.ones(1)})
 
 
 def _without(name):
@@ -145,7 +147,7 @@ def test_what_is_no_folder_is_not_looked_for_on_a_hub(path, message):
 
 def test_keys_and_shapes_that_differ_are_named():
     wanted = {"a": (2, 3), "b": (4,), "c": (5,)}
-    check_shapes(Path("f"), {"b": (4,)}, wanted, "do this", some=True)
+    check_shapes(Path("f"), dict(wanted), wanted, "do this")
     with pytest.raises(UserError, match=r"f lacks c; has d, which this model does not know; has a \[3, 2\] where"):
         check_shapes(Path("f"), {"a": (3, 2), "b": (4,), "d": (1,)}, wanted, "do this")
     with pytest.raises(UserError, match="x0, x1, x2, x3 and 5 more, .* Do this"):

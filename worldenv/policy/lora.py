@@ -46,16 +46,19 @@ def fitting(network: nn.Module, layers: str, but: str = "") -> list[str]:
     return chosen
 
 
-def merged(network: nn.Module) -> dict[str, Tensor]:
-    """The whole weight of every layer that has a low-rank part, by the name that it had before, in its dtype."""
+def adapted(network: nn.Module) -> list[str]:
+    """The names of the weights that have a low-rank part beside them."""
     layer = library("peft.tuners.lora").LoraLayer
-    out = {}
-    for name, part in network.named_modules():
-        if isinstance(part, layer):
-            weight = part.get_base_layer().weight
-            delta = part.get_delta_weight("default")
-            out[f"{name}.weight"] = (weight.float() + delta.to(weight.device).float()).to(weight.dtype).detach()
-    return out
+    return [f"{name}.weight" for name, part in network.named_modules() if isinstance(part, layer)]
+
+
+def whole(network: nn.Module, name: str) -> Tensor:
+    """A weight of the network, with its low-rank part if there is one, in the dtype of the weight."""
+    part = network.get_submodule(name.removesuffix(".weight"))
+    if not hasattr(part, "get_base_layer"):
+        return part.weight.detach()
+    weight = part.get_base_layer().weight.detach()
+    return (weight.float() + part.get_delta_weight("default").detach().float()).to(weight.dtype)
 
 
 def inspect_adapter(
@@ -91,10 +94,10 @@ def inspect_adapter(
     return shapes
 
 
-def merge_adapter(network: nn.Module, folder: Path) -> tuple[dict[str, Tensor], int]:
+def merge_adapter(network: nn.Module, folder: Path) -> tuple[list[str], int]:
     """Add a checkpoint's adapter to the weights under it, in place; layers that the network lacks are left out.
 
-    Returns the changed weights by name, and a number that the adapter is known by. `inspect_adapter` comes before.
+    Returns the names of the changed weights, and a number that the adapter is known by. `inspect_adapter` comes before.
     """
     peft = library("peft")
     tensors = {key.removeprefix(PREFIX): tensor for key, tensor in load_file(folder / WEIGHTS).items()}
@@ -109,9 +112,9 @@ def merge_adapter(network: nn.Module, folder: Path) -> tuple[dict[str, Tensor], 
     tuner = peft.LoraModel(network, config, "default")
     kept = {key: tensor for key, tensor in tensors.items() if key.rpartition(".lora_")[0] in here}
     peft.set_peft_model_state_dict(tuner.model, {f"{PREFIX}{key}": tensor for key, tensor in kept.items()})
-    changed = merged(network)
+    changed = adapted(network)
+    for name in changed:
+        network.get_submodule(name.removesuffix(".weight")).get_base_layer().weight.data = whole(network, name)
     tuner.unload()
     vars(network).pop("peft_config", None)  # else peft takes the next adapter for a second one
-    for name, weight in changed.items():
-        network.get_parameter(name).data = weight
     return changed, known

@@ -5,7 +5,7 @@ headers say names and shapes. A pickle is read by name only, and of its content 
 """
 
 import pickle
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -69,18 +69,22 @@ class Release:
                     put(module, names[key], tensor.to(kind, copy=True))
         return known
 
-    def write_weights(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
+    def write_weights(self, folder: Path, changed: Mapping[str, Callable[[], Tensor]]) -> None:
         """Write the weights into another folder, file by file, with some tensors replaced; dtypes stay as stored.
 
-        Raises UserError for a changed tensor that the files do not have, or that has another shape.
+        A changed tensor is asked for when its file is written, so that only one file's are in memory. Raises UserError
+        for one that the files do not have, or that has another shape.
         """
-        check_shapes(self.folder, {key: tuple(t.shape) for key, t in changed.items()}, self.shapes, AGAIN, some=True)
+        if unknown := changed.keys() - self.entries.keys():
+            raise UserError(f"{self.folder} has no {_some(unknown)}, so it cannot be written back there")
         for file in sorted({entry.file for entry in self.entries.values()}):
             with safe_open(file, framework="pt", device="cpu") as opened:
                 tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
                 metadata = opened.metadata()
             for key in changed.keys() & tensors.keys():
-                tensors[key] = changed[key].detach().to("cpu", tensors[key].dtype).contiguous()
+                tensor = changed[key]().detach().to("cpu", tensors[key].dtype).contiguous()
+                check_shapes(file, {key: tuple(tensor.shape)}, {key: tuple(tensors[key].shape)}, AGAIN)
+                tensors[key] = tensor
             try:
                 save_file(tensors, folder / file.name, metadata)
             except SafetensorError as error:
@@ -197,13 +201,10 @@ def header(path: Path) -> dict[str, Shape]:
         ) from error
 
 
-def check_shapes(
-    where: Path, found: Mapping[str, Shape], wanted: Mapping[str, Shape], remedy: str, some: bool = False
-) -> None:
-    """Raise CheckpointError unless there are all tensors that are wanted (`some`: only some), no other, each of its
-    shape."""
+def check_shapes(where: Path, found: Mapping[str, Shape], wanted: Mapping[str, Shape], remedy: str) -> None:
+    """Raise CheckpointError unless there are all tensors that are wanted, no other, and each of its shape."""
     said = []
-    if missing := [] if some else sorted(wanted.keys() - found.keys()):
+    if missing := sorted(wanted.keys() - found.keys()):
         said.append(f"lacks {_some(missing)}")
     if unexpected := sorted(found.keys() - wanted.keys()):
         said.append(f"has {_some(unexpected)}, which this model does not know")

@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
@@ -252,7 +252,10 @@ def read_head(found: Found, name: str) -> int:
 
 
 def write_policy(
-    found: Found, target: Path | str, changed: Mapping[str, Tensor], heads: Mapping[str, nn.Module]
+    found: Found,
+    target: Path | str,
+    changed: Mapping[str, Callable[[], Tensor]],  # by name, as `Release.write_weights` takes them
+    heads: Mapping[str, nn.Module],
 ) -> Path:
     """Write a folder like the one that was read, with changed weights and heads, for the authors' own code to load.
 

@@ -1,8 +1,9 @@
 """OpenVLA-OFT behind the interface `Policy`: Laplace actions of its L1 head, or draws of its action tokens."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -51,7 +52,7 @@ class OpenVLA(nn.Module):
     those are known by, saved weights tell whether they belong to the same checkpoint.
     """
 
-    def __init__(self, found: Found, known: int, changed: Mapping[str, Tensor]):
+    def __init__(self, found: Found, known: int, merged: Sequence[str]):
         super().__init__()
         self.found, self.config, self.views, self.chunk = found, found.config, found.views, found.config.chunk
         self.network, self.prompt = found.network, found.prompt
@@ -61,7 +62,7 @@ class OpenVLA(nn.Module):
         self.register_buffer("std", torch.tensor(found.std), persistent=False)  # [2, 3]
         self.register_buffer("frozen", torch.tensor([known], dtype=torch.int64))
         self.proprio_projector = found.heads.get("proprio_projector")
-        self._merged = changed  # by the checkpoint's own adapter: the files do not have them so
+        self._merged = merged  # weights that the checkpoint's own adapter has changed: the files do not have them so
         self.network.requires_grad_(False)
         if self.config.lora:
             lora.add_lora(self.network, self.config.lora, self.config.layers, but=OUTPUT)
@@ -100,7 +101,8 @@ class OpenVLA(nn.Module):
 
     def write_back(self, folder: Path | str) -> Path:
         """Write the policy as it is now in its authors' layout, so that their code runs it; see `write_policy`."""
-        changed = {**self._merged, **(lora.merged(self.network) if self.config.lora else {})}
+        names = {*self._merged, *(lora.adapted(self.network) if self.config.lora else ())}
+        changed = {name: partial(lora.whole, self.network, name) for name in names}
         return write_policy(self.found, folder, changed, self._heads())
 
     def _heads(self) -> dict[str, nn.Module]:
@@ -114,8 +116,8 @@ class OpenVLALaplace(OpenVLA, LaplacePolicy):
     exp(beta) = `scale` everywhere; `worldenv.fit_scale` fits it to demonstrations.
     """
 
-    def __init__(self, found: Found, known: int, changed: Mapping[str, Tensor]):
-        super().__init__(found, known, changed)
+    def __init__(self, found: Found, known: int, merged: Sequence[str]):
+        super().__init__(found, known, merged)
         self.action_head = found.heads["action_head"].requires_grad_(True)
         self.scale_head = (found.heads.get("scale_head") or self._new_scale_head()).requires_grad_(True)
         self._finish()
@@ -148,8 +150,8 @@ class OpenVLATokens(OpenVLA):
     The log-probability of a chunk is the sum of its tokens'. What `log_prob` is asked about is the record's tokens.
     """
 
-    def __init__(self, found: Found, known: int, changed: Mapping[str, Tensor]):
-        super().__init__(found, known, changed)
+    def __init__(self, found: Found, known: int, merged: Sequence[str]):
+        super().__init__(found, known, merged)
         bins = found.bins
         edges = torch.linspace(-1, 1, bins, dtype=torch.float64)
         middles = (edges[:-1] + edges[1:]) / 2
@@ -195,13 +197,13 @@ def load_openvla_oft(
     names = {name: name for name in found.network.state_dict()}
     known = found.release.fill(found.network, names, DTYPES[found.config.dtype])
     found.network.off_meta()
-    changed: dict[str, Tensor] = {}
+    merged: list[str] = []
     if has_adapter_alone(found.folder):
-        changed, more = lora.merge_adapter(found.network, found.folder / ADAPTER)
+        merged, more = lora.merge_adapter(found.network, found.folder / ADAPTER)
         known = (known + more) % 2**62
     for name in found.heads:
         read_head(found, name)
-    return (OpenVLALaplace if "action_head" in found.heads else OpenVLATokens)(found, known, changed)
+    return (OpenVLALaplace if "action_head" in found.heads else OpenVLATokens)(found, known, merged)
 
 
 def _keep_what_learns(policy: OpenVLA, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
