@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from worldenv.config import released
 from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
 from worldenv.errors import UserError, nearest
 from worldenv.fields import shown
@@ -22,6 +23,7 @@ from worldenv.interfaces.suite import Suite
 from worldenv.interfaces.world import WorldModel
 from worldenv.nn.int8 import Conv, Int8, Linear, Ranges, check_precision, in_int8, is_fast
 from worldenv.ops import missing_faces
+from worldenv.policy.openvla_oft.policy import load_openvla_oft
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.model_files import RANGES, ROLES, load_ranges, shipped
 from worldenv.reflector.small import SmallReflector
@@ -55,14 +57,16 @@ def _load_causal(path: Path, suite: Suite) -> CausalWorld:
 
 
 INTERFACES = {"suite": Suite, "policy": Policy, "world": WorldModel, "reflector": Reflector}
-# Name -> what builds the part: a suite from nothing, the others from the folder of the models and the suite.
+# Name -> what builds the part: a suite from nothing, the others from the folder of the models and the suite; a released
+# model, KIND:FOLDER, from its own folder and the suite.
 SUITES: dict[str, Callable[[], Suite]] = {
     "tabletop": TabletopSuite,
     **{name: partial(LiberoSuite, name) for name in HORIZONS},
     **{name: partial(MetaWorldSuite, name) for name in SETS},
 }
 POLICIES: dict[str, Callable[[Path, Suite], Policy]] = {
-    "small": lambda models, suite: SmallPolicy.load(models / "policy.safetensors")
+    "small": lambda models, suite: SmallPolicy.load(models / "policy.safetensors"),
+    "openvla-oft:FOLDER": load_openvla_oft,
 }
 WORLDS: dict[str, Callable[[Path, Suite], WorldModel]] = {
     "composer": lambda models, suite: ComposerWorld.load(models / "composer.safetensors", suite.robot, suite.views[0]),
@@ -138,6 +142,7 @@ def load(
     """Build the parts of a run. Every name is one of this package's, or `module:function` of your own.
 
     The function of a suite takes no argument; those of the others take the folder of the models (a Path) and the suite.
+    A released model is named by its kind and its own folder, such as `openvla-oft:FOLDER`.
     Raises UserError for an unknown name, CheckpointError for a file that is missing or damaged.
     """
     folder, device = _folder(models), _device(device)
@@ -223,12 +228,17 @@ def _check_parts(parts: Parts) -> None:
 
 
 def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
-    """The function that builds a part: one of this package, or the user's `module:function`.
+    """The function that builds a part: one of this package, of a released model, or the user's `module:function`.
 
     Raises UserError if there is no such name, module or function. Modules of the working directory are found, too.
     """
     if not isinstance(name, str):
         raise UserError(f"{role} is {shown(name)}; it should be a name, or module:function of your own")
+    if (found := released(name)) is not None:
+        build = known.get(f"{found[0]}:FOLDER")
+        if build is None or not found[1]:
+            raise UserError(f"unknown {role} {name!r}{nearest(name, known)}; for your own: module:function")
+        return lambda models, suite: build(Path(found[1]).expanduser(), suite)
     if ":" not in name:
         if name not in known:
             raise UserError(f"unknown {role} {name!r}{nearest(name, known)}; for your own: module:function")

@@ -24,6 +24,7 @@ from worldenv.training.config import (
 
 PARTS = ("suite", "policy", "world", "reflector")
 REFRESHED = {"suite": "tabletop", "policy": "small", "world": "composer", "reflector": "small"}  # by rounds
+RELEASED = ("openvla-oft",)  # kinds of released models: a part may be named KIND:FOLDER
 PACKAGE = Path(__file__).resolve().parent
 MOST_ROUNDS = 1000  # the start states of their true episodes have numbers of 31 bits
 SEEDS = {"seed": Within(0, 2**32 - 1), "start_seed": Within(-(2**31), 2**31 - 1)}
@@ -40,7 +41,7 @@ class TrainConfig:
     from_scratch: bool = False  # first make all models (suites tabletop, metaworld); with --help: the options
     models: Path | None = None  # folder with the models' files; default: the weights in the package
     suite: str = "tabletop"  # true environment; as the next three: a name, or module:function of your own (docs/)
-    policy: str = "small"  # what acts and is improved
+    policy: str = "small"  # what acts and is improved; openvla-oft:FOLDER: a released policy (docs/your_checkpoint.md)
     world: str = "composer"  # world model: composer (CPU), causal (CPU and GPU)
     reflector: str = "small"  # reward and stop: small, or zero-shot (pretrained answer, without the trained head)
     precision: Literal["auto", "float32", "int8"] = "auto"  # of imagining; auto: int8 if the CPU is fast at it
@@ -88,6 +89,12 @@ class TrainConfig:
     def round_of(self, iteration: int) -> int:
         """The round (from 0) of an iteration (from 0); round r begins at iteration floor(r * iterations / rounds)."""
         return ((iteration + 1) * self.rounds - 1) // self.rl.iterations
+
+
+def released(name: str) -> tuple[str, str] | None:
+    """Kind and folder of a released model, KIND:FOLDER; None for any other name of a part."""
+    kind, colon, folder = name.partition(":")
+    return (kind, folder) if colon and kind in RELEASED else None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The two jobs of the command line. `train`: measure, practise in imagination, measure again. `evaluate`: measure."""
 
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ from worldenv.training.config import round_name
 
 FPS = 6
 REPORT = "report.html"
+WRITTEN_BACK = "policy"  # folder of a run: its policy in the layout of those who released it
 COPIES = 2  # of the frames of true episodes: as they come, and by episode
 LONGEST_NAME = 60  # characters of a task or suite in the name of a file
 
@@ -242,6 +244,9 @@ def _save_policy(folder: RunFolder, policy: nn.Module, config: TrainConfig, comm
     if hasattr(policy, "config"):
         about["config"] = asdict(policy.config)
     save_weights(folder.checkpoints / POLICY, policy, about)
+    if hasattr(policy, "write_back"):
+        shutil.rmtree(folder.path / WRITTEN_BACK, ignore_errors=True)  # of a run that was shorter, or interrupted here
+        policy.write_back(folder.path / WRITTEN_BACK)
 
 
 def load_run(

@@ -25,6 +25,9 @@ class Policy(Protocol):
 
     A policy may also offer `ppo_loss(record, action, log_prob, advantage, clip) -> (loss, clipped share)`: the clipped
     objective of PPO computed in its own way, where that is faster than through `log_prob`.
+
+    A released policy offers `write_back(folder)`: it writes itself in its authors' layout, into a folder that is not
+    there yet. A run does so when practice has ended.
     """
 
     chunk: int  # K

@@ -27,6 +27,9 @@ class LaplacePolicy(nn.Module):
     A subclass defines `chunk`, `views`, `read`, `trainable` and two methods: `see(seen, read) -> feature [B, D]`, the
     frozen part, and `heads(feature, proprio) -> mu, beta` [B, K, A], the part that is trained. The features are
     recorded, so an update computes the heads only.
+
+    Where the part that reads frames is trained, too, it defines `moment(seen, read) -> record` and
+    `distribution(record) -> mu, beta` in place of these two.
     """
 
     chunk: int
@@ -38,22 +41,27 @@ class LaplacePolicy(nn.Module):
     def heads(self, feature: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
+    def moment(self, seen: Observation, read: Any) -> Slots:
+        """What is recorded of B moments."""
+        return SeenFeature(self.see(seen, read), seen.proprio)
+
+    def distribution(self, record: Slots) -> tuple[Tensor, Tensor]:
+        """mu and beta [B, K, A] float32, under the present weights."""
+        mu, beta = self.heads(record.feature, record.proprio)
+        return mu.float(), beta.float()
+
     @torch.no_grad()
     def act(self, seen: Observation, read: Any, key: Key, explore: bool) -> Decision:
         """A draw from the distribution, or its mean."""
-        feature = self.see(seen, read)
-        action, log_prob = laplace_chunk(*self._in_float32(feature, seen.proprio), *key, explore)
-        return Decision(action, log_prob, SeenFeature(feature, seen.proprio))
+        record = self.moment(seen, read)
+        action, log_prob = laplace_chunk(*self.distribution(record), *key, explore)
+        return Decision(action, log_prob, record)
 
-    def log_prob(self, record: SeenFeature, action: Tensor) -> Tensor:  # [B, K, A] -> [B]
-        return laplace_log_prob(action, *self._in_float32(record.feature, record.proprio))
+    def log_prob(self, record: Slots, action: Tensor) -> Tensor:  # [B, K, A] -> [B]
+        return laplace_log_prob(action, *self.distribution(record))
 
     def ppo_loss(
-        self, record: SeenFeature, action: Tensor, log_prob: Tensor, advantage: Tensor, clip: float
+        self, record: Slots, action: Tensor, log_prob: Tensor, advantage: Tensor, clip: float
     ) -> tuple[Tensor, Tensor]:
         """The clipped objective and the share of clipped ratios, by one op for loss and gradient."""
-        return ppo_loss(*self._in_float32(record.feature, record.proprio), action, log_prob, advantage, clip)
-
-    def _in_float32(self, feature: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
-        mu, beta = self.heads(feature, proprio)
-        return mu.float(), beta.float()
+        return ppo_loss(*self.distribution(record), action, log_prob, advantage, clip)
