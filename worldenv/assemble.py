@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from worldenv.config import split_name
 from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
 from worldenv.errors import UserError, nearest
 from worldenv.fields import shown
@@ -25,6 +26,7 @@ from worldenv.ops import missing_faces
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.model_files import RANGES, ROLES, load_ranges, shipped
 from worldenv.reflector.small import SmallReflector
+from worldenv.reflector.transformers_vlm import load_vlm_reflector
 from worldenv.rollout.checks import (
     check_config,
     check_count,
@@ -67,7 +69,9 @@ WORLDS: dict[str, Callable[[Path, Suite], WorldModel]] = {
 REFLECTORS: dict[str, Callable[[Path, Suite], Reflector]] = {
     "small": lambda models, suite: SmallReflector.load(models / "reflector.safetensors"),
     "zero-shot": lambda models, suite: SmallReflector.load(models / "reflector.safetensors", zero_shot=True),
+    "vlm": lambda models, suite: load_vlm_reflector(models, suite.views),
 }
+RELEASED = ("vlm",)  # parts that are made of a released model's own folder: vlm@FOLDER
 
 
 @dataclass
@@ -134,6 +138,7 @@ def load(
     """Build the parts of a run. Every name is one of this package's, or `module:function` of your own.
 
     The function of a suite takes no argument; those of the others take the folder of the models (a Path) and the suite.
+    `NAME@FOLDER` is a part of this package that is made of another folder than the others.
     Raises UserError for an unknown name, CheckpointError for a file that is missing or damaged.
     """
     folder, device = _folder(models), _device(device)
@@ -158,8 +163,9 @@ def load(
 
 
 def _built(role: str, name: str, known: Mapping[str, Callable], *given: Any) -> Any:
+    build, own = named(role, name, known), split_name(name)[1]
     try:
-        return named(role, name, known)(*given)
+        return build(*([own, *given[1:]] if own is not None else given))
     except TypeError as error:
         if error.__traceback__.tb_next is None:  # not from within the function
             takes = "the folder of the models (a Path) and the suite" if given else "no argument"
@@ -225,9 +231,14 @@ def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
     """
     if not isinstance(name, str):
         raise UserError(f"{role} is {shown(name)}; it should be a name, or module:function of your own")
-    if ":" not in name:
+    name, own = split_name(name)
+    if own is not None and role == "suite":
+        raise UserError(f"suite is {name}@{own}; a suite has no folder: take {name}")
+    if own is not None or ":" not in name:
         if name not in known:
             raise UserError(f"unknown {role} {name!r}{nearest(name, known)}; for your own: module:function")
+        if name in RELEASED and own is None:
+            raise UserError(f"{role} {name} needs the folder of a released model: {name}@FOLDER")
         return known[name]
     module, _, function = name.partition(":")
     if "" not in sys.path:
@@ -244,11 +255,12 @@ def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
 
 
 def _ranges(folder: Path, names: Mapping[str, str], parts: Parts) -> dict[str, Ranges] | None:
-    """Those of the parts of this package; a part of the user's own was not measured."""
+    """Those of the parts of this package and folder; a part of the user's own was not measured."""
     path = folder / RANGES
     if names["world"] != "composer" or not os.path.lexists(path):
         return None
-    return load_ranges(path, {role: _network(getattr(parts, role)) for role in ROLES if ":" not in names[role]})
+    ours = [role for role in ROLES if ":" not in names[role] and split_name(names[role])[1] is None]
+    return load_ranges(path, {role: _network(getattr(parts, role)) for role in ours})
 
 
 def _check_faces(role: str, part: Any, device: torch.device) -> None:

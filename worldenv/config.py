@@ -21,6 +21,19 @@ MOST_ROUNDS = 1000  # the start states of their true episodes have numbers of 31
 SEEDS = {"seed": Within(0, 2**32 - 1), "start_seed": Within(-(2**31), 2**31 - 1)}
 
 
+def split_name(name: str) -> tuple[str, Path | None]:
+    """Name of a part, and the folder that it is made of where it has one of its own: `vlm@FOLDER`.
+
+    Raises UserError if nothing follows the @.
+    """
+    kind, at, folder = name.partition("@") if isinstance(name, str) else (name, "", "")
+    if not at or ":" in kind:  # module:function of the user's own
+        return name, None
+    if not folder.strip():
+        raise UserError(f"{name} names no folder; write {name}FOLDER")
+    return kind, Path(folder).expanduser()
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Improve a policy inside its world model, and measure it in the true environment before and after."""
@@ -34,7 +47,7 @@ class TrainConfig:
     suite: str = "tabletop"  # true environment; as the next three: a name, or module:function of your own (docs/)
     policy: str = "small"  # what acts and is improved
     world: str = "composer"  # world model: composer (CPU), causal (CPU and GPU)
-    reflector: str = "small"  # reward and stop: small, or zero-shot (pretrained answer, without the trained head)
+    reflector: str = "small"  # reward and stop: small, zero-shot (pretrained answer, no head), vlm@FOLDER (docs/vlm.md)
     precision: Literal["auto", "float32", "int8"] = "auto"  # of imagining; auto: int8 if the CPU is fast at it
     device: Literal["cpu", "cuda"] = "cpu"  # where the networks imagine, practise and act
     rl: PostTrainConfig = field(default_factory=PostTrainConfig)
