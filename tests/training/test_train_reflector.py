@@ -33,7 +33,7 @@ def clips(tiny):
 def test_hard_negatives_name_another_task_on_the_same_table(clips):
     texts = {tuple(tokenize([text])[0].tolist()): task for task in TASKS for text in task.instructions}
     for seed in range(5):
-        for name, row in zip(clips.tasks, other_instructions(clips, seed), strict=True):
+        for name, row in zip(clips.tasks, tokenize(other_instructions(clips, seed)), strict=True):
             own, other = next(task for task in TASKS if task.name == name), texts[tuple(row.tolist())]
             assert other != own and other.items == own.items
 
@@ -42,7 +42,7 @@ def test_features_are_those_of_every_frame_under_both_instructions(tiny, clips):
     reflector, read = tiny.reflector(), []
     features = read_features(reflector, clips, 3, read.append)
     assert sum(read) == 6 and features.own.shape == features.other.shape == (6, 9, 64)
-    others = other_instructions(clips, 3)
+    others = tokenize(other_instructions(clips, 3))
     for tokens, found in ((tokenize(clips.instructions), features.own), (others, features.other)):
         expected = reflector.encode(every_frame(clips)[4, 2:4], tokens[[4, 4]])
         torch.testing.assert_close(found[4, 2:4], expected, rtol=1e-4, atol=1e-5)
@@ -56,7 +56,7 @@ def test_loss_is_the_cross_entropy_of_what_judge_says_frame_by_frame(tiny, clips
     episode = torch.randint(6, (20,), generator=generator).tolist()
     wrong = (torch.rand(20, generator=generator) < 0.25).tolist()
     assert any(wrong) and not all(wrong)
-    others, terms, misses = other_instructions(clips, 3), [], 0
+    others, terms, misses = tokenize(other_instructions(clips, 3)), [], 0
     own, frames = tokenize(clips.instructions), every_frame(clips)
     for e, is_wrong in zip(episode, wrong, strict=True):
         tokens = (others if is_wrong else own)[e : e + 1]

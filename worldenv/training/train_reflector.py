@@ -2,16 +2,28 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from worldenv.data.clips import Clips
-from worldenv.nn.instruction import tokenize
-from worldenv.reflector.small import SmallReflector
 from worldenv.suites.tabletop.physics import task_by_name
-from worldenv.suites.tabletop.scenes import siblings
+from worldenv.suites.tabletop.scenes import TASKS, siblings
+
+
+class Taught(Protocol):
+    """A reflector whose head can be trained on features of frames that never change."""
+
+    every: int  # frames between two judgements: others are not learned from
+    config: object  # with `threshold`
+
+    def features(self, frames: Tensor, texts: Sequence[str]) -> Tensor:
+        """Frames [N, T, V, H, W, 3] uint8 of whole episodes, each under its instruction -> [N, T, D] float32."""
+
+    def logit(self, feature: Tensor, first: Tensor, mean: Tensor) -> Tensor:
+        """The head: features [..., D] of a frame, of the first frame, and their mean so far -> logits [...]."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +36,22 @@ class Features:
     length: Tensor  # [N] int64
 
 
-def other_instructions(clips: Clips, seed: int) -> Tensor:  # [N, L] int64
-    """For each episode the instruction of another task on the same table: same frames, nothing done."""
+def other_instructions(clips: Clips, seed: int) -> list[str]:  # N
+    """For each episode the instruction of another task on the same table: same frames, nothing done.
+
+    In recordings of another suite, an instruction of another task that was recorded; its own where there is no other.
+    """
     generator = torch.Generator().manual_seed(seed)
-    texts = []
+    embedded, texts = {*clips.tasks} <= {task.name for task in TASKS}, []
+    said = {} if embedded else {name: clips.instructions[i] for i, name in enumerate(clips.tasks)}
     for name in clips.tasks:
-        rivals = siblings(task_by_name(name))
+        if embedded:
+            rivals = [rival.instructions for rival in siblings(task_by_name(name))]
+        else:
+            rivals = [(text,) for other, text in said.items() if other != name] or [(said[name],)]
         rival = rivals[int(torch.randint(len(rivals), (1,), generator=generator))]
-        texts.append(rival.instructions[int(torch.randint(len(rival.instructions), (1,), generator=generator))])
-    return tokenize(texts)
+        texts.append(rival[int(torch.randint(len(rival), (1,), generator=generator))])
+    return texts
 
 
 def join(parts: Sequence[Features]) -> Features:
@@ -40,20 +59,16 @@ def join(parts: Sequence[Features]) -> Features:
     return Features(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Features)))
 
 
-def read_features(reflector: SmallReflector, clips: Clips, seed: int, report: Callable[[int], None]) -> Features:
+def read_features(reflector: Taught, clips: Clips, seed: int, report: Callable[[int], None]) -> Features:
     """Encode everything once: the encoder is frozen. `report(n)` is called as clips are read."""
-    owns, others = tokenize(clips.instructions), other_instructions(clips, seed)
-    every = torch.arange(clips.proprio.shape[1])
+    others, every = other_instructions(clips, seed), torch.arange(clips.proprio.shape[1])
     own, other = [], []
     for i in range(0, len(clips), 8):
         episodes = torch.arange(i, min(i + 8, len(clips)))
-        frames = clips.frames_at(episodes, every.expand(len(episodes), -1))[:, :, 0]
-        n, steps = frames.shape[:2]
-        for tokens, store in ((owns, own), (others, other)):
-            store.append(
-                reflector.encode(frames.flatten(0, 1), tokens[i : i + 8].repeat_interleave(steps, 0)).view(n, steps, -1)
-            )
-        report(n)
+        frames = clips.frames_at(episodes, every.expand(len(episodes), -1))
+        for texts, store in ((clips.instructions, own), (others, other)):
+            store.append(reflector.features(frames, texts[i : i + 8]))
+        report(len(episodes))
     return Features(torch.cat(own), torch.cat(other), clips.success, clips.length)
 
 
@@ -63,9 +78,9 @@ def settled(success: Tensor) -> Tensor:  # [N, T + 1] bool
 
 
 def reward_loss(
-    reflector: SmallReflector, data: Features, batch: int
+    reflector: Taught, data: Features, batch: int, negatives: float = 0.25
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
-    """BCE over random prefixes of random episodes; a quarter of them under another task's instruction, with label 0.
+    """BCE over random episodes; a share `negatives` of them under another task's instruction, with label 0.
 
     Success and failure count alike, so that the reward is the probability of success.
     """
@@ -73,13 +88,14 @@ def reward_loss(
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         episode = torch.randint(len(data.own), (batch,), generator=generator)
         feature = data.own[episode]
-        wrong = torch.rand(batch, generator=generator) < 0.25
+        wrong = torch.rand(batch, generator=generator) < negatives
         feature = torch.where(wrong[:, None, None], data.other[episode], feature)
         steps = feature.shape[1]
         mean = feature.cumsum(1) / torch.arange(1, steps + 1)[:, None]
         logit = reflector.logit(feature, feature[:, :1].expand_as(feature), mean)
         label = (settled(data.success[episode]) & ~wrong[:, None]).float()
-        use = (torch.arange(steps) <= data.length[episode, None]).float()
+        step = torch.arange(steps)
+        use = ((step <= data.length[episode, None]) & (step % reflector.every == 0)).float()
         bce = (F.binary_cross_entropy_with_logits(logit, label, reduction="none") * use).sum() / use.sum()
         stops = logit.sigmoid() > reflector.config.threshold
         wrong_share = ((stops != label.bool()) * use).sum() / use.sum()
