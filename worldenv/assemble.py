@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from worldenv.config import split_name
+from worldenv.config import released
 from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
 from worldenv.errors import UserError, nearest
 from worldenv.fields import shown
@@ -55,7 +55,8 @@ def _load_causal(path: Path, suite: Suite) -> CausalWorld:
 
 
 INTERFACES = {"suite": Suite, "policy": Policy, "world": WorldModel, "reflector": Reflector}
-# Name -> what builds the part: a suite from nothing, the others from the folder of the models and the suite.
+# Name -> what builds the part: a suite from nothing, the others from the folder of the models and the suite; a released
+# model, KIND:FOLDER, from its own folder and the suite.
 SUITES: dict[str, Callable[[], Suite]] = {"tabletop": TabletopSuite} | {
     name: partial(LiberoSuite, name) for name in HORIZONS
 }
@@ -69,9 +70,8 @@ WORLDS: dict[str, Callable[[Path, Suite], WorldModel]] = {
 REFLECTORS: dict[str, Callable[[Path, Suite], Reflector]] = {
     "small": lambda models, suite: SmallReflector.load(models / "reflector.safetensors"),
     "zero-shot": lambda models, suite: SmallReflector.load(models / "reflector.safetensors", zero_shot=True),
-    "vlm": lambda models, suite: load_vlm_reflector(models, suite.views),
+    "vlm:FOLDER": lambda folder, suite: load_vlm_reflector(folder, suite.views),
 }
-RELEASED = ("vlm",)  # parts that are made of a released model's own folder: vlm@FOLDER
 
 
 @dataclass
@@ -138,7 +138,7 @@ def load(
     """Build the parts of a run. Every name is one of this package's, or `module:function` of your own.
 
     The function of a suite takes no argument; those of the others take the folder of the models (a Path) and the suite.
-    `NAME@FOLDER` is a part of this package that is made of another folder than the others.
+    A released model is named by its kind and its own folder, such as `vlm:FOLDER`.
     Raises UserError for an unknown name, CheckpointError for a file that is missing or damaged.
     """
     folder, device = _folder(models), _device(device)
@@ -163,9 +163,8 @@ def load(
 
 
 def _built(role: str, name: str, known: Mapping[str, Callable], *given: Any) -> Any:
-    build, own = named(role, name, known), split_name(name)[1]
     try:
-        return build(*([own, *given[1:]] if own is not None else given))
+        return named(role, name, known)(*given)
     except TypeError as error:
         if error.__traceback__.tb_next is None:  # not from within the function
             takes = "the folder of the models (a Path) and the suite" if given else "no argument"
@@ -225,20 +224,20 @@ def _check_parts(parts: Parts) -> None:
 
 
 def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
-    """The function that builds a part: one of this package, or the user's `module:function`.
+    """The function that builds a part: one of this package, of a released model, or the user's `module:function`.
 
     Raises UserError if there is no such name, module or function. Modules of the working directory are found, too.
     """
     if not isinstance(name, str):
         raise UserError(f"{role} is {shown(name)}; it should be a name, or module:function of your own")
-    name, own = split_name(name)
-    if own is not None and role == "suite":
-        raise UserError(f"suite is {name}@{own}; a suite has no folder: take {name}")
-    if own is not None or ":" not in name:
+    if (found := released(name)) is not None:
+        build = known.get(f"{found[0]}:FOLDER")
+        if build is None or not found[1]:
+            raise UserError(f"unknown {role} {name!r}{nearest(name, known)}; for your own: module:function")
+        return lambda models, suite: build(Path(found[1]).expanduser(), suite)
+    if ":" not in name:
         if name not in known:
             raise UserError(f"unknown {role} {name!r}{nearest(name, known)}; for your own: module:function")
-        if name in RELEASED and own is None:
-            raise UserError(f"{role} {name} needs the folder of a released model: {name}@FOLDER")
         return known[name]
     module, _, function = name.partition(":")
     if "" not in sys.path:
@@ -255,12 +254,11 @@ def named(role: str, name: str, known: Mapping[str, Callable]) -> Callable:
 
 
 def _ranges(folder: Path, names: Mapping[str, str], parts: Parts) -> dict[str, Ranges] | None:
-    """Those of the parts of this package and folder; a part of the user's own was not measured."""
+    """Those of the parts of this package; a part of the user's own was not measured."""
     path = folder / RANGES
     if names["world"] != "composer" or not os.path.lexists(path):
         return None
-    ours = [role for role in ROLES if ":" not in names[role] and split_name(names[role])[1] is None]
-    return load_ranges(path, {role: _network(getattr(parts, role)) for role in ours})
+    return load_ranges(path, {role: _network(getattr(parts, role)) for role in ROLES if ":" not in names[role]})
 
 
 def _check_faces(role: str, part: Any, device: torch.device) -> None:

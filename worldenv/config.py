@@ -16,22 +16,10 @@ from worldenv.training.config import RefreshConfig, ScratchConfig, tiny_refresh,
 
 PARTS = ("suite", "policy", "world", "reflector")
 REFRESHED = {"suite": "tabletop", "policy": "small", "world": "composer", "reflector": "small"}  # by rounds
+RELEASED = ("vlm",)  # kinds of released models: a part may be named KIND:FOLDER
 PACKAGE = Path(__file__).resolve().parent
 MOST_ROUNDS = 1000  # the start states of their true episodes have numbers of 31 bits
 SEEDS = {"seed": Within(0, 2**32 - 1), "start_seed": Within(-(2**31), 2**31 - 1)}
-
-
-def split_name(name: str) -> tuple[str, Path | None]:
-    """Name of a part, and the folder that it is made of where it has one of its own: `vlm@FOLDER`.
-
-    Raises UserError if nothing follows the @.
-    """
-    kind, at, folder = name.partition("@") if isinstance(name, str) else (name, "", "")
-    if not at or ":" in kind:  # module:function of the user's own
-        return name, None
-    if not folder.strip():
-        raise UserError(f"{name} names no folder; write {name}FOLDER")
-    return kind, Path(folder).expanduser()
 
 
 @dataclass(frozen=True)
@@ -47,7 +35,7 @@ class TrainConfig:
     suite: str = "tabletop"  # true environment; as the next three: a name, or module:function of your own (docs/)
     policy: str = "small"  # what acts and is improved
     world: str = "composer"  # world model: composer (CPU), causal (CPU and GPU)
-    reflector: str = "small"  # reward and stop: small, zero-shot (pretrained answer, no head), vlm@FOLDER (docs/vlm.md)
+    reflector: str = "small"  # reward and stop: small, zero-shot (pretrained answer, no head), vlm:FOLDER (docs/vlm.md)
     precision: Literal["auto", "float32", "int8"] = "auto"  # of imagining; auto: int8 if the CPU is fast at it
     device: Literal["cpu", "cuda"] = "cpu"  # where the networks imagine, practise and act
     rl: PostTrainConfig = field(default_factory=PostTrainConfig)
@@ -92,6 +80,12 @@ class TrainConfig:
     def round_of(self, iteration: int) -> int:
         """The round (from 0) of an iteration (from 0); round r begins at iteration floor(r * iterations / rounds)."""
         return ((iteration + 1) * self.rounds - 1) // self.rl.iterations
+
+
+def released(name: str) -> tuple[str, str] | None:
+    """Kind and folder of a released model, KIND:FOLDER; None for any other name of a part."""
+    kind, colon, folder = name.partition(":")
+    return (kind, folder) if colon and kind in RELEASED else None
 
 
 @dataclass(frozen=True)

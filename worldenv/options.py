@@ -31,7 +31,7 @@ With --models RUN every setting is the run's own unless it is given, so its last
 """
 REFLECTOR_HELP = """Train a released vision-language model to judge: on recorded episodes with success at every step.
 
-Then:  worldenv-train tabletop --reflector vlm@RUN
+Then:  worldenv-train tabletop --reflector vlm:RUN
 """
 WHERE = re.compile(r"Error parsing (?:__tyro-dummy-inner__\.)?([a-z][\w.-]*):")  # in what tyro prints
 LONGEST_PROBLEM = 200  # characters; it may quote a number of thousands of digits

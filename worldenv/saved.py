@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from worldenv.config import PARTS, EvaluateConfig, TrainConfig, split_name
+from worldenv.config import PARTS, EvaluateConfig, TrainConfig, released
 from worldenv.errors import UserError
 from worldenv.evaluation.perceptual import present
 from worldenv.fields import differences, from_document, shown
@@ -28,8 +28,11 @@ def settled(config: Config) -> Config:
         config = replace(config, models=config.models.resolve())
     if config.eval is not None and config.eval.weights is not None:
         config = replace(config, eval=replace(config.eval, weights=config.eval.weights.resolve()))
-    found = {name: split_name(getattr(config, name)) for name in PARTS}
-    return replace(config, **{name: f"{kind}@{own.resolve()}" for name, (kind, own) in found.items() if own})
+    for part in PARTS:
+        if (name := getattr(config, part)) is not None and (found := released(name)) is not None:
+            kind, folder = found
+            config = replace(config, **{part: f"{kind}:{Path(folder).expanduser().resolve()}"})
+    return config
 
 
 def document(config: TrainConfig | EvaluateConfig) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def document(config: TrainConfig | EvaluateConfig) -> dict[str, Any]:
 
 
 def _modules(names: Iterable[str]) -> list[str]:
-    return sorted({name.partition(":")[0] for name in names if ":" in name and split_name(name)[1] is None})
+    return sorted({name.partition(":")[0] for name in names if ":" in name and released(name) is None})
 
 
 def saved_config(folder: RunFolder, **replaced: Any) -> TrainConfig:

@@ -1,6 +1,6 @@
 """Released vision-language models as judges: by features of frames, by what the language model thinks, by yes or no.
 
-The name of such a reflector is `vlm@FOLDER`. The folder is the authors' (a judge without labels), or one with a
+The name of such a reflector is `vlm:FOLDER`. The folder is the authors' (a judge without labels), or one with a
 reflector.json, which names the authors' folder and says how to ask, and with the head that was trained for it.
 """
 

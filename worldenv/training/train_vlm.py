@@ -27,7 +27,7 @@ class VlmTraining:
 
     ask: VlmConfig  # the model, and how it is asked
     data: tuple[Path, ...]  # folders or files of recorded episodes with success at every step
-    run: Path  # new folder; afterwards --reflector vlm@RUN
+    run: Path  # new folder; afterwards --reflector vlm:RUN
     resume: bool = False  # go on with an interrupted training in `run`
     seed: int = 0
     lora: int = 0  # rank of an adapter that is trained too (not in mode features); 0: none
@@ -57,7 +57,7 @@ class Shown:
 
 
 def train_vlm(config: VlmTraining) -> dict:
-    """Train, and leave in `config.run` what `vlm@RUN` reads. Returns the last figures.
+    """Train, and leave in `config.run` what `vlm:RUN` reads. Returns the last figures.
 
     The model's own weights never change, and are not copied. An interrupted training goes on where it was, with the
     same settings, or ends at once if it had ended. Raises UserError for settings, models or recordings that do not fit.
@@ -80,7 +80,7 @@ def train_vlm(config: VlmTraining) -> dict:
         last = {k: v for line in folder.metrics(STAGE)[-1:] for k, v in line.items() if isinstance(v, float)}
         made = {"seed": config.seed, "steps": config.schedule.steps, "training_s": seconds, "metrics": last}
         reflector.save(folder.path, made)
-        return {"reflector": f"vlm@{folder.path}", "episodes": len(clips), **made}
+        return {"reflector": f"vlm:{folder.path}", "episodes": len(clips), **made}
 
 
 def _document(config: VlmTraining) -> dict:

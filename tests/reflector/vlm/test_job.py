@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 
 import worldenv
-from worldenv.config import split_name
 from worldenv.rl.config import PostTrainConfig
 from worldenv.saved import document, settled
 
@@ -13,11 +12,10 @@ EVAL = worldenv.EvalConfig(episodes=10, imagined=2, quality=2, videos=0)
 
 def test_name_with_a_folder_is_kept_with_its_absolute_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = settled(worldenv.TrainConfig(reflector="vlm@models/a:b"))
-    assert config.reflector == f"vlm@{tmp_path}/models/a:b" and settled(config) == config
+    config = settled(worldenv.TrainConfig(reflector="vlm:models/a:b"))
+    assert config.reflector == f"vlm:{tmp_path}/models/a:b" and settled(config) == config
     assert document(config)["modules"] == {} and document(config)["reflector"] == config.reflector
-    assert split_name("mine:judge") == ("mine:judge", None) and split_name("small") == ("small", None)
-    assert settled(replace(config, reflector="mine:judge@2")).reflector == "mine:judge@2"
+    assert settled(replace(config, reflector="mine:judge")).reflector == "mine:judge"
 
 
 def test_policy_practises_under_a_released_judge_and_the_run_goes_on(released, tmp_path, monkeypatch, same_weights):
@@ -26,7 +24,7 @@ def test_policy_practises_under_a_released_judge_and_the_run_goes_on(released, t
     (judge / "reflector.json").write_text(json.dumps({"vlm": str(released("smolvlm")), "every": 8}))
     monkeypatch.chdir(tmp_path)
     rl = PostTrainConfig(iterations=1, starts=2, siblings=4, signal=0.0, warmup=1)
-    config = worldenv.TrainConfig(run=tmp_path / "run", reflector="vlm@judge", rl=rl, eval=EVAL)
+    config = worldenv.TrainConfig(run=tmp_path / "run", reflector="vlm:judge", rl=rl, eval=EVAL)
     first = worldenv.train(config)
     policy = worldenv.load_run(tmp_path / "run").policy
     assert not same_weights(policy, worldenv.load().policy) and first["success_after"]["n"] == 10

@@ -173,7 +173,7 @@ def test_command_trains_and_names_the_reflector(released, recorded, tmp_path, ca
     words = f"--vlm {released('smolvlm')} --mode language --every 2 --data {recorded} --run {tmp_path / 'run'}"
     cli.reflector([*words.split(), "--steps", "2", "--batch", "4"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["reflector"] == f"vlm@{tmp_path / 'run'}" and result["steps"] == 2
+    assert result["reflector"] == f"vlm:{tmp_path / 'run'}" and result["steps"] == 2
     with pytest.raises(SystemExit) as ended:
         cli.reflector(
             ["--vlm", str(tmp_path), "--data", str(recorded), "--run", str(tmp_path / "other"), "--lora", "2"]

@@ -117,7 +117,7 @@ def test_judge_of_sixty_four_imagined_episodes(released, tmp_path, family, mode)
         new_vlm_reflector(VlmConfig(vlm=released(family), mode=mode, side=56), ("agentview",)).save(tmp_path, {})
     else:  # as a user writes it
         (tmp_path / "reflector.json").write_text(json.dumps({"vlm": str(released(family)), "side": 56}))
-    parts = worldenv.load(reflector=f"vlm@{tmp_path}")
+    parts = worldenv.load(reflector=f"vlm:{tmp_path}")
     assert parts.reflector.config.mode == mode
     starts = worldenv.practice_starts(parts.suite, seed=0).pick(torch.arange(8))
     engine = worldenv.make_engine(parts, worldenv.EngineConfig(horizon=8))
