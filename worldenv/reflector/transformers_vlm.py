@@ -116,6 +116,7 @@ class VlmReflector(nn.Module):
         if self.config.mode == "features":
             feature = self.feature(tokens, read)
             return Pooled(read, feature, feature.clone(), count[:, None].float())
+        self.vlm.check_length(read.shape[1], self.config.samples, tokens.shape[1:3])
         kept = tokens.new_zeros(len(tokens), self.config.samples, *tokens.shape[1:])
         kept[:, 0] = tokens
         return Watched(read, kept, count, torch.zeros(len(tokens), device=tokens.device))

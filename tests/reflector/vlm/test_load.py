@@ -2,6 +2,8 @@
 
 import json
 import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -184,6 +186,14 @@ def test_wrong_settings_are_refused(released, tmp_path, read, document, message)
     with pytest.raises(UserError, match=message):
         load_vlm_reflector(tmp_path, ("agentview",))
     assert not read
+
+
+def test_page_lists_every_setting_with_its_default():
+    page = (Path(__file__).parents[3] / "docs" / "vlm.md").read_text(encoding="utf-8")
+    for field in fields(VlmConfig):
+        given = "" if field.default in (MISSING, "") else str(field.default)
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{field.name}` |"))
+        assert given in row.split("|")[2]
 
 
 def test_head_of_another_model_is_refused(reflector, released, copied, tmp_path):

@@ -1,11 +1,13 @@
 """Three ways to judge with a released model, for each family; what an episode is shown does not depend on others."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 import worldenv
+from worldenv.errors import UserError
 from worldenv.interfaces.observation import Observation, table_of
 from worldenv.interfaces.reflector import Reflector
 from worldenv.reflector.transformers_vlm import VlmConfig, new_vlm_reflector
@@ -99,6 +101,20 @@ def test_episodes_of_different_age_share_a_batch(reflector, frames):
     reward, _ = judge.judge(mixed, state)
     expected = torch.stack([whole[0, 3:7], whole[0, :4], whole[2, 3:7]])
     torch.testing.assert_close(reward, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
+def test_parts_in_threads_come_out_the_same(reflector, frames, family):
+    judge, shown = reflector(family), frames(2, 9)
+    expected = judged(judge, shown, 8)
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(pool.map(lambda row: judged(judge, shown[row : row + 1], 4, TEXTS[row : row + 1]), range(2)))
+    torch.testing.assert_close(torch.cat(parts), expected, rtol=0, atol=1e-5)
+
+
+def test_question_that_is_too_long_for_the_model_is_refused_when_an_episode_begins(reflector, frames):
+    with pytest.raises(UserError, match="1000 frames of 2 x 2 tokens has .* reads 4,096: lower samples or side"):
+        begin(reflector("smolvlm", samples=1000), frames(1, 2))
 
 
 def test_episode_of_features_is_a_few_vectors_and_of_language_a_few_frames(reflector, frames):

@@ -99,14 +99,28 @@ class Vlm(nn.Module):
         seen: Tensor,  # [B, n, rows, columns, row], n frames in order
     ) -> Tensor:  # [B, D] float32
         """What the language model thinks after frames and question, of episodes that begin with one prompt."""
-        text, n = self.network.config.get_text_config(), seen.shape[1]
-        frame = len(self.around[0]) + seen.shape[2] * seen.shape[3] + len(self.around[1])
-        tokens = heard.length + n * frame + len(self.question) + 1
+        text = self.network.config.get_text_config()
+        tokens = self.length(heard.length, seen.shape[1], seen.shape[2:4])
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         kept = 2 * text.num_hidden_layers * text.num_key_value_heads * head
         each = tokens * (kept + _work(text)) * self.weight.element_size()
         at_once = max(1, self.budget // each)
         return torch.cat([self._hidden(heard, part) for part in seen.split(at_once)])
+
+    def length(self, prompt: int, frames: int, grid: Sequence[int]) -> int:
+        """Tokens of a whole question."""
+        return (
+            prompt + frames * (len(self.around[0]) + grid[0] * grid[1] + len(self.around[1])) + len(self.question) + 1
+        )
+
+    def check_length(self, prompt: int, frames: int, grid: Sequence[int]) -> None:
+        """Raise UserError for a question that is longer than the model reads."""
+        most, tokens = self.network.config.get_text_config().max_position_embeddings, self.length(prompt, frames, grid)
+        if tokens > most:
+            raise UserError(
+                f"a question about {frames} frames of {grid[0]} x {grid[1]} tokens has {tokens:,} tokens, and the "
+                f"model reads {most:,}: lower samples or side"
+            )
 
     def yes(self, hidden: Tensor) -> Tensor:  # [B, D] -> [B] float32
         """log P(yes) - log P(no), of the next token."""
