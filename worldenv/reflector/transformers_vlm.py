@@ -27,7 +27,7 @@ from worldenv.reflector.small import Pooled
 from worldenv.reflector.vlm.kept import frames as kept_frames
 from worldenv.reflector.vlm.kept import keep, places
 from worldenv.reflector.vlm.load import load_vlm
-from worldenv.reflector.vlm.lora import Adapter
+from worldenv.reflector.vlm.lora import Adapter, check_adapter
 from worldenv.reflector.vlm.model import Vlm
 
 SETTINGS, HEAD, ADAPTER = "reflector.json", "head.safetensors", "adapter"
@@ -242,10 +242,12 @@ def load_vlm_reflector(folder: Path, views: Sequence[str]) -> VlmReflector:
         known = load_weights(head)[1]
         if known.get("kind") != KIND or known.get("model") != fingerprint(config.vlm):
             raise CheckpointError(f"{head} was trained on another model than {config.vlm}: train one for this model")
+    if has_adapter := (folder / ADAPTER).is_dir():
+        check_adapter(folder / ADAPTER)
     reflector = new_vlm_reflector(config, views)
     if reflector.head is not None:
         load_weights(head, reflector.head)
-    if (folder / ADAPTER).is_dir():
+    if has_adapter:
         reflector.adapter = Adapter.load(reflector.vlm, folder / ADAPTER)
     return reflector.eval()
 

@@ -1,8 +1,10 @@
 """Teach a released vision-language model to judge: a head on fixed features, or an adapter of its language model."""
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from worldenv.data.clips import Clips
 from worldenv.errors import UserError
 from worldenv.fields import SHARE, Within, check_fields
 from worldenv.records.progress import Progress
-from worldenv.records.run_folder import RunFolder
+from worldenv.records.run_folder import FolderTaken, RunFolder
 from worldenv.reflector.transformers_vlm import VlmConfig, VlmReflector, fingerprint, new_vlm_reflector
 from worldenv.reflector.vlm.kept import frames as kept_frames
 from worldenv.training.fit import Schedule, fit
@@ -32,11 +34,13 @@ class VlmTraining:
     seed: int = 0
     lora: int = 0  # rank of an adapter that is trained too (not in mode features); 0: none
     negatives: float = 0.25  # share of episodes that are shown under another task's instruction, with reward 0
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     schedule: Schedule = field(default_factory=lambda: Schedule(steps=2000, batch=64, learning_rate=1e-3))
 
     def __post_init__(self) -> None:
         check_fields(self, seed=Within(0, 2**32 - 1), lora=Within(0, 4096), negatives=SHARE)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device is cuda, but torch finds no CUDA device; take --device cpu")
         if not self.data:
             raise UserError("data names no recorded episodes; give at least one folder")
         if self.ask.mode == "features" and self.lora:
@@ -62,6 +66,10 @@ def train_vlm(config: VlmTraining) -> dict:
     The model's own weights never change, and are not copied. An interrupted training goes on where it was, with the
     same settings, or ends at once if it had ended. Raises UserError for settings, models or recordings that do not fit.
     """
+    if config.resume:
+        RunFolder(config.run)  # this and the next: else said only after minutes of loading
+    elif os.path.lexists(config.run):
+        raise FolderTaken(f"{config.run} is there already; choose another --run, or go on with it by --resume")
     clips = Clips.open(config.data)
     torch.manual_seed(config.seed)
     reflector = new_vlm_reflector(config.ask, clips.views, config.lora).to(config.device)

@@ -155,6 +155,7 @@ def test_adapter_that_does_not_fit_is_refused(reflector, tmp_path, change, messa
         ("features", {"lora": 4}, "take mode language"),
         ("zero-shot", {}, "give lora a rank"),
         ("language", {"data": ()}, "names no recorded episodes"),
+        ("language", {"device": "tpu"}, "device is 'tpu'; it should be cpu or cuda"),
     ],
 )
 def test_settings_that_train_nothing_are_refused(training, mode, more, message):
@@ -167,6 +168,16 @@ def test_settings_that_train_nothing_are_refused(training, mode, more, message):
 def test_recordings_in_which_nothing_is_done_when_it_is_asked_are_refused(training):
     with pytest.raises(UserError, match="no frame that the judge is asked about shows a success"):
         train_vlm(training("language", every=64))
+
+
+def test_run_that_is_there_or_not_there_is_refused_before_the_model_is_loaded(training, monkeypatch):
+    monkeypatch.setattr("worldenv.training.train_vlm.new_vlm_reflector", None)
+    config = training("language")
+    with pytest.raises(UserError, match="does not exist or is not a run"):
+        train_vlm(VlmTraining(**vars(config) | {"resume": True}))
+    config.run.mkdir()
+    with pytest.raises(UserError, match="is there already; choose another --run"):
+        train_vlm(config)
 
 
 def test_command_trains_and_names_the_reflector(released, recorded, tmp_path, capsys):

@@ -8,11 +8,21 @@ from torch import nn
 from worldenv.errors import UserError
 from worldenv.files import read_json
 from worldenv.records.checkpoint import CheckpointError, one_line
-from worldenv.records.released import check_shapes, header, library
+from worldenv.records.released import Shape, check_shapes, header, library
 from worldenv.reflector.vlm.model import Vlm
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PLACES = r".*\.(language_model|text_model)\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+def check_adapter(folder: Path) -> dict[str, Shape]:
+    """What the adapter of a folder has, by its header. Raises UserError for a pickle, and for another kind."""
+    if not (folder / WEIGHTS).exists():
+        raise CheckpointError(f"{folder} lacks {WEIGHTS}; save the adapter as safetensors")
+    kind = read_json(folder / CONFIG).get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(f"{folder / CONFIG} is of an adapter of type {kind!r}; LORA was expected")
+    return header(folder / WEIGHTS)
 
 
 class Adapter:
@@ -30,13 +40,8 @@ class Adapter:
 
     @classmethod
     def load(cls, vlm: Vlm, folder: Path) -> "Adapter":
-        """One that `save` or peft wrote. Raises UserError for a pickle, and for one of another model."""
-        peft = library("peft")
-        if not (folder / WEIGHTS).exists():
-            raise CheckpointError(f"{folder} lacks {WEIGHTS}; save the adapter as safetensors")
-        kind = read_json(folder / CONFIG).get("peft_type")
-        if kind != "LORA":
-            raise CheckpointError(f"{folder / CONFIG} is of an adapter of type {kind!r}; LORA was expected")
+        """One that `save` or peft wrote. Raises UserError as `check_adapter` does, and for one of another model."""
+        peft, stored = library("peft"), check_adapter(folder)
         try:
             config = peft.LoraConfig.from_pretrained(str(folder))
             config.inference_mode = True
@@ -45,7 +50,7 @@ class Adapter:
             raise CheckpointError(f"{folder / CONFIG} does not fit the model ({one_line(error)})") from error
         wanted = {name: tuple(t.shape) for name, t in peft.get_peft_model_state_dict(made.peft).items()}
         remedy = "give the adapter of this model, or take it out of the folder"
-        check_shapes(folder / WEIGHTS, header(folder / WEIGHTS), wanted, remedy)
+        check_shapes(folder / WEIGHTS, stored, wanted, remedy)
         peft.set_peft_model_state_dict(made.peft, peft.load_peft_weights(str(folder), device="cpu"))
         return made
 
