@@ -14,6 +14,7 @@ from worldenv.reflector.transformers_vlm import VlmConfig, load_vlm_reflector, n
 
 SHARD = "model-00001-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
+CHAT = ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|im_start|>")
 
 
 def edit(path, change):
@@ -52,15 +53,25 @@ def as_pickles(folder):
 def of_words(folder):
     from tokenizers import Tokenizer, models
 
-    Tokenizer(models.WordLevel({"<unk>": 0, "task": 1}, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
+    vocabulary = {"<unk>": 0, "task": 1} | {token: 500 + i for i, token in enumerate(CHAT)}
+    Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
 
 
 def of_many_tokens(folder):
     edit(folder / "tokenizer.json", lambda d: d["model"]["vocab"].update({"word": 700}))
 
 
-def names(old, new):
-    return lambda f: edit(f / INDEX, lambda d: d["weight_map"].update({next(iter(d["weight_map"])): new}))
+def of_another_chat(folder):
+    def forget(document):
+        token = "<end_of_utterance>"
+        del document["model"]["vocab"][token]
+        document["added_tokens"] = [added for added in document["added_tokens"] if added["content"] != token]
+
+    edit(folder / "tokenizer.json", forget)
+
+
+def elsewhere(folder):
+    edit(folder / INDEX, lambda d: d["weight_map"].update({next(iter(d["weight_map"])): "../other.safetensors"}))
 
 
 NORM = "model.text_model.layers.0.input_layernorm.weight"
@@ -83,7 +94,7 @@ WRONG = {
         lambda f: (f / SHARD).write_text("version https://git-lfs.github.com/spec/v1\n"),
         "pointer of Git LFS",
     ),
-    "a shard is elsewhere": (names("", "../other.safetensors"), "has no weight_map of names of files beside it"),
+    "a shard is elsewhere": (elsewhere, "has no weight_map of names of files beside it"),
     "no index": (lambda f: (f / INDEX).unlink(), "has neither model.safetensors nor"),
     "pickles": (as_pickles, "pytorch_model.bin.*which may run a program"),
     "a tensor is missing": (lambda f: rewrite(f, lambda t: t.pop(NORM)), f"index.json lacks {NORM}"),
@@ -98,6 +109,7 @@ WRONG = {
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json: there is no such file"),
     "tokenizer is damaged": (lambda f: halve(f / "tokenizer.json"), "tokenizer.json is no tokenizer"),
     "tokenizer of another model": (of_many_tokens, "has the token 700, and the model knows 512"),
+    "tokenizer of another chat": (of_another_chat, "tokenizer.json lacks <end_of_utterance>"),
     "tokenizer without yes": (of_words, "has no tokens of their own for yes and no"),
     "no preprocessing": (lambda f: (f / "preprocessor_config.json").unlink(), "lacks preprocessor_config.json"),
     "preprocessing of nothing": (

@@ -112,6 +112,14 @@ def test_parts_in_threads_come_out_the_same(reflector, frames, family):
     torch.testing.assert_close(torch.cat(parts), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava_onevision"])
+def test_half_as_many_bits_judge_nearly_the_same(reflector, frames, family, mode):
+    shown = frames(2, 7)
+    exact, rounded = (judged(reflector(family, mode, dtype=dtype), shown, 3) for dtype in ("float32", "bfloat16"))
+    assert 0 < (exact - rounded).abs().max() < 0.1
+
+
 def test_question_that_is_too_long_for_the_model_is_refused_when_an_episode_begins(reflector, frames):
     with pytest.raises(UserError, match="1000 frames of 2 x 2 tokens has .* reads 4,096: lower samples or side"):
         begin(reflector("smolvlm", samples=1000), frames(1, 2))

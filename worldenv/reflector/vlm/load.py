@@ -1,5 +1,6 @@
 """From the folder of a released vision-language model to one that can be asked: all weights fit, or it is refused."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from worldenv.reflector.vlm.pixels import Look
 DTYPES = {"file": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICTURES = ("preprocessor_config.json", "processor_config.json")
 WRONG = (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AttributeError, AssertionError)
+SPECIAL = re.compile(r"<[^<>]+>")  # tokens of a chat
 REMEDY = f"{AGAIN}, or give weights and {CONFIG} that belong together"
 
 
@@ -36,7 +38,7 @@ def load_vlm(folder: Path, dtype: str, side: int, question: str, budget: int) ->
     with _quiet() as transformers:
         network_class = getattr(transformers, name)
         config = _config(release, network_class.config_class)
-        encode = _tokenizer(release.folder, config.get_text_config().vocab_size)
+        encode = _tokenizer(release.folder, config.get_text_config().vocab_size, family)
         _check_weights(release, network_class, config)
         network, info = network_class.from_pretrained(
             release.folder,
@@ -124,7 +126,7 @@ def _pictures(folder: Path) -> Look:
     return Look.of(document.get("image_processor", document), str(path))
 
 
-def _tokenizer(folder: Path, size: int) -> Callable[[str], list[int]]:
+def _tokenizer(folder: Path, size: int, family: type[Vlm]) -> Callable[[str], list[int]]:
     path = folder / "tokenizer.json"
     check_file(path)
     try:
@@ -135,6 +137,9 @@ def _tokenizer(folder: Path, size: int) -> Callable[[str], list[int]]:
         raise CheckpointError(
             f"{path} has the token {last:,}, and the model knows {size:,}: it belongs to another model; {AGAIN}"
         )
+    chat = SPECIAL.findall("".join((family.before, *family.ends, family.after)))
+    if lacking := [token for token in chat if tokenizer.token_to_id(token) is None]:
+        raise CheckpointError(f"{path} lacks {lacking[0]}, which this family's chats have: {AGAIN}")
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
