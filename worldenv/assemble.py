@@ -27,6 +27,7 @@ from worldenv.policy.openvla_oft.policy import load_openvla_oft
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.model_files import RANGES, ROLES, load_ranges, shipped
 from worldenv.reflector.small import SmallReflector
+from worldenv.reflector.transformers_vlm import load_vlm_reflector
 from worldenv.rollout.checks import (
     check_config,
     check_count,
@@ -75,6 +76,7 @@ WORLDS: dict[str, Callable[[Path, Suite], WorldModel]] = {
 REFLECTORS: dict[str, Callable[[Path, Suite], Reflector]] = {
     "small": lambda models, suite: SmallReflector.load(models / "reflector.safetensors"),
     "zero-shot": lambda models, suite: SmallReflector.load(models / "reflector.safetensors", zero_shot=True),
+    "vlm:FOLDER": lambda folder, suite: load_vlm_reflector(folder, suite.views),
 }
 
 
@@ -142,7 +144,7 @@ def load(
     """Build the parts of a run. Every name is one of this package's, or `module:function` of your own.
 
     The function of a suite takes no argument; those of the others take the folder of the models (a Path) and the suite.
-    A released model is named by its kind and its own folder, such as `openvla-oft:FOLDER`.
+    A released model is named by its kind and its own folder, such as `openvla-oft:FOLDER` or `vlm:FOLDER`.
     Raises UserError for an unknown name, CheckpointError for a file that is missing or damaged.
     """
     folder, device = _folder(models), _device(device)

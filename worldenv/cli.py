@@ -1,4 +1,4 @@
-"""The commands `worldenv-train`, -eval, -convert and -collect: parse, run, and end stdout with one JSON line.
+"""`worldenv-train`, `-eval`, `-reflector`, `-convert`, `-collect`: parse, run, and end stdout with one JSON line.
 
 What needs torch is imported late, so that an interruption is answered in one line from the first moment on.
 """
@@ -46,6 +46,18 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
     _main(work, "worldenv-eval", arguments)
 
 
+def reflector(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `worldenv-reflector --vlm FOLDER --data FOLDER --run FOLDER [options]`."""
+
+    def work(words: Sequence[str], command: str) -> dict:
+        from worldenv import options
+        from worldenv.training.train_vlm import train_vlm
+
+        return _with_memory(train_vlm, options.reflector(words), advice="lower --memory-mb or --batch")
+
+    _main(work, "worldenv-reflector", arguments)
+
+
 def convert(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-convert SOURCE TARGET [options]`."""
 
@@ -78,12 +90,12 @@ def info(arguments: Sequence[str] | None = None) -> None:
     main(arguments)
 
 
-def _with_memory(run: Callable[[Any, str], dict], config: Any, command: str) -> dict:
+def _with_memory(run: Callable[..., dict], config: Any, *more: str, advice: str = LESS_MEMORY) -> dict:
     from worldenv.rollout.memory import keep_freed_memory, out_of_memory_says
 
     keep_freed_memory()
-    with out_of_memory_says(LESS_MEMORY):
-        return run(config, command)
+    with out_of_memory_says(advice):
+        return run(config, *more)
 
 
 def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: Sequence[str] | None) -> None:
@@ -123,6 +135,8 @@ def _advice(program: str, stop: KeyboardInterrupt) -> str:
     kept = getattr(stop, "__notes__", None)
     if kept and program == "worldenv-train":
         return f"continue with: {program} --resume --run {kept[0]}"
+    if program == "worldenv-reflector":
+        return "continue with the same options and --resume"
     return "run it again" + ", and it goes on" * (program == "worldenv-collect")
 
 

@@ -17,6 +17,7 @@ from worldenv.fields import FieldError, shown
 from worldenv.records.run_folder import RunFolder
 from worldenv.saved import check_weights, resolved, saved_config
 from worldenv.training.config import RefreshConfig, ScratchConfig
+from worldenv.training.train_vlm import VlmTraining
 
 TRAIN_HELP = """Improve a vision-language-action policy by reinforcement learning inside a learned world model.
 
@@ -27,6 +28,10 @@ Go on with:  worldenv-train --resume --run RUN  (settings are those of the run; 
 EVALUATE_HELP = """Measure a policy in the true environment and in imagination, on held-out start states.
 
 With --models RUN every setting is the run's own unless it is given, so its last measurement comes out again.
+"""
+REFLECTOR_HELP = """Train a released vision-language model to judge: on recorded episodes with success at every step.
+
+Then:  worldenv-train tabletop --reflector vlm:RUN
 """
 WHERE = re.compile(r"Error parsing (?:__tyro-dummy-inner__\.)?([a-z][\w.-]*):")  # in what tyro prints
 LONGEST_PROBLEM = 200  # characters; it may quote a number of thousands of digits
@@ -85,6 +90,15 @@ def evaluation(words: Sequence[str]) -> EvaluateConfig:
     known = {name: given[name] for name in ("models", *PARTS, "precision", "device") if name in given}
     base = _parsed(lambda: resolved(EvaluateConfig(**known), has_weights="eval.weights" in given))
     return _parsed(lambda: _cli(EvaluateConfig, base, words, "worldenv-eval", EVALUATE_HELP))
+
+
+def reflector(words: Sequence[str]) -> VlmTraining:
+    """The configuration that `worldenv-reflector` is given; as `training`."""
+    _given(words)  # no empty words
+    flat = (tyro.conf.OmitArgPrefixes,)  # --mode for --ask.mode, --steps for --schedule.steps
+    return _parsed(
+        lambda: tyro.cli(VlmTraining, args=words, prog="worldenv-reflector", description=REFLECTOR_HELP, config=flat)
+    )
 
 
 def _cli(kind: type, default: Any, words: Sequence[str], program: str, about: str) -> Any:

@@ -49,6 +49,8 @@ class SmallReflector(nn.Module):
     the reward is the pretrained encoder's own answer to "is it done?" for the last frame; no head is trained.
     """
 
+    every = 1  # frames between two judgements
+
     def __init__(self, config: SmallReflectorConfig, zero_shot: bool = False):
         super().__init__()
         d = config.width
@@ -81,6 +83,13 @@ class SmallReflector(nn.Module):
     @torch.no_grad()
     def encode(self, frames: Tensor, tokens: Tensor) -> Tensor:  # [B, D]
         return self.encoder(frames, tokens)
+
+    @torch.no_grad()
+    def features(self, frames: Tensor, texts: Sequence[str]) -> Tensor:  # [N, T, 1, H, W, 3] uint8 -> [N, T, D]
+        """What the head gets of every frame of whole episodes, each under its instruction."""
+        n, steps = frames.shape[:2]
+        tokens = self.encoder.text.tokenize(texts).repeat_interleave(steps, 0)
+        return self.encode(frames[:, :, 0].flatten(0, 1), tokens).view(n, steps, -1)
 
     @torch.no_grad()
     def judge(

@@ -1,8 +1,9 @@
 """What the models of a suite learn from: its expert, episodes to pretrain on, other tasks as negative examples."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from worldenv.data.clips import Clips
 from worldenv.data.disturbed import Disturbed
 from worldenv.data.trajectory import Trajectory
 from worldenv.interfaces.suite import Suite, Task
@@ -10,7 +11,7 @@ from worldenv.suites.metaworld import demonstrate as metaworld
 from worldenv.suites.metaworld.suite import MetaWorldSuite
 from worldenv.suites.tabletop import demonstrate as tabletop
 from worldenv.suites.tabletop.physics import task_by_name
-from worldenv.suites.tabletop.scenes import siblings
+from worldenv.suites.tabletop.scenes import TASKS, siblings
 from worldenv.suites.tabletop.suite import TabletopSuite
 from worldenv.training.pretrain import disturbed_episodes
 
@@ -68,6 +69,21 @@ class MetaWorldLessons:
 
     def rivals(self, task: str) -> Sequence[Task]:
         return [other for other in self.suite.tasks if other.name != task]
+
+
+class Recorded(NamedTuple):
+    """A task that is known from recordings only."""
+
+    name: str
+    instructions: tuple[str, ...]
+
+
+def rivals_in(clips: Clips) -> Callable[[str], Sequence[Task]]:
+    """As `rivals`, of any recordings: the other tasks in them, or the task itself if it is alone."""
+    if {*clips.tasks} <= {task.name for task in TASKS}:
+        return lambda name: siblings(task_by_name(name))
+    tasks = {name: Recorded(name, (clips.instructions[i],)) for i, name in enumerate(clips.tasks)}
+    return lambda name: [task for task in tasks.values() if task.name != name] or [tasks[name]]
 
 
 LESSONS: dict[str, Callable[[], Lessons]] = {"tabletop": TabletopLessons, "metaworld": MetaWorldLessons}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,9 +10,21 @@ from torch.nn import functional as F
 
 from worldenv.data.clips import Clips
 from worldenv.interfaces.suite import Task
-from worldenv.reflector.small import SmallReflector
 
 Rivals = Callable[[str], Sequence[Task]]  # name of a task -> tasks that are not done where it is acted out
+
+
+class Taught(Protocol):
+    """A reflector whose head can be trained on features of frames that never change."""
+
+    every: int  # frames between two judgements: others are not learned from
+    config: object  # with `threshold`
+
+    def features(self, frames: Tensor, texts: Sequence[str]) -> Tensor:
+        """Frames [N, T, V, H, W, 3] uint8 of whole episodes, each under its instruction -> [N, T, D] float32."""
+
+    def logit(self, feature: Tensor, first: Tensor, mean: Tensor) -> Tensor:
+        """The head: features [..., D] of a frame, of the first frame, and their mean so far -> logits [...]."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +54,17 @@ def join(parts: Sequence[Features]) -> Features:
 
 
 def read_features(
-    reflector: SmallReflector, clips: Clips, seed: int, rivals: Rivals, report: Callable[[int], None]
+    reflector: Taught, clips: Clips, seed: int, rivals: Rivals, report: Callable[[int], None]
 ) -> Features:
     """Encode everything once: the encoder is frozen. `report(n)` is called as clips are read."""
-    tokenize = reflector.encoder.text.tokenize
-    owns, others = tokenize(clips.instructions), tokenize(other_instructions(clips, seed, rivals))
-    every = torch.arange(clips.proprio.shape[1])
+    others, every = other_instructions(clips, seed, rivals), torch.arange(clips.proprio.shape[1])
     own, other = [], []
     for i in range(0, len(clips), 8):
         episodes = torch.arange(i, min(i + 8, len(clips)))
-        frames = clips.frames_at(episodes, every.expand(len(episodes), -1))[:, :, 0]
-        n, steps = frames.shape[:2]
-        for tokens, store in ((owns, own), (others, other)):
-            store.append(
-                reflector.encode(frames.flatten(0, 1), tokens[i : i + 8].repeat_interleave(steps, 0)).view(n, steps, -1)
-            )
-        report(n)
+        frames = clips.frames_at(episodes, every.expand(len(episodes), -1))
+        for texts, store in ((clips.instructions, own), (others, other)):
+            store.append(reflector.features(frames, texts[i : i + 8]))
+        report(len(episodes))
     return Features(torch.cat(own), torch.cat(other), clips.success, clips.length)
 
 
@@ -66,9 +74,9 @@ def settled(success: Tensor) -> Tensor:  # [N, T + 1] bool
 
 
 def reward_loss(
-    reflector: SmallReflector, data: Features, batch: int
+    reflector: Taught, data: Features, batch: int, negatives: float = 0.25
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
-    """BCE over random prefixes of random episodes; a quarter of them under another task's instruction, with label 0.
+    """BCE over random episodes; a share `negatives` of them under another task's instruction, with label 0.
 
     Success and failure count alike, so that the reward is the probability of success.
     """
@@ -76,13 +84,14 @@ def reward_loss(
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         episode = torch.randint(len(data.own), (batch,), generator=generator)
         feature = data.own[episode]
-        wrong = torch.rand(batch, generator=generator) < 0.25
+        wrong = torch.rand(batch, generator=generator) < negatives
         feature = torch.where(wrong[:, None, None], data.other[episode], feature)
         steps = feature.shape[1]
         mean = feature.cumsum(1) / torch.arange(1, steps + 1)[:, None]
         logit = reflector.logit(feature, feature[:, :1].expand_as(feature), mean)
         label = (settled(data.success[episode]) & ~wrong[:, None]).float()
-        use = (torch.arange(steps) <= data.length[episode, None]).float()
+        step = torch.arange(steps)
+        use = ((step <= data.length[episode, None]) & (step % reflector.every == 0)).float()
         bce = (F.binary_cross_entropy_with_logits(logit, label, reduction="none") * use).sum() / use.sum()
         stops = logit.sigmoid() > reflector.config.threshold
         wrong_share = ((stops != label.bool()) * use).sum() / use.sum()

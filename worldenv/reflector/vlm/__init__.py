@@ -1,0 +1,1 @@
+"""Released vision-language models: loaded from their authors' folders, and asked frame by frame."""
