@@ -26,6 +26,7 @@ WORDS = [
     "<eos>",
     "<bos>",
     "<unk>",
+    "\n",
     *["put", "place", "slide", "red", "green", "orange", "block", "pad", "puck", "on", "the", "to", "drop", "it", "in"],
 ]
 STATISTICS = {
@@ -171,7 +172,8 @@ def write_tokenizer(path: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    parts = [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split("\n", "isolated")]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
     if path.name != "vlm":  # that of PaliGemma begins with a token, that of SmolVLM does not
         tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
     tokenizer.save(str(path / "tokenizer.json"))
@@ -254,6 +256,12 @@ class Shows:
 
     def __init__(self, *views: str):
         self.views = views
+
+
+@pytest.fixture(scope="session")
+def shows():
+    """A suite by the views that it shows."""
+    return Shows
 
 
 ONE, TWO = Shows("agentview"), Shows("agentview", "wrist")

@@ -86,9 +86,9 @@ class Authors:
         return [(layer.keys, layer.values) for layer in cache.layers]  # [1, heads, L, size]
 
     def velocity(self, cache, x, time):
-        share = torch.linspace(0, 1, 12)
+        share = torch.linspace(0, 1, 12, dtype=torch.float64)
         angle = 2 * math.pi * time / (4e-3 * 1000**share)
-        when = torch.cat([angle.sin(), angle.cos()])[None, None].expand(1, x.shape[1], -1)
+        when = torch.cat([angle.sin(), angle.cos()]).float()[None, None].expand(1, x.shape[1], -1)
         h = torch.cat([self.linear("action_in_proj", x), when], dim=2)
         h = self.linear("action_time_mlp_out", F.silu(self.linear("action_time_mlp_in", h)))
         k, past = x.shape[1], cache[0][0].shape[2]

@@ -97,6 +97,7 @@ def matched(
     network: nn.Module,
     canonical: Callable[[str], str],  # name in the files or in the network -> one by which they are the same
     unused: str,  # regular expression: the names, made the same, of tensors that nothing reads
+    remedy: str = AGAIN,
 ) -> dict[str, str]:
     """Name in the files -> name in the network, for each of its tensors.
 
@@ -111,7 +112,7 @@ def matched(
             taken.setdefault(name, key)
     found = {key: release.shapes[key] for key in taken.values()}
     wanted = {taken.get(name, name): shape for name, (_, shape) in inner.items()}
-    check_shapes(release.folder, found, wanted, AGAIN)
+    check_shapes(release.folder, found, wanted, remedy)
     return {taken[name]: own for name, (own, _) in inner.items()}
 
 

@@ -185,7 +185,7 @@ def architecture(release: Release, config: FlowConfig) -> Architecture:
             f"{where} is of the architecture {vlm.get('model_type')!r}, not smolvlm; give another `vlm`"
         )
     try:
-        known = _vlm(vlm, whole(path, document, "num_vlm_layers"))
+        known = _vlm(where, vlm, whole(path, document, "num_vlm_layers"))
         sizes = _sizes(path, document, known.text_config)
         with torch.device("meta"):
             network = SmolVLANetwork(known, sizes)
@@ -193,7 +193,8 @@ def architecture(release: Release, config: FlowConfig) -> Architecture:
         raise
     except Exception as error:  # of the library, which has classes of its own
         raise CheckpointError(f"{where} gives no network of SmolVLM ({one_line(error)[:200]}); {AGAIN}") from error
-    names = matched(release, network, _canonical, UNUSED)
+    remedy = f"the sizes are those of {where}: give the `vlm` that the policy grew from, or {AGAIN}"
+    names = matched(release, network, _canonical, UNUSED, remedy)
     size = document.get("resize_imgs_with_padding")
     patches = known.vision_config.patch_size * known.scale_factor
     if not isinstance(size, list) or len(size) != 2 or size[0] != size[1] or size[0] < 1 or size[0] % patches:
@@ -209,13 +210,13 @@ def _canonical(name: str) -> str:
     return name if name.startswith("model.") else f"model.{name}"
 
 
-def _vlm(document: dict[str, Any], layers: int) -> Any:
+def _vlm(path: Path, document: dict[str, Any], layers: int) -> Any:
     """transformers' configuration, with the first layers of the language model alone."""
     kept = {name: value for name, value in document.items() if name not in ("dtype", "torch_dtype")}
     known = library("transformers").SmolVLMConfig.from_dict(kept)
     if known.text_config.num_hidden_layers < layers:
         raise UserError(
-            f"num_vlm_layers is {layers}, and the model under the policy has {known.text_config.num_hidden_layers}; "
+            f"{path} has {known.text_config.num_hidden_layers} layers, and num_vlm_layers of the policy is {layers}; "
             "give another `vlm`"
         )
     known.text_config.num_hidden_layers = layers

@@ -76,6 +76,8 @@ def _step(folder: Path, name: str) -> Said:
     file = step and step.get("state_file")
     if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
         raise CheckpointError(f"{folder / name} has no step {STEPS[name]} with a file of statistics beside it; {COPY}")
+    if not (folder / file).is_file():
+        raise CheckpointError(f"{folder} lacks {file}, the statistics that {name} names; copy it from the release")
     modes = (step.get("config") or {}).get("norm_map")
     if not isinstance(modes, dict):
         raise CheckpointError(f"{folder / name}: {STEPS[name]} has no norm_map; {COPY}")
