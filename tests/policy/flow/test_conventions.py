@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from worldenv.interfaces.observation import Key
 from worldenv.policy.flow.config import FlowConventions, SmolVLAConfig
+from worldenv.policy.flow.pi0 import canonical
 from worldenv.policy.flow.pictures import prepared
 from worldenv.policy.flow.sde import density, drawn, transition
 from worldenv.policy.flow.statistics import Scale, Units, read_statistics
@@ -137,6 +138,45 @@ def test_transformers_own_processor_says_the_same(copied, load, moments, written
     starts, key = moments(2)
     one, other = (p.act(starts.seen, p.read(starts.texts), key, False).action for p in (lerobot, made))
     assert torch.equal(one, other[:, :4])
+
+
+@pytest.mark.parametrize(
+    ("called", "expected"),
+    [
+        (
+            "model.paligemma_with_expert.paligemma.model.language_model.norm.weight",
+            "model.vlm.language_model.norm.weight",
+        ),
+        ("paligemma_with_expert.paligemma.language_model.model.norm.weight", "model.vlm.language_model.norm.weight"),
+        ("paligemma_with_expert.paligemma.lm_head.weight", "model.vlm.language_model.embed_tokens.weight"),
+        ("model.paligemma_with_expert.paligemma.vision_tower.vision_model.x", "model.vlm.vision_tower.x"),
+        ("paligemma_with_expert.gemma_expert.model.norm.weight", "model.dit.norm.weight"),
+        ("model.state_proj.bias", "embed_action_time.state_proj.bias"),
+        ("action_time_mlp_out.weight", "embed_action_time.action_time_mlp_out.weight"),
+        ("model.action_out_proj.weight", "action_out_proj.weight"),
+        ("net.model.dit.norm.weight", "model.dit.norm.weight"),
+    ],
+)
+def test_tensors_of_pi0_are_known_by_all_their_names(called, expected):
+    assert canonical(called) == expected
+
+
+def test_releases_may_say_the_same_in_the_words_of_other_versions(copied, load, moments):
+    release = copied("pi0")
+    release.write_json("config.json", {k: v for k, v in release.json().items() if "steps" not in k})
+    release.change(num_steps=3, n_action_steps=4)  # pi0 of LeRobot before 0.4
+    starts, key = moments(2)
+    ways = load("pi0"), load("pi0", release.path)
+    assert torch.equal(*(p.act(starts.seen, p.read(starts.texts), key, False).action for p in ways))
+
+
+def test_no_number_of_layers_means_all_of_them(copied, load):
+    release = copied("smolvla")
+    document = release.json("vlm/config.json")
+    document["text_config"]["num_hidden_layers"] = 3
+    release.write_json("vlm/config.json", document)
+    release.change(num_vlm_layers=0)
+    assert load("smolvla", release.path).network.sizes.layers == 3
 
 
 def test_prompts_begin_and_end_as_in_training(load):

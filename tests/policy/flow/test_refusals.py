@@ -89,6 +89,10 @@ BOTH = {
         weights(lambda t: t.update({"model.action_out_proj.weight": torch.ones(5, 7)})),
         r"action_out_proj.weight \[5, 7\] where \[12, ",
     ),
+    "an adapter alone": (
+        lambda r: (r.path / "model.safetensors").rename(r.path / "adapter_model.safetensors"),
+        "has an adapter alone, adapter_model.safetensors; merge it into the policy that it was trained on",
+    ),
     "no processor": (remove(BEFORE), "has neither policy_preprocessor.json nor processor_config.json, so state and"),
     "no statistics": (
         remove("policy_preprocessor_step_5_normalizer_processor.safetensors"),
@@ -194,7 +198,7 @@ def test_what_is_wrong_with_a_folder_is_said(copied, kind, name, case, shows):
         ({"views": ("left",)}, "views has left, which libero_spatial does not show; it has agentview"),
         ({"views": ("agentview", "wrist")}, "looks at 1 pictures, .* and there are 2 views, agentview, wrist: name as"),
         ({"chunk": 7}, "chunk is 7, and .* predicts 6 actions; take as many or fewer"),
-        ({"layers": "encoder.*"}, "layers is .*encoder.*, which fits no linear layer; there are"),
+        ({"layers": "encoder.*"}, "layers is .encoder\\.\\*., which fits no linear layer; there are net"),
         ({"vlm": "nowhere"}, "nowhere has no tokenizer.json: "),
         (
             {"conventions": FlowConventions(proprio=(0,), proprio_factor=(1.0,))},

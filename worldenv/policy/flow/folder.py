@@ -21,6 +21,7 @@ from worldenv.policy.flow.layout import VLM, Architecture, FlowNetwork, Said, vl
 from worldenv.policy.flow.statistics import Scale, read_statistics
 from worldenv.records.released import (
     INDEX,
+    WEIGHTS,
     Release,
     check_finite,
     check_shapes,
@@ -77,6 +78,11 @@ def inspect_policy(path: Path | str, suite: Suite, kind: str, config: FlowConfig
     config = config_in(folder, own) if config is None else config
     if not isinstance(config, own):
         raise UserError(f"config is a {type(config).__name__}; it should be worldenv.{own.__name__}")
+    if (folder / lora.WEIGHTS).exists() and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
+        raise UserError(
+            f"{folder} has an adapter alone, {lora.WEIGHTS}; merge it into the policy that it was trained on "
+            "(peft does) and give the folder of the whole"
+        )
     release = inspect(folder, (kind,))
     made = build(release, config)
     network = made.network
@@ -91,7 +97,7 @@ def inspect_policy(path: Path | str, suite: Suite, kind: str, config: FlowConfig
         raise UserError(f"chunk is {chunk}, and {folder} predicts {network.horizon} actions; take as many or fewer")
     if config.lora:
         library("peft")
-        lora.fitting(network, layers_of(network, config), network.head)
+        lora.fitting(network, *layers_of(network, config))
     head, numbers = None, len(scales["action"])
     if (folder / SCALE_FILE).exists():
         with torch.device("meta"):
@@ -101,9 +107,9 @@ def inspect_policy(path: Path | str, suite: Suite, kind: str, config: FlowConfig
     return Found(folder, release, config, views, chunk, config.steps or made.steps, scales, made, head)
 
 
-def layers_of(network: FlowNetwork, config: FlowConfig) -> str:
-    """The regular expression of the layers that get an adapter: those named, without those that nothing depends on."""
-    return rf"(?!(?:{network.unused})$)(?:{network.expert if config.layers is None else config.layers})"
+def layers_of(network: FlowNetwork, config: FlowConfig) -> tuple[str, str]:
+    """Regular expressions: the layers that get an adapter; those that get none: the head, and what is not used."""
+    return network.expert if config.layers is None else config.layers, f"{re.escape(network.head)}|{network.unused}"
 
 
 def _views(config: FlowConfig, suite: Suite, said: Said) -> tuple[str, ...]:

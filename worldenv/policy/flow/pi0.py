@@ -169,7 +169,8 @@ def lerobot_sizes(release: Release) -> dict[str, Any]:
         raise CheckpointError(
             f"{release.folder} has no whole pi0: {error} is missing or of another kind; {AGAIN}"
         ) from None
-    counts = {name: whole(path, document, name) for name in ("chunk_size", "num_inference_steps")}
+    steps = next((name for name in ("num_inference_steps", "num_steps") if name in document), "num_inference_steps")
+    counts = {"chunk_size": whole(path, document, "chunk_size"), "num_inference_steps": whole(path, document, steps)}
     periods = {name: document[name] for name in ("min_period", "max_period") if name in document}
     return sizes | counts | periods | {"max_action_dim": actions, "max_state_dim": states}
 

@@ -70,8 +70,7 @@ class FlowPolicy(Adapted):
         self.actions = len(found.scales["action"])  # A
         self.network.requires_grad_(False)
         if self.config.lora:
-            layers = layers_of(self.network, self.config)
-            lora.add_lora(self.network, self.config.lora, layers, but=self.network.head)
+            lora.add_lora(self.network, self.config.lora, *layers_of(self.network, self.config))
         for parameter in self.network.head_layer().parameters():
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)

@@ -185,7 +185,7 @@ def architecture(release: Release, config: FlowConfig) -> Architecture:
             f"{where} is of the architecture {vlm.get('model_type')!r}, not smolvlm; give another `vlm`"
         )
     try:
-        known = _vlm(where, vlm, whole(path, document, "num_vlm_layers"))
+        known = _vlm(where, vlm, document.get("num_vlm_layers", 16))
         sizes = _sizes(path, document, known.text_config)
         with torch.device("meta"):
             network = SmolVLANetwork(known, sizes)
@@ -211,7 +211,7 @@ def _canonical(name: str) -> str:
 
 
 def _vlm(path: Path, document: dict[str, Any], layers: int) -> Any:
-    """transformers' configuration, with the first layers of the language model alone."""
+    """transformers' configuration, with the first layers of the language model alone; 0 or less: with all."""
     kept = {name: value for name, value in document.items() if name not in ("dtype", "torch_dtype")}
     known = library("transformers").SmolVLMConfig.from_dict(kept)
     if known.text_config.num_hidden_layers < layers:
@@ -219,7 +219,8 @@ def _vlm(path: Path, document: dict[str, Any], layers: int) -> Any:
             f"{path} has {known.text_config.num_hidden_layers} layers, and num_vlm_layers of the policy is {layers}; "
             "give another `vlm`"
         )
-    known.text_config.num_hidden_layers = layers
+    if layers > 0:
+        known.text_config.num_hidden_layers = layers
     return known
 
 

@@ -36,7 +36,7 @@ from worldenv.records.released import (
     read_pickle,
 )
 
-OUTPUT = "language_model.lm_head"  # of which only the rows of action tokens are computed: it gets no adapter
+OUTPUT = r"language_model\.lm_head"  # of which only the rows of action tokens are computed: it gets no adapter
 ADAPTER, PICTURES = "lora_adapter", "preprocessor_config.json"
 # timm's name of a vision tower -> its heads; the authors' towers of 224 pixels, in their order.
 HEADS = {"vit_large_patch14_reg4_dinov2.lvd142m": 16, "vit_so400m_patch14_siglip_224": 16}
