@@ -114,6 +114,13 @@ def test_a_policy_is_written_back_in_its_authors_layout(load, written, moments, 
     assert all("expert" in name or "action_" in name or "state_proj" in name for name in changed)
 
 
+def test_a_scale_head_that_is_not_used_is_kept(load, tmp_path):
+    folder = move(load("pi0")).write_back(tmp_path / "laplace")
+    again = load("pi0", folder, exploration="sde").write_back(tmp_path / "sde")
+    name = "worldenv_scale_head.safetensors"
+    assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
 def test_the_settings_are_written_back_with_it(load, tmp_path, shows):
     policy = load("smolvla", cameras=2, chunk=3, steps=2, scale=0.2, views=("wrist", "agentview"))
     again = worldenv.load_smolvla(policy.write_back(tmp_path / "back"), shows("agentview", "wrist"))

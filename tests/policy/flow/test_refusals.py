@@ -118,6 +118,8 @@ BOTH = {
     "unknown mode": (norm_map(STATE="WHITENED"), "observation.state is normalised by 'WHITENED'; known are MEAN_STD"),
     "normalised pictures": (norm_map(VISUAL="MEAN_STD"), "pictures are normalised by 'MEAN_STD'; only IDENTITY"),
     "two looks back": (config(n_obs_steps=2), "n_obs_steps is 2, and only 1 is known here"),
+    "Aloha's joints": (config(adapt_to_pi_aloha=True), "adapt_to_pi_aloha is True, and only False is known here"),
+    "relative actions": (config(use_relative_actions=True), "use_relative_actions is True, and only False is known"),
     "no size of a chunk": (config(chunk_size=None), "chunk_size is None; it should be a whole number above 0"),
     "features of another kind": (config(input_features=["state"]), "input_features or output_features are of another"),
     "unknown setting": (lambda r: r.write_json("worldenv.json", {"step": 8}), "worldenv.json .*does not know 'step'"),
@@ -164,7 +166,6 @@ SMOLVLA = {
     "another expert": (config(num_expert_layers=2), "num_expert_layers is 2, and the language model has 3"),
     "another width": (config(expert_width_multiplier=0.5), r"where \[.*16.*\] fits"),
     "layers that look at both": (config(self_attn_every_n_layers=1), r"k_proj.weight \[16, 16\] where \[16, 24\] fits"),
-    "Aloha's joints": (config(adapt_to_pi_aloha=True), "adapt_to_pi_aloha is True, and only False is known here"),
     "image tokens": (config(add_image_special_tokens=True), "add_image_special_tokens is True"),
     "pictures as they come": (
         config(resize_imgs_with_padding=None),

@@ -175,7 +175,7 @@ def write_policy(
     config = found.config
 
     def fill(made: Path) -> None:
-        large = {entry.file.name for entry in found.release.entries.values()} | {INDEX, FILE, SCALE_FILE}
+        large = {entry.file.name for entry in found.release.entries.values()} | {INDEX, FILE}
         for path in found.folder.iterdir():
             if path.is_file() and path.name not in large and path.suffix not in (".bin", ".pt", ".pth"):
                 shutil.copyfile(path, made / path.name)

@@ -123,9 +123,18 @@ def vlm_folders(folder: Path, vlm: str | None) -> list[Path]:
     return [folder, folder / VLM]
 
 
-def refuse(path: Path, document: Mapping[str, Any], **plain: Any) -> None:
-    """Raise CheckpointError for a setting of the authors that is not known here."""
-    for name, value in plain.items():
+# What both kinds may be configured to do, and do not do here.
+PLAIN = {
+    "n_obs_steps": 1,
+    "adapt_to_pi_aloha": False,
+    "use_delta_joint_actions_aloha": False,
+    "use_relative_actions": False,
+}
+
+
+def refuse(path: Path, document: Mapping[str, Any], **more: Any) -> None:
+    """Raise CheckpointError for a setting of the authors, of those above and more, that is not known here."""
+    for name, value in (PLAIN | more).items():
         if document.get(name, value) != value:
             raise CheckpointError(
                 f"{path}: {name} is {shown(document[name])}, and only {shown(value)} is known here; take another "

@@ -111,7 +111,7 @@ class Pi0Network(FlowNetwork):
 def architecture(release: Release, config: FlowConfig) -> Architecture:
     """The network of a folder of pi0. Raises UserError naming the file and the remedy for what does not fit."""
     path, document = release.folder / "config.json", release.config
-    refuse(path, document, n_obs_steps=1, use_adarms=False)
+    refuse(path, document)
     if document.get("type") == "pi0":
         sizes, executed = lerobot_sizes(release), whole(path, document, "n_action_steps")
     else:

@@ -171,7 +171,7 @@ def passed(layer: nn.Module, x: Tensor, attention: Tensor) -> Tensor:  # [B, L, 
 def architecture(release: Release, config: FlowConfig) -> Architecture:
     """The network of a folder of SmolVLA. Raises UserError naming the file and the remedy for what does not fit."""
     path, document = release.folder / "config.json", release.config
-    refuse(path, document, n_obs_steps=1, adapt_to_pi_aloha=False, add_image_special_tokens=False)
+    refuse(path, document, add_image_special_tokens=False)
     folders = vlm_folders(release.folder, config.vlm)
     where = next((folder / "config.json" for folder in folders[::-1] if (folder / "config.json").is_file()), path)
     if where == path:
