@@ -60,7 +60,7 @@ class Pi0Network(FlowNetwork):
         last = config.vlm_config.text_config.num_hidden_layers - 1  # of which keys and values alone are looked at
         self.unused = rf"net\.model\.vlm\.language_model\.layers\.{last}\.(self_attn\.[qo]_proj|mlp\..*)"
         calls = inspect.signature(type(self.net.model).forward).parameters
-        self.cache = "cache" if "cache" in calls else "past_key_values"  # as transformers called it before 5.24
+        self.cache_name = "cache" if "cache" in calls else "past_key_values"  # as transformers called it before 5.24
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,13 +80,13 @@ class Pi0Network(FlowNetwork):
             token_type_ids=torch.zeros_like(mask),  # all see all
             use_cache=True,
         )
-        cache = getattr(out, self.cache)
+        cache = getattr(out, self.cache_name)
         return Prefix(cache, [(layer.keys, layer.values) for layer in cache.layers], mask, state.to(self.dtype))
 
     def velocity(self, prefix: Prefix, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         cache = prefix.cache
         embedded = self.net.embed_action_time(prefix.state, x.to(self.dtype), time)
-        out = self.net.model(action_embeds=embedded, attention_mask=prefix.mask, **{self.cache: cache})
+        out = self.net.model(action_embeds=embedded, attention_mask=prefix.mask, **{self.cache_name: cache})
         hidden = out.last_hidden_state[:, -self.horizon :].float()
         # A step looks at the prefix and at no step before. What is cropped from a step without gradient has none.
         for layer, (keys, values) in zip(cache.layers, prefix.kept, strict=True):
