@@ -23,6 +23,7 @@ from worldenv.interfaces.suite import Suite
 from worldenv.interfaces.world import WorldModel
 from worldenv.nn.int8 import Conv, Int8, Linear, Ranges, check_precision, in_int8, is_fast
 from worldenv.ops import missing_faces
+from worldenv.policy.flow.policy import load_pi0, load_smolvla
 from worldenv.policy.openvla_oft.policy import load_openvla_oft
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.model_files import RANGES, ROLES, load_ranges, shipped
@@ -68,6 +69,8 @@ SUITES: dict[str, Callable[[], Suite]] = {
 POLICIES: dict[str, Callable[[Path, Suite], Policy]] = {
     "small": lambda models, suite: SmallPolicy.load(models / "policy.safetensors"),
     "openvla-oft:FOLDER": load_openvla_oft,
+    "pi0:FOLDER": load_pi0,
+    "smolvla:FOLDER": load_smolvla,
 }
 WORLDS: dict[str, Callable[[Path, Suite], WorldModel]] = {
     "composer": lambda models, suite: ComposerWorld.load(models / "composer.safetensors", suite.robot, suite.views[0]),

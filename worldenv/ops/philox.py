@@ -21,7 +21,9 @@ class Use(IntEnum):
 
     ACTION = 0
     FRAME = 1
-    AGAIN = 2  # and the uses after it: noise between the steps of a sampler
+    AGAIN = 2  # and the uses after it, below STEP: noise between the steps of a sampler
+    STEP = 254  # which step of a policy's flow is drawn
+    FLOW = 255  # where a policy's flow begins
 
 
 def philox_reference(

@@ -28,8 +28,8 @@ class LaplacePolicy(nn.Module):
     frozen part, and `heads(feature, proprio) -> mu, beta` [B, K, A], the part that is trained. The features are
     recorded, so an update computes the heads only.
 
-    Where the part that reads frames is trained, too, it defines `moment(seen, read) -> record` and
-    `distribution(record) -> mu, beta` in place of these two.
+    Where the part that reads frames is trained, too, it defines `moment(seen, read, key) -> record`
+    and `distribution(record) -> mu, beta` in place of these two.
     """
 
     chunk: int
@@ -41,7 +41,7 @@ class LaplacePolicy(nn.Module):
     def heads(self, feature: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
-    def moment(self, seen: Observation, read: Any) -> Slots:
+    def moment(self, seen: Observation, read: Any, key: Key | None = None) -> Slots:
         """What is recorded of B moments."""
         return SeenFeature(self.see(seen, read), seen.proprio)
 
@@ -53,7 +53,7 @@ class LaplacePolicy(nn.Module):
     @torch.no_grad()
     def act(self, seen: Observation, read: Any, key: Key, explore: bool) -> Decision:
         """A draw from the distribution, or its mean."""
-        record = self.moment(seen, read)
+        record = self.moment(seen, read, key)
         action, log_prob = laplace_chunk(*self.distribution(record), *key, explore)
         return Decision(action, log_prob, record)
 

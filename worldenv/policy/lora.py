@@ -22,7 +22,7 @@ PLAIN = {"peft_type": ("LORA",), "bias": ("none",), "use_dora": (False,), "modul
 def add_lora(network: nn.Module, rank: int, layers: str, but: str = "") -> None:
     """Give linear layers a low-rank part that learns, in place; all else is frozen. It changes nothing at first.
 
-    `layers` is a regular expression that the whole name of a layer fits; `but` names one that is left out. The first
+    `layers` is a regular expression that the whole name of a layer fits; what `but` fits is left out. The first
     weights are always the same, so that a network made anew takes up saved ones. Raises UserError if no layer fits.
     """
     peft, chosen = library("peft"), fitting(network, layers, but)
@@ -39,8 +39,12 @@ def add_lora(network: nn.Module, rank: int, layers: str, but: str = "") -> None:
 
 
 def fitting(network: nn.Module, layers: str, but: str = "") -> list[str]:
-    """The names of the linear layers that the regular expression fits, but for one. Raises UserError if none does."""
-    names = [name for name, part in network.named_modules() if isinstance(part, nn.Linear) and name != but]
+    """The names of the linear layers that the first expression fits and the other does not.
+
+    Raises UserError if there is none.
+    """
+    linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+    names = [name for name in linear if not re.fullmatch(but, name)]
     if not (chosen := [name for name in names if re.fullmatch(layers, name)]):
         raise UserError(f"layers is {layers!r}, which fits no linear layer; there are {', '.join(names[:4])} ...")
     return chosen

@@ -143,7 +143,7 @@ def read_config(folder: Path, model_types: Collection[str]) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"{folder} has no {CONFIG}, so it is no whole released model; {AGAIN}")
     config = read_json(path)
-    found = config.get("model_type")
+    found = config.get("model_type", config.get("type"))  # the latter as LeRobot calls it
     if found not in model_types:
         raise CheckpointError(
             f"{path} is of the architecture {shown(found)}, not {' or '.join(sorted(model_types))}; give the folder of "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from worldenv.data.clips import Clips
 from worldenv.errors import UserError
 from worldenv.fields import shown
-from worldenv.interfaces.observation import Observation, shown_to, table_of
+from worldenv.interfaces.observation import Key, Observation, shown_to, table_of
 from worldenv.ops.laplace_chunk import laplace_log_prob
 from worldenv.policy.laplace import LaplacePolicy
 from worldenv.records.progress import Progress
@@ -34,9 +34,10 @@ def fit_scale(
     device, losses = next(policy.parameters()).device, []
     read, generator = policy.read(texts), torch.Generator().manual_seed(seed)
     with Progress(steps, "fitting the scale") as progress:
-        for _ in range(steps):
+        for step in range(steps):
             seen, action = _drawn(policy, clips, rows, batch, generator)
-            record = policy.moment(seen.each(lambda tensor: tensor.to(device)), read)
+            key = Key(seed, torch.arange(batch, device=device), torch.full((batch,), step, device=device))
+            record = policy.moment(seen.each(lambda tensor: tensor.to(device)), read, key)
             mu, beta = policy.distribution(record)
             loss = -laplace_log_prob(action.to(device), mu.detach(), beta).mean() / mu[0].numel()
             if not loss.isfinite():

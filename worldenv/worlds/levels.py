@@ -8,10 +8,10 @@ from typing import Any
 
 from worldenv.errors import UserError
 from worldenv.fields import shown
-from worldenv.ops.philox import USES, Use
+from worldenv.ops.philox import Use
 from worldenv.records.checkpoint import CheckpointError
 
-MOST = USES - Use.AGAIN  # every level is one more pass, which draws random numbers of its own
+MOST = Use.STEP - Use.AGAIN  # every level is one more pass, which draws random numbers of its own
 
 
 def check_levels(levels: Sequence[float]) -> tuple[float, ...]:

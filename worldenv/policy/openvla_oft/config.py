@@ -1,16 +1,11 @@
 """What the authors' evaluation does to pictures and numbers, and how a policy is to be used: data, saved with it."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from worldenv.data.orientation import Orientation
-from worldenv.fields import COUNT, LARGEST, FieldError, Within, check_fields, from_document
-from worldenv.files import read_json
-
-FILE = "worldenv.json"  # in the folder of a policy: its OpenVLAConfig, as far as it differs from the defaults
+from worldenv.fields import COUNT, LARGEST, FieldError, Within, check_fields
 
 
 @dataclass(frozen=True)
@@ -74,19 +69,3 @@ class OpenVLAConfig:
             re.compile(self.layers)
         except re.error as error:
             raise FieldError(f"layers is {self.layers!r}, no regular expression: {error}") from None
-
-
-def config_in(folder: Path) -> OpenVLAConfig:
-    """The configuration in a folder's worldenv.json: what it does not say is as by default.
-
-    Raises UserError for a field that is unknown or holds what it may not.
-    """
-    if not (folder / FILE).exists():
-        return OpenVLAConfig()
-    said = _over(asdict(OpenVLAConfig()), read_json(folder / FILE))
-    return from_document(OpenVLAConfig, said, str(folder / FILE))
-
-
-def _over(defaults: dict[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    inner = {name: value for name, value in said.items() if isinstance(value, dict)}
-    return {**defaults, **said, **{name: _over(defaults.get(name) or {}, value) for name, value in inner.items()}}

@@ -1,11 +1,9 @@
 """The folder of a policy in its authors' layout: looked through before anything large is read, and written back."""
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.errors import UserError
-from worldenv.files import cannot_be_written, read_json, sync, temporary_folder
+from worldenv.files import read_json
 from worldenv.interfaces.suite import Suite
 from worldenv.policy import lora
-from worldenv.policy.openvla_oft import config as configuration
-from worldenv.policy.openvla_oft.config import OpenVLAConfig, config_in
+from worldenv.policy.adapted import FILE, config_in, write_folder
+from worldenv.policy.openvla_oft.config import OpenVLAConfig
 from worldenv.policy.openvla_oft.network import TOWERS, ActionHead, Mlp, Network, TowerSizes, language_config
 from worldenv.policy.openvla_oft.prompt import SPACE, Prompt
 from worldenv.policy.openvla_oft.statistics import Bounds, read_statistics
@@ -38,7 +36,7 @@ from worldenv.records.released import (
     read_pickle,
 )
 
-OUTPUT = "language_model.lm_head"  # of which only the rows of action tokens are computed: it gets no adapter
+OUTPUT = r"language_model\.lm_head"  # of which only the rows of action tokens are computed: it gets no adapter
 ADAPTER, PICTURES = "lora_adapter", "preprocessor_config.json"
 # timm's name of a vision tower -> its heads; the authors' towers of 224 pixels, in their order.
 HEADS = {"vit_large_patch14_reg4_dinov2.lvd142m": 16, "vit_so400m_patch14_siglip_224": 16}
@@ -76,7 +74,7 @@ def inspect_policy(path: Path | str, suite: Suite, config: OpenVLAConfig | None 
     the remedy for anything that is missing, differs or is not known.
     """
     folder = folder_of(path)
-    config = config_in(folder) if config is None else config
+    config = config_in(folder, OpenVLAConfig) if config is None else config
     for name, what in REFUSED.items():
         if (file := component(folder, name)) is not None:
             raise UserError(f"{file} belongs to the variant {what}, which is not read here; take another release")
@@ -130,7 +128,7 @@ def _weights(folder: Path, base: str | None) -> Release:
         said = read_json(folder / ADAPTER / lora.CONFIG).get("base_model_name_or_path")
         raise UserError(
             f"{folder} has an adapter and not the weights under it; name the folder of the model that it was trained "
-            f"on as `base`, in {configuration.FILE} or OpenVLAConfig (the adapter calls it {str(said)[:100]!r})"
+            f"on as `base`, in {FILE} or OpenVLAConfig (the adapter calls it {str(said)[:100]!r})"
         )
     return inspect(folder / Path(base).expanduser(), ("openvla",))
 
@@ -262,29 +260,20 @@ def write_policy(
     Files with other contents are copied, their programs too; nothing is executed. An adapter is merged, so none is
     written. The folder appears whole or not at all. Raises UserError if there is something already.
     """
-    target = Path(target).expanduser()
-    if os.path.lexists(target):
-        raise UserError(f"{target} is there already; give a folder that is not")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(target) as made:
-            for source in {found.release.folder: None, found.folder: None}:  # in this order, once
-                _copy_small(source, made)
-            found.release.write_weights(made, changed)
-            for name, head in heads.items():
-                _write_head(found, name, head, made)
-            said = asdict(found.config) | {"views": found.views, "base": None}
-            (made / configuration.FILE).write_text(dumps(said, indent=1) + "\n", encoding="utf-8")
-            os.replace(made, target)
-        sync(target.parent)
-    except OSError as error:
-        raise cannot_be_written(target, error) from error
-    return target
+
+    def fill(made: Path) -> None:
+        for source in {found.release.folder: None, found.folder: None}:  # in this order, once
+            _copy_small(source, made)
+        found.release.write_weights(made, changed)
+        for name, head in heads.items():
+            _write_head(found, name, head, made)
+
+    return write_folder(target, asdict(found.config) | {"views": found.views, "base": None}, fill)
 
 
 def _copy_small(source: Path, target: Path) -> None:
     for path in source.iterdir():
-        is_weights = path.suffix in (".safetensors", ".bin", ".pt") or path.name in (INDEX, configuration.FILE)
+        is_weights = path.suffix in (".safetensors", ".bin", ".pt") or path.name in (INDEX, FILE)
         if path.is_file() and not is_weights:
             shutil.copyfile(path, target / path.name)
 

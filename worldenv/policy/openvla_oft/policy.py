@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from worldenv.errors import UserError
 from worldenv.interfaces.observation import Key, Observation
 from worldenv.interfaces.policy import Decision
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.suite import Suite
 from worldenv.ops.philox import Use, philox
 from worldenv.policy import lora
+from worldenv.policy.adapted import DTYPES, Adapted
 from worldenv.policy.laplace import LaplacePolicy
 from worldenv.policy.openvla_oft.config import OpenVLAConfig
 from worldenv.policy.openvla_oft.folder import (
@@ -31,8 +31,6 @@ from worldenv.policy.openvla_oft.network import ActionHead
 from worldenv.policy.openvla_oft.pictures import prepared
 from worldenv.policy.openvla_oft.statistics import Units
 
-DTYPES = {"stored": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 @dataclass
 class Moment(Slots):
@@ -44,23 +42,20 @@ class Moment(Slots):
     bins: Tensor | None = None  # [B, K * A] int64, of a policy with action tokens
 
 
-class OpenVLA(nn.Module):
+class OpenVLA(Adapted):
     """What both kinds have in common. Made by `load_openvla_oft`.
 
-    Of the network, low-rank adapters learn, and else nothing; the heads learn as a whole. Only what learns is in the
-    `state_dict`: a run need not save seven billion frozen numbers with every iteration. By `frozen`, a number that
-    those are known by, saved weights tell whether they belong to the same checkpoint.
+    Of the network, low-rank adapters learn, and else nothing; the heads learn as a whole.
     """
 
     def __init__(self, found: Found, known: int, merged: Sequence[str]):
-        super().__init__()
+        super().__init__(found.folder, known)
         self.found, self.config, self.views, self.chunk = found, found.config, found.views, found.config.chunk
         self.network, self.prompt = found.network, found.prompt
         self.numbers = self.chunk * len(found.bounds["action"].low)  # K * A
         self.units = Units(found.bounds["action"], found.bounds.get("proprio"), self.config.conventions)
         self.register_buffer("mean", torch.tensor(found.mean), persistent=False)  # [2, 3]
         self.register_buffer("std", torch.tensor(found.std), persistent=False)  # [2, 3]
-        self.register_buffer("frozen", torch.tensor([known], dtype=torch.int64))
         self.proprio_projector = found.heads.get("proprio_projector")
         self._merged = merged  # weights that the checkpoint's own adapter has changed: the files do not have them so
         self.network.requires_grad_(False)
@@ -69,20 +64,12 @@ class OpenVLA(nn.Module):
         if self.proprio_projector is not None:
             self.proprio_projector.requires_grad_(self.config.lora > 0)  # its gradient goes through the whole network
 
-    def _finish(self) -> None:
-        """When all modules are there: from here on, `state_dict` has what learns."""
-        learns = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        self._kept = learns | {"frozen"}
-        self.register_state_dict_post_hook(_keep_what_learns)
-        self.register_load_state_dict_pre_hook(_add_what_is_frozen)
-        self.eval()
-
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Tensor:  # [M, L] int64
         """The prompts of the instructions, in ids."""
         return self.prompt.read(texts).to(self.frozen.device)
 
-    def moment(self, seen: Observation, read: Tensor) -> Moment:
+    def moment(self, seen: Observation, read: Tensor, key: Key | None = None) -> Moment:
         """What `log_prob` will need of these moments."""
         return Moment(seen.frames, seen.proprio, read[seen.text])
 
@@ -94,10 +81,6 @@ class OpenVLA(nn.Module):
         if self.proprio_projector is not None:
             proprio = self.proprio_projector(self.units.proprio(moment.proprio))
         return self.network(pixels, moment.tokens, proprio, self.numbers)
-
-    def trainable(self) -> list[nn.Parameter]:
-        """Adapters and heads."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def write_back(self, folder: Path | str) -> Path:
         """Write the policy as it is now in its authors' layout, so that their code runs it; see `write_policy`."""
@@ -120,7 +103,7 @@ class OpenVLALaplace(OpenVLA, LaplacePolicy):
         super().__init__(found, known, merged)
         self.action_head = found.heads["action_head"].requires_grad_(True)
         self.scale_head = (found.heads.get("scale_head") or self._new_scale_head()).requires_grad_(True)
-        self._finish()
+        self.finish()
 
     def distribution(self, record: Moment) -> tuple[Tensor, Tensor]:
         """mu and beta [B, K, A] float32, in the environment's units."""
@@ -158,7 +141,7 @@ class OpenVLATokens(OpenVLA):
         # The last token is the first bin; tokens one more than bins, so the first two share the last bin.
         order = (bins - 1 - torch.arange(bins)).clamp(max=bins - 2)
         self.register_buffer("middles", middles[order].float(), persistent=False)  # [256]
-        self._finish()
+        self.finish()
 
     @torch.no_grad()
     def act(self, seen: Observation, read: Tensor, key: Key, explore: bool) -> Decision:
@@ -204,21 +187,3 @@ def load_openvla_oft(
     for name in found.heads:
         read_head(found, name)
     return (OpenVLALaplace if "action_head" in found.heads else OpenVLATokens)(found, known, merged)
-
-
-def _keep_what_learns(policy: OpenVLA, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
-    for name in [name for name in state if name.startswith(prefix) and name.removeprefix(prefix) not in policy._kept]:
-        del state[name]
-
-
-def _add_what_is_frozen(policy: OpenVLA, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
-    """Saved weights lack what is frozen: it stays. Raises UserError if they were learnt on another checkpoint."""
-    frozen = state.get(f"{prefix}frozen")
-    if frozen is not None and not torch.equal(frozen.cpu(), policy.frozen.cpu()):
-        raise UserError(
-            f"these weights were learnt on another checkpoint than that in {policy.found.folder}; give the folder that "
-            "they were learnt on"
-        )
-    for name, parameter in policy.named_parameters():
-        if name not in policy._kept:
-            state.setdefault(prefix + name, parameter)
