@@ -30,8 +30,7 @@ from worldenv.policy.openvla_oft.folder import (
 from worldenv.policy.openvla_oft.network import ActionHead
 from worldenv.policy.openvla_oft.pictures import prepared
 from worldenv.policy.openvla_oft.statistics import Units
-
-DTYPES = {"stored": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+from worldenv.records.released import DTYPES
 
 
 @dataclass
