@@ -26,6 +26,7 @@ from worldenv.ops import missing_faces
 from worldenv.policy.openvla_oft.policy import load_openvla_oft
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.model_files import RANGES, ROLES, load_ranges, shipped
+from worldenv.reflector.rlinf_resnet import load_rlinf_reflector
 from worldenv.reflector.small import SmallReflector
 from worldenv.rollout.checks import (
     check_config,
@@ -41,6 +42,7 @@ from worldenv.suites.libero.tasks import HORIZONS
 from worldenv.suites.tabletop.suite import TabletopSuite
 from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.world import ComposerWorld
+from worldenv.worlds.wan.world import load_wan
 
 DEFAULT_ENGINE, DEFAULT_ENV = EngineConfig(), EnvConfig()
 
@@ -67,10 +69,12 @@ POLICIES: dict[str, Callable[[Path, Suite], Policy]] = {
 WORLDS: dict[str, Callable[[Path, Suite], WorldModel]] = {
     "composer": lambda models, suite: ComposerWorld.load(models / "composer.safetensors", suite.robot, suite.views[0]),
     "causal": lambda models, suite: _load_causal(models / "causal.safetensors", suite),
+    "rlinf-wan:FOLDER": load_wan,
 }
 REFLECTORS: dict[str, Callable[[Path, Suite], Reflector]] = {
     "small": lambda models, suite: SmallReflector.load(models / "reflector.safetensors"),
     "zero-shot": lambda models, suite: SmallReflector.load(models / "reflector.safetensors", zero_shot=True),
+    "rlinf-wan:FOLDER": load_rlinf_reflector,  # the reward model beside a world model
 }
 
 
