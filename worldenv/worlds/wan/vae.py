@@ -118,10 +118,10 @@ class WanVae(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.shrink: int = model.config.scale_factor_spatial  # pixels of a latent's side
-        self.patch: int = model.config.patch_size
-        for name, values in (("mean", MEAN), ("std", STD)):
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1, 1), persistent=False)
+        self.patch: int = model.config.patch_size or 1
+        for name in ("mean", "std"):
+            values = torch.tensor(model.config[f"latents_{name}"])
+            self.register_buffer(name, values.view(-1, 1, 1, 1), persistent=False)
 
     def encode(self, frames: Tensor) -> Tensor:  # [B, 1 + 4 n, H, W, 3] uint8 -> [B, C, 1 + n, h, w]
         """The latents' means, each channel with mean 0 and variance 1 over the data of training."""
