@@ -42,6 +42,7 @@ from worldenv.suites.libero.tasks import HORIZONS
 from worldenv.suites.tabletop.suite import TabletopSuite
 from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.world import ComposerWorld
+from worldenv.worlds.video.world import load_video
 from worldenv.worlds.wan.world import load_wan
 
 DEFAULT_ENGINE, DEFAULT_ENV = EngineConfig(), EnvConfig()
@@ -70,6 +71,7 @@ WORLDS: dict[str, Callable[[Path, Suite], WorldModel]] = {
     "composer": lambda models, suite: ComposerWorld.load(models / "composer.safetensors", suite.robot, suite.views[0]),
     "causal": lambda models, suite: _load_causal(models / "causal.safetensors", suite),
     "rlinf-wan:FOLDER": load_wan,
+    "svd:FOLDER": load_video,
 }
 REFLECTORS: dict[str, Callable[[Path, Suite], Reflector]] = {
     "small": lambda models, suite: SmallReflector.load(models / "reflector.safetensors"),
