@@ -40,6 +40,7 @@ from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.suites.libero.suite import LiberoSuite
 from worldenv.suites.libero.tasks import HORIZONS
 from worldenv.suites.tabletop.suite import TabletopSuite
+from worldenv.worlds.causal.latents import load_causal_latents
 from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.world import ComposerWorld
 from worldenv.worlds.video.world import load_video
@@ -72,6 +73,7 @@ WORLDS: dict[str, Callable[[Path, Suite], WorldModel]] = {
     "causal": lambda models, suite: _load_causal(models / "causal.safetensors", suite),
     "rlinf-wan:FOLDER": load_wan,
     "svd:FOLDER": load_video,
+    "causal-latents:FOLDER": load_causal_latents,
 }
 REFLECTORS: dict[str, Callable[[Path, Suite], Reflector]] = {
     "small": lambda models, suite: SmallReflector.load(models / "reflector.safetensors"),

@@ -16,7 +16,12 @@ from worldenv.training.config import RefreshConfig, ScratchConfig, tiny_refresh,
 
 PARTS = ("suite", "policy", "world", "reflector")
 REFRESHED = {"suite": "tabletop", "policy": "small", "world": "composer", "reflector": "small"}  # by rounds
-RELEASED = ("openvla-oft", "rlinf-wan", "svd")  # kinds of released models: a part may be named KIND:FOLDER
+RELEASED = (
+    "openvla-oft",
+    "rlinf-wan",
+    "svd",
+    "causal-latents",
+)  # kinds of released models: a part may be named KIND:FOLDER
 PACKAGE = Path(__file__).resolve().parent
 MOST_ROUNDS = 1000  # the start states of their true episodes have numbers of 31 bits
 SEEDS = {"seed": Within(0, 2**32 - 1), "start_seed": Within(-(2**31), 2**31 - 1)}

@@ -138,8 +138,8 @@ def inspect(path: Path | str, model_types: Collection[str], writer: str = "trans
             entries[key] = Entry(folder / file, shape)
     if listed and (differing := listed.keys() ^ entries.keys()):
         raise CheckpointError(
-            f"{folder / _index(weights)} and the files that it lists differ in {_some(differing)}: of different "
-            f"checkpoints; {AGAIN}"
+            f"{folder / _index(weights)} and the files that it lists differ in {_some(differing)}: they are of "
+            f"different checkpoints; {AGAIN}"
         )
     return Release(folder, config, entries)
 

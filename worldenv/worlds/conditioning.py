@@ -56,7 +56,7 @@ class ClipEncoder(nn.Module):
 
 class GeometryEncoder(nn.Module):
     """The patches of a vision transformer of transformers (DINOv2, with registers or without), at any multiple of its
-    patch: the trunk of VGGT and of Depth Anything, whose features tell depth and shape."""
+    patch: the trunk of VGGT (worldenv/worlds/vggt.py has all of it) and of Depth Anything."""
 
     def __init__(self, model: nn.Module, size: int = 224):
         super().__init__()

@@ -20,6 +20,7 @@ from worldenv.robot.robot import Robot
 from worldenv.worlds.components import Component, Encoder, inspect_diffusers, inspect_transformers
 from worldenv.worlds.conditioning import ClipEncoder, Conditioning, GeometryEncoder
 from worldenv.worlds.tokenizers import LEVELS, FrameTokenizer
+from worldenv.worlds.vggt import Vggt, VggtEncoder, inspect_vggt, is_vggt
 from worldenv.worlds.video.network import ADDED, SCALES, TIME_IDS, VideoConfig, VideoUNet, cross_width, grow
 
 UNET, VAE, CLIP, GEOMETRY = "unet", "vae", "image_encoder", "geometry"
@@ -38,7 +39,7 @@ class Found:
     robot: Robot
     unet: Component
     vae: Component
-    encoders: Mapping[str, Encoder]  # clip, geometry, as far as there
+    encoders: Mapping[str, Encoder | Vggt]  # clip, geometry, as far as there
 
 
 def inspect_video(path: Path | str, suite: Suite, config: VideoConfig | None = None) -> Found:
@@ -60,7 +61,10 @@ def inspect_video(path: Path | str, suite: Suite, config: VideoConfig | None = N
             raise CheckpointError(f"{folder} has no folder {CLIP}; {AGAIN}, or leave it out: clip 'none' in {SETTINGS}")
         encoders["clip"] = inspect_transformers(folder / CLIP, CLIPS)
     if config.geometry == "folder" and (folder / GEOMETRY).is_dir():
-        encoders["geometry"] = inspect_transformers(folder / GEOMETRY, TRUNKS)
+        at = folder / GEOMETRY
+        encoders["geometry"] = (
+            inspect_vggt(at, config.geometry_size) if is_vggt(at) else inspect_transformers(at, TRUNKS)
+        )
     _check_sizes(folder, unet.module, FrameTokenizer(vae.module), config)
     return Found(folder, config, suite.robot, unet, vae, encoders)
 
@@ -71,6 +75,7 @@ def read_video(found: Found) -> VideoUNet:
     Raises CheckpointError for a tensor that is not finite, and if worldenv.safetensors does not fit.
     """
     dtype = DTYPES[found.config.dtype]
+    size = found.config.geometry_size
     read = {name: encoder.read(dtype) for name, encoder in found.encoders.items()}  # first: they are small
     unet, tokenizer = found.unet.read(dtype), FrameTokenizer(found.vae.read(dtype))
     if unet.conv_in.in_channels < 2 * tokenizer.channels + ADDED:
@@ -79,7 +84,8 @@ def read_video(found: Found) -> VideoUNet:
     if "clip" in read:
         encoders["clip"] = ClipEncoder(read["clip"], found.config.clip)
     if "geometry" in read:
-        encoders["geometry"] = GeometryEncoder(read["geometry"], found.config.geometry_size)
+        is_whole = isinstance(read["geometry"], VggtEncoder)
+        encoders["geometry"] = read["geometry"] if is_whole else GeometryEncoder(read["geometry"], size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         network = VideoUNet(unet, tokenizer, Conditioning(encoders, cross_width(unet)), found.config, found.robot)
