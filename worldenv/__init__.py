@@ -73,6 +73,7 @@ _PUBLIC = {
     "video_loss": "training.train_video",
     "load_rlinf_reflector": "reflector.rlinf_resnet",
     "RlinfConfig": "data.formats.rlinf",
+    "rlinf_starts": "data.formats.rlinf",
     "fit_scale": "training.fit_scale",
     "Clips": "data.clips",
     "Trajectory": "data.trajectory",
