@@ -27,6 +27,7 @@ from worldenv.policy.flow.policy import load_pi0, load_smolvla
 from worldenv.policy.openvla_oft.policy import load_openvla_oft
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.model_files import RANGES, ROLES, load_ranges, shipped
+from worldenv.reflector.rlinf_resnet import load_rlinf_reflector
 from worldenv.reflector.small import SmallReflector
 from worldenv.reflector.transformers_vlm import load_vlm_reflector
 from worldenv.rollout.checks import (
@@ -43,8 +44,11 @@ from worldenv.suites.libero.tasks import HORIZONS
 from worldenv.suites.metaworld.suite import MetaWorldSuite
 from worldenv.suites.metaworld.tasks import SETS
 from worldenv.suites.tabletop.suite import TabletopSuite
+from worldenv.worlds.causal.latents import load_causal_latents
 from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.world import ComposerWorld
+from worldenv.worlds.video.world import load_video
+from worldenv.worlds.wan.world import load_wan
 
 DEFAULT_ENGINE, DEFAULT_ENV = EngineConfig(), EnvConfig()
 
@@ -75,11 +79,15 @@ POLICIES: dict[str, Callable[[Path, Suite], Policy]] = {
 WORLDS: dict[str, Callable[[Path, Suite], WorldModel]] = {
     "composer": lambda models, suite: ComposerWorld.load(models / "composer.safetensors", suite.robot, suite.views[0]),
     "causal": lambda models, suite: _load_causal(models / "causal.safetensors", suite),
+    "rlinf-wan:FOLDER": load_wan,
+    "svd:FOLDER": load_video,
+    "causal-latents:FOLDER": load_causal_latents,
 }
 REFLECTORS: dict[str, Callable[[Path, Suite], Reflector]] = {
     "small": lambda models, suite: SmallReflector.load(models / "reflector.safetensors"),
     "zero-shot": lambda models, suite: SmallReflector.load(models / "reflector.safetensors", zero_shot=True),
     "vlm:FOLDER": lambda folder, suite: load_vlm_reflector(folder, suite.views),
+    "rlinf-wan:FOLDER": load_rlinf_reflector,  # the reward model beside a world model
 }
 
 

@@ -24,7 +24,8 @@ from worldenv.training.config import (
 
 PARTS = ("suite", "policy", "world", "reflector")
 REFRESHED = {"suite": "tabletop", "policy": "small", "world": "composer", "reflector": "small"}  # by rounds
-RELEASED = ("openvla-oft", "pi0", "smolvla", "vlm")  # kinds of released models: a part may be named KIND:FOLDER
+# Kinds of released models: a part may be named KIND:FOLDER.
+RELEASED = ("openvla-oft", "pi0", "smolvla", "rlinf-wan", "svd", "causal-latents", "vlm")
 PACKAGE = Path(__file__).resolve().parent
 MOST_ROUNDS = 1000  # the start states of their true episodes have numbers of 31 bits
 SEEDS = {"seed": Within(0, 2**32 - 1), "start_seed": Within(-(2**31), 2**31 - 1)}
@@ -42,7 +43,7 @@ class TrainConfig:
     models: Path | None = None  # folder with the models' files; default: the weights in the package
     suite: str = "tabletop"  # true environment; as the next three: a name, or module:function of your own (docs/)
     policy: str = "small"  # what acts and is improved; pi0:FOLDER, say: a released policy (docs/your_checkpoint.md)
-    world: str = "composer"  # world model: composer (CPU), causal (CPU and GPU)
+    world: str = "composer"  # world model: composer (CPU), causal (CPU, GPU); released: rlinf-wan:FOLDER, svd:FOLDER
     reflector: str = "small"  # reward and stop: small, zero-shot (pretrained answer, no head), vlm:FOLDER (docs/vlm.md)
     precision: Literal["auto", "float32", "int8"] = "auto"  # of imagining; auto: int8 if the CPU is fast at it
     device: Literal["cpu", "cuda"] = "cpu"  # where the networks imagine, practise and act

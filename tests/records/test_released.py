@@ -1,7 +1,9 @@
 import json
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from worldenv.errors import UserError
+from worldenv.fields import check_fields
 from worldenv.records import released
-from worldenv.records.released import check_shapes, component, inspect, library, read_pickle
+from worldenv.records.released import check_shapes, component, inspect, library, read_pickle, settings_in
 
 TENSORS = {"a.weight": torch.ones(3, 5), "a.bias": torch.arange(3.0), "b.weight": torch.full((2, 3), 0.5)}
 INDEX = "model.safetensors.index.json"
@@ -204,3 +207,43 @@ def test_a_component_is_found_by_its_name_alone(tmp_path):
 def test_a_missing_package_is_named_with_its_extra():
     with pytest.raises(UserError, match=r'need no_such_package: pip install "worldenv\[models\]"'):
         library("no_such_package")
+
+
+@pytest.mark.parametrize("shards", [True, False])
+def test_folders_that_diffusers_wrote_have_other_names(tmp_path, shards):
+    folder, name = write(tmp_path / "model", shards), "diffusion_pytorch_model.safetensors"
+    (folder / "config.json").write_text(json.dumps({"_class_name": "Tiny"}))
+    (folder / (INDEX if shards else "model.safetensors")).rename(folder / (f"{name}.index.json" if shards else name))
+    assert inspect(folder, ("Tiny",), "diffusers").shapes == {key: tuple(t.shape) for key, t in TENSORS.items()}
+    with pytest.raises(UserError, match="is of the architecture 'Tiny', not Other"):
+        inspect(folder, ("Other",), "diffusers")
+    (folder / (f"{name}.index.json" if shards else name)).unlink()
+    with pytest.raises(UserError, match=f"has neither {name} nor {name}.index.json"):
+        inspect(folder, ("Tiny",), "diffusers")
+
+
+def test_a_state_dict_is_found_within_what_a_training_script_kept(tmp_path):
+    torch.save({"model": TENSORS, "epoch": 3}, tmp_path / "both.pt")
+    torch.save(TENSORS, tmp_path / "alone.pt")
+    for name in ("both.pt", "alone.pt"):
+        assert read_pickle(tmp_path / name, "model").keys() == TENSORS.keys()
+    with pytest.raises(UserError, match="is no state dict"):
+        read_pickle(tmp_path / "both.pt")
+
+
+@dataclass(frozen=True)
+class Settings:
+    kind: Literal["a", "b"] = "a"
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+def test_settings_lie_in_the_folder_as_far_as_they_differ(tmp_path):
+    assert settings_in(tmp_path, Settings) == Settings()
+    (tmp_path / "worldenv.json").write_text('{"kind": "b"}')
+    assert settings_in(tmp_path, Settings) == Settings("b")
+    for text, message in (('{"kind": "c"}', "kind is 'c'"), ('{"kinds": "a"}', "does not know 'kinds'")):
+        (tmp_path / "worldenv.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            settings_in(tmp_path, Settings)

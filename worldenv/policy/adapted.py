@@ -15,7 +15,7 @@ from worldenv.fields import from_document
 from worldenv.files import cannot_be_written, read_json, sync, temporary_folder
 
 FILE = "worldenv.json"  # in the folder of a policy: its configuration, as far as it differs from the defaults
-DTYPES = {"stored": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
 Config = TypeVar("Config")
 
 

@@ -6,11 +6,11 @@ headers say names and shapes. A pickle is read by name only, and of its content 
 
 import pickle
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import is_zipfile
 
 import torch
@@ -19,15 +19,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from worldenv.errors import UserError
-from worldenv.fields import shown
+from worldenv.fields import from_document, shown
 from worldenv.files import read_json
 from worldenv.records.checkpoint import CheckpointError, check_file, one_line
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+# Library -> its name of a single file of weights, and the entry of config.json that says the type of the model.
+WRITERS = {"transformers": (WEIGHTS, "model_type"), "diffusers": ("diffusion_pytorch_model.safetensors", "_class_name")}
+SETTINGS = "worldenv.json"  # ours, in the folder of a released model: how it is used, as far as not by default
 AGAIN = "download the folder again, whole"
+DTYPES = {"stored": None, "float32": torch.float32, "bfloat16": torch.bfloat16}  # of weights, by the setting `dtype`
 SHOWN = 4  # names in a message
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes, to look at any number's bits
 Shape = tuple[int, ...]
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -114,36 +119,38 @@ def folder_of(path: Path | str) -> Path:
     return folder.resolve()
 
 
-def inspect(path: Path | str, model_types: Collection[str]) -> Release:
+def inspect(path: Path | str, model_types: Collection[str], writer: str = "transformers") -> Release:
     """Check a folder's configuration, its list of files and the header of each, without reading a tensor.
 
-    Raises UserError for a path that is no folder. Raises CheckpointError if the configuration is missing or of another
-    architecture, if a file of the weights is missing, cut short or not listed, or if there are pickles only.
+    writer: the library that wrote it, transformers or diffusers, which name types and files otherwise. Raises UserError
+    for a path that is no folder. Raises CheckpointError if the configuration is missing or of another architecture, if
+    a file of the weights is missing, cut short or not listed, or if there are pickles only.
     """
     folder = folder_of(path)
-    config = read_config(folder, model_types)
+    weights, key = WRITERS[writer]
+    config = read_config(folder, model_types, key)
     entries: dict[str, Entry] = {}
-    listed = _listed(folder)
-    for file in sorted(set(listed.values())) if listed else [WEIGHTS]:
+    listed = _listed(folder, weights)
+    for file in sorted(set(listed.values())) if listed else [weights]:
         for key, shape in header(folder / file).items():
             if key in entries or listed.get(key, file) != file:
                 raise CheckpointError(f"{folder / file} holds {key} that belongs to another file; {AGAIN}")
             entries[key] = Entry(folder / file, shape)
     if listed and (differing := listed.keys() ^ entries.keys()):
         raise CheckpointError(
-            f"{folder / INDEX} and the files that it lists differ in {_some(differing)}: they are of different "
-            f"checkpoints; {AGAIN}"
+            f"{folder / _index(weights)} and the files that it lists differ in {_some(differing)}: they are of "
+            f"different checkpoints; {AGAIN}"
         )
     return Release(folder, config, entries)
 
 
-def read_config(folder: Path, model_types: Collection[str]) -> dict[str, Any]:
-    """The document config.json. Raises CheckpointError if it is missing or of another architecture."""
+def read_config(folder: Path, model_types: Collection[str], key: str = "model_type") -> dict[str, Any]:
+    """The document config.json; `key` says its type. Raises CheckpointError if it is missing or of another one."""
     path = folder / CONFIG
     if not path.exists():
         raise CheckpointError(f"{folder} has no {CONFIG}, so it is no whole released model; {AGAIN}")
     config = read_json(path)
-    found = config.get("model_type", config.get("type"))  # the latter as LeRobot calls it
+    found = config.get(key, config.get("type"))  # the latter as LeRobot calls it
     if found not in model_types:
         raise CheckpointError(
             f"{path} is of the architecture {shown(found)}, not {' or '.join(sorted(model_types))}; give the folder of "
@@ -152,12 +159,16 @@ def read_config(folder: Path, model_types: Collection[str]) -> dict[str, Any]:
     return config
 
 
-def _listed(folder: Path) -> dict[str, str]:
+def _index(weights: str) -> str:
+    return f"{weights}.index.json"
+
+
+def _listed(folder: Path, weights: str) -> dict[str, str]:
     """Name of a tensor -> name of its file, of the index; empty for a single file."""
-    index = folder / INDEX
+    index = folder / _index(weights)
     if not index.exists():
-        if not (folder / WEIGHTS).exists():
-            raise _no_weights(folder)
+        if not (folder / weights).exists():
+            raise _no_weights(folder, weights)
         return {}
     listed = read_json(index).get("weight_map")
     names = listed.values() if isinstance(listed, dict) else ()
@@ -165,7 +176,7 @@ def _listed(folder: Path) -> dict[str, str]:
         raise CheckpointError(f"{index} has no weight_map of names of files beside it; {AGAIN}")
     if missing := sorted({name for name in names if not (folder / name).is_file()}):
         raise CheckpointError(
-            f"{folder} lacks {_some(missing)}: {len(missing)} of the {len(set(names))} files that {INDEX} lists; "
+            f"{folder} lacks {_some(missing)}: {len(missing)} of the {len(set(names))} files that {index.name} lists; "
             "download them into it"
         )
     if pickles := sorted({name for name in names if not name.endswith(".safetensors")}):
@@ -173,7 +184,7 @@ def _listed(folder: Path) -> dict[str, str]:
     return listed
 
 
-def _no_weights(folder: Path) -> CheckpointError:
+def _no_weights(folder: Path, weights: str) -> CheckpointError:
     pickles = sorted(path.name for path in folder.glob("*.bin")) + sorted(
         path.name for path in folder.glob("*.pt") if "--" not in path.name
     )
@@ -182,7 +193,7 @@ def _no_weights(folder: Path) -> CheckpointError:
             f"{folder} has its weights in {_some(pickles)}: pickles, which may run a program and are not read; take "
             "the release as safetensors, or save the model again with safe_serialization=True"
         )
-    return CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}; {AGAIN}")
+    return CheckpointError(f"{folder} has neither {weights} nor {_index(weights)}; {AGAIN}")
 
 
 def header(path: Path) -> dict[str, Shape]:
@@ -226,10 +237,11 @@ def component(folder: Path, name: str) -> Path | None:
     return found[0] if found else None
 
 
-def read_pickle(path: Path) -> dict[str, Tensor]:
+def read_pickle(path: Path, within: str | None = None) -> dict[str, Tensor]:
     """The tensors of a state dict that torch.save wrote. They are mapped into memory: only what is used is read.
 
-    Raises CheckpointError if there is anything but tensors in it, which is then not executed, or if it is damaged.
+    within: the name under which a training script may have put it, beside other things. Raises CheckpointError if there
+    is anything but tensors in it, which is then not executed, or if it is damaged.
     """
     check_file(path)
     if not is_zipfile(path):
@@ -244,9 +256,20 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read ({one_line(error)}); {AGAIN}") from error
     tensors = found if isinstance(found, dict) else {}
+    tensors = tensors.get(within, tensors) if within is not None else tensors
+    tensors = tensors if isinstance(tensors, dict) else {}
     if not tensors or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in tensors.items()):
         raise CheckpointError(f"{path} is no state dict: names and tensors; {AGAIN}")
     return tensors
+
+
+def settings_in(folder: Path, kind: type[Config]) -> Config:
+    """The configuration in a folder's worldenv.json: what it does not say is as by default.
+
+    Raises UserError for a field that is unknown or holds what it may not.
+    """
+    path = folder / SETTINGS
+    return from_document(kind, asdict(kind()) | read_json(path), str(path)) if path.exists() else kind()
 
 
 def check_finite(file: Path, key: str, tensor: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 
 import worldenv
 from worldenv import options
-from worldenv.assemble import POLICIES
+from worldenv.assemble import POLICIES, REFLECTORS, WORLDS
 from worldenv.config import RELEASED, released
 from worldenv.errors import UserError
 from worldenv.evaluation import measure
@@ -79,7 +79,8 @@ def test_a_folder_is_named_from_where_one_is(folders, monkeypatch):
 
 
 def test_every_kind_is_known_where_names_are_read_and_where_parts_are_built():
-    assert {f"{kind}:FOLDER" for kind in RELEASED} == {name for name in POLICIES if ":" in name}
+    built = {*POLICIES, *WORLDS, *REFLECTORS}
+    assert {f"{kind}:FOLDER" for kind in RELEASED} == {name for name in built if ":" in name}
     assert released("openvla-oft:a:b") == ("openvla-oft", "a:b")
     assert released("openvla-oft") is None and released("module:function") is None
 

@@ -16,7 +16,7 @@ from worldenv.interfaces.suite import Suite
 from worldenv.ops.laplace_chunk import laplace_chunk
 from worldenv.ops.philox import Use, philox
 from worldenv.policy import lora
-from worldenv.policy.adapted import DTYPES, Adapted
+from worldenv.policy.adapted import Adapted
 from worldenv.policy.flow.config import Pi0Config, SmolVLAConfig
 from worldenv.policy.flow.folder import (
     Found,
@@ -31,6 +31,7 @@ from worldenv.policy.flow.pictures import prepared
 from worldenv.policy.flow.sde import density, drawn, transition
 from worldenv.policy.flow.statistics import Units
 from worldenv.policy.laplace import LaplacePolicy
+from worldenv.records.released import DTYPES
 
 
 @dataclass

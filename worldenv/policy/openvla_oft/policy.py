@@ -15,7 +15,7 @@ from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.suite import Suite
 from worldenv.ops.philox import Use, philox
 from worldenv.policy import lora
-from worldenv.policy.adapted import DTYPES, Adapted
+from worldenv.policy.adapted import Adapted
 from worldenv.policy.laplace import LaplacePolicy
 from worldenv.policy.openvla_oft.config import OpenVLAConfig
 from worldenv.policy.openvla_oft.folder import (
@@ -30,6 +30,7 @@ from worldenv.policy.openvla_oft.folder import (
 from worldenv.policy.openvla_oft.network import ActionHead
 from worldenv.policy.openvla_oft.pictures import prepared
 from worldenv.policy.openvla_oft.statistics import Units
+from worldenv.records.released import DTYPES
 
 
 @dataclass

@@ -79,11 +79,13 @@ class CausalWorld:
             part = slice(i * self.chunk, (i + 1) * self.chunk)
             condition = self.condition(poses, seen.camera if cameras is None else cameras[:, part])
             out.append(self._pass(memory, condition, key._replace(chunk=key.chunk * passes + i)))
-        frames, finite = zip(*out, strict=True)
-        return Imagined(torch.cat(frames, dim=1)[:, :, None], proprio, torch.stack(finite).all(0), camera=cameras)
+        finite = torch.stack([x.isfinite().flatten(1).all(1) for x in out])
+        latents = torch.cat(out, dim=1).view(len(action), -1, self.network.config.tokens, out[0].shape[-1])
+        pictures = self._shown(latents, seen.frames)[:, :, None]
+        return Imagined(pictures, proprio, finite.all(0), camera=cameras)
 
-    def _pass(self, ring: Ring, condition: Tensor, key: Key) -> tuple[Tensor, Tensor]:
-        """[B, K, H, W, 3] uint8 frames; [B] bool, whether every latent came out finite."""
+    def _pass(self, ring: Ring, condition: Tensor, key: Key) -> Tensor:  # [B, K L, C]
+        """The latents of K frames; the ring moves on."""
         config, network = self.network.config, self.network
         tokens, rooms = config.tokens * config.chunk, config.window // config.chunk + 1
         place = (config.tokens + key.chunk % rooms * tokens).int()
@@ -94,8 +96,12 @@ class CausalWorld:
             velocity = network.velocity(x, x.new_full((len(x),), t), condition, *here)
             x = denoise_step(x, velocity, t, t_next, *key, Use.AGAIN + step)
         network.remember(x, condition, *here)
-        frames = network.tokenizer.decode(x.view(-1, config.tokens, config.channels), self.size[1])
-        return frames.unflatten(0, (len(x), -1)), x.isfinite().flatten(1).all(1)
+        return x
+
+    def _shown(self, latents: Tensor, frames: Tensor) -> Tensor:  # [B, K, L, C], [B, 1, H, W, 3] -> [B, K, H, W, 3]
+        """The pictures of a chunk; `frames` is the one that it began with."""
+        pictures = self.network.tokenizer.decode(latents.flatten(0, 1), self.size[1])
+        return pictures.unflatten(0, latents.shape[:2])
 
     def condition(self, poses: Tensor, camera: Tensor) -> Tensor:  # [B, N, P], as `draw_maps` -> [B, N L, D]
         """The conditioning of every token of N frames on the gripper."""

@@ -1,0 +1,1 @@
+"""World models that are video-diffusion U-Nets of diffusers."""

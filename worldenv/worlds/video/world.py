@@ -1,0 +1,108 @@
+"""A video-diffusion U-Net behind the interface `WorldModel`: the past is the latents of some frames."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from worldenv.errors import UserError
+from worldenv.interfaces.observation import Key, Observation
+from worldenv.interfaces.slots import Slots
+from worldenv.interfaces.suite import Suite
+from worldenv.interfaces.world import Imagined
+from worldenv.ops.philox import Use, philox
+from worldenv.robot.kinematics import chunk_kinematics
+from worldenv.worlds.video.folder import inspect_video, read_video, write_video
+from worldenv.worlds.video.network import Known, VideoConfig, VideoUNet
+
+
+@dataclass
+class VideoMemory(Slots):
+    """What a pass knows of E episodes: the first frame and the latest ones, as latents, and what encoders saw."""
+
+    latents: Tensor  # [E, M, C, h, w]
+    poses: Tensor  # [E, M, P] float32
+    tokens: Tensor  # [E, L, D], of the first frame
+
+
+class VideoWorld:
+    """A pass denoises the K frames of a chunk together; the policy's chunk may be several passes long."""
+
+    def __init__(self, network: VideoUNet, view: str = "agentview", folder: Path | None = None):
+        config = network.config
+        self.network, self.robot, self.config, self.folder = network, network.robot, config, folder
+        self.views, self.size, self.chunk = (view,), (config.size, config.size), config.chunk
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.place.device
+
+    @torch.no_grad()
+    def begin(self, seen: Observation, chunk: int) -> VideoMemory:
+        """The memory of episodes that begin with this observation. The encoders look at it now, and never again.
+
+        Raises UserError for chunks that are not whole passes, and without a camera matrix.
+        """
+        if chunk % self.chunk:
+            raise UserError(
+                f"this world model imagines {self.chunk} frames per pass; a chunk should be a multiple of that, not "
+                f"{chunk}"
+            )
+        if seen.camera is None:
+            raise UserError("the world model draws the gripper; the observation has no camera matrix")
+        network, frames, m = self.network, seen.frames[:, 0], self.config.memory
+        latents = network.tokenizer.encode(frames)[:, None].repeat(1, m, 1, 1, 1)
+        empty = network.place.new_empty(len(frames), 0, network.place.shape[1])
+        tokens = torch.cat([empty, *network.conditioning.tokens(network.conditioning.features(frames))], dim=1)
+        return VideoMemory(latents, seen.proprio[:, None].repeat(1, m, 1), tokens)
+
+    @torch.no_grad()
+    def imagine(self, memory: VideoMemory, seen: Observation, action: Tensor, key: Key) -> Imagined:
+        """Imagine one chunk of one or more passes."""
+        action = action.clamp(-1, 1)
+        proprio = chunk_kinematics(seen.proprio, action, self.robot.kinematics)
+        passes, out, k = action.shape[1] // self.chunk, [], self.chunk
+        for i in range(passes):
+            part = slice(i * k, (i + 1) * k)
+            poses = torch.cat([memory.poses, proprio[:, part]], dim=1)
+            known = self.network.know(memory.latents, poses, seen.camera, action[:, part], [memory.tokens])
+            new = self._pass(known, key._replace(chunk=key.chunk * passes + i))
+            memory.latents[:, 1:] = torch.cat([memory.latents[:, 1:], new], dim=1)[:, 1 - self.config.memory :]
+            memory.poses[:, 1:] = poses[:, 1 - self.config.memory :]
+            out.append(new)
+        latents = torch.cat(out, dim=1)
+        finite = latents.isfinite().flatten(1).all(1)
+        return Imagined(self._shown(latents, seen.frames)[:, :, None], proprio, finite)
+
+    def _pass(self, known: Known, key: Key) -> Tensor:  # [B, K, C, h, w]
+        """Euler steps of the probability flow from noise (Karras et al. 2022, algorithm 1 without noise added)."""
+        sigmas = self.network.sigmas()
+        past = known.latents
+        noise = philox(*key, Use.FRAME, (self.chunk, *past.shape[2:]), normal=True)
+        x = noise * sigmas[0]
+        for sigma, after in zip(sigmas, sigmas[1:], strict=False):
+            clean = self.network.denoised(x, x.new_full((len(x),), sigma), known)
+            x = clean + (after / sigma) * (x - clean)
+        return x.to(past.dtype)
+
+    def _shown(self, latents: Tensor, frames: Tensor) -> Tensor:  # [B, K, C, h, w], [B, 1, H, W, 3] -> [B, K, H, W, 3]
+        b, k = latents.shape[:2]
+        looked = latents if self.config.decode == "all" else latents[:, -1:]
+        pictures = self.network.tokenizer.decode(looked.flatten(0, 1)).unflatten(0, (b, -1))
+        return torch.cat([frames.expand(-1, k - pictures.shape[1], -1, -1, -1), pictures], dim=1)
+
+    def write_back(self, folder: Path | str) -> Path:
+        """Write the world model as it is now, in the layout in which it was loaded; see `write_video`."""
+        if self.folder is None:
+            raise UserError("this world model was made from parts, not from a folder; save its network yourself")
+        return write_video(self.network, self.folder, folder)
+
+
+def load_video(folder: Path | str, suite: Suite, config: VideoConfig | None = None) -> VideoWorld:
+    """A world model from the folder of a pipeline: Stable Video Diffusion's, or one that `write_back` wrote.
+
+    Raises UserError, before anything large is read, as `inspect_video` does.
+    """
+    found = inspect_video(folder, suite, config)
+    return VideoWorld(read_video(found), suite.views[0], found.folder)

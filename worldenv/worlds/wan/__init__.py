@@ -1,0 +1,1 @@
+"""Action-conditioned Wan video models as RLinf publishes them."""
