@@ -9,7 +9,6 @@ import torch
 
 import worldenv
 from worldenv.data.clips import Clips
-from worldenv.data.formats.libero import write_libero
 from worldenv.data.orientation import agreement
 from worldenv.data.record import Record
 from worldenv.data.trajectories import TrajectoryFormatError, TrajectoryReader, TrajectoryWriter
@@ -86,11 +85,6 @@ def test_lerobot_keeps_it(moving, make, same, tmp_path, version):
     np.testing.assert_allclose(halved.camera[..., :2, :], 2 * made[0].camera[..., :2, :], rtol=1e-6)
     with pytest.raises(UserError, match=r"camera is \[6, 2, 3, 4\]; it should be finite numbers \[2, 3, 4\]"):
         worldenv.LeRobotReader(tmp_path / "set", camera=made[0].camera)
-
-
-def test_layout_without_a_camera_leaves_it_out(moving, tmp_path):
-    write_libero(tmp_path / "a_demo.hdf5", [moving()])
-    assert TrajectoryReader(tmp_path / "a_demo.hdf5")[0].camera is None
 
 
 def test_clips_give_the_camera_of_each_frame(moving, make, tmp_path):
