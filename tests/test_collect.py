@@ -199,6 +199,41 @@ def test_wrong_options_are_refused(refused, tmp_path, words, why):
     assert why in refused("--output", tmp_path / "demos", *words)
 
 
+ANOTHER = """
+import numpy as np
+import worldenv
+
+class Task:
+    name, instructions = "wave", ("wave the hand",)
+
+class Suite:
+    name, horizon, views, tasks = "other", 5, ("top",), (Task(),)
+    robot = worldenv.Robot(("x m", "y m"), ("dx", "dy"), (-1.0, -1.0), (1.0, 1.0))
+
+    def demonstrate(self, tasks, starts, split, noise, look):
+        return [self.one(task, start, split) for task, start in zip(tasks, starts)]
+
+    def one(self, task, start, split):
+        frames, path = np.full((4, 1, 8, 8, 3), start, np.uint8), np.zeros((4, 2), np.float32)
+        parts = frames, path, path[:3], np.array([False, False, True]), None, ("top",)
+        shown = worldenv.Trajectory(*parts, "wave the hand", task.name, start, split, "expert")
+        return worldenv.Demonstration(True, 3, "waved", shown)
+"""
+
+
+def test_demonstrations_of_another_robot_are_in_the_layout_of_this_package(tmp_path, monkeypatch, capsys):
+    (tmp_path / "waving_suite.py").write_text(ANOTHER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cli.collect(["waving_suite:Suite", "--demos", "2", "--output", str(tmp_path / "demos")])
+    found = json.loads(capsys.readouterr().out)
+    assert found["demonstrations"] == 2 and found["size"] is None and found["about"] == {}
+    with TrajectoryReader(tmp_path / "demos/wave_demo.hdf5") as reader:
+        assert [(t.start, t.split, t.frames.max(), len(t.actions)) for t in reader] == [
+            (0, "train", 0, 3),
+            (1, "train", 1, 3),
+        ]
+
+
 def test_a_suite_without_an_expert_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.collect(["tabletop", "--output", str(tmp_path / "demos")])

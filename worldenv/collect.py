@@ -22,8 +22,9 @@ import numpy as np
 from worldenv.assemble import SUITES, named
 from worldenv.convert import Parser
 from worldenv.data.demonstration import Demonstration
-from worldenv.data.formats.libero import write_libero
+from worldenv.data.formats.libero import NUMBERS, write_libero
 from worldenv.data.paths import as_path
+from worldenv.data.trajectories import TrajectoryWriter, part_paths
 from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError, nearest
 from worldenv.fields import shown
@@ -209,6 +210,8 @@ class Collection:
             rewrite(folder / EPISODES, lines)
         self.episodes: dict[str, dict[int, dict[str, Any]]] = {task.name: {} for task in suite.tasks}
         for line in lines:
+            if not isinstance(line.get("success"), bool) or not isinstance(line.get("steps"), int):
+                raise UserError(f"{folder / EPISODES} has a line without `success` and `steps`: remove it")
             self.episodes.setdefault(line["stage"], {})[line["step"]] = line
 
     def run(self) -> None:
@@ -306,11 +309,24 @@ class Collection:
                     for start in lost:
                         del lines[start]
                     continue
-                about = {"suite": self.suite.name, "noise": str(self.noise)}
-                parts = [self._part(task, start) for start in starts]
-                write_libero(path, (_load(part)[0] for part in parts), (_load(part)[1] for part in parts), about)
+                self._write(path, [self._part(task, start) for start in starts])
             for start in range(self.rule.most):
                 self._part(task, start).unlink(missing_ok=True)
+
+    def _write(self, path: Path, parts: Sequence[Path]) -> None:
+        demos, about = (_load(part) for part in parts), {"suite": self.suite.name, "noise": str(self.noise)}
+        if self.suite.robot.proprio_size == NUMBERS:
+            write_libero(path, (_load(part)[0] for part in parts), (extras for _, extras in demos), about)
+            return
+
+        def write(made: Path) -> None:
+            folder = made.with_name("own")
+            with TrajectoryWriter(folder, per_file=len(parts)) as writer:
+                for trajectory, _ in demos:
+                    writer.write(trajectory)
+            part_paths(folder)[0].rename(made)
+
+        replace_whole(path, write)
 
     def _part(self, task: Task, start: int) -> Path:
         return self.parts / f"{task.name}.{start}.npz"
