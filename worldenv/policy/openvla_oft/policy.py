@@ -93,7 +93,7 @@ class OpenVLA(nn.Module):
         proprio = None
         if self.proprio_projector is not None:
             proprio = self.proprio_projector(self.units.proprio(moment.proprio))
-        return self.network(pixels, moment.tokens, proprio, self.numbers)
+        return self.network(pixels, moment.tokens, proprio, self.numbers, self.config.conventions.stop)
 
     def trainable(self) -> list[nn.Parameter]:
         """Adapters and heads."""
