@@ -1,5 +1,7 @@
 """Fit how far a released policy explores: the scale of its actions, to demonstrations; its means stay as they are."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral
 
 import torch
@@ -33,7 +35,7 @@ def fit_scale(
     optimizer = torch.optim.Adam(policy.scale_head.parameters(), learning_rate)
     device, losses = next(policy.parameters()).device, []
     read, generator = policy.read(texts), torch.Generator().manual_seed(seed)
-    with Progress(steps, "fitting the scale") as progress:
+    with _alone(policy.scale_head, policy), Progress(steps, "fitting the scale") as progress:
         for step in range(steps):
             seen, action = _drawn(policy, clips, rows, batch, generator)
             key = Key(seed, torch.arange(batch, device=device), torch.full((batch,), step, device=device))
@@ -43,15 +45,27 @@ def fit_scale(
             if not loss.isfinite():
                 raise UserError("the likelihood of the shown actions is not finite; lower the learning rate")
             optimizer.zero_grad(set_to_none=True)
-            gradients = torch.autograd.grad(loss, list(policy.scale_head.parameters()))
-            for parameter, gradient in zip(policy.scale_head.parameters(), gradients, strict=True):
-                parameter.grad = gradient
+            loss.backward()
             optimizer.step()
             losses.append(loss.item())
             progress.advance(nll=losses[-1])
     optimizer.zero_grad(set_to_none=True)
     some = max(1, steps // 10)
     return sum(losses[:some]) / some, sum(losses[-some:]) / some
+
+
+@contextmanager
+def _alone(module: nn.Module, whole: nn.Module) -> Iterator[None]:
+    """Inside, no other parameter of the whole has a gradient, so nothing is kept for one."""
+    mine = {id(parameter) for parameter in module.parameters()}
+    others = [p for p in whole.parameters() if p.requires_grad and id(p) not in mine]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
 
 
 def _drawn(

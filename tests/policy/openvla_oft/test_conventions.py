@@ -7,6 +7,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from worldenv.policy.openvla_oft.config import OpenVLAConventions
+from worldenv.policy.openvla_oft.folder import inspect_policy
 from worldenv.policy.openvla_oft.network import ActionHead
 from worldenv.policy.openvla_oft.pictures import prepared, resized
 from worldenv.policy.openvla_oft.statistics import Bounds, Units
@@ -72,6 +73,13 @@ def test_pictures_are_resized_as_pillow_does(height, width, size):
     torch.testing.assert_close(resized(frames.float(), size), theirs, atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize(("height", "width", "size"), [(256, 256, 224), (64, 48, 224), (300, 200, 28)])
+def test_pictures_are_resized_as_torch_does_with_the_other_kernel(height, width, size):
+    frames = torch.randint(256, (1, 3, height, width), generator=torch.Generator().manual_seed(0)).float()
+    theirs = F.interpolate(frames, (size, size), mode="bicubic", antialias=True)
+    torch.testing.assert_close(resized(frames, size, "bicubic"), theirs, atol=1e-2, rtol=0)
+
+
 def test_the_crop_is_torch_s_grid_sample_with_aligned_corners():
     frames = torch.randint(256, (1, 1, 28, 28, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     ours = prepared(frames, 28, OpenVLAConventions(orientation="upright"), MEAN, STD)[0, 0, 0]
@@ -99,6 +107,14 @@ def test_each_tower_has_its_own_colours():
     seen = prepared(picture([[255]]), 1, OpenVLAConventions(**PLAIN), mean, std)
     assert seen.shape == (1, 1, 2, 3, 1, 1)
     torch.testing.assert_close(seen.flatten(), torch.tensor([2.0, 3.0, 7.0, 1.0, 1.0, 1.0]))
+
+
+def test_colours_are_those_that_the_authors_processor_applies(release, two_views):
+    assert inspect_policy(release.path, two_views).mean == ((0.484, 0.455, 0.406), (0.5, 0.5, 0.5))
+    rounded = [{"mean": [0.484375, 0.455, 0.40625], "std": [0.2285, 0.2236, 0.2246], "inplace": False}] * 2
+    release.change("preprocessor_config.json", tvf_normalize_params=rounded)
+    found = inspect_policy(release.path, two_views)
+    assert found.mean[0] == (0.484375, 0.455, 0.40625) and found.std[1] == (0.2285, 0.2236, 0.2246)
 
 
 def units(**conventions) -> Units:

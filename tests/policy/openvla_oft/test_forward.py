@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from worldenv.interfaces.observation import Key
+from worldenv.policy.openvla_oft.config import OpenVLAConventions
 from worldenv.policy.openvla_oft.pictures import prepared
 
 
@@ -80,7 +81,9 @@ class Authors:
             {k.removeprefix(inner): t for k, t in self.weights.items() if k.startswith(inner)}, strict=True
         )
 
-    def __call__(self, seen, row: int, text: str, causal: bool = False):  # states [56, D], logits [56, vocabulary]
+    def __call__(
+        self, seen, row: int, text: str, causal: bool = False, stop: bool = True
+    ):  # states [56, D], logits [56, vocabulary]
         policy = self.policy
         pixels = prepared(
             seen.frames[row : row + 1], policy.found.size, policy.config.conventions, policy.mean, policy.std
@@ -96,7 +99,7 @@ class Authors:
         ids = torch.tensor([[*policy.prompt.ids(text), *[1] * 56, 2]])
         embedded = self.llama.get_input_embeddings()(ids)
         embedded[:, -57:-1] = 0
-        x = torch.cat([embedded[:, :1], see, embedded[:, 1:]], dim=1)
+        x = torch.cat([embedded[:, :1], see, embedded[:, 1 : None if stop else -1]], dim=1)
         size = x.shape[1]
         mask = torch.zeros(1, 1, size, size)
         if causal:
@@ -140,6 +143,17 @@ def test_l1_actions_are_those_of_the_libraries_own_layers(load, written, moments
         torch.testing.assert_close(mean[row], expected, atol=1e-4, rtol=0)
     causal = l1_head(head, authors(seen, 0, TEXTS[0], causal=True)[0]) * factor + offset
     assert (mean[0] - causal).abs().max() > 1e-2  # the difference that the test can see
+
+
+@torch.no_grad()
+def test_a_sequence_may_end_without_the_stop_token(load, written, moments):
+    policy = load("tokens", temperature=1.0, conventions=OpenVLAConventions(stop=False))
+    seen, read = seen_by(policy, moments)
+    likely = policy._log_probs(policy.moment(seen, read))
+    for row, text in enumerate(TEXTS):
+        logits = Authors(written["tokens"], policy)(seen, row, text, stop=False)[1][:, 31744:32000]
+        torch.testing.assert_close(likely[row], torch.log_softmax(logits, -1), atol=1e-4, rtol=0)
+    assert (load("tokens", temperature=1.0)._log_probs(policy.moment(seen, read)) - likely).abs().max() > 1e-2
 
 
 @torch.no_grad()

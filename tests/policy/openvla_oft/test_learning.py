@@ -239,6 +239,7 @@ def test_the_scale_is_fitted_to_demonstrations_and_the_mean_stays(tiny, load):
     changed = {name for (name, now), (_, old) in pairs if not torch.equal(now, old)}
     assert "scale_head.model.fc2.weight" in changed and all(name.startswith("scale_head.") for name in changed)
     assert not any(p.grad is not None for p in policy.parameters())
+    assert [p.requires_grad for p in policy.parameters()] == [p.requires_grad for p in before.parameters()]
 
 
 @pytest.mark.parametrize(

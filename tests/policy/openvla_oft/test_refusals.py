@@ -168,6 +168,13 @@ def test_a_policy_of_two_pictures_is_refused_where_there_is_one(written, one_vie
         inspect_policy(written["l1"].path, one_view)
 
 
+def test_the_scene_comes_before_the_wrist_whatever_the_suite_s_order(written, two_views, one_view):
+    reversed_views = type(two_views)("wrist", "agentview")
+    assert inspect_policy(written["l1"].path, reversed_views).views == ("agentview", "wrist")
+    assert inspect_policy(written["tokens"].path, reversed_views).views == ("agentview",)
+    assert inspect_policy(written["tokens"].path, type(two_views)("above", "near")).views == ("above",)
+
+
 def test_a_robot_with_other_actions_is_refused(written):
     robot = Robot(("x",), ("dx", "dy"), (0.0,), (1.0,))
     suite = SimpleNamespace(name="pens", views=("above",), robot=robot)
@@ -218,6 +225,8 @@ def test_a_setting_that_means_nothing_is_refused(values, message):
     [
         ({"orientation": "sideways"}, "orientation is 'sideways'; it should be upright or"),
         ({"crop": 0.0}, "crop is 0.0"),
+        ({"resize": "nearest"}, "resize is 'nearest'; it should be lanczos or bicubic"),
+        ({"stop": 1}, "stop is 1; it should be of type bool"),
         ({"gripper": (0.0, 1.0)}, "gripper is a factor of 0"),
         ({"proprio": (0, 1)}, "proprio has 2 numbers, proprio_factor 8"),
     ],

@@ -17,6 +17,7 @@ class OpenVLAConventions:
     """
 
     orientation: Orientation = "turned"
+    resize: Literal["lanczos", "bicubic"] = "lanczos"  # both antialiased, and rounded to 8 bits
     crop: float = 0.9  # share of the picture's area, in the middle, that is looked at; 1: all
     # Which number of proprioception each of theirs is, and times what: position, axis-angle, and the two fingers (m),
     # which an opening of 1 moves 0.04 m each way.
@@ -24,6 +25,7 @@ class OpenVLAConventions:
     proprio_factor: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.04, -0.04)
     gripper: tuple[float, float] = (-2.0, 1.0)  # factor and offset of the last number: 0 close, 1 open -> 1, -1
     bounds: tuple[str, str] = ("q01", "q99")  # the statistics that become -1 and 1
+    stop: bool = True  # whether </s> follows the places of the actions
 
     def __post_init__(self) -> None:
         any_number = Within(-LARGEST, LARGEST)
@@ -40,7 +42,7 @@ class OpenVLAConfig:
     """How a checkpoint of OpenVLA-OFT is used: what its files do not say. It may lie beside them, as worldenv.json."""
 
     chunk: int = 8  # K, actions per decision: 8 on LIBERO
-    views: tuple[str, ...] | None = None  # cameras; None: the suite's first two with proprioception, else its first
+    views: tuple[str, ...] | None = None  # cameras; None: two with proprioception, else one (the scene, the wrist)
     statistics: str | None = None  # entry of dataset_statistics.json; None: that of the suite's name, or the only one
     temperature: float = 1.6  # of the draws of a policy with action tokens
     lora: int = 32  # rank of the new low-rank layers that learn; 0: none, the heads alone learn

@@ -44,6 +44,7 @@ REFUSED = {  # the file that a variant has beside the others -> what it is
     "vision_backbone": "FiLM (its vision towers read the instruction)",
     "noisy_action_projector": "diffusion (its actions are denoised)",
 }
+VIEWS = ("agentview", "wrist")  # the authors' cameras, in their order, by the names of LIBERO here
 PROMPT_ROOM = 64  # tokens of the longest prompt, or so
 
 
@@ -199,7 +200,10 @@ def _heads(
 
 
 def _views(config: OpenVLAConfig, suite: Suite, has_proprio: bool) -> tuple[str, ...]:
-    views = config.views if config.views is not None else tuple(suite.views[: 2 if has_proprio else 1])
+    views = config.views
+    if views is None:
+        count = 2 if has_proprio else 1
+        views = VIEWS[:count] if {*VIEWS[:count]} <= {*suite.views} else tuple(suite.views[:count])
     if config.views is None and has_proprio and len(views) < 2:
         raise UserError(
             f"releases with proprioception look at two pictures, of the scene and of the wrist; {suite.name} shows "
@@ -225,10 +229,16 @@ def _check_suite(folder: Path, suite: Suite, bounds: Mapping[str, Bounds], confi
 
 
 def _normalisation(folder: Path) -> tuple[tuple[tuple[float, ...], ...], ...]:
-    """Mean and standard deviation of the colours, for both towers: each [2, 3]."""
+    """Mean and standard deviation of the colours, for both towers: each [2, 3].
+
+    What the authors' processor applies is `tvf_normalize_params`, which are the others as their model's dtype rounds.
+    """
     if not (folder / PICTURES).exists():
         raise CheckpointError(f"{folder} has no {PICTURES}, by which pictures are normalised; copy it from the release")
     document = read_json(folder / PICTURES)
+    applied = document.get("tvf_normalize_params")
+    if isinstance(applied, list) and all(isinstance(one, dict) for one in applied):
+        document = {f"{name}s": [one.get(name) for one in applied] for name in ("mean", "std")}
     out = []
     for name in ("means", "stds"):
         rows = document.get(name)

@@ -177,6 +177,7 @@ class Network(nn.Module):
         tokens: Tensor,  # [B, L] int64: <s>, padding, the rest of the prompt
         proprio: Tensor | None,  # [B, D], projected already
         numbers: int,  # K * A
+        stop: bool = True,  # whether </s> follows
     ) -> Tensor:  # [B, K * A, D]
         """Every position sees all others (the authors' change of Llama), but for padding.
 
@@ -187,18 +188,19 @@ class Network(nn.Module):
         if proprio is not None:
             seen = torch.cat([seen, proprio[:, None].to(seen.dtype)], dim=1)
         embed = self.language_model.get_input_embeddings()
-        text, stop = embed(tokens), embed(tokens.new_full((len(tokens), 1), STOP))
+        text, end = embed(tokens), embed(tokens.new_full((len(tokens), int(stop)), STOP))
         places = text.new_zeros(len(text), numbers, text.shape[-1])
-        x = torch.cat([text[:, :1], seen, text[:, 1:], places, stop], dim=1)
+        x = torch.cat([text[:, :1], seen, text[:, 1:], places, end], dim=1)
         said, others = tokens != self.pad, torch.ones_like(x[:, :, 0], dtype=torch.bool)
-        real = torch.cat([others[:, : 1 + seen.shape[1]], said[:, 1:], others[:, : numbers + 1]], dim=1)  # [B, S]
+        real = torch.cat([others[:, : 1 + seen.shape[1]], said[:, 1:], others[:, : numbers + stop]], dim=1)  # [B, S]
         states = self.language_model.model(
             inputs_embeds=x,
             attention_mask=real[:, None, None].expand(-1, 1, x.shape[1], -1),  # of four dimensions: taken as it is
             position_ids=(real.cumsum(1) - 1).clamp(min=0),
             use_cache=False,
         ).last_hidden_state
-        return states[:, -2 - numbers : -2]
+        first = states.shape[1] - stop - numbers - 1
+        return states[:, first : first + numbers]
 
     def _seen(self, pixels: Tensor) -> Tensor:  # [B, V, 2, 3, S, S] -> [B, V * L, D]
         pictures = pixels.to(self.dtype).flatten(0, 1).unbind(1)

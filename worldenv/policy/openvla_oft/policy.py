@@ -81,7 +81,7 @@ class OpenVLA(Adapted):
         proprio = None
         if self.proprio_projector is not None:
             proprio = self.proprio_projector(self.units.proprio(moment.proprio))
-        return self.network(pixels, moment.tokens, proprio, self.numbers)
+        return self.network(pixels, moment.tokens, proprio, self.numbers, self.config.conventions.stop)
 
     def write_back(self, folder: Path | str) -> Path:
         """Write the policy as it is now in its authors' layout, so that their code runs it; see `write_policy`."""
