@@ -44,27 +44,37 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     """The options of a command line. Raises UserError, or SystemExit at --help."""
     parser = Parser(
         "worldenv-collect",
-        description="Let a suite's expert act out its tasks, and keep demonstrations in files of LIBERO's layout. The "
-        "same command goes on where it was interrupted.",
+        description="Let a suite's expert act out its tasks, and store the demonstrations in files of LIBERO's layout. "
+        "After an interruption, the same command continues.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("suite", help="libero_object and so on, or module:function of your own suite that has an expert")
-    add("--demos", type=_count, default=5, metavar="N", help="demonstrations of each task (default 5)")
-    add("--measure", type=_count, metavar="N", help="keep nothing: only count successes from the first N start states")
-    add("--tasks", help="numbers or names of some tasks: 0,3,7 (default: all)")
-    add("--noise", type=_share, default=0.3, help="greatest noise on what is carried out (default 0.3)")
-    add("--least", type=_share, default=0.9, help="a task that the expert solves less often is left out (default 0.9)")
+    add("suite", help="a suite of LIBERO (libero_object, ...), or module:function of your own suite with an expert")
+    add("--demos", type=_count, default=5, metavar="N", help="successful demonstrations of each task (default 5)")
+    add(
+        "--measure",
+        type=_count,
+        metavar="N",
+        help="store no demonstrations: only count successes from start states 0 to N - 1",
+    )
+    add("--tasks", help="numbers or names of tasks, such as 0,3,7 (default: all)")
+    add("--noise", type=_share, default=0.3, help="largest scale of the noise on actions, 0 to 1 (default 0.3)")
+    add("--least", type=_share, default=0.9, help="least share of successes; a task below it is left out (default 0.9)")
     add(
         "--split",
         choices=("train", "validation", "test"),
-        help="of the start states (default: train; with --measure: test)",
+        help="split of the start states (default: train; with --measure: test)",
     )
-    add("--output", type=Path, metavar="FOLDER", help="default: SUITE_demos; with --measure: SUITE_measured")
-    add("--size", type=_count, help="LIBERO: pixels of a picture (default 128)")
+    add(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the results (default: SUITE_demos; with --measure: SUITE_measured)",
+    )
+    add("--size", type=_count, help="LIBERO: height and width of a picture in pixels (default 128)")
     add("--views", help="LIBERO: agentview (default), wrist, or agentview,wrist")
-    add("--pictures", choices=("fast", "official"), help="LIBERO: default fast")
-    add("--repeat", type=_count, help="LIBERO: every action is carried out so often (default 1)")
+    add("--pictures", choices=("fast", "official"), help="LIBERO: how pictures are rendered (default fast)")
+    add("--repeat", type=_count, help="LIBERO: how many times each action is carried out (default 1)")
     add("--workers", type=_count, help="LIBERO: processes (default: one for each core)")
     return parser.parse_args(list(words))
 
@@ -146,13 +156,13 @@ def _suite(options: argparse.Namespace) -> Suite:
     is_known = options.suite in SUITES
     kind = getattr(make, "func", make) if is_known else None  # LIBERO's are partial
     if given and not is_known:
-        raise UserError(f"--{next(iter(given))} is for the suites of LIBERO; {options.suite} is made as it is")
+        raise UserError(f"--{next(iter(given))} is for the suites of LIBERO only; {options.suite} does not take it")
     if kind is None or hasattr(kind, "demonstrate"):
         views = {"views": tuple(given["views"].split(","))} if "views" in given else {}
         suite = make(**({"size": 128, "timeout_s": TIMEOUT_S} | given | views if is_known else {}))
         if hasattr(suite, "demonstrate"):
             return suite
-    raise UserError(f"the suite {options.suite} has no expert: a method `demonstrate`, as LIBERO's suites have")
+    raise UserError(f"the suite {options.suite} has no expert (a method `demonstrate`); LIBERO's suites have one")
 
 
 def _chosen(suite: Suite, said: str | None) -> list[Task]:
@@ -178,7 +188,9 @@ def _owned(folder: Path, asked: dict[str, Any]) -> Iterator[None]:
     except OSError as error:
         raise cannot_be_written(folder, error) from error
     if locked is None:
-        raise UserError(f"{folder}: another worldenv-collect is at work there; wait until it ends, or give --output")
+        raise UserError(
+            f"{folder}: another worldenv-collect is at work there; wait until it ends, or give another --output"
+        )
     try:
         settings = folder / SETTINGS
         if settings.exists():
@@ -187,10 +199,12 @@ def _owned(folder: Path, asked: dict[str, Any]) -> Iterator[None]:
                 if before.get(name) != value:
                     raise UserError(
                         f"{folder} was collected with {name} {shown(before.get(name))}, and now it is {shown(value)}: "
-                        "ask for the same, or give another --output"
+                        "give the same value, or another --output"
                     )
         elif left := [path.name for path in folder.iterdir() if path.name != ".lock"]:
-            raise UserError(f"{folder} holds {shown(left[0])} and no collection: give another --output")
+            raise UserError(
+                f"{folder} holds {shown(left[0])} and no collection of worldenv-collect: give another --output"
+            )
         else:
             write_text(settings, json.dumps(asked))
         remove_temporary(folder)
@@ -211,7 +225,7 @@ class Collection:
         self.episodes: dict[str, dict[int, dict[str, Any]]] = {task.name: {} for task in suite.tasks}
         for line in lines:
             if not isinstance(line.get("success"), bool) or not isinstance(line.get("steps"), int):
-                raise UserError(f"{folder / EPISODES} has a line without `success` and `steps`: remove it")
+                raise UserError(f"{folder / EPISODES} has a line without `success` and `steps`: remove that line")
             self.episodes.setdefault(line["stage"], {})[line["step"]] = line
 
     def run(self) -> None:
@@ -347,7 +361,7 @@ def _load(path: Path) -> tuple[Trajectory, dict[str, np.ndarray | str]]:
             labels, extras = json.loads(str(file["said"]))
             arrays = {name: file[name] for name in file.files if name != "said"}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it, and it is made again") from error
+        raise UserError(f"{path} is damaged ({error}): delete it, and its episode is acted out again") from error
     own = {name.removeprefix("trajectory "): value for name, value in arrays.items() if name.startswith("trajectory ")}
     extras |= {name.removeprefix("extra "): value for name, value in arrays.items() if name.startswith("extra ")}
     return Trajectory(**(labels | {"views": tuple(labels["views"])} | own)), extras

@@ -29,7 +29,9 @@ EVALUATE_HELP = """Measure a policy in the true environment and in imagination, 
 
 With --models RUN every setting is the run's own unless it is given, so its last measurement comes out again.
 """
-REFLECTOR_HELP = """Train a released vision-language model to judge: on recorded episodes with success at every step.
+REFLECTOR_HELP = """Train a released vision-language model to judge.
+
+The recordings must say for every step whether the task is done.
 
 Then:  worldenv-train tabletop --reflector vlm:RUN
 """

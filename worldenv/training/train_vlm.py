@@ -29,12 +29,12 @@ class VlmTraining:
     """Train head or adapter of a vision-language model on recorded episodes: the options of worldenv-reflector."""
 
     ask: VlmConfig  # the model, and how it is asked
-    data: tuple[Path, ...]  # folders or files of recorded episodes with success at every step
-    run: Path  # new folder; afterwards --reflector vlm:RUN
-    resume: bool = False  # go on with an interrupted training in `run`
+    data: tuple[Path, ...]  # folders or files of episodes that say for every step whether the task is done
+    run: Path  # new folder for the result; use it as --reflector vlm:RUN
+    resume: bool = False  # continue the interrupted training in `run`
     seed: int = 0
-    lora: int = 0  # rank of an adapter that is trained too (not in mode features); 0: none
-    negatives: float = 0.25  # share of episodes that are shown under another task's instruction, with reward 0
+    lora: int = 0  # rank of a low-rank adapter of the language model (not in mode features); 0: none
+    negatives: float = 0.25  # share of episodes that are shown with another task's instruction and reward 0
     device: Literal["cpu", "cuda"] = "cpu"
     schedule: Schedule = field(default_factory=lambda: Schedule(steps=2000, batch=64, learning_rate=1e-3))
 
@@ -45,9 +45,11 @@ class VlmTraining:
         if not self.data:
             raise UserError("data names no recorded episodes; give at least one folder")
         if self.ask.mode == "features" and self.lora:
-            raise UserError("lora adapts the language model, which mode features asks only once: take mode language")
+            raise UserError("lora adapts the language model, but mode features asks it only once: take mode language")
         if self.ask.mode == "zero-shot" and not self.lora:
-            raise UserError("mode zero-shot has nothing to train without an adapter: give lora a rank, or another mode")
+            raise UserError(
+                "mode zero-shot has nothing to train without an adapter: give lora a rank, or take another mode"
+            )
 
 
 @dataclass(frozen=True)
@@ -70,20 +72,22 @@ def train_vlm(config: VlmTraining) -> dict:
     if config.resume:
         RunFolder(config.run)  # this and the next: else said only after minutes of loading
     elif os.path.lexists(config.run):
-        raise FolderTaken(f"{config.run} is there already; choose another --run, or go on with it by --resume")
+        raise FolderTaken(f"{config.run} is there already; choose another --run, or continue it with --resume")
     clips = Clips.open(config.data)
     torch.manual_seed(config.seed)
     reflector = new_vlm_reflector(config.ask, clips.views, config.lora).to(config.device)
     is_step = torch.arange(clips.success.shape[1]) <= clips.length[:, None]
     if not (settled(clips.success) & is_step)[:, :: reflector.every].any():
         raise UserError(
-            "no frame that the judge is asked about shows a success: record episodes that succeed and go on a little, "
-            "or lower every"
+            "no frame that the judge is asked about shows a success: record episodes that go on for some frames after "
+            "their success, or lower `every`"
         )
     kept = {"vlm": _document(config), "model": fingerprint(config.ask.vlm)}
     with RunFolder.resume(config.run) if config.resume else RunFolder.create(config.run, kept) as folder:
         if folder.config != kept:
-            raise UserError(f"{config.run} is no training of this kind, or has other settings: choose another run")
+            raise UserError(
+                f"{config.run} is no run of worldenv-reflector, or has other settings: choose another --run"
+            )
         loss = _loss(reflector, clips, config)
         seconds = fit(reflector.trainable(), loss, config.schedule, STAGE, folder, config.seed)
         last = {k: v for line in folder.metrics(STAGE)[-1:] for k, v in line.items() if isinstance(v, float)}
