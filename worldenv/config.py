@@ -162,7 +162,7 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
             TrainConfig(from_scratch=True, world="causal", **quick),
         ),
         "metaworld": (
-            "three tasks of Meta-World (pip install worldenv[metaworld]), all models from scratch: 20 minutes",
+            "three tasks of Meta-World (pip install worldenv[metaworld]), all models from scratch: 16 minutes",
             TrainConfig(
                 **metaworld,
                 rl=PostTrainConfig(iterations=24, starts=16),
