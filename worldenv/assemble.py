@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from worldenv.config import released
+from worldenv.config import check_given, released
 from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
 from worldenv.errors import UserError, nearest
 from worldenv.fields import shown
@@ -68,6 +68,8 @@ INTERFACES = {"suite": Suite, "policy": Policy, "world": WorldModel, "reflector"
 SUITES: dict[str, Callable[[], Suite]] = {
     "tabletop": TabletopSuite,
     **{name: partial(LiberoSuite, name) for name in HORIZONS},
+    # As released policies have seen it: large pictures with reflections and smooth edges.
+    **{f"{name}-official": partial(LiberoSuite, name, size=256, pictures="official") for name in HORIZONS},
     **{name: partial(MetaWorldSuite, name) for name in SETS},
 }
 POLICIES: dict[str, Callable[[Path, Suite], Policy]] = {
@@ -190,7 +192,8 @@ def _built(role: str, name: str, known: Mapping[str, Callable], *given: Any) -> 
 
 
 def check_names(suite: str, policy: str, world: str, reflector: str) -> None:
-    """Raise UserError for a name that nothing is known by, before anything is built."""
+    """Raise UserError for a name that nothing is known by, before anything is built, and for folders not yet given."""
+    check_given(policy=policy, world=world, reflector=reflector)
     named("suite", suite, SUITES)
     named("policy", policy, POLICIES)
     named("world", world, WORLDS)
