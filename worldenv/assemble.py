@@ -232,6 +232,8 @@ def _outline(name: str) -> Any:
 def _in_headers(folder: Path) -> tuple[int, int]:
     """Parameters and bytes of all weights in a folder."""
     files = sorted(folder_of(folder).rglob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder} has no safetensors files, the weights of a released model; download it again, whole")
     shapes = [shape for file in files for shape in header(file).values()]
     return sum(torch.Size(shape).numel() for shape in shapes), sum(file.stat().st_size for file in files)
 
@@ -301,6 +303,12 @@ def _check_parts(parts: Parts) -> None:
         check_views_named(f"the {role}", part.views)
         check_count(f"chunk of the {role}", part.chunk)
     check_robot("world", parts.world.robot)
+    if not getattr(parts.world, "moves_proprio", True) and getattr(parts.policy, "reads_proprio", True):
+        raise UserError(
+            f"the policy reads proprioception, which this world model does not imagine, and the robot of "
+            f"{parts.suite.name} has no kinematics: take a policy that reads pictures alone, or give the suite's robot "
+            "kinematics (docs/your_robot.md)"
+        )
     if tuple(parts.suite.views) != tuple(parts.world.views):
         raise UserError(
             f"the suite shows the views {', '.join(parts.suite.views)}, the world model imagines "

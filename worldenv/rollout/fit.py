@@ -14,7 +14,7 @@ class Card:
     """What is assumed of a device."""
 
     gigabytes: float  # 10^9 bytes
-    tflops: float  # matrix peak in the dtype of the weights, 10^12 a second
+    tflops: float | None  # matrix peak in the dtype of the weights, 10^12 a second; None: not known
     share: float  # of it that a run reaches
 
 
@@ -58,9 +58,11 @@ def fit(policy: Cost, others: Sequence[Cost], card: Card, work: Work) -> Fit:
     records = work.episodes * work.chunks * (policy.record_bytes or 0)
     room = int((1 - WORK_SHARE) * card.gigabytes * 1e9) - weights - learning - update - records
     resident = min(work.episodes, max(0, room) // slot)
-    chunks, an_hour = work.iterations * work.episodes * work.chunks, card.share * card.tflops * 1e12 * 3600
+    chunks, an_hour = work.iterations * work.episodes * work.chunks, card.share * (card.tflops or 0) * 1e12 * 3600
     counted = [part.chunk_flops for part in parts]
-    rollout = None if None in counted else chunks * sum(counted) / an_hour
-    learnt = None if policy.update_flops is None else chunks * work.epochs * policy.update_flops / an_hour
+    rollout = None if None in counted or not an_hour else chunks * sum(counted) / an_hour
+    learnt = (
+        None if policy.update_flops is None or not an_hour else chunks * work.epochs * policy.update_flops / an_hour
+    )
     idle = sum(part.weight_bytes for part in others)
     return Fit(weights, learning, update, records, slot, room, resident, idle, rollout, learnt)
