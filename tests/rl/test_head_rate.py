@@ -69,3 +69,21 @@ def test_the_rates_are_those_of_one_group_where_none_is_given(tiny):
     (group,) = learner.optimizer.param_groups
     learner.set_rates(7)
     assert group["lr"] == PostTrainConfig().rate(7) and torch.equal(group["params"][0], learner.parameters[0])
+
+
+def test_without_a_rate_for_heads_every_step_is_bit_for_bit_that_of_one_plain_adam(tiny):
+    config, states = PostTrainConfig(warmup=2), []
+    for plain in (True, False):
+        policy = tiny.policy()
+        learner = Learner(policy, config)
+        if plain:
+            learner.optimizer = torch.optim.Adam(learner.parameters, config.learning_rate)
+        for step in range(3):
+            learner.set_rates(step)
+            if plain:
+                assert learner.optimizer.param_groups[0]["lr"] == config.rate(step)
+            learner.optimizer.zero_grad()
+            sum((p * p).sum() for p in learner.parameters).backward()
+            learner.optimizer.step()
+        states.append(policy.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
