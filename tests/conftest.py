@@ -1,6 +1,8 @@
 """Tiny seeded models that many tests share; every size is explicit, so that tuning the defaults moves no test."""
 
 import copy
+import importlib.util
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from worldenv.data.trajectory import Trajectory
 
 INSTRUCTIONS = ("put the red block on the green pad", "slide the orange puck to the red pad", "drop it in the tray")
+RLINF = {"resize": "bicubic", "crop": 1.0, "stop": False, "orientation": "upright"}  # theirs, but for the last
 
 
 class Tiny:
@@ -141,3 +144,32 @@ def same_weights():
         return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
     return compare
+
+
+def writers(folder: str):
+    """The functions of a conftest.py that write a checkpoint as its authors do."""
+    path = Path(__file__).parent / folder / "conftest.py"
+    spec = importlib.util.spec_from_file_location(f"writers_{path.parent.name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def pair_names(tmp_path_factory):
+    """What the command line is given for RLinf's world model, a one-view token policy and a Qwen, all in tiny."""
+    for package in ("transformers", "diffusers", "peft", "accelerate"):
+        pytest.importorskip(package)
+    path = tmp_path_factory.mktemp("pair")
+    release = writers("policy/openvla_oft").write_release(path / "policy", "tokens")
+    release.write_json("worldenv.json", {"lora": 4, "conventions": RLINF})
+    writers("worlds/wan").write_folder(path / "wan", steps=1)
+    writers("reflector/vlm").write_model(path / "qwen", "qwen2_5_vl")
+    judge = {"vlm": "../qwen", "every": 8, "side": 28, "samples": 4}
+    (path / "judge").mkdir()
+    (path / "judge" / "reflector.json").write_text(json.dumps(judge))
+    return {
+        "policy": f"openvla-oft:{path / 'policy'}",
+        "world": f"rlinf-wan:{path / 'wan'}",
+        "reflector": f"vlm:{path / 'judge'}",
+    }

@@ -9,6 +9,8 @@ import pytest
 import worldenv
 from worldenv.config import EvaluateConfig, TrainConfig, presets
 from worldenv.errors import UserError
+from worldenv.policy.openvla_oft.config import OpenVLAConfig
+from worldenv.reflector.transformers_vlm import VlmConfig
 from worldenv.rl.config import PostTrainConfig
 from worldenv.training.config import ScratchConfig
 from worldenv.training.fit import Schedule
@@ -112,6 +114,28 @@ def test_presets_of_metaworld_make_all_models_of_another_suite_and_the_tiny_one_
 def test_models_from_scratch_are_refused_where_nothing_makes_them(other):
     with pytest.raises(UserError, match="of the suite tabletop, .* and of the suite metaworld, with --world causal"):
         TrainConfig(from_scratch=True, **other)
+
+
+def test_preset_of_the_paper_has_its_numbers():
+    config = presets()["paper-libero"][1]
+    rl, judge = config.rl, VlmConfig(vlm=Path("x"))
+    assert (rl.siblings, rl.clip, rl.minibatch) == (8, 0.1, 4)
+    assert (rl.learning_rate, rl.head_learning_rate) == (1e-4, 1e-5)
+    assert (OpenVLAConfig().lora, judge.threshold, judge.samples) == (32, 0.5, 32)  # the defaults of the parts
+    theirs = presets()["rlinf-wan-libero"][1]
+    assert theirs.world.startswith("rlinf-wan:") and replace(theirs, world=config.world) == config
+
+
+@pytest.mark.parametrize("name", ["paper-libero", "rlinf-wan-libero"])
+def test_preset_asks_for_all_folders_that_lack_in_one_line(name, tmp_path):
+    config = presets()[name][1]
+    config = replace(config, run=tmp_path / "run")
+    asked = "--policy openvla-oft:FOLDER --world (svd|rlinf-wan):FOLDER --reflector vlm:FOLDER, each"
+    with pytest.raises(UserError, match=f"needs folders that you have downloaded: give {asked}"):
+        worldenv.train(config)
+    with pytest.raises(UserError, match="give --reflector vlm:FOLDER, each"):
+        worldenv.train(replace(config, policy="openvla-oft:mine", world="svd:mine"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_presets_have_descriptions_and_the_quick_one_is_smaller_everywhere():

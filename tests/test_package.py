@@ -20,6 +20,7 @@ FORBIDDEN_NAMES = {"utils", "helpers", "common", "core", "base"}
 LAYERS = (
     {"__main__"},
     {"cli", "info"},
+    {"fits"},
     {"options", "convert", "collect"},
     {"job"},
     {"assemble"},

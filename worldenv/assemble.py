@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
-from worldenv.config import released
+from worldenv.config import TrainConfig, check_given, released
 from worldenv.envs.world_model_env import EnvConfig, WorldModelEnv
 from worldenv.errors import UserError, nearest
 from worldenv.fields import shown
@@ -21,15 +23,19 @@ from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.suite import Suite
 from worldenv.interfaces.world import WorldModel
+from worldenv.nn.cost import Cost, size_of
 from worldenv.nn.int8 import Conv, Int8, Linear, Ranges, check_precision, in_int8, is_fast
 from worldenv.ops import missing_faces
 from worldenv.policy.flow.policy import load_pi0, load_smolvla
+from worldenv.policy.openvla_oft.cost import openvla_cost
 from worldenv.policy.openvla_oft.policy import load_openvla_oft
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.model_files import RANGES, ROLES, load_ranges, shipped
+from worldenv.records.released import folder_of, header
 from worldenv.reflector.rlinf_resnet import load_rlinf_reflector
 from worldenv.reflector.small import SmallReflector
 from worldenv.reflector.transformers_vlm import load_vlm_reflector
+from worldenv.reflector.vlm.cost import vlm_cost
 from worldenv.rollout.checks import (
     check_config,
     check_count,
@@ -44,10 +50,12 @@ from worldenv.suites.libero.tasks import HORIZONS
 from worldenv.suites.metaworld.suite import MetaWorldSuite
 from worldenv.suites.metaworld.tasks import SETS
 from worldenv.suites.tabletop.suite import TabletopSuite
+from worldenv.worlds.causal.cost import causal_cost
 from worldenv.worlds.causal.latents import load_causal_latents
 from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.world import ComposerWorld
 from worldenv.worlds.video.world import load_video
+from worldenv.worlds.wan.cost import wan_cost
 from worldenv.worlds.wan.world import load_wan
 
 DEFAULT_ENGINE, DEFAULT_ENV = EngineConfig(), EnvConfig()
@@ -68,6 +76,8 @@ INTERFACES = {"suite": Suite, "policy": Policy, "world": WorldModel, "reflector"
 SUITES: dict[str, Callable[[], Suite]] = {
     "tabletop": TabletopSuite,
     **{name: partial(LiberoSuite, name) for name in HORIZONS},
+    # As released policies have seen it: large pictures with reflections and smooth edges.
+    **{f"{name}-official": partial(LiberoSuite, name, size=256, pictures="official") for name in HORIZONS},
     **{name: partial(MetaWorldSuite, name) for name in SETS},
 }
 POLICIES: dict[str, Callable[[Path, Suite], Policy]] = {
@@ -89,6 +99,15 @@ REFLECTORS: dict[str, Callable[[Path, Suite], Reflector]] = {
     "vlm:FOLDER": lambda folder, suite: load_vlm_reflector(folder, suite.views),
     "rlinf-wan:FOLDER": load_rlinf_reflector,  # the reward model beside a world model
 }
+
+
+# Role and kind -> what counts a released model's cost, of its folder, the suite and the policy's chunk.
+COSTS: dict[tuple[str, str], Callable[[Path, Any, int], Cost]] = {
+    ("policy", "openvla-oft"): lambda folder, suite, chunk: openvla_cost(folder, suite, suite.size),
+    ("world", "rlinf-wan"): wan_cost,
+    ("reflector", "vlm"): lambda folder, suite, chunk: vlm_cost(folder, chunk, suite.size),
+}
+DEFAULT_CHUNK = 8  # where a policy's own is not told
 
 
 @dataclass
@@ -179,6 +198,56 @@ def load(
     return parts
 
 
+def costs(config: TrainConfig) -> tuple[Any, dict[str, Cost]]:
+    """An outline of the suite (name, views, horizon, robot, size), and what policy, world model and reflector need.
+
+    Of a released model, only configuration and headers are read; parts of other kinds are loaded, which are small, and
+    begin an episode. LIBERO need not be installed. Raises UserError as `load` does.
+    """
+    check_names(*(getattr(config, name) for name in INTERFACES))
+    suite, models, chunk, found = _outline(config.suite), config.models or shipped(), 0, {}
+    for role, known in zip(ROLES, (POLICIES, WORLDS, REFLECTORS), strict=True):
+        name = getattr(config, role)
+        if (kind := released(name)) is not None:
+            given = Path(kind[1]).expanduser(), suite, chunk
+            count = COSTS.get((role, kind[0]))
+            cost = count(*given) if count else Cost(*_in_headers(given[0]), slot_bytes=None, record_bytes=None)
+        else:
+            cost = _of_small(_built(role, name, known, models, suite), suite, chunk)
+        found[role], chunk = cost, chunk or cost.chunk or DEFAULT_CHUNK
+    return suite, found
+
+
+def _outline(name: str) -> Any:
+    make = SUITES.get(name)
+    if isinstance(make, partial) and make.func is LiberoSuite:
+        kept = signature(LiberoSuite).parameters
+        given = {key: make.keywords.get(key, kept[key].default) for key in ("size", "views", "robot")}
+        return SimpleNamespace(name=make.args[0], horizon=HORIZONS[make.args[0]], **given)
+    suite = _built("suite", name, SUITES)
+    size = suite.reset(suite.tasks[:1], [0], "validation").seen.frames.shape[-2]
+    return SimpleNamespace(name=suite.name, horizon=suite.horizon, size=size, views=suite.views, robot=suite.robot)
+
+
+def _in_headers(folder: Path) -> tuple[int, int]:
+    """Parameters and bytes of all weights in a folder."""
+    files = sorted(folder_of(folder).rglob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder} has no safetensors files, the weights of a released model; download it again, whole")
+    shapes = [shape for file in files for shape in header(file).values()]
+    return sum(torch.Size(shape).numel() for shape in shapes), sum(file.stat().st_size for file in files)
+
+
+def _of_small(part: Any, suite: Any, chunk: int) -> Cost:
+    """Of a part that is there: what can be told of it without acting."""
+    size, learns = size_of(_network(part)), 0
+    if isinstance(part, CausalWorld):
+        return causal_cost(part.network.config, part.levels, chunk)
+    if hasattr(part, "trainable") and hasattr(part, "act"):
+        learns = sum(parameter.numel() for parameter in part.trainable())
+    return Cost(*size, learns, getattr(part, "chunk", None), slot_bytes=None, record_bytes=None, update_bytes=None)
+
+
 def _built(role: str, name: str, known: Mapping[str, Callable], *given: Any) -> Any:
     try:
         return named(role, name, known)(*given)
@@ -190,7 +259,8 @@ def _built(role: str, name: str, known: Mapping[str, Callable], *given: Any) -> 
 
 
 def check_names(suite: str, policy: str, world: str, reflector: str) -> None:
-    """Raise UserError for a name that nothing is known by, before anything is built."""
+    """Raise UserError for a name that nothing is known by, before anything is built, and for folders not yet given."""
+    check_given(policy=policy, world=world, reflector=reflector)
     named("suite", suite, SUITES)
     named("policy", policy, POLICIES)
     named("world", world, WORLDS)
@@ -233,6 +303,12 @@ def _check_parts(parts: Parts) -> None:
         check_views_named(f"the {role}", part.views)
         check_count(f"chunk of the {role}", part.chunk)
     check_robot("world", parts.world.robot)
+    if not getattr(parts.world, "moves_proprio", True) and getattr(parts.policy, "reads_proprio", True):
+        raise UserError(
+            f"the policy reads proprioception, which this world model does not imagine, and the robot of "
+            f"{parts.suite.name} has no kinematics: take a policy that reads pictures alone, or give the suite's robot "
+            "kinematics (docs/your_robot.md)"
+        )
     if tuple(parts.suite.views) != tuple(parts.world.views):
         raise UserError(
             f"the suite shows the views {', '.join(parts.suite.views)}, the world model imagines "

@@ -81,7 +81,7 @@ def collect(arguments: Sequence[str] | None = None) -> None:
 
 
 def info(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `worldenv-info [--json]`."""
+    """Entry point of `worldenv-info [PRESET] [--json]`."""
     try:
         _check_place()
         from worldenv.info import main

@@ -159,7 +159,13 @@ def _suite(options: argparse.Namespace) -> Suite:
         raise UserError(f"--{next(iter(given))} is for the suites of LIBERO only; {options.suite} does not take it")
     if kind is None or hasattr(kind, "demonstrate"):
         views = {"views": tuple(given["views"].split(","))} if "views" in given else {}
-        suite = make(**({"size": 128, "timeout_s": TIMEOUT_S} | given | views if is_known else {}))
+        suite = make(
+            **(
+                {"size": 128, "timeout_s": TIMEOUT_S} | getattr(make, "keywords", {}) | given | views
+                if is_known
+                else {}
+            )
+        )
         if hasattr(suite, "demonstrate"):
             return suite
     raise UserError(f"the suite {options.suite} has no expert (a method `demonstrate`); LIBERO's suites have one")

@@ -24,6 +24,7 @@ from worldenv.training.config import (
 
 PARTS = ("suite", "policy", "world", "reflector")
 REFRESHED = {"suite": "tabletop", "policy": "small", "world": "composer", "reflector": "small"}  # by rounds
+FOLDER = "FOLDER"  # in a preset: the user is to name the folder of a released model
 # Kinds of released models: a part may be named KIND:FOLDER.
 RELEASED = ("openvla-oft", "pi0", "smolvla", "rlinf-wan", "svd", "causal-latents", "vlm")
 PACKAGE = Path(__file__).resolve().parent
@@ -92,6 +93,23 @@ class TrainConfig:
         return ((iteration + 1) * self.rounds - 1) // self.rl.iterations
 
 
+def check_given(**names: str) -> None:
+    """Raise UserError, in one line with all that lacks, for parts of a preset whose folders the user is to name."""
+    lacking = {part: name for part, name in names.items() if is_placeholder(name)}
+    if lacking:
+        options = " ".join(f"--{part} {name}" for part, name in lacking.items())
+        raise UserError(
+            f"this preset needs folders that you have downloaded: give {options}, each with its path for {FOLDER} "
+            "(docs/your_checkpoint.md says where they come from)"
+        )
+
+
+def is_placeholder(name: object) -> bool:
+    """Whether it stands in a preset for a released model whose folder the user is to name: KIND:FOLDER."""
+    found = released(name) if isinstance(name, str) else None
+    return found is not None and found[1] == FOLDER
+
+
 def released(name: str) -> tuple[str, str] | None:
     """Kind and folder of a released model, KIND:FOLDER; None for any other name of a part."""
     kind, colon, folder = name.partition(":")
@@ -142,6 +160,43 @@ def _check_device(device: str | None, precision: str | None) -> None:
         raise UserError("--precision int8 is for the CPU, and --device is cuda; take --precision auto")
 
 
+def _with_folders() -> dict[str, tuple[str, TrainConfig]]:
+    """Presets of released models: whose folders the user names."""
+    # N, eps, both rates and the batch are the paper's; iterations: where it stops gaining. Starts, one epoch and no
+    # threshold on the signal are ours. Rank 32, eta 0.5 and 32 frames are the defaults of the parts.
+    paper = PostTrainConfig(
+        iterations=20,
+        starts=8,
+        siblings=8,
+        clip=0.1,
+        learning_rate=1e-4,
+        head_learning_rate=1e-5,
+        warmup=1,
+        epochs=1,
+        minibatch=4,
+        accumulate=1,
+        signal=0.0,
+    )
+    given = {
+        "suite": "libero_spatial-official",
+        "policy": f"openvla-oft:{FOLDER}",
+        "reflector": f"vlm:{FOLDER}",
+        "rl": paper,
+        "engine": EngineConfig(graphs=False),  # a vision-language model cannot be recorded
+        "eval": EvalConfig(episodes=100, imagined=100, quality=10),
+    }
+    return {
+        "paper-libero": (
+            "the paper's system on LIBERO: OpenVLA-OFT, a video-diffusion U-Net, a vision-language judge; your folders",
+            TrainConfig(world=f"svd:{FOLDER}", **given),
+        ),
+        "rlinf-wan-libero": (
+            "RLinf's world model and one-view policy on LIBERO, our reflector and LOOP; your folders",
+            TrainConfig(world=f"rlinf-wan:{FOLDER}", **given),
+        ),
+    }
+
+
 def presets() -> dict[str, tuple[str, TrainConfig]]:
     """Name -> (description, configuration) of `worldenv-train`."""
     quick = {"rl": PostTrainConfig(iterations=2, starts=4, siblings=4), "scratch": tiny_scratch()}
@@ -179,4 +234,5 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
                 scratch=tiny_metaworld_scratch(),
             ),
         ),
+        **_with_folders(),
     }

@@ -10,6 +10,7 @@ from importlib import metadata
 import torch
 
 from worldenv import __version__, kernels, ops
+from worldenv.errors import UserError
 from worldenv.nn import attention, int8
 from worldenv.terminal import patient_streams, print_result
 
@@ -96,14 +97,38 @@ def report(info: dict) -> str:
     return "\n".join(lines)
 
 
+def _fits(words: list[str], parser: argparse.ArgumentParser) -> str | None:
+    from worldenv import fits  # imports all parts, which nothing else here needs
+
+    fits.add_options(parser)
+    given, rest = parser.parse_known_args(words[1:])
+    try:
+        document = fits.predict([words[0], *rest], given)
+    except UserError as error:
+        print(f"worldenv-info: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    return print_result(json.dumps(document) if given.json else fits.report(document))
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Print the report; with --json, one JSON document."""
-    parser = argparse.ArgumentParser(prog="worldenv-info", description=__doc__)
+    """Print the report; with --json, one JSON document. With a preset: what it needs, and what fits (fits.py)."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(
+        prog="worldenv-info",
+        description=__doc__,
+        usage="%(prog)s [--json] | PRESET [--json] [--card-gb GB] [--tflops N | --measure] [options of worldenv-train]",
+        allow_abbrev=False,
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines to read")
-    options = parser.parse_args(arguments)
+    has_preset = bool(words) and not words[0].startswith("-")
     with patient_streams():
-        info = collect()
-        if problem := print_result(json.dumps(info) if options.json else report(info)):
+        if has_preset:
+            problem = _fits(words, parser)
+        else:
+            options = parser.parse_args(words)
+            info = collect()
+            problem = print_result(json.dumps(info) if options.json else report(info))
+        if problem:
             print(f"worldenv-info: {problem}", file=sys.stderr)
             raise SystemExit(1)
 

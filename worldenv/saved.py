@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from worldenv.config import PARTS, EvaluateConfig, TrainConfig, released
+from worldenv.config import PARTS, EvaluateConfig, TrainConfig, is_placeholder, released
 from worldenv.errors import UserError
 from worldenv.evaluation.perceptual import present
 from worldenv.fields import differences, from_document, shown
@@ -29,7 +29,8 @@ def settled(config: Config) -> Config:
     if config.eval is not None and config.eval.weights is not None:
         config = replace(config, eval=replace(config.eval, weights=config.eval.weights.resolve()))
     for part in PARTS:
-        if (name := getattr(config, part)) is not None and (found := released(name)) is not None:
+        name = getattr(config, part)
+        if name is not None and (found := released(name)) is not None and not is_placeholder(name):
             kind, folder = found
             config = replace(config, **{part: f"{kind}:{Path(folder).expanduser().resolve()}"})
     return config

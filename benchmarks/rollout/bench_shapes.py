@@ -6,12 +6,12 @@ import time
 import pytest
 import torch
 from causal import ROBOT, random_starts
-from predict import count
 
 from worldenv.assemble import load, make_engine
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
 from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
 from worldenv.rollout.engine import Engine, EngineConfig
+from worldenv.worlds.causal.cost import count
 from worldenv.worlds.causal.network import LIBERO_BASE, CausalNetwork
 from worldenv.worlds.causal.world import CausalWorld
 
@@ -34,7 +34,7 @@ def libero_base(config: EngineConfig) -> Engine:
 
 
 def flops_a_frame(engine: Engine) -> float | None:
-    """Of the causal simulator, as `predict.py` counts them; None for the other one."""
+    """Of the causal simulator, as `worlds/causal/cost.py` counts them; None for the other one."""
     if not isinstance(engine.world, CausalWorld):
         return None
     config = engine.world.network.config

@@ -8,39 +8,14 @@ between them. It does not count policy, reflector, tokenizer and imperfect overl
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 
 from worldenv.records.progress import table
-from worldenv.worlds.causal.network import LIBERO_BASE, CausalConfig, CausalNetwork
+from worldenv.worlds.causal.cost import count
+from worldenv.worlds.causal.network import LIBERO_BASE, CausalNetwork
 from worldenv.worlds.causal.world import LEVELS
-
-BF16 = 2  # bytes
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One pass of the network over one episode's chunk."""
-
-    matrix_flops: float
-    attention_flops: float
-    activation_bytes: float  # read and written between matrix products, each tensor once
-    ring_bytes: float  # keys and values read once a layer
-
-
-def count(config: CausalConfig, length: int) -> Pass:
-    """`length` tokens of the ring are attended."""
-    m, d, layers = config.tokens * config.chunk, config.width, config.layers
-    qkv = (config.heads + 2 * config.key_heads) * config.head
-    a_layer = d * qkv + d * d + 8 * d * d  # multiply-adds a token
-    ends = 2 * config.channels * d
-    attention = 4 * m * length * config.heads * config.head * layers
-    # adaln reads sum and branch and writes both twice; qkv, queries, attention's and merge's results; 4 d twice (gelu)
-    numbers = layers * m * (8 * d + 2 * qkv + 4 * d + 4 * 4 * d)
-    a_number = 1 + 4 / config.head if config.cache == "int8" else BF16
-    ring = 2 * layers * config.key_heads * length * config.head * a_number
-    return Pass(2.0 * m * (layers * a_layer + ends), float(attention), float(BF16 * numbers), ring)
 
 
 def main() -> None:

@@ -27,7 +27,8 @@ class Policy(Protocol):
     objective of PPO computed in its own way, where that is faster than through `log_prob`.
 
     A released policy offers `write_back(folder)`: it writes itself in its authors' layout, into a folder that is not
-    there yet. A run does so when practice has ended.
+    there yet. A run does so when practice has ended. Its `head_parameters()` are those of `trainable()` that may have a
+    learning rate of their own, `--rl.head-learning-rate`.
     """
 
     chunk: int  # K

@@ -24,7 +24,11 @@ class Imagined(Slots):
 
 @runtime_checkable
 class WorldModel(Protocol):
-    """Imagines what the cameras see next. It owns the robot's kinematics, the noise levels and its passes."""
+    """Imagines what the cameras see next. It owns the robot's kinematics, the noise levels and its passes.
+
+    One that can leave proprioception as it was says so by `moves_proprio`, False; then it is refused to policies but
+    those that say by `reads_proprio`, False, that they do not look at it.
+    """
 
     chunk: int  # frames of one pass of the network: actions in chunks of this length, or a multiple, cost least
     views: tuple[str, ...]  # V

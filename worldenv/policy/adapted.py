@@ -43,6 +43,10 @@ class Adapted(nn.Module):
         """Adapters and heads."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Of these, what is no low-rank part of a layer: it may have a learning rate of its own."""
+        return [p for name, p in self.named_parameters() if p.requires_grad and ".lora_" not in name]
+
 
 def _keep_what_learns(policy: Adapted, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
     for name in [name for name in state if name.startswith(prefix) and name.removeprefix(prefix) not in policy._kept]:

@@ -29,6 +29,7 @@ WRITERS = {"transformers": (WEIGHTS, "model_type"), "diffusers": ("diffusion_pyt
 SETTINGS = "worldenv.json"  # ours, in the folder of a released model: how it is used, as far as not by default
 AGAIN = "download the folder again, whole"
 DTYPES = {"stored": None, "float32": torch.float32, "bfloat16": torch.bfloat16}  # of weights, by the setting `dtype`
+STORED = {"F16": "float16", "BF16": "bfloat16", "F64": "float64"}  # safetensors' names; F32 and all others: 4 bytes
 SHOWN = 4  # names in a message
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes, to look at any number's bits
 Shape = tuple[int, ...]
@@ -225,6 +226,19 @@ def check_shapes(where: Path, found: Mapping[str, Shape], wanted: Mapping[str, S
         said.append(f"has {', '.join(shapes)}" + _rest(wrong))
     if said:
         raise CheckpointError(f"{where} {'; '.join(said)}. {remedy[:1].upper()}{remedy[1:]}")
+
+
+def stored_bytes(
+    entries: Mapping[str, Entry],
+    dtype: str,  # as in settings; stored: that of the largest tensor
+) -> int:
+    """Bytes of a number of such weights, told without reading a tensor."""
+    kind = getattr(torch, dtype, None)
+    if kind is None:
+        key = max(entries, key=lambda name: torch.Size(entries[name].shape).numel())
+        with safe_open(entries[key].file, framework="pt", device="cpu") as file:
+            kind = getattr(torch, STORED.get(file.get_slice(key).get_dtype(), "float32"))
+    return kind.itemsize
 
 
 def component(folder: Path, name: str) -> Path | None:

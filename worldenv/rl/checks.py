@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from worldenv.errors import UserError
 from worldenv.fields import shown
 from worldenv.interfaces.policy import Policy
+from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.checks import check_members
 from worldenv.rollout.episodes import Rollouts
 
@@ -44,6 +45,28 @@ def trainable(policy: Policy) -> list[nn.Parameter]:
             "would not be saved; keep their modules in attributes, nn.ModuleList or nn.ModuleDict"
         )
     return list({id(one): one for one in listed}.values())
+
+
+def heads_apart(
+    policy: Policy,
+    listed: list[nn.Parameter],  # what it offers to train
+    config: PostTrainConfig,
+) -> list[tuple[float, list[nn.Parameter]]]:
+    """Highest learning rate and parameters of each group of the optimizer: one, or adapters and heads.
+
+    Raises UserError if heads are to have a rate of their own and the policy does not say which they are.
+    """
+    if config.head_learning_rate is None:
+        return [(config.learning_rate, listed)]
+    if not hasattr(policy, "head_parameters"):
+        raise UserError(
+            "--rl.head-learning-rate is for a policy that has the method `head_parameters`, as released ones do; leave "
+            "it out for this one"
+        )
+    heads = {*map(id, policy.head_parameters())}
+    groups = [(config.learning_rate, [one for one in listed if id(one) not in heads])]
+    groups.append((config.head_learning_rate, [one for one in listed if id(one) in heads]))
+    return [(rate, group) for rate, group in groups if group]
 
 
 def check_saveable(policy: Policy) -> None:

@@ -14,6 +14,7 @@ class PostTrainConfig:
     siblings: int = 8  # G, rollouts of one start (paper: N = 8)
     clip: float = 0.2  # eps (paper: 0.1)
     learning_rate: float = 4e-4  # the highest one; it falls to a tenth: the rollouts of an iteration are few and noisy
+    head_learning_rate: float | None = None  # of the heads beside a released policy's adapters; None: the same
     warmup: int = 4  # iterations over which the learning rate rises, because Adam's first steps are its most random
     epochs: int = 2  # passes over an iteration's chunks
     minibatch: int = 256  # chunks per step of the optimizer
@@ -30,6 +31,7 @@ class PostTrainConfig:
             siblings=Within(2, MOST),  # leave-one-out needs two
             clip=Within(0, 1, open_low=True, open_high=True),
             learning_rate=Within(0, 10, open_low=True),
+            head_learning_rate=Within(0, 10, open_low=True),
             warmup=COUNT,  # 1: the full learning rate from the start
             epochs=COUNT,
             minibatch=COUNT,
@@ -45,6 +47,10 @@ class PostTrainConfig:
         if self.accumulate is not None and self.accumulate > self.minibatch:
             raise FieldError(f"accumulate is {self.accumulate}; it should not exceed minibatch, {self.minibatch}")
 
-    def rate(self, iteration: int) -> float:
-        """The learning rate of an iteration (from 0): rises over `warmup`, falls to a tenth over all iterations."""
-        return self.learning_rate * min(1.0, (iteration + 1) / self.warmup) * (1 - 0.9 * iteration / self.iterations)
+    def rate(self, iteration: int, highest: float | None = None) -> float:
+        """The learning rate of an iteration (from 0): rises over `warmup`, falls to a tenth over all iterations.
+
+        highest: None for `learning_rate`.
+        """
+        highest = self.learning_rate if highest is None else highest
+        return highest * min(1.0, (iteration + 1) / self.warmup) * (1 - 0.9 * iteration / self.iterations)

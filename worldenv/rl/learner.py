@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from worldenv.errors import UserError
 from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.slots import Slots
-from worldenv.rl.checks import check_rollouts, check_update, trainable
+from worldenv.rl.checks import check_rollouts, check_update, heads_apart, trainable
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.checks import check_config
 from worldenv.rollout.episodes import Rollouts
@@ -56,8 +56,15 @@ class Learner:
         self.parameters = trainable(policy)
         self.begun = False  # whether a step has been made
         self.objective: Objective = getattr(policy, "ppo_loss", None) or partial(clipped_objective, policy)
-        self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate)
+        groups = heads_apart(policy, self.parameters, config)
+        self.highest = [rate for rate, _ in groups]  # learning rate of each group
+        self.optimizer = torch.optim.Adam([{"params": group, "lr": rate} for rate, group in groups])
         self.skipped = 0
+
+    def set_rates(self, iteration: int) -> None:
+        """Take the learning rates of an iteration (from 0)."""
+        for group, highest in zip(self.optimizer.param_groups, self.highest, strict=True):
+            group["lr"] = self.config.rate(iteration, highest)
 
     def update(self, rollouts: Rollouts, advantage: Tensor, generator: torch.Generator) -> dict[str, float]:
         """`epochs` passes over every chunk whose episode has an advantage, in shuffled minibatches.

@@ -135,8 +135,7 @@ def _iterate(
             stacklevel=2,
         )
     imagined = time.monotonic()
-    for group in learner.optimizer.param_groups:
-        group["lr"] = config.rate(iteration)
+    learner.set_rates(iteration)
     figures = learner.update(rollouts, advantage, generator)
     counts["groups"] += config.starts
     counts["groups_without_signal"] += flat

@@ -128,7 +128,7 @@ def test_texts_that_actions_have_replaced_may_be_in_the_file(release, tabletop):
     ("changed", "message"),
     [
         ({"views": ("agentview", "wrist")}, "imagines one view, and pens shows agentview, wrist"),
-        ({"robot": Robot(("x",), ("dx",), (0.0,), (1.0,))}, "the robot of pens has no kinematics"),
+        ({"robot": Robot(("x",), ("dx",), (0.0,), (1.0,))}, "the robot of pens acts with 1: choose another"),
     ],
 )
 def test_a_suite_that_does_not_fit_is_refused(written, tabletop, changed, message):

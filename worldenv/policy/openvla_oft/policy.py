@@ -65,6 +65,10 @@ class OpenVLA(Adapted):
         if self.proprio_projector is not None:
             self.proprio_projector.requires_grad_(self.config.lora > 0)  # its gradient goes through the whole network
 
+    @property
+    def reads_proprio(self) -> bool:
+        return self.proprio_projector is not None
+
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Tensor:  # [M, L] int64
         """The prompts of the instructions, in ids."""

@@ -34,10 +34,10 @@ def load_vlm(folder: Path, dtype: str, side: int, question: str, budget: int) ->
     if "quantization_config" in release.config:
         raise CheckpointError(f"{folder} has quantised weights; take the version of the model in bfloat16 or float32")
     family, name = FAMILIES[release.config["model_type"]]
-    look = _pictures(release.folder)
+    look = read_pictures(release.folder)
     with _quiet() as transformers:
         network_class = getattr(transformers, name)
-        config = _config(release, network_class.config_class)
+        config = read_configuration(release, network_class.config_class)
         encode = _tokenizer(release.folder, config.get_text_config().vocab_size, family)
         _check_weights(release, network_class, config)
         network, info = network_class.from_pretrained(
@@ -69,7 +69,8 @@ def _quiet() -> Iterator[ModuleType]:
             logging.enable_progress_bar()
 
 
-def _config(release: Release, config_class: type) -> Any:
+def read_configuration(release: Release, config_class: type) -> Any:
+    """transformers' own object of a folder's config.json. Raises CheckpointError if it does not take it."""
     try:
         return config_class.from_dict({k: v for k, v in release.config.items() if k != "auto_map"})
     except Exception as error:  # the classes check their fields with errors of their own
@@ -118,7 +119,8 @@ def _file_of(release: Release, name: str) -> Path:
     return release.entries[max(release.entries, key=alike)].file
 
 
-def _pictures(folder: Path) -> Look:
+def read_pictures(folder: Path) -> Look:
+    """How pictures are shown to the model. Raises CheckpointError if no file says it."""
     path = next((folder / name for name in PICTURES if (folder / name).exists()), None)
     if path is None:
         raise CheckpointError(f"{folder} lacks {PICTURES[0]}, which says how pictures are shown to the model; {AGAIN}")

@@ -12,7 +12,6 @@ from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.suite import Suite
 from worldenv.interfaces.world import Imagined
 from worldenv.ops.philox import Use, philox
-from worldenv.robot.kinematics import chunk_kinematics
 from worldenv.worlds.video.folder import inspect_video, read_video, write_video
 from worldenv.worlds.video.network import Known, VideoConfig, VideoUNet
 
@@ -24,6 +23,7 @@ class VideoMemory(Slots):
     latents: Tensor  # [E, M, C, h, w]
     poses: Tensor  # [E, M, P] float32
     tokens: Tensor  # [E, L, D], of the first frame
+    motion: Tensor | None  # [E, P] float32, of an arm that coasts
 
 
 class VideoWorld:
@@ -55,13 +55,16 @@ class VideoWorld:
         latents = network.tokenizer.encode(frames)[:, None].repeat(1, m, 1, 1, 1)
         empty = network.place.new_empty(len(frames), 0, network.place.shape[1])
         tokens = torch.cat([empty, *network.conditioning.tokens(network.conditioning.features(frames))], dim=1)
-        return VideoMemory(latents, seen.proprio[:, None].repeat(1, m, 1), tokens)
+        motion = self.robot.kinematics.rest(seen.proprio)
+        return VideoMemory(latents, seen.proprio[:, None].repeat(1, m, 1), tokens, motion)
 
     @torch.no_grad()
     def imagine(self, memory: VideoMemory, seen: Observation, action: Tensor, key: Key) -> Imagined:
         """Imagine one chunk of one or more passes."""
         action = action.clamp(-1, 1)
-        proprio = chunk_kinematics(seen.proprio, action, self.robot.kinematics)
+        proprio, motion = self.robot.kinematics.follow(seen.proprio, memory.motion, action)
+        if motion is not None:
+            memory.motion.copy_(motion)
         passes, out, k = action.shape[1] // self.chunk, [], self.chunk
         for i in range(passes):
             part = slice(i * k, (i + 1) * k)

@@ -93,8 +93,6 @@ def _check_suite(folder: Path, suite: Suite) -> None:
         raise UserError(
             f"{folder} imagines one view, and {suite.name} shows {', '.join(suite.views)}: take a suite with one"
         )
-    if suite.robot.kinematics is None:
-        raise UserError(f"{folder} imagines no proprioception, and the robot of {suite.name} has no kinematics")
 
 
 def _transformer(folder: Path) -> Release:

@@ -14,7 +14,6 @@ from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.suite import Suite
 from worldenv.interfaces.world import Imagined
 from worldenv.ops.philox import Use, philox
-from worldenv.robot.kinematics import chunk_kinematics
 from worldenv.robot.robot import Robot
 from worldenv.worlds.wan.folder import inspect_wan, read_wan
 from worldenv.worlds.wan.network import CONTEXT, KNOWN, WanNetwork
@@ -29,18 +28,25 @@ class WanMemory(Slots):
     latents: Tensor  # [E, C, 2, h, w], of the first frame of the episode and of the last four
     actions: Tensor  # [E, 5, A] float32, that led to these frames
     first: Tensor | None  # [E, H, W, 3] uint8 in their orientation, where four frames are encoded anew after it
+    motion: Tensor | None  # [E, P] float32, of an arm that coasts
 
 
 class WanWorld:
-    """A pass denoises two latents, of eight frames; the policy's chunk may be several passes long."""
+    """A pass denoises two latents, of eight frames; the policy's chunk may be several passes long.
+
+    Proprioception follows from the robot's kinematics; without any, it stays what it was in the first observation, and
+    only a policy that does not read it fits (`moves_proprio`).
+    """
 
     def __init__(self, network: WanNetwork, robot: Robot, config: RlinfConfig, view: str = "agentview"):
-        if robot.kinematics is None:
-            raise UserError("a Wan world model imagines no proprioception; it needs a robot with kinematics")
         self.network, self.robot, self.config = network, robot, config
         self.views, self.size, self.chunk = (view,), (config.size, config.size), config.chunk
         even = [1 - step / config.steps for step in range(config.steps + 1)]
         self.sigmas = [config.shift * s / (1 + (config.shift - 1) * s) for s in even]  # from 1 to 0
+
+    @property
+    def moves_proprio(self) -> bool:
+        return self.robot.kinematics is not None
 
     @property
     def device(self) -> torch.device:
@@ -61,12 +67,13 @@ class WanWorld:
         latents = self.network.vae.encode(first[:, None].expand(-1, CONTEXT, -1, -1, -1))
         actions = seen.proprio.new_zeros(len(first), CONTEXT, self.robot.action_size)
         actions[..., -1] = OPEN
-        return WanMemory(latents, actions, first if self.config.context == "frames" else None)
+        motion = self.robot.kinematics.rest(seen.proprio) if self.moves_proprio else None
+        return WanMemory(latents, actions, first if self.config.context == "frames" else None, motion)
 
     @torch.no_grad()
     def imagine(self, memory: WanMemory, seen: Observation, action: Tensor, key: Key) -> Imagined:
         """Imagine one chunk of one or more passes."""
-        proprio = chunk_kinematics(seen.proprio, action, self.robot.kinematics)
+        proprio = self._led(memory, seen, action)
         parts = action.clamp(-1, 1).split(self.chunk, dim=1)
         shown, frames, finite = seen.frames[:, 0], [], []
         for number, part in enumerate(parts):
@@ -80,6 +87,15 @@ class WanWorld:
             shown = frames[-1][:, -1]
             self._remember(memory, part, new, video)
         return Imagined(torch.cat(frames, dim=1)[:, :, None], proprio, torch.stack(finite).all(0))
+
+    def _led(self, memory: WanMemory, seen: Observation, action: Tensor) -> Tensor:  # [B, K, P]
+        """Where the actions lead."""
+        if not self.moves_proprio:
+            return seen.proprio[:, None].repeat(1, action.shape[1], 1)
+        proprio, motion = self.robot.kinematics.follow(seen.proprio, memory.motion, action)
+        if motion is not None:
+            memory.motion.copy_(motion)
+        return proprio
 
     def _pass(self, memory: WanMemory, action: Tensor, key: Key) -> Tensor:  # [B, C, n, h, w]
         """The latents of the frames that follow, by Euler steps from noise."""

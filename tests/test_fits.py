@@ -1,0 +1,122 @@
+"""What a preset needs, from headers alone, against what is there once the parts are loaded."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import worldenv
+from worldenv import info
+from worldenv.assemble import costs
+from worldenv.config import TrainConfig
+from worldenv.interfaces.observation import Key
+from worldenv.nn.cost import Cost
+from worldenv.records.released import Release
+from worldenv.rollout.fit import Card, Work, fit
+
+GIVEN = ["--card-gb", "80", "--tflops", "800", "--share", "0.5"]
+
+
+@pytest.fixture(scope="module")
+def loaded(pair_names):
+    """The tiny pair on the tabletop: its parts, first observations, and what is told of it beforehand."""
+    parts = worldenv.load(**pair_names)
+    starts = parts.suite.reset(parts.suite.tasks[:1], [0], "train")
+    with pytest.MonkeyPatch.context() as patch:
+        vlm, (text,) = parts.reflector.vlm, starts.texts
+        patch.setattr("worldenv.policy.openvla_oft.cost.PROMPT", parts.policy.read([text]).shape[1] - 1)
+        patch.setattr("worldenv.reflector.vlm.cost.PROMPT", len(vlm.prompt(text)) + len(vlm.question))
+        found = costs(TrainConfig(**pair_names))[1]
+    return SimpleNamespace(parts=parts, starts=starts, costs=found)
+
+
+def counted(call):
+    with FlopCounterMode(display=False) as flops:
+        call()
+    return flops.get_total_flops()
+
+
+def test_parameters_and_bytes_are_those_of_the_parts_that_are_loaded(loaded):
+    for role, part in loaded.parts.networks().items():
+        parameters = sum(p.numel() for p in part.parameters())
+        assert loaded.costs[role].parameters == parameters and loaded.costs[role].weight_bytes == 4 * parameters, role
+    assert loaded.costs["policy"].learns == sum(p.numel() for p in loaded.parts.policy.trainable())
+    assert loaded.costs["policy"].chunk == loaded.parts.policy.chunk
+
+
+def test_flops_and_bytes_of_an_episode_are_those_that_are_counted_while_it_runs(loaded):
+    policy, world, judge = loaded.parts.policy, loaded.parts.world, loaded.parts.reflector
+    seen, key = loaded.starts.seen, Key(0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    read, heard = policy.read(loaded.starts.texts), judge.read(loaded.starts.texts)
+    decision, memory, watched = policy.act(seen, read, key, True), world.begin(seen, 8), judge.begin(seen, heard)
+    imagined = world.imagine(memory, seen, decision.action, key)
+    assert loaded.costs["world"].slot_bytes == memory.bytes_each()
+    apart = 8 * len(judge.vlm.question) + 12  # the question is counted with the prompt; age and reward are not
+    assert loaded.costs["reflector"].slot_bytes == pytest.approx(watched.bytes_each(), abs=apart)
+    assert loaded.costs["policy"].record_bytes == pytest.approx(decision.record.bytes_each(), rel=0.05)
+    ways = {
+        "policy": lambda: policy.act(seen, read, key, True),
+        "world": lambda: world.imagine(memory, seen, decision.action, key),
+        "reflector": lambda: judge.judge(imagined.frames, watched),
+    }
+    ran = {role: counted(way) for role, way in ways.items()}
+    for role, flops in ran.items():
+        assert loaded.costs[role].chunk_flops == pytest.approx(flops, rel=0.25), (role, ran)
+
+
+def test_a_card_is_filled_up_to_its_last_episode_and_hours_follow_from_flops():
+    policy = Cost(11, 1000, 10, 8, 0, 5, chunk_flops=1e12, update_flops=2e12, update_bytes=30)
+    world = Cost(7, 2000, slot_bytes=40, chunk_flops=3e12)
+    work = Work(episodes=6, chunks=2, iterations=9, epochs=5, at_once=4, frame_bytes=10)
+    needed = 1000 + 2000 + 12 * 10 + 4 * 30 + 6 * 2 * 5
+    for resident in (0, 3, 6):
+        card = Card((needed + 50 * resident + 2) / 0.9 / 1e9, 2.0, 0.5)
+        found = fit(policy, [world], card, work)
+        assert found.resident == resident and found.slot_bytes == 50 and found.idle_bytes == 2000
+    assert found.rollout_hours == pytest.approx(9 * 6 * 2 * 4 / 3600)
+    assert found.update_hours == pytest.approx(9 * 6 * 2 * 5 * 2 / 3600)
+    unknown = fit(policy, [Cost(7, 2000)], card, work)
+    assert unknown.rollout_hours is None and unknown.update_hours == found.update_hours
+
+
+def test_preset_is_told_without_a_weight_being_read_and_without_libero(pair_names, capsys, monkeypatch):
+    monkeypatch.setattr(Release, "fill", lambda *_: pytest.fail("weights were read"))
+    words = [word for role, name in pair_names.items() for word in (f"--{role}", name)]
+    info.main(["rlinf-wan-libero", *GIVEN, "--json", *words])
+    document = json.loads(capsys.readouterr().out)
+    assert document["suite"] == {"name": "libero_spatial-official", "horizon": 220, "size": 256, "views": ["agentview"]}
+    assert document["work"]["episodes"] == document["fit"]["resident"] == 64 and document["work"]["chunks"] == 28
+    info.main(["rlinf-wan-libero", *GIVEN, *words])
+    printed = capsys.readouterr().out
+    assert "yes, with all 64 episodes of an iteration at a time" in printed and "800.0 TFLOP/s (given)" in printed
+    info.main(["rlinf-wan-libero", "--card-gb", "0.001", *words])
+    printed = capsys.readouterr().out
+    assert "fits                  no: " in printed and "hours are not told: give --tflops" in printed
+
+
+def test_parts_of_this_package_are_told_as_far_as_they_are_counted(capsys):
+    info.main(["tabletop-quick", "--card-gb", "1", "--measure"])
+    printed = capsys.readouterr().out
+    assert "rollout not counted" in printed and "(measured)" in printed and "yes, with all 16 episodes" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["paper-libero"], "give --policy openvla-oft:FOLDER --world svd:FOLDER --reflector vlm:FOLDER, each"),
+        (["tabeltop"], "unknown preset 'tabeltop'"),
+        (["tabletop", "--card-gb", "-1"], "--card-gb is -1.0; it should be a positive number"),
+        (["tabletop", "--tflops", "1", "--measure"], "both say what the peak is"),
+        (
+            ["tabletop", "--policy", "pi0:/nowhere/at/all"],
+            "/nowhere/at/all is not there; give the folder of a released model",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(words, line, capsys):
+    with pytest.raises(SystemExit) as end:
+        info.main(words)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and line in said and said.count("\n") == 1

@@ -1,0 +1,140 @@
+"""`worldenv-info PRESET`: what the parts of a run need, what fits on a card, and how long a run takes there."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from worldenv import options
+from worldenv.assemble import DEFAULT_CHUNK, costs
+from worldenv.config import PARTS
+from worldenv.errors import UserError
+from worldenv.nn.cost import Cost
+from worldenv.rollout.fit import Card, Fit, Work, fit
+from worldenv.rollout.memory import free_bytes
+
+GB = 1e9
+SECONDS = 0.2  # that a measurement of the matrix peak takes at least
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What is assumed of the card."""
+    parser.add_argument("--card-gb", type=float, help="memory of the card, 10^9 bytes; default: what is free here")
+    parser.add_argument("--tflops", type=float, help="its matrix peak, 10^12 FLOPs a second, from a data sheet")
+    parser.add_argument("--measure", action="store_true", help="measure the matrix peak of this machine instead")
+    parser.add_argument("--share", type=float, default=0.4, help="of the peak that a run reaches (0.4: a guess)")
+
+
+def predict(words: Sequence[str], given: argparse.Namespace) -> dict[str, Any]:
+    """What `worldenv-info PRESET [options of worldenv-train]` prints with --json. Nothing large is loaded.
+
+    Raises UserError for a wrong option, and for folders that are missing or do not fit each other.
+    """
+    config = options.training(words)
+    if given.tflops is not None and given.measure:
+        raise UserError("--tflops and --measure both say what the peak is; leave one out")
+    for name in ("card_gb", "tflops", "share"):
+        value = getattr(given, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it should be a positive number")
+    suite, found = costs(config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tflops = measured_tflops(device) if given.measure else given.tflops
+    card = Card(given.card_gb or free_bytes(device) / GB, tflops, given.share)
+    rl, horizon, chunk = config.rl, config.engine.horizon or suite.horizon, found["policy"].chunk or DEFAULT_CHUNK
+    work = Work(
+        episodes=rl.starts * rl.siblings,
+        chunks=-(-horizon // chunk),
+        iterations=rl.iterations,
+        epochs=rl.epochs,
+        at_once=rl.accumulate or rl.minibatch,
+        frame_bytes=3 * len(suite.views) * suite.size**2,
+    )
+    result = fit(found["policy"], [found["world"], found["reflector"]], card, work)
+    return {
+        "preset": words[0],
+        "parts": {role: {"name": getattr(config, role), **asdict(cost)} for role, cost in found.items()},
+        "suite": {"name": config.suite, "horizon": suite.horizon, "size": suite.size, "views": list(suite.views)},
+        "card": asdict(card) | {"measured_tflops": given.measure},
+        "work": asdict(work),
+        "fit": asdict(result),
+        "fits": result.resident > 0,
+    }
+
+
+def measured_tflops(device: torch.device) -> float:
+    """10^12 FLOPs a second of a large product of matrices: bfloat16 on a GPU, float32 on a CPU."""
+    side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
+    a = torch.randn(side, side, device=device).to(dtype)
+
+    def seconds(count: int) -> float:
+        began = time.perf_counter()
+        for _ in range(count):
+            a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    count = max(1, round(SECONDS / max(min(seconds(1), seconds(1)), 1e-6)))  # the first one is slow
+    return 2 * side**3 * count / seconds(count) / 1e12
+
+
+def report(document: dict[str, Any]) -> str:
+    """The same for people."""
+    parts = {role: Cost(**{k: v for k, v in one.items() if k != "name"}) for role, one in document["parts"].items()}
+    lines = [f"{'':<10} {'parameters':>14} {'weights':>10} {'learns':>12} {'an episode':>12} {'a chunk':>16}"]
+    for role in PARTS[1:]:
+        cost = parts[role]
+        lines.append(
+            f"{role:<10} {cost.parameters:>14,} {_gb(cost.weight_bytes):>10} {cost.learns:>12,} "
+            f"{_mb(cost.slot_bytes):>12} {_gflop(cost.chunk_flops):>16}   {document['parts'][role]['name']}"
+        )
+    work, card, found = Work(**document["work"]), document["card"], Fit(**document["fit"])
+    acts = parts["policy"]
+    lines += [
+        "",
+        f"an episode resident   {_mb(found.slot_bytes)}, with its frames",
+        f"a chunk for learning  {_mb(acts.record_bytes)} kept, {_mb(acts.update_bytes)} more with a gradient, "
+        f"{_gflop(acts.update_flops)}",
+        f"an iteration          {work.episodes} episodes of {work.chunks} chunks: {_gb(found.record_bytes)} of records",
+        f"a card of {card['gigabytes']:.0f} GB       {_gb(found.weight_bytes)} weights, {_gb(found.learning_bytes)} "
+        f"gradients and moments, {_gb(found.update_bytes)} update; {_gb(found.room_bytes)} are left for episodes",
+        f"fits                  {_verdict(found, work)}",
+        f"idle in an update     {_gb(found.idle_bytes)} of weights",
+        f"a run                 {_hours(found, work, card)}",
+        "Counted from sizes, not measured; every episode to the horizon. 'not counted' adds nothing to the sums.",
+    ]
+    return "\n".join(lines)
+
+
+def _verdict(found: Fit, work: Work) -> str:
+    if found.resident == work.episodes:
+        return f"yes, with all {work.episodes} episodes of an iteration at a time"
+    if found.resident:
+        return f"yes, with {found.resident} of the {work.episodes} episodes of an iteration at a time"
+    return f"no: {_gb(found.slot_bytes - found.room_bytes)} are missing for one episode"
+
+
+def _hours(found: Fit, work: Work, card: dict[str, Any]) -> str:
+    if card["tflops"] is None:
+        return "hours are not told: give --tflops, or --measure on the machine that is to run it"
+    how = "measured" if card["measured_tflops"] else "given"
+    at = f"at {card['share']:.0%} of {card['tflops']:.1f} TFLOP/s ({how})"
+    pair = [("rollout", found.rollout_hours), ("update", found.update_hours)]
+    said = [f"{name} {'not counted' if hours is None else f'{hours:.2f} h'}" for name, hours in pair]
+    return f"{work.iterations} iterations: {', '.join(said)}, {at}"
+
+
+def _gb(count: int) -> str:
+    return f"{count / GB:.2f} GB"
+
+
+def _mb(count: int | None) -> str:
+    return "not counted" if count is None else f"{count / 1e6:.2f} MB"
+
+
+def _gflop(count: float | None) -> str:
+    return "not counted" if count is None else f"{count / 1e9:,.0f} GFLOP"

@@ -1,0 +1,68 @@
+"""Whether the parts of a run fit a card together, and how long a run takes there: arithmetic, nothing is measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from worldenv.nn.cost import Cost
+
+WORK_SHARE = 0.1  # of a card's memory that is left for passes without a gradient and for fragments
+OPTIMISER_BYTES = 12  # of each number that learns, beside its weight: gradient and two moments of Adam, float32
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is assumed of a device."""
+
+    gigabytes: float  # 10^9 bytes
+    tflops: float | None  # matrix peak in the dtype of the weights, 10^12 a second; None: not known
+    share: float  # of it that a run reaches
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much a run is to do. Every episode is counted as if it went to the horizon."""
+
+    episodes: int  # of an iteration, N x G
+    chunks: int  # of an episode, T
+    iterations: int
+    epochs: int
+    at_once: int  # chunks of a backward pass
+    frame_bytes: int  # of the frames that a resident episode shows
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a card can hold, and hours; None where a part is not counted."""
+
+    weight_bytes: int
+    learning_bytes: int  # gradients and moments
+    update_bytes: int  # activations of a backward pass
+    record_bytes: int  # of all episodes of an iteration
+    slot_bytes: int  # of one episode
+    room_bytes: int  # that is left for slots; below 0: it does not fit
+    resident: int  # episodes that fit, at most those of an iteration
+    idle_bytes: int  # weights that nothing reads during the update
+    rollout_hours: float | None
+    update_hours: float | None
+
+
+def fit(policy: Cost, others: Sequence[Cost], card: Card, work: Work) -> Fit:
+    """Slots and the activations of the update are not needed at one time, but the allocator may keep both: they add up.
+
+    What is not counted of a part adds nothing.
+    """
+    parts = [policy, *others]
+    weights = sum(part.weight_bytes for part in parts)
+    learning, update = OPTIMISER_BYTES * policy.learns, work.at_once * (policy.update_bytes or 0)
+    slot = work.frame_bytes + sum(part.slot_bytes or 0 for part in parts)
+    records = work.episodes * work.chunks * (policy.record_bytes or 0)
+    room = int((1 - WORK_SHARE) * card.gigabytes * 1e9) - weights - learning - update - records
+    resident = min(work.episodes, max(0, room) // slot)
+    chunks, an_hour = work.iterations * work.episodes * work.chunks, card.share * (card.tflops or 0) * 1e12 * 3600
+    counted = [part.chunk_flops for part in parts]
+    rollout = None if None in counted or not an_hour else chunks * sum(counted) / an_hour
+    learnt = (
+        None if policy.update_flops is None or not an_hour else chunks * work.epochs * policy.update_flops / an_hour
+    )
+    idle = sum(part.weight_bytes for part in others)
+    return Fit(weights, learning, update, records, slot, room, resident, idle, rollout, learnt)
