@@ -20,7 +20,7 @@ FORBIDDEN_NAMES = {"utils", "helpers", "common", "core", "base"}
 LAYERS = (
     {"__main__"},
     {"cli", "info"},
-    {"options", "convert", "collect"},
+    {"options", "convert", "collect", "export"},
     {"job"},
     {"assemble"},
     {"saved"},
