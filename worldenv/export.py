@@ -56,7 +56,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if not given:
         raise UserError(f"nothing to export: name at least one of {', '.join(f'--{role}' for role in ROLES)}")
     _check_new(target)
-    _library("onnxscript")
     parts = load(options.models, options.suite, **given)
     only = None if options.pieces is None else options.pieces.split(",")
     return export_onnx(parts, target, tuple(given), only, options.tensorrt)
@@ -76,6 +75,8 @@ def export_onnx(
     not so, for weights that are not float32 on the CPU, and for a piece that the exporter cannot take.
     """
     target = _check_new(as_path(folder))
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        _library(name)
     if compiled.WANTED:
         raise UserError("WORLDENV_COMPILE is 1: compiled networks have no export; leave it unset")
     pieces = _chosen(_pieces(parts, roles), only)
@@ -182,9 +183,15 @@ def _computed(name: str, piece: Piece, rows: int) -> tuple[dict[str, Tensor], di
 def _compared(name: str, path: Path, inputs: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     """The largest difference between onnxruntime and torch."""
     runtime = _library("onnxruntime")
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    taken = {one.name for one in session.get_inputs()}
-    found = session.run(list(wanted), {key: tensor.numpy() for key, tensor in inputs.items() if key in taken})
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        taken = {one.name for one in session.get_inputs()}
+        found = session.run(list(wanted), {key: tensor.numpy() for key, tensor in inputs.items() if key in taken})
+    except Exception as error:  # onnxruntime has a class for every kind
+        rows = next(iter(inputs.values())).shape[0]
+        raise UserError(f"{name} does not run under onnxruntime with a batch of {rows}: {_cause(error)}") from error
     worst = 0.0
     for (output, right), numbers in zip(wanted.items(), found, strict=True):
         got = torch.from_numpy(numbers)
@@ -227,7 +234,6 @@ def _plainly() -> Iterator[None]:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Without the exporter's reports: what it cannot do is an error here."""
-    _library("onnxscript")
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

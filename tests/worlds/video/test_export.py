@@ -1,0 +1,47 @@
+"""A video-diffusion U-Net and autoencoders under onnxruntime, and how they attend."""
+
+import pytest
+
+from worldenv.assemble import Parts
+from worldenv.errors import UserError
+from worldenv.export import export_onnx
+from worldenv.nn import attention
+from worldenv.worlds.tokenizers import FrameTokenizer
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+class Coder:
+    """A world model as far as its autoencoder."""
+
+    size = (32, 32)
+
+    def __init__(self, tokenizer):
+        self.pieces = tokenizer.pieces
+
+
+def test_denoising_step_agrees_under_onnxruntime(load, tmp_path):
+    parts = Parts(None, None, load(), None)
+    said = export_onnx(parts, tmp_path / "out", ("world",), ["world-denoising-step"])
+    file = said["files"]["world-denoising-step.onnx"]
+    assert file["difference"] <= 1e-4
+    assert list(file["inputs"]) == ["noisy", "sigma", "latents", "maps", "context"]
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderDC"])
+def test_autoencoder_agrees_under_onnxruntime(make_autoencoder, kind, tmp_path):
+    parts = Parts(None, None, Coder(FrameTokenizer(make_autoencoder(kind))), None)
+    said = export_onnx(parts, tmp_path / "out", ("world",))
+    assert set(said["files"]) == {"world-encoder.onnx", "world-decoder.onnx"}
+    assert all(file["difference"] <= 1e-4 for file in said["files"].values())
+
+
+def test_unet_refuses_attention_that_it_cannot_use(load, monkeypatch):
+    monkeypatch.setattr(attention, "WANTED", "flash-attn")
+    monkeypatch.setattr(attention, "why_not", lambda backend: "not installed")
+    with pytest.raises(UserError, match="WORLDENV_ATTENTION is flash-attn, which cannot be used: not installed"):
+        load()
+    monkeypatch.setattr(attention, "why_not", lambda backend: None)
+    with pytest.raises(UserError, match="cannot use; it can use sdpa and xformers"):
+        load(clip="none", geometry="none")
