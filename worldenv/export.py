@@ -136,7 +136,7 @@ def _write(name: str, piece: Piece, path: Path) -> dict[str, Any]:
     _check_weights(name, piece.network)
     wanted = {rows: _computed(name, piece, rows) for rows in (TRACED, *CHECKED)}
     inputs, outputs = wanted[TRACED]
-    batch = torch.export.Dim("batch", min=1, max=4096)
+    batch = torch.export.Dim("batch", min=1, max=piece.most)
     dynamic = tuple({0: batch} for _ in inputs)
     try:
         with torch.no_grad(), _silence():

@@ -1,6 +1,7 @@
 """A video-diffusion U-Net and autoencoders under onnxruntime, and how they attend."""
 
 import pytest
+import torch
 
 from worldenv.assemble import Parts
 from worldenv.errors import UserError
@@ -8,7 +9,7 @@ from worldenv.export import export_onnx
 from worldenv.nn import attention
 from worldenv.worlds.tokenizers import FrameTokenizer
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 
@@ -22,11 +23,17 @@ class Coder:
 
 
 def test_denoising_step_agrees_under_onnxruntime(load, tmp_path):
-    parts = Parts(None, None, load(), None)
-    said = export_onnx(parts, tmp_path / "out", ("world",), ["world-denoising-step"])
+    world = load(clip="none", geometry="none")
+    said = export_onnx(Parts(None, None, world, None), tmp_path / "out", ("world",), ["world-denoising-step"])
     file = said["files"]["world-denoising-step.onnx"]
     assert file["difference"] <= 1e-4
     assert list(file["inputs"]) == ["noisy", "sigma", "latents", "maps", "context"]
+    piece = world.pieces(world.size)["denoising-step"]
+    inputs = piece.example(10)  # 70 frames: more than it was traced for
+    session = onnxruntime.InferenceSession(str(tmp_path / "out/world-denoising-step.onnx"))
+    found = session.run(None, {name: x.numpy() for name, x in inputs.items()})[0]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), piece.call(*inputs.values()), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderDC"])

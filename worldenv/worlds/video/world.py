@@ -117,7 +117,7 @@ class VideoWorld:
             shape = encoder.prepare(frame).shape[1:]
             drawn = partial(_pictures, shape)
             out[f"{name}-encoder"] = Piece(encoder, encoder.encode, drawn, ("features",))
-        return out | {"denoising-step": Piece(network, step, noisy, ("clean",))}
+        return out | {"denoising-step": Piece(network, step, noisy, ("clean",), most=63 // (m + k))}
 
     def write_back(self, folder: Path | str) -> Path:
         """Write the world model as it is now, in the layout in which it was loaded; see `write_video`."""
