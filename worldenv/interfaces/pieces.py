@@ -17,5 +17,5 @@ class Piece:
     call: Callable[..., Tensor | tuple[Tensor, ...]]
     example: Callable[[int], dict[str, Tensor]]  # rows -> inputs by name, in the order of `call`, drawn by torch.rand..
     outputs: tuple[str, ...]
-    # Rows up to which `call` takes one way through its code. diffusers copies pictures from 64 on, which changes no number.
+    # Rows up to which `call` takes one way through its code. diffusers copies pictures from 64 on: no number changes.
     most: int = 63

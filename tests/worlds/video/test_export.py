@@ -1,4 +1,4 @@
-"""A video-diffusion U-Net and autoencoders under onnxruntime, and how they attend."""
+"""A video-diffusion U-Net under onnxruntime, and how they attend."""
 
 import pytest
 import torch
@@ -7,19 +7,9 @@ from worldenv.assemble import Parts
 from worldenv.errors import UserError
 from worldenv.export import export_onnx
 from worldenv.nn import attention
-from worldenv.worlds.tokenizers import FrameTokenizer
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-
-
-class Coder:
-    """A world model as far as its autoencoder."""
-
-    size = (32, 32)
-
-    def __init__(self, tokenizer):
-        self.pieces = tokenizer.pieces
 
 
 def test_denoising_step_agrees_under_onnxruntime(load, tmp_path):
@@ -34,14 +24,6 @@ def test_denoising_step_agrees_under_onnxruntime(load, tmp_path):
     found = session.run(None, {name: x.numpy() for name, x in inputs.items()})[0]
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), piece.call(*inputs.values()), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderDC"])
-def test_autoencoder_agrees_under_onnxruntime(make_autoencoder, kind, tmp_path):
-    parts = Parts(None, None, Coder(FrameTokenizer(make_autoencoder(kind))), None)
-    said = export_onnx(parts, tmp_path / "out", ("world",))
-    assert set(said["files"]) == {"world-encoder.onnx", "world-decoder.onnx"}
-    assert all(file["difference"] <= 1e-4 for file in said["files"].values())
 
 
 def test_unet_refuses_attention_that_it_cannot_use(load, monkeypatch):
