@@ -21,7 +21,7 @@ LAYERS = (
     {"__main__"},
     {"cli", "info"},
     {"fits"},
-    {"options", "convert", "collect"},
+    {"options", "convert", "collect", "export"},
     {"job"},
     {"assemble"},
     {"saved"},

@@ -98,6 +98,8 @@ _PUBLIC = {
     "write_lerobot": "data.formats.lerobot.writer",
     "write_libero": "data.formats.libero",
     "agreement": "data.orientation",
+    "Piece": "interfaces.pieces",
+    "export_onnx": "export",
     "UserError": "errors",
     "philox": "ops.philox",
     "Use": "ops.philox",

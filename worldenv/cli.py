@@ -1,4 +1,4 @@
-"""`worldenv-train`, `-eval`, `-reflector`, `-convert`, `-collect`: parse, run, and end stdout with one JSON line.
+"""`worldenv-train` and the other commands: parse, run, and end stdout with one JSON line.
 
 What needs torch is imported late, so that an interruption is answered in one line from the first moment on.
 """
@@ -78,6 +78,17 @@ def collect(arguments: Sequence[str] | None = None) -> None:
         return module.collect(module.parsed(words))
 
     _main(work, "worldenv-collect", arguments)
+
+
+def export(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `worldenv-export FOLDER [options]`."""
+
+    def work(words: Sequence[str], command: str) -> dict:
+        from worldenv import export as module
+
+        return module.run(module.parsed(words))
+
+    _main(work, "worldenv-export", arguments)
 
 
 def info(arguments: Sequence[str] | None = None) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from worldenv.errors import UserError
 from worldenv.ops.windowed_attention import windowed_attention
 
 # WORLDENV_ATTENTION, read once at import, is one of these; sdpa where it is not set.
@@ -24,6 +25,11 @@ if WANTED not in BACKENDS:
 INSTALL = {
     "flash-attn": "not installed; see its own page for a wheel that fits this torch and CUDA",
     "xformers": 'not installed: pip install "worldenv[xformers]"',
+}
+# Library of released models -> its names of the backends that it knows.
+NAMES = {
+    "transformers": {"sdpa": "sdpa", "flash-attn": "flash_attention_2"},
+    "diffusers": {"sdpa": "native", "flash-attn": "flash", "xformers": "xformers"},
 }
 LEAST_CAPABILITY = (8, 0)  # of a CUDA device, for flash-attn and xformers in bfloat16
 
@@ -105,3 +111,23 @@ def attention(
     if reason:
         raise ValueError(f"attention backend {backend} cannot be used: {reason}")
     return CALLS[backend](query, key, value)
+
+
+def name_in(library: str) -> str:
+    """What transformers or diffusers call the backend that WORLDENV_ATTENTION asks for.
+
+    Raises UserError if the library does not know it, or if it cannot be used here; no other one replaces it.
+    """
+    if WANTED not in NAMES[library]:
+        raise UserError(
+            f"WORLDENV_ATTENTION is {WANTED}, which models of {library} do not have; they have "
+            f"{', '.join(NAMES[library])}"
+        )
+    check_usable()
+    return NAMES[library][WANTED]
+
+
+def check_usable() -> None:
+    """Raise UserError if the backend that WORLDENV_ATTENTION asks for cannot be used here."""
+    if reason := why_not(WANTED):
+        raise UserError(f"WORLDENV_ATTENTION is {WANTED}, which cannot be used: {reason}")

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from worldenv.interfaces.pieces import Piece
 from worldenv.nn.instruction import InstructionEncoder
 from worldenv.nn.int8 import Conv, in_8_bits
 from worldenv.nn.sentence import SentenceEncoder
@@ -77,6 +78,16 @@ class VisionLanguageEncoder(nn.Module):
     def forward(self, frames: Tensor, tokens: Tensor) -> Tensor:
         context = self.text(tokens)
         return self.out(torch.cat([self._see(frames, context), context], dim=-1))
+
+    def piece(self, size: tuple[int, int]) -> Piece:
+        """What can be exported; the instruction enters as `text` makes it [B, C]."""
+        context = self.out.in_features - 3 * self.look[1].out_channels
+
+        def given(rows: int) -> dict[str, Tensor]:
+            frames = torch.randint(256, (rows, *size, 3), dtype=torch.uint8)
+            return {"frames": frames, "instruction": torch.randn(rows, context)}
+
+        return Piece(self, self, given, ("feature",))
 
     def _see(self, frames: Tensor, context: Tensor) -> Tensor:  # [B, 3 C]
         _, first, _, second, _ = self.stem

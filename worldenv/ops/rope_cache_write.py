@@ -84,7 +84,7 @@ def rope_cache_write(
     Raises ValueError if a shape, dtype or device is another one.
     """
     _check(qkv, query_gain, key_gain, frame, place, time_angle, space_angle, keys)
-    check_ring(qkv, len(qkv), *keys.shape[1:], keys, values, key_scale, value_scale)
+    check_ring(qkv, qkv.shape[0], *keys.shape[1:], keys, values, key_scale, value_scale)
     arguments = (
         qkv.detach(),
         query_gain.detach(),

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from worldenv.fields import LARGEST, FieldError, Within, check_fields
 from worldenv.interfaces.observation import Observation
+from worldenv.interfaces.pieces import Piece
 from worldenv.nn.encoder import Text, VisionLanguageEncoder
 from worldenv.nn.int8 import by_rows
 from worldenv.ops.constants import constant
@@ -100,3 +101,14 @@ class SmallPolicy(LaplacePolicy):
         low, high = constant(tuple(self.config.scale_low), proprio).log(), log(self.config.scale_high)
         beta = low + (high - low) * by_rows(torch.sigmoid, self.scale_head(f)).view_as(mu)
         return mu, beta
+
+    def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
+        """The encoder, which takes an instruction as `read` gives it, and the heads on its features."""
+
+        def feature(rows: int) -> dict[str, Tensor]:
+            return {"feature": torch.randn(rows, self.config.width), "proprio": torch.rand(rows, 7)}
+
+        return {
+            "encoder": self.encoder.piece(size),
+            "heads": Piece(self, self.heads, feature, ("mu", "beta")),
+        }

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from worldenv.fields import LARGEST, Within, check_fields
 from worldenv.interfaces.observation import Observation
+from worldenv.interfaces.pieces import Piece
 from worldenv.interfaces.slots import Slots
 from worldenv.nn.encoder import Text, VisionLanguageEncoder
 from worldenv.nn.int8 import by_rows
@@ -130,3 +131,15 @@ class SmallReflector(nn.Module):
         if self.zero_shot:
             return self.done(feature)[..., 0]
         return self.head(torch.cat([feature, feature - first, mean], dim=-1))[..., 0]
+
+    def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
+        """The encoder, and the head on the present feature, the first one, and the mean so far."""
+        names = ("feature",) if self.zero_shot else ("feature", "first", "mean")
+
+        def given(rows: int) -> dict[str, Tensor]:
+            return {name: torch.randn(rows, self.config.width) for name in names}
+
+        def reward(feature: Tensor, first: Tensor | None = None, mean: Tensor | None = None) -> Tensor:
+            return torch.sigmoid(self.logit(feature, first, mean))
+
+        return {"encoder": self.encoder.piece(size), "head": Piece(self, reward, given, ("reward",))}

@@ -20,6 +20,7 @@ from worldenv.errors import UserError, nearest
 from worldenv.fields import Within, check_fields, from_document, shown
 from worldenv.files import read_json, write_text
 from worldenv.interfaces.observation import Observation
+from worldenv.interfaces.pieces import Piece
 from worldenv.interfaces.slots import Slots
 from worldenv.ops.reward_head import reward_head
 from worldenv.records.checkpoint import CheckpointError, load_weights, save_weights
@@ -97,6 +98,15 @@ class VlmReflector(nn.Module):
     def every(self) -> int:
         """Frames between two judgements."""
         return 1 if self.config.mode == "features" else self.config.every
+
+    def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
+        """The vision tower with its projector, of pictures that are prepared; calling Qwen's raises UserError."""
+        shown = self.vlm.size(*size)
+
+        def pixels(rows: int) -> dict[str, Tensor]:
+            return {"pixels": torch.randn(rows, 3, *shown)}
+
+        return {"vision-tower": Piece(self.vlm, self.vlm.tower, pixels, ("tokens",))}
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Tensor:  # [M, P] int64, or [M, D] float32 for the features

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from worldenv.errors import UserError
+from worldenv.nn import attention
 from worldenv.records.checkpoint import CheckpointError, one_line
 from worldenv.records.released import AGAIN, CONFIG, Release, check_finite, check_shapes, inspect, library
 
@@ -22,6 +24,7 @@ class Component:
     def read(self, dtype: torch.dtype | None) -> nn.Module:
         """Read the weights, frozen; dtype None: as stored. Raises CheckpointError for a tensor that is not finite."""
         self.release.fill(self.module, {name: name for name in self.module.state_dict()}, dtype)
+        attend(self.module)
         return self.module.requires_grad_(False).eval()
 
 
@@ -58,7 +61,7 @@ class Encoder:
         The library itself only logs what is missing and makes it up. Raises CheckpointError for tensors that are
         missing, unexpected, of another shape or not finite.
         """
-        where, said = self.release.folder, {}
+        where, said, attends = self.release.folder, {}, attention.name_in("transformers")
         with _quiet():
             try:
                 module, found = getattr(library("transformers"), self.kind).from_pretrained(
@@ -68,6 +71,7 @@ class Encoder:
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                     dtype="auto" if dtype is None else dtype,
+                    attn_implementation=attends,
                 )
             except (TypeError, ValueError, KeyError, ArithmeticError, RuntimeError, OSError) as error:
                 raise CheckpointError(f"{where} cannot be read ({one_line(error)}); {AGAIN}") from error
@@ -90,6 +94,27 @@ def inspect_transformers(folder: Path, models: dict[str, str]) -> Encoder:
     release = inspect(folder, models)
     library("transformers")
     return Encoder(release, models[release.config["model_type"]])
+
+
+def attend(network: nn.Module) -> None:
+    """Let the layers of attention of a network of diffusers use what WORLDENV_ATTENTION asks for.
+
+    Raises UserError if it cannot be used, or if the network cannot use it.
+    """
+    if attention.WANTED == "sdpa":  # as it was made
+        return
+    name, parts = attention.name_in("diffusers"), library("diffusers.models.attention_processor")
+    kinds = parts.Attention, library("diffusers.models.attention").AttentionModuleMixin
+    processors = [module.processor for module in network.modules() if isinstance(module, kinds)]
+    if all(hasattr(processor, "_attention_backend") for processor in processors):
+        network.set_attention_backend(name)
+    elif name == "xformers":
+        network.enable_xformers_memory_efficient_attention()
+    else:
+        raise UserError(
+            f"WORLDENV_ATTENTION is {attention.WANTED}, which {type(network).__name__} of diffusers cannot use; it can "
+            "use sdpa and xformers"
+        )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from worldenv.interfaces.pieces import Piece
 from worldenv.worlds.wan.vae import WanVae
 
 # Class -> the entry of its configuration that has an item for each level; every level but the first halves the sides.
@@ -57,9 +58,28 @@ class FrameTokenizer(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:  # [N, C, h, w] -> [N, H, W, 3] uint8
         """Pictures, rounded to 8 bits; what is not finite is grey."""
+        out = self.pixels(latents)
+        return (out * 127.5 + 127.5).nan_to_num(127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1)
+
+    @torch.no_grad()
+    def pixels(self, latents: Tensor) -> Tensor:  # [N, C, h, w] -> [N, 3, H, W] float32
+        """Pictures as they come out, about in [-1, 1]."""
         latents = latents.to(self.dtype)
         if self.video is not None:
-            return self.video.decode(latents[:, :, None])[:, 0]
+            return self.video.pixels(latents[:, :, None])[:, :, 0]
         more = {"num_frames": 1} if self.kind == "AutoencoderKLTemporalDecoder" else {}
-        out = self.model.decode(self.unscaled(latents), **more).sample.float()
-        return (out * 127.5 + 127.5).nan_to_num(127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1)
+        return self.model.decode(self.unscaled(latents), **more).sample.float()
+
+    def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
+        """Encoder and decoder."""
+
+        def frames(rows: int) -> dict[str, Tensor]:
+            return {"frames": torch.randint(256, (rows, *size, 3), dtype=torch.uint8)}
+
+        def latents(rows: int) -> dict[str, Tensor]:
+            return {"latents": torch.randn(rows, self.channels, *(side // self.shrink for side in size))}
+
+        return {
+            "encoder": Piece(self, self.encode, frames, ("latents",)),
+            "decoder": Piece(self, self.pixels, latents, ("pixels",)),
+        }

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldenv.nn.attention import attention
 from worldenv.records.checkpoint import CheckpointError
 from worldenv.records.released import AGAIN, WEIGHTS, Entry, Release, Shape, check_shapes, header
 from worldenv.worlds.conditioning import IMAGENET_MEAN, IMAGENET_STD, prepared
@@ -43,7 +44,7 @@ class Block(nn.Module):
         query, key, value = parts.unbind(0)  # [N, heads, L, head]
         if turn is not None:
             query, key = (_turned(self.attn[f"{k}_norm"](t), *turn) for k, t in (("q", query), ("k", key)))
-        seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        seen = attention(*(part.transpose(1, 2) for part in (query, key, value))).flatten(2)
         x = x + self.ls1["gamma"] * self.attn["proj"](seen)
         return x + self.ls2["gamma"] * self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
 
@@ -65,7 +66,7 @@ class Trunk(nn.Module):
         patches = self.patch_embed["proj"](pictures)
         places = self._places(*patches.shape[2:])
         x = patches.flatten(2).transpose(1, 2) + places[:, 1:]
-        n, registers = len(x), self.register_tokens.shape[1]
+        n, registers = x.shape[0], self.register_tokens.shape[1]
         first = (self.cls_token + places[:, :1]).expand(n, -1, -1)
         x = torch.cat([first, self.register_tokens.expand(n, -1, -1), x], dim=1)
         for block in self.blocks:
@@ -102,7 +103,7 @@ class VggtEncoder(nn.Module):
     def encode(self, pictures: Tensor) -> Tensor:  # [N, 3, S, S] -> [N, L, 2 D]
         patches = self.patch_embed(pictures.to(self.camera_token.dtype))
         special = torch.cat([self.camera_token[:, 0], self.register_token[:, 0]], dim=1)  # of a first picture
-        x, turn = torch.cat([special.expand(len(patches), -1, -1), patches], dim=1), self._turn(special, patches)
+        x, turn = torch.cat([special.expand(patches.shape[0], -1, -1), patches], dim=1), self._turn(special, patches)
         within = x
         for frame, across in zip(self.frame_blocks, self.global_blocks, strict=True):
             within = frame(x, turn)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv.errors import UserError
+from worldenv.nn.attention import attention
 from worldenv.policy.openvla_oft.prompt import STOP
 from worldenv.records.released import Shape, library
 
@@ -70,8 +71,8 @@ class Block(nn.Module):
             getattr(self, name).scale_factor = nn.Parameter(torch.ones(width))  # timm's gamma, as the authors call it
 
     def forward(self, x: Tensor) -> Tensor:  # [B, L, D]
-        parts = self.attn["qkv"](self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = self.attn["proj"](F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2))
+        parts = self.attn["qkv"](self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        attended = self.attn["proj"](attention(*parts).flatten(2))
         x = x + (attended * self.ls1.scale_factor if self.scaled else attended)
         thought = self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
         return x + (thought * self.ls2.scale_factor if self.scaled else thought)
@@ -93,7 +94,7 @@ class Tower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.patch_embed["proj"](pixels).flatten(2).transpose(1, 2) + self.pos_embed
         if self.prefix:
-            first = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token)]
+            first = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token)]
             x = torch.cat([*first, x], dim=1)
         for block in self.blocks:
             x = block(x)
@@ -184,7 +185,7 @@ class Network(nn.Module):
         The sequence is <s>, pictures, proprioception, padding, prompt, an empty place for each number, </s>. The state
         of a number is that of the position before its place, as in training.
         """
-        seen = self._seen(pixels)
+        seen = self.seen(pixels)
         if proprio is not None:
             seen = torch.cat([seen, proprio[:, None].to(seen.dtype)], dim=1)
         embed = self.language_model.get_input_embeddings()
@@ -202,8 +203,9 @@ class Network(nn.Module):
         first = states.shape[1] - stop - numbers - 1
         return states[:, first : first + numbers]
 
-    def _seen(self, pixels: Tensor) -> Tensor:  # [B, V, 2, 3, S, S] -> [B, V * L, D]
+    def seen(self, pixels: Tensor) -> Tensor:  # [B, V, 2, 3, S, S] -> [B, V * L, D]
+        """The patches of the pictures, as the language model takes them."""
         pictures = pixels.to(self.dtype).flatten(0, 1).unbind(1)
         towers = self.vision_backbone.values()
         patches = torch.cat([tower(x) for tower, x in zip(towers, pictures, strict=True)], dim=-1)
-        return self.projector(patches).unflatten(0, (len(pixels), -1)).flatten(1, 2)
+        return self.projector(patches).unflatten(0, (pixels.shape[0], -1)).flatten(1, 2)

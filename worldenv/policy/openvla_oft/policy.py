@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.interfaces.observation import Key, Observation
+from worldenv.interfaces.pieces import Piece
 from worldenv.interfaces.policy import Decision
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.suite import Suite
+from worldenv.nn.attention import check_usable
+from worldenv.nn.compiled import compile_if_wanted
 from worldenv.ops.philox import Use, philox
 from worldenv.policy import lora
 from worldenv.policy.adapted import Adapted
@@ -92,6 +95,15 @@ class OpenVLA(Adapted):
         names = {*self._merged, *(lora.adapted(self.network) if self.config.lora else ())}
         changed = {name: partial(lora.whole, self.network, name) for name in names}
         return write_policy(self.found, folder, changed, self._heads())
+
+    def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
+        """Both vision towers and the projector, of pictures that are prepared; adapters are applied."""
+        s = self.found.size
+
+        def pixels(rows: int) -> dict[str, Tensor]:
+            return {"pixels": torch.randn(rows, len(self.views), 2, 3, s, s)}
+
+        return {"vision-tower": Piece(self.network, self.network.seen, pixels, ("patches",))}
 
     def _heads(self) -> dict[str, nn.Module]:
         return {} if self.proprio_projector is None else {"proprio_projector": self.proprio_projector}
@@ -181,6 +193,7 @@ def load_openvla_oft(
 
     Raises UserError, before anything large is read, as `inspect_policy` does.
     """
+    check_usable()
     found = inspect_policy(folder, suite, config)
     names = {name: name for name in found.network.state_dict()}
     known = found.release.fill(found.network, names, DTYPES[found.config.dtype])
@@ -191,4 +204,6 @@ def load_openvla_oft(
         known = (known + more) % 2**62
     for name in found.heads:
         read_head(found, name)
-    return (OpenVLALaplace if "action_head" in found.heads else OpenVLATokens)(found, known, merged)
+    made = (OpenVLALaplace if "action_head" in found.heads else OpenVLATokens)(found, known, merged)
+    compile_if_wanted(found.network.language_model.model, *found.network.vision_backbone.values())
+    return made

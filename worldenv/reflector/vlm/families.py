@@ -82,6 +82,9 @@ class LlavaOnevision(Vlm):
         seen = self.network.model.get_video_features(pixels[:, None]).pooler_output
         return seen[:, :-1].unflatten(1, (side, side))  # each video of one frame ends in a newline of its own
 
+    def tower(self, pixels: Tensor) -> Tensor:
+        return self.look_at(pixels)
+
     def tail(self) -> Tensor:
         return torch.cat([self.network.model.image_newline[None], super().tail()])
 
@@ -106,6 +109,11 @@ class SmolVlm(Vlm):
         side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
         seen = self.network.model.get_image_features(pixels[:, None]).pooler_output
         return torch.stack(list(seen)).unflatten(1, (side, side))
+
+    def tower(self, pixels: Tensor) -> Tensor:
+        config, model = self.network.config, self.network.model
+        side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
+        return model.connector(model.vision_model(pixel_values=pixels).last_hidden_state).unflatten(1, (side, side))
 
 
 # model_type of config.json -> our class, and the class of transformers.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from worldenv.files import read_json
+from worldenv.nn.attention import name_in
 from worldenv.records.checkpoint import CheckpointError, check_file, one_line
 from worldenv.records.released import AGAIN, CONFIG, INDEX, WEIGHTS, Release, check_shapes, inspect, library
 from worldenv.reflector.vlm.families import FAMILIES
@@ -34,7 +35,7 @@ def load_vlm(folder: Path, dtype: str, side: int, question: str, budget: int) ->
     if "quantization_config" in release.config:
         raise CheckpointError(f"{folder} has quantised weights; take the version of the model in bfloat16 or float32")
     family, name = FAMILIES[release.config["model_type"]]
-    look = read_pictures(release.folder)
+    look, attends = read_pictures(release.folder), name_in("transformers")
     with _quiet() as transformers:
         network_class = getattr(transformers, name)
         config = read_configuration(release, network_class.config_class)
@@ -44,6 +45,7 @@ def load_vlm(folder: Path, dtype: str, side: int, question: str, budget: int) ->
             release.folder,
             config=config,
             dtype=DTYPES[dtype],
+            attn_implementation=attends,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,

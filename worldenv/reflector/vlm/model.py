@@ -76,6 +76,13 @@ class Vlm(nn.Module):
         """The tokens of frames."""
         raise NotImplementedError
 
+    def tower(self, pixels: Tensor) -> Tensor:
+        """`look_at` in a form that can be exported. Raises UserError where there is none."""
+        raise UserError(
+            f"the vision tower of {type(self).__name__} counts patches on the host, so it has no export for batches of "
+            "any size; name the pieces of other parts"
+        )
+
     def see(self, frames: Tensor) -> Tensor:  # [N, H, W, 3] uint8 -> [N, rows, columns, row]
         """The tokens of every frame, in as many passes as the budget asks for."""
         size, vision = self.size(*frames.shape[1:3]), self.network.config.vision_config

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from worldenv.errors import UserError
 from worldenv.fields import check_fields
+from worldenv.interfaces.pieces import Piece
 from worldenv.interfaces.suite import Suite
 from worldenv.records.checkpoint import CheckpointError
 from worldenv.records.model_files import load_model, save_model
@@ -71,6 +72,10 @@ class LatentTokenizer(nn.Module):
         split = latents.view(len(latents), -1, columns, self.channels // s**2, s, s)
         whole = split.permute(0, 3, 1, 4, 2, 5).flatten(2, 3).flatten(3)
         return self._frames[0].decode(whole)
+
+    def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
+        """The autoencoder's encoder and decoder, of latents that are not cut into tokens."""
+        return self._frames[0].pieces(size)
 
 
 class LatentCausalNetwork(CausalNetwork):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from worldenv.errors import UserError
 from worldenv.interfaces.observation import Key, Observation
+from worldenv.interfaces.pieces import Piece
 from worldenv.interfaces.world import Imagined
 from worldenv.ops.action_map import action_map
 from worldenv.ops.constants import constant
@@ -102,6 +103,37 @@ class CausalWorld:
         """The pictures of a chunk; `frames` is the one that it began with."""
         pictures = self.network.tokenizer.decode(latents.flatten(0, 1), self.size[1])
         return pictures.unflatten(0, latents.shape[:2])
+
+    def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
+        """The tokenizer's encoder and decoder, and one denoising step. Raises UserError for rings of int8."""
+        config, network = self.network.config, self.network
+        if config.cache == "int8":
+            raise UserError("a step over a ring of int8 has no export: its levels are rounded otherwise elsewhere")
+        rooms, tokens = config.window // config.chunk + 1, config.tokens * config.chunk
+
+        def given(rows: int) -> dict[str, Tensor]:
+            shape = rows, config.layers, config.key_heads, config.places, config.head
+            chunk = torch.arange(rows, dtype=torch.int32)
+            return {
+                "latents": torch.randn(rows, tokens, config.channels),
+                "noise_level": torch.rand(rows),
+                "condition": torch.randn(rows, tokens, config.width),
+                "keys": torch.randn(shape),
+                "values": torch.randn(shape),
+                "place": config.tokens + chunk % rooms * tokens,
+                "frame": 1 + chunk * config.chunk,
+                "length": config.tokens + (chunk + 1).clamp(max=rooms) * tokens,
+            }
+
+        def step(
+            latents: Tensor, level: Tensor, condition: Tensor, keys: Tensor, values: Tensor, *at: Tensor
+        ) -> Tensor:
+            scales = keys.new_empty(keys.shape[0], config.layers, config.key_heads, 0)
+            ring = Ring(keys.clone(), values.clone(), scales, scales)
+            return network.velocity(latents, level, condition, ring, *at)
+
+        coders = network.tokenizer.pieces(self.size)
+        return coders | {"denoising-step": Piece(network, step, given, ("velocity",))}
 
     def condition(self, poses: Tensor, camera: Tensor) -> Tensor:  # [B, N, P], as `draw_maps` -> [B, N L, D]
         """The conditioning of every token of N frames on the gripper."""

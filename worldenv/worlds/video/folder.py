@@ -13,6 +13,7 @@ from torch import nn
 from worldenv.errors import UserError
 from worldenv.files import cannot_be_written, sync, temporary_folder
 from worldenv.interfaces.suite import Suite
+from worldenv.nn.compiled import compile_if_wanted
 from worldenv.ops.action_map import SIZE_MIN_PX
 from worldenv.records.checkpoint import CheckpointError, load_weights, save_weights
 from worldenv.records.released import AGAIN, CONFIG, DTYPES, SETTINGS, folder_of, settings_in
@@ -80,6 +81,7 @@ def read_video(found: Found) -> VideoUNet:
     unet, tokenizer = found.unet.read(dtype), FrameTokenizer(found.vae.read(dtype))
     if unet.conv_in.in_channels < 2 * tokenizer.channels + ADDED:
         grow(unet, 2 * tokenizer.channels + ADDED)
+    compile_if_wanted(unet)
     encoders = {}
     if "clip" in read:
         encoders["clip"] = ClipEncoder(read["clip"], found.config.clip)

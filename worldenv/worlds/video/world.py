@@ -1,6 +1,7 @@
 """A video-diffusion U-Net behind the interface `WorldModel`: the past is the latents of some frames."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor
 
 from worldenv.errors import UserError
 from worldenv.interfaces.observation import Key, Observation
+from worldenv.interfaces.pieces import Piece
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.suite import Suite
 from worldenv.interfaces.world import Imagined
+from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
 from worldenv.ops.philox import Use, philox
 from worldenv.worlds.video.folder import inspect_video, read_video, write_video
 from worldenv.worlds.video.network import Known, VideoConfig, VideoUNet
@@ -95,11 +98,39 @@ class VideoWorld:
         pictures = self.network.tokenizer.decode(looked.flatten(0, 1)).unflatten(0, (b, -1))
         return torch.cat([frames.expand(-1, k - pictures.shape[1], -1, -1, -1), pictures], dim=1)
 
+    def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
+        """Encoder and decoder of the autoencoder, what sees the first picture, and one denoising step."""
+        network, m, k = self.network, self.config.memory, self.chunk
+        channels, sides = network.tokenizer.channels, [side // network.tokenizer.shrink for side in self.size]
+        frame = torch.zeros(1, *self.size, 3, dtype=torch.uint8)
+        features = network.conditioning.features(frame)
+        length = k + sum(seen.shape[1] for seen in features.values())
+
+        def noisy(rows: int) -> dict[str, Tensor]:
+            latents, maps = torch.randn(rows, m + k, channels, *sides), torch.rand(rows, m + k, MAP_CHANNELS, *sides)
+            context = torch.randn(rows, length, network.place.shape[1])
+            given = {"noisy": latents[:, m:].contiguous(), "sigma": 0.1 + torch.rand(rows)}
+            return given | {"latents": latents[:, :m].contiguous(), "maps": maps, "context": context}
+
+        def step(noisy: Tensor, sigma: Tensor, *known: Tensor) -> Tensor:
+            return network.denoised(noisy, sigma, Known(*known))
+
+        out = network.tokenizer.pieces(self.size)
+        for name, encoder in network.conditioning.encoders.items():
+            shape = encoder.prepare(frame).shape[1:]
+            drawn = partial(_pictures, shape)
+            out[f"{name}-encoder"] = Piece(encoder, encoder.encode, drawn, ("features",))
+        return out | {"denoising-step": Piece(network, step, noisy, ("clean",), most=63 // (m + k))}
+
     def write_back(self, folder: Path | str) -> Path:
         """Write the world model as it is now, in the layout in which it was loaded; see `write_video`."""
         if self.folder is None:
             raise UserError("this world model was made from parts, not from a folder; save its network yourself")
         return write_video(self.network, self.folder, folder)
+
+
+def _pictures(shape: tuple[int, ...], rows: int) -> dict[str, Tensor]:
+    return {"pictures": torch.randn(rows, *shape)}
 
 
 def load_video(folder: Path | str, suite: Suite, config: VideoConfig | None = None) -> VideoWorld:

@@ -11,6 +11,7 @@ from torch import nn
 from worldenv.data.formats.rlinf import RlinfConfig
 from worldenv.errors import UserError
 from worldenv.interfaces.suite import Suite
+from worldenv.nn.compiled import compile_if_wanted
 from worldenv.records.checkpoint import CheckpointError
 from worldenv.records.released import (
     AGAIN,
@@ -26,6 +27,7 @@ from worldenv.records.released import (
     read_pickle,
     settings_in,
 )
+from worldenv.worlds.components import attend
 from worldenv.worlds.wan import network, vae
 from worldenv.worlds.wan.network import WanNetwork, WanSizes
 
@@ -80,6 +82,8 @@ def read_wan(found: Found) -> WanNetwork:
     names = network.names_in_file(found.transformer)
     found.release.fill(found.transformer, names, dtype)
     found.sizes.finish(found.transformer)
+    attend(found.transformer)
+    compile_if_wanted(found.transformer)
     stored = dtype or found.transformer.proj_out.weight.dtype
     names = vae.names_in_file(found.vae)
     for key, tensor in read_pickle(found.folder / VAE).items():

@@ -162,10 +162,14 @@ class WanNetwork(nn.Module):
         actions: Tensor,  # [B, T, A]
     ) -> Tensor:  # [B, C, F - KNOWN, h, w]
         """The prediction of noise - clean for all latents but the known ones."""
+        # In the network's numbers, as the authors give it: in bfloat16 a level is rounded.
+        return self.velocity_at(latents, latents.new_full((len(latents),), sigma * TIMES), actions)
+
+    def velocity_at(self, latents: Tensor, level: Tensor, actions: Tensor) -> Tensor:
+        """`velocity` at the noise level TIMES sigma of each row [B]."""
         patch = self.transformer.config.patch_size
         tokens = prod(latents.shape[3:]) // prod(patch[1:])  # of a latent
-        # In the network's numbers, as the authors give it: in bfloat16 a level is rounded.
-        level = latents.new_full((len(latents), latents.shape[2] * tokens), sigma * TIMES)
-        level[:, : KNOWN * tokens] = 0
-        out = self.transformer(latents, level, actions.to(latents.dtype), return_dict=False)[0]
+        levels = level[:, None].expand(-1, (latents.shape[2] - KNOWN) * tokens)
+        levels = torch.cat([levels.new_zeros(level.shape[0], KNOWN * tokens), levels], dim=1)
+        out = self.transformer(latents, levels, actions.to(latents.dtype), return_dict=False)[0]
         return out[:, :, KNOWN:]

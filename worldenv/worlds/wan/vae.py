@@ -136,12 +136,15 @@ class WanVae(nn.Module):
 
     def decode(self, latents: Tensor, skip: int = 0) -> Tensor:  # [B, C, 1 + n, h, w] -> [B, T, H, W, 3] uint8
         """The frames of all latents but the first `skip`, rounded to 8 bits; what is not finite is grey."""
+        levels = (self.pixels(latents, skip) * 127.5 + 127.5).nan_to_num(127.5).round_().clamp_(0, 255)
+        return levels.to(torch.uint8).movedim(1, -1)
+
+    def pixels(self, latents: Tensor, skip: int = 0) -> Tensor:  # [B, 3, T, H, W] float32
+        """The same frames as they come out, about in [-1, 1]."""
         latents = (latents.float() * self.std + self.mean).to(latents.dtype)
         parts = self.model.post_quant_conv(latents).split(1, dim=2)
         made = _each(self.model.decoder, parts, first_chunk=True)[skip:]
-        video = _pixels(torch.cat(made, dim=2), self.patch).float()
-        levels = (video * 127.5 + 127.5).nan_to_num(127.5).round_().clamp_(0, 255)
-        return levels.to(torch.uint8).movedim(1, -1)
+        return _pixels(torch.cat(made, dim=2), self.patch).float()
 
 
 def _each(network: Callable[..., Tensor], parts: Any, **first: Any) -> list[Tensor]:

@@ -10,13 +10,14 @@ from worldenv.data.formats.rlinf import GROUP, RlinfConfig
 from worldenv.data.orientation import STEPS
 from worldenv.errors import UserError
 from worldenv.interfaces.observation import Key, Observation
+from worldenv.interfaces.pieces import Piece
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.suite import Suite
 from worldenv.interfaces.world import Imagined
 from worldenv.ops.philox import Use, philox
 from worldenv.robot.robot import Robot
 from worldenv.worlds.wan.folder import inspect_wan, read_wan
-from worldenv.worlds.wan.network import CONTEXT, KNOWN, WanNetwork
+from worldenv.worlds.wan.network import CONTEXT, KNOWN, TIMES, WanNetwork
 
 OPEN = -1.0  # what the gripper is told before the first action
 
@@ -114,6 +115,27 @@ class WanWorld:
         else:
             memory.latents[:, :, -1] = new[:, :, -1]
         memory.actions[:, 1:] = action[:, -GROUP:]
+
+    def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
+        """Encoder and decoder of the autoencoder and one denoising step. Pictures lie as the authors' do."""
+        vae, latents, new = self.network.vae, KNOWN, self.chunk // GROUP
+        shrink, channels = vae.model.config.scale_factor_spatial, vae.model.config.z_dim
+
+        def drawn(rows: int, frames: int) -> torch.Tensor:  # latents of so many
+            return torch.randn(rows, channels, frames, *(side // shrink for side in self.size))
+
+        def frames(rows: int) -> dict[str, Tensor]:
+            return {"frames": torch.randint(256, (rows, CONTEXT, *self.size, 3), dtype=torch.uint8)}
+
+        def noisy(rows: int) -> dict[str, Tensor]:
+            actions = 2 * torch.rand(rows, CONTEXT + self.chunk, self.robot.action_size) - 1
+            return {"latents": drawn(rows, latents + new), "noise_level": TIMES * torch.rand(rows), "actions": actions}
+
+        return {
+            "encoder": Piece(vae, vae.encode, frames, ("latents",)),
+            "decoder": Piece(vae, vae.pixels, lambda rows: {"latents": drawn(rows, latents + new)}, ("pixels",)),
+            "denoising-step": Piece(self.network, self.network.velocity_at, noisy, ("velocity",)),
+        }
 
     def _turned(self, frames: Tensor) -> Tensor:  # [..., H, W, 3]; its own inverse
         """Copies of upright pictures in their orientation, or of theirs upright."""

@@ -1,0 +1,36 @@
+"""A video-diffusion U-Net under onnxruntime, and how they attend."""
+
+import pytest
+import torch
+
+from worldenv.assemble import Parts
+from worldenv.errors import UserError
+from worldenv.export import export_onnx
+from worldenv.nn import attention
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+def test_denoising_step_agrees_under_onnxruntime(load, tmp_path):
+    world = load(clip="none", geometry="none")
+    said = export_onnx(Parts(None, None, world, None), tmp_path / "out", ("world",), ["world-denoising-step"])
+    file = said["files"]["world-denoising-step.onnx"]
+    assert file["difference"] <= 1e-4
+    assert list(file["inputs"]) == ["noisy", "sigma", "latents", "maps", "context"]
+    piece = world.pieces(world.size)["denoising-step"]
+    inputs = piece.example(10)  # 70 frames: more than it was traced for
+    session = onnxruntime.InferenceSession(str(tmp_path / "out/world-denoising-step.onnx"))
+    found = session.run(None, {name: x.numpy() for name, x in inputs.items()})[0]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), piece.call(*inputs.values()), rtol=1e-4, atol=1e-4)
+
+
+def test_unet_refuses_attention_that_it_cannot_use(load, monkeypatch):
+    monkeypatch.setattr(attention, "WANTED", "flash-attn")
+    monkeypatch.setattr(attention, "why_not", lambda backend: "not installed")
+    with pytest.raises(UserError, match="WORLDENV_ATTENTION is flash-attn, which cannot be used: not installed"):
+        load()
+    monkeypatch.setattr(attention, "why_not", lambda backend: None)
+    with pytest.raises(UserError, match="cannot use; it can use sdpa and xformers"):
+        load(clip="none", geometry="none")
