@@ -107,6 +107,18 @@ def library(name: str) -> ModuleType:
         raise UserError(f'released models need {error.name or name}: pip install "worldenv[models]"') from error
 
 
+def open_tokenizer(path: Path) -> Any:
+    """A tokenizers.Tokenizer that neither pads nor cuts off. Raises CheckpointError if the file is damaged."""
+    tokenizers = library("tokenizers")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # of the library, which raises this very class
+        raise CheckpointError(f"{path} is no tokenizer ({one_line(error)}); copy it again") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
 def folder_of(path: Path | str) -> Path:
     """The path of a folder that is there. Raises UserError for anything else, also for a name on a hub."""
     if not isinstance(path, str | Path) or not str(path).strip():

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from worldenv.records.checkpoint import CheckpointError, one_line
-from worldenv.records.released import library
+from worldenv.records.checkpoint import CheckpointError
+from worldenv.records.released import open_tokenizer
 
 FILE = "tokenizer.json"
 PADDING = -1  # no id of a token
@@ -27,13 +27,7 @@ class Prompt:
                 f"{folders[0]} has no {FILE}: the policy reads instructions in the tokens of {source}; copy that "
                 f"model's {FILE} into {folders[-1]}, or name the folder where it lies, `vlm`"
             )
-        tokenizers = library("tokenizers")
-        try:
-            self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # of the library, which raises this very class
-            raise CheckpointError(f"{path} is no tokenizer ({one_line(error)}); copy it again") from error
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
+        self.tokenizer = open_tokenizer(path)
         self.longest = longest
         self.begin = None if begin is None else self.tokenizer.token_to_id(begin)
         if begin is not None and self.begin is None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from worldenv.records.checkpoint import CheckpointError, one_line
-from worldenv.records.released import library
+from worldenv.records.checkpoint import CheckpointError
+from worldenv.records.released import open_tokenizer
 
 FILE = "tokenizer.json"
 TEXT = "In: What action should the robot take to {}?\nOut:"
@@ -25,13 +25,7 @@ class Prompt:
                 f"{folder} has no {FILE}; copy it from the release (tokenizer.model alone is not enough: load it with "
                 "transformers' LlamaTokenizerFast and save it again)"
             )
-        tokenizers = library("tokenizers")
-        try:
-            self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # of the library, which raises this very class
-            raise CheckpointError(f"{path} is no tokenizer ({one_line(error)}); copy it again") from error
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
+        self.tokenizer = open_tokenizer(path)
         self.pad = pad
 
     def ids(self, text: str) -> list[int]:
