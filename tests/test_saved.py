@@ -108,7 +108,7 @@ def test_run_is_not_continued_with_other_settings(make, change, message):
 def test_run_is_continued_with_its_own_settings_and_more_iterations(make, monkeypatch):
     folder = make()
     check_unchanged(folder, replace(USED, run=folder.path, resume=True))
-    check_unchanged(folder, replace(USED, rl=PostTrainConfig(iterations=4, siblings=4)))
+    check_unchanged(folder, replace(USED, rl=PostTrainConfig(iterations=4, siblings=4, offload="on")))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     check_unchanged(folder, replace(USED, device="cuda"))
 

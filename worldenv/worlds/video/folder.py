@@ -76,27 +76,32 @@ def read_video(found: Found) -> VideoUNet:
     Raises CheckpointError for a tensor that is not finite, and if worldenv.safetensors does not fit.
     """
     dtype = DTYPES[found.config.dtype]
-    size = found.config.geometry_size
     read = {name: encoder.read(dtype) for name, encoder in found.encoders.items()}  # first: they are small
-    unet, tokenizer = found.unet.read(dtype), FrameTokenizer(found.vae.read(dtype))
-    if unet.conv_in.in_channels < 2 * tokenizer.channels + ADDED:
-        grow(unet, 2 * tokenizer.channels + ADDED)
+    network = joined(found, found.unet.read(dtype), found.vae.read(dtype), read)
+    unet = network.unet
     compile_if_wanted(unet)
-    encoders = {}
-    if "clip" in read:
-        encoders["clip"] = ClipEncoder(read["clip"], found.config.clip)
-    if "geometry" in read:
-        is_whole = isinstance(read["geometry"], VggtEncoder)
-        encoders["geometry"] = read["geometry"] if is_whole else GeometryEncoder(read["geometry"], size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        network = VideoUNet(unet, tokenizer, Conditioning(encoders, cross_width(unet)), found.config, found.robot)
     if (found.folder / OURS).exists():
         load_weights(found.folder / OURS, _Ours(network))
     for module in (network.actions, network.conditioning.projections):
         module.to(unet.conv_in.weight.dtype)
     network.place.data = network.place.data.to(unet.conv_in.weight.dtype)
     return network.requires_grad_(False).eval()
+
+
+def joined(found: Found, unet: nn.Module, vae: nn.Module, read: Mapping[str, nn.Module]) -> VideoUNet:
+    """The whole network of its parts. The U-Net's first layer grows; projections and the tokens of actions are new."""
+    tokenizer, encoders = FrameTokenizer(vae), {}
+    if unet.conv_in.in_channels < 2 * tokenizer.channels + ADDED:
+        grow(unet, 2 * tokenizer.channels + ADDED)
+    if "clip" in read:
+        encoders["clip"] = ClipEncoder(read["clip"], found.config.clip)
+    if "geometry" in read:
+        is_whole = isinstance(read["geometry"], VggtEncoder)
+        size = found.config.geometry_size
+        encoders["geometry"] = read["geometry"] if is_whole else GeometryEncoder(read["geometry"], size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return VideoUNet(unet, tokenizer, Conditioning(encoders, cross_width(unet)), found.config, found.robot)
 
 
 class _Ours(nn.Module):
