@@ -20,7 +20,7 @@ def video_cost(path: Path | str, suite: Suite, chunk: int) -> Cost:
     config, parts = found.config, {"unet": found.unet, "vae": found.vae, **found.encoders}
     with torch.device("meta"):
         outlines = {name: one.outline() for name, one in found.encoders.items()}
-        network = joined(found, found.unet.module, found.vae.module, outlines).to("meta")
+        network = joined(found, found.unet.module, found.vae.module, outlines, {})
     numbers = {name: stored_bytes(one.release.entries, config.dtype) for name, one in parts.items()}
     modules = {"unet": network.unet, "vae": network.tokenizer.model, **outlines}
     sizes = {name: size_of(module, numbers[name]) for name, module in modules.items()}
