@@ -1,6 +1,8 @@
 """The causal world model in the latents of diffusers' autoencoders: engine, training, distillation, its folder."""
 
 import copy
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,18 +13,20 @@ import worldenv  # noqa: E402
 from worldenv.data.clips import Clips  # noqa: E402
 from worldenv.errors import UserError  # noqa: E402
 from worldenv.interfaces.observation import Key  # noqa: E402
+from worldenv.records.model_files import save_model  # noqa: E402
 from worldenv.suites.tabletop.suite import TabletopSuite  # noqa: E402
 from worldenv.training.train_causal import causal_loss, distillation_loss  # noqa: E402
 from worldenv.worlds.causal.latents import (  # noqa: E402
+    FILE,
     LatentCausalNetwork,
     LatentsConfig,
     load_causal_latents,
     read_tokenizer,
     save_causal_latents,
 )
-from worldenv.worlds.causal.network import CausalConfig  # noqa: E402
+from worldenv.worlds.causal.network import CausalConfig, CausalNetwork  # noqa: E402
 
-SEED = 3
+SEED, WEIGHTS = 3, "diffusion_pytorch_model.safetensors"
 SIZES = {"chunk": 4, "window": 4, "width": 32, "layers": 2, "heads": 2, "key_heads": 1, "map_shrink": 4}
 
 
@@ -107,6 +111,19 @@ def test_it_learns_and_a_student_learns_from_it(tiny, folder, tabletop, tmp_path
     assert ((imagined(loaded, some).int() - imagined(world, some).int()).abs() <= 2).float().mean() > 0.99
 
 
+def test_what_does_not_fit_the_suite_is_refused(folder, tabletop, starts):
+    with pytest.raises(UserError, match="imagines one view, and pens shows agentview, wrist"):
+        load_causal_latents(folder, SimpleNamespace(name="pens", views=("agentview", "wrist"), robot=tabletop.robot))
+    blind = replace(tabletop.robot, kinematics=None)
+    with pytest.raises(UserError, match="needs a robot with kinematics and a gripper"):
+        load_causal_latents(folder, SimpleNamespace(name="pens", views=("agentview",), robot=blind))
+    with pytest.raises(UserError, match="imagines 4 frames per pass; a chunk should be a multiple of that, not 6"):
+        load_causal_latents(folder, tabletop).begin(starts.seen, 6)
+    for path in ("org/causal-latents", "", None):
+        with pytest.raises(UserError, match="is not there; give the folder of a released model|is no path"):
+            load_causal_latents(path, tabletop)
+
+
 def test_tokens_that_the_autoencoder_does_not_give_are_refused(folder):
     tokenizer = read_tokenizer(folder / "vae")
     for patch, channels in ((8, 5), (4, 4), (16, 4)):
@@ -124,6 +141,14 @@ def test_tokens_that_the_autoencoder_does_not_give_are_refused(folder):
         (lambda f, a: (f / "worldenv.json").write_text('{"decode": "none"}'), "decode is 'none'"),
         (lambda f, a: (f / "vae" / "config.json").unlink(), "has no config.json"),
         (lambda f, a: a("AutoencoderKLWan").save_pretrained(f / "vae"), "channels"),
+        (lambda f, a: (f / "vae" / WEIGHTS).unlink(), "vae has neither"),
+        (lambda f, a: (f / "vae" / WEIGHTS).rename(f / "vae" / "model.bin"), "in model.bin: pickles, which may run"),
+        (lambda f, a: (f / "vae" / WEIGHTS).write_bytes(b"1"), "is no complete safetensors file"),
+        (lambda f, a: (f / "vae" / "config.json").write_text('{"_class_name": "VQModel"}'), "'VQModel', not"),
+        (
+            lambda f, a: save_model(f / FILE, CausalNetwork(CausalConfig(image_size=64, **SIZES)), "causal", {}),
+            "holds a causal; a causal-latents was expected",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_said(tmp_path, folder, tabletop, make_autoencoder, change, message):
