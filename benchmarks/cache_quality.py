@@ -96,7 +96,7 @@ def main() -> None:
     keep_freed_memory()
     schedule = Schedule(given.steps, 8, 1e-3)
     config = {"schedule": asdict(schedule), "episodes": given.episodes, "seed": given.seed}
-    folder = (RunFolder.resume if given.run.is_dir() else RunFolder.create)(given.run, config)
+    folder = RunFolder.resume(given.run) if given.run.is_dir() else RunFolder.create(given.run, config)
     network, figures = trained(folder, schedule, given.episodes, given.seed)
     print(json.dumps(measure(network, given.tests) | {"training": figures, "seed": given.seed}))
 

@@ -146,17 +146,22 @@ def same_weights():
     return compare
 
 
-def writers(folder: str):
-    """The functions of a conftest.py that write a checkpoint as its authors do."""
-    path = Path(__file__).parent / folder / "conftest.py"
-    spec = importlib.util.spec_from_file_location(f"writers_{path.parent.name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="session")
+def writers():
+    """The functions of a folder's conftest.py that write a checkpoint as its authors do."""
+
+    def found(folder: str):
+        path = Path(__file__).parent / folder / "conftest.py"
+        spec = importlib.util.spec_from_file_location(f"writers_{path.parent.name}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return found
 
 
 @pytest.fixture(scope="session")
-def pair_names(tmp_path_factory):
+def pair_names(writers, tmp_path_factory):
     """What the command line is given for RLinf's world model, a one-view token policy and a Qwen, all in tiny."""
     for package in ("transformers", "diffusers", "peft", "accelerate"):
         pytest.importorskip(package)

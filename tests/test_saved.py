@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from worldenv import cli, job
+from worldenv import cli, job, options
 from worldenv.assemble import check_names
 from worldenv.config import EvaluateConfig, TrainConfig
 from worldenv.errors import UserError
@@ -108,7 +108,7 @@ def test_run_is_not_continued_with_other_settings(make, change, message):
 def test_run_is_continued_with_its_own_settings_and_more_iterations(make, monkeypatch):
     folder = make()
     check_unchanged(folder, replace(USED, run=folder.path, resume=True))
-    check_unchanged(folder, replace(USED, rl=PostTrainConfig(iterations=4, siblings=4)))
+    check_unchanged(folder, replace(USED, rl=PostTrainConfig(iterations=4, siblings=4, offload="on")))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     check_unchanged(folder, replace(USED, device="cuda"))
 
@@ -119,6 +119,19 @@ def test_damaged_settings_are_not_taken(make):
     (folder.path / "config.json").write_text(text.replace('"siblings": 4', '"siblings": 4.5'))
     with pytest.raises(UserError, match=r"config.json, rl: siblings is 4.5; it should be"):
         saved_config(RunFolder(folder.path))
+
+
+def test_run_of_a_version_that_had_fewer_settings_is_continued(make):
+    folder = make()
+    folder.close()
+    rl = {name: value for name, value in folder.config["rl"].items() if name != "head_learning_rate"}
+    (folder.path / "config.json").write_text(json.dumps(folder.config | {"rl": rl}))
+    used = options.training(["--resume", "--run", str(folder.path), "--rl.iterations", "9"])
+    assert used.rl == replace(USED.rl, iterations=9)
+    with job._open(settled(used), "run") as resumed:
+        assert resumed.config["rl"] == rl | {"iterations": 9}
+    with pytest.raises(UserError, match="--rl.head-learning-rate is 0.1, was None"):
+        check_unchanged(folder, replace(used, rl=replace(used.rl, head_learning_rate=0.1)))
 
 
 @pytest.mark.parametrize("module", ["own_suite", "own_package.own_suite"])

@@ -26,6 +26,7 @@ from worldenv.interfaces.world import WorldModel
 from worldenv.nn.cost import Cost, size_of
 from worldenv.nn.int8 import Conv, Int8, Linear, Ranges, check_precision, in_int8, is_fast
 from worldenv.ops import missing_faces
+from worldenv.policy.flow.cost import flow_cost
 from worldenv.policy.flow.policy import load_pi0, load_smolvla
 from worldenv.policy.openvla_oft.cost import openvla_cost
 from worldenv.policy.openvla_oft.policy import load_openvla_oft
@@ -54,6 +55,7 @@ from worldenv.worlds.causal.cost import causal_cost
 from worldenv.worlds.causal.latents import load_causal_latents
 from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.world import ComposerWorld
+from worldenv.worlds.video.cost import video_cost
 from worldenv.worlds.video.world import load_video
 from worldenv.worlds.wan.cost import wan_cost
 from worldenv.worlds.wan.world import load_wan
@@ -104,7 +106,10 @@ REFLECTORS: dict[str, Callable[[Path, Suite], Reflector]] = {
 # Role and kind -> what counts a released model's cost, of its folder, the suite and the policy's chunk.
 COSTS: dict[tuple[str, str], Callable[[Path, Any, int], Cost]] = {
     ("policy", "openvla-oft"): lambda folder, suite, chunk: openvla_cost(folder, suite, suite.size),
+    ("policy", "pi0"): lambda folder, suite, chunk: flow_cost(folder, suite, suite.size, "pi0"),
+    ("policy", "smolvla"): lambda folder, suite, chunk: flow_cost(folder, suite, suite.size, "smolvla"),
     ("world", "rlinf-wan"): wan_cost,
+    ("world", "svd"): video_cost,
     ("reflector", "vlm"): lambda folder, suite, chunk: vlm_cost(folder, chunk, suite.size),
 }
 DEFAULT_CHUNK = 8  # where a policy's own is not told

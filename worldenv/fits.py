@@ -1,16 +1,18 @@
-"""`worldenv-info PRESET`: what the parts of a run need, what fits on a card, and how long a run takes there."""
+"""What the parts of a run need, what fits on a card, and how long a run takes there: `worldenv-info PRESET`.
+
+`worldenv-train` asks the same, for whether idle parts are to wait in host memory.
+"""
 
 import argparse
+import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from worldenv import options
 from worldenv.assemble import DEFAULT_CHUNK, costs
-from worldenv.config import PARTS
+from worldenv.config import PARTS, TrainConfig, released
 from worldenv.errors import UserError
 from worldenv.nn.cost import Cost
 from worldenv.rollout.fit import Card, Fit, Work, fit
@@ -25,25 +27,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--card-gb", type=float, help="memory of the card, 10^9 bytes; default: what is free here")
     parser.add_argument("--tflops", type=float, help="its matrix peak, 10^12 FLOPs a second, from a data sheet")
     parser.add_argument("--measure", action="store_true", help="measure the matrix peak of this machine instead")
+    parser.add_argument("--link-gbs", type=float, default=10.0, help="10^9 bytes a second to host memory (10: a guess)")
     parser.add_argument("--share", type=float, default=0.4, help="of the peak that a run reaches (0.4: a guess)")
 
 
-def predict(words: Sequence[str], given: argparse.Namespace) -> dict[str, Any]:
-    """What `worldenv-info PRESET [options of worldenv-train]` prints with --json. Nothing large is loaded.
+class Plan(NamedTuple):
+    """What a run needs, and what of it fits."""
 
-    Raises UserError for a wrong option, and for folders that are missing or do not fit each other.
-    """
-    config = options.training(words)
-    if given.tflops is not None and given.measure:
-        raise UserError("--tflops and --measure both say what the peak is; leave one out")
-    for name in ("card_gb", "tflops", "share"):
-        value = getattr(given, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it should be a positive number")
+    suite: Any  # an outline, as `costs` returns it
+    costs: dict[str, Cost]
+    work: Work
+    fit: Fit
+
+
+def plan(config: TrainConfig, card: Card) -> Plan:
+    """Nothing large is loaded. Raises UserError for folders that are missing or do not fit each other."""
     suite, found = costs(config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tflops = measured_tflops(device) if given.measure else given.tflops
-    card = Card(given.card_gb or free_bytes(device) / GB, tflops, given.share)
     rl, horizon, chunk = config.rl, config.engine.horizon or suite.horizon, found["policy"].chunk or DEFAULT_CHUNK
     work = Work(
         episodes=rl.starts * rl.siblings,
@@ -53,15 +52,63 @@ def predict(words: Sequence[str], given: argparse.Namespace) -> dict[str, Any]:
         at_once=rl.accumulate or rl.minibatch,
         frame_bytes=3 * len(suite.views) * suite.size**2,
     )
-    result = fit(found["policy"], [found["world"], found["reflector"]], card, work)
+    return Plan(suite, found, work, fit(found["policy"], [found["world"], found["reflector"]], card, work))
+
+
+def is_too_small(found: Fit) -> bool:
+    """Whether not even one episode fits, and one does where idle parts wait in host memory."""
+    return not found.resident and found.apart_resident > 0
+
+
+def offload(config: TrainConfig) -> str:
+    """--rl.offload of a run that is about to practise, on or off: auto is decided by what fits, and then said.
+
+    It is off on a CPU, and where a part is of the user's own, which nothing is known of before it is loaded.
+    """
+    wanted, own = config.rl.offload, [name for name in (getattr(config, role) for role in PARTS) if _is_own(name)]
+    if wanted != "auto" or config.device == "cpu" or own or config.from_scratch:
+        return "off" if wanted == "auto" else wanted
+    device = torch.device(config.device)
+    there = free_bytes(device) + torch.cuda.memory_allocated(device)  # as before the parts were loaded
+    found = plan(config, Card(there / GB, None, 1.0)).fit
+    if not is_too_small(found):
+        return "off"
+    print(
+        f"world model and reflector, {_gb(found.idle_bytes)}, wait in host memory while the policy learns: the card is "
+        f"too small for all (predicted: {found.apart_s:.1f} s an iteration; --rl.offload off keeps them there)",
+        file=sys.stderr,
+    )
+    return "on"
+
+
+def _is_own(name: str) -> bool:
+    return ":" in name and released(name) is None
+
+
+def predict(config: TrainConfig, given: argparse.Namespace) -> dict[str, Any]:
+    """What `worldenv-info PRESET [options of worldenv-train]` prints with --json, but for the preset's name.
+
+    Raises UserError for a wrong option, and as `plan` does.
+    """
+    if given.tflops is not None and given.measure:
+        raise UserError("--tflops and --measure both say what the peak is; leave one out")
+    for name in ("card_gb", "tflops", "share", "link_gbs"):
+        value = getattr(given, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it should be a positive number")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tflops = measured_tflops(device) if given.measure else given.tflops
+    card = Card(given.card_gb or free_bytes(device) / GB, tflops, given.share, given.link_gbs)
+    suite, found, work, result = plan(config, card)
+    is_apart = is_too_small(result) if config.rl.offload == "auto" else config.rl.offload == "on"
     return {
-        "preset": words[0],
         "parts": {role: {"name": getattr(config, role), **asdict(cost)} for role, cost in found.items()},
         "suite": {"name": config.suite, "horizon": suite.horizon, "size": suite.size, "views": list(suite.views)},
         "card": asdict(card) | {"measured_tflops": given.measure},
         "work": asdict(work),
         "fit": asdict(result),
-        "fits": result.resident > 0,
+        "offload": {"wanted": config.rl.offload, "is_on": is_apart},
+        "fits": (result.apart_resident if is_apart else result.resident) > 0,
     }
 
 
@@ -93,6 +140,7 @@ def report(document: dict[str, Any]) -> str:
             f"{_mb(cost.slot_bytes):>12} {_gflop(cost.chunk_flops):>16}   {document['parts'][role]['name']}"
         )
     work, card, found = Work(**document["work"]), document["card"], Fit(**document["fit"])
+    wanted = document["offload"]
     acts = parts["policy"]
     lines += [
         "",
@@ -102,20 +150,23 @@ def report(document: dict[str, Any]) -> str:
         f"an iteration          {work.episodes} episodes of {work.chunks} chunks: {_gb(found.record_bytes)} of records",
         f"a card of {card['gigabytes']:.0f} GB       {_gb(found.weight_bytes)} weights, {_gb(found.learning_bytes)} "
         f"gradients and moments, {_gb(found.update_bytes)} update; {_gb(found.room_bytes)} are left for episodes",
-        f"fits                  {_verdict(found, work)}",
-        f"idle in an update     {_gb(found.idle_bytes)} of weights",
+        f"fits                  {_verdict(found, work, found.resident, found.room_bytes)}",
+        f"idle in an update     {_gb(found.idle_bytes)} of weights: world model and reflector",
+        f"  in host memory then {_verdict(found, work, found.apart_resident, found.apart_room_bytes)}; predicted: "
+        f"{found.apart_s:.2f} s more an iteration, at {card['link']:.0f} GB/s",
+        f"  --rl.offload {wanted['wanted']:<7} {'they go there' if wanted['is_on'] else 'they stay on the card'}",
         f"a run                 {_hours(found, work, card)}",
         "Counted from sizes, not measured; every episode to the horizon. 'not counted' adds nothing to the sums.",
     ]
     return "\n".join(lines)
 
 
-def _verdict(found: Fit, work: Work) -> str:
-    if found.resident == work.episodes:
+def _verdict(found: Fit, work: Work, resident: int, room: int) -> str:
+    if resident == work.episodes:
         return f"yes, with all {work.episodes} episodes of an iteration at a time"
-    if found.resident:
-        return f"yes, with {found.resident} of the {work.episodes} episodes of an iteration at a time"
-    return f"no: {_gb(found.slot_bytes - found.room_bytes)} are missing for one episode"
+    if resident:
+        return f"yes, with {resident} of the {work.episodes} episodes of an iteration at a time"
+    return f"no: {_gb(found.slot_bytes - room)} are missing for one episode"
 
 
 def _hours(found: Fit, work: Work, card: dict[str, Any]) -> str:

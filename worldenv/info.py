@@ -98,12 +98,12 @@ def report(info: dict) -> str:
 
 
 def _fits(words: list[str], parser: argparse.ArgumentParser) -> str | None:
-    from worldenv import fits  # imports all parts, which nothing else here needs
+    from worldenv import fits, options  # they import all parts, which nothing else here needs
 
     fits.add_options(parser)
     given, rest = parser.parse_known_args(words[1:])
     try:
-        document = fits.predict([words[0], *rest], given)
+        document = {"preset": words[0]} | fits.predict(options.training([words[0], *rest]), given)
     except UserError as error:
         print(f"worldenv-info: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

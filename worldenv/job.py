@@ -20,6 +20,7 @@ from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.consistency import has_detector
 from worldenv.evaluation.measure import Measurement, held_out, measure, practice_starts, validate
 from worldenv.evaluation.truth import starts_of
+from worldenv.fits import offload
 from worldenv.interfaces.suite import Suite
 from worldenv.records.checkpoint import load_weights, save_weights
 from worldenv.records.metrics import LONGEST_S
@@ -159,7 +160,8 @@ def _practise(rounds: _Rounds, began: float, command: str) -> dict:
     before = rounds.measure("before")
     measured = time.monotonic() - began
     starts = practice_starts(parts.suite, config.seed).to(engine.world.device)
-    given = config.rl, folder, config.seed, rounds.validate, config.eval.every
+    rl = replace(config.rl, offload=offload(config))
+    given = rl, folder, config.seed, rounds.validate, config.eval.every
     counts = post_train(engine, starts, *given, rounds.renew)
     rounds.renew(config.rl.iterations - 1)  # where a resumed run had no iteration left
     _save_policy(folder, parts.policy, config, command)
@@ -337,9 +339,10 @@ def _pair(before: Measurement, after: Measurement, figure) -> dict[str, float]:
 
 
 def _shares(folder: RunFolder, models: float, evaluate: float) -> dict[str, float]:
-    """Shares of the run's time: rollout, update, refresh (of rounds), evaluation, loading or making the models."""
+    """Shares of the run's time: rollout, update, offload, refresh (of rounds), evaluation, loading the models."""
     lines = folder.metrics(STAGE)
-    names = ["rollout", "update", "validate", *["refresh"] * any("refresh_s" in line for line in lines)]
+    seldom = [name for name in ("offload", "refresh") if any(f"{name}_s" in line for line in lines)]
+    names = ["rollout", "update", "validate", *seldom]
     parts = {name: sum(_seconds(line.get(f"{name}_s")) for line in lines) for name in names}
     parts |= {"evaluate": evaluate + parts.pop("validate"), "models": models}
     whole = max(sum(parts.values()), 1e-9)

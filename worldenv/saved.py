@@ -16,7 +16,7 @@ from worldenv.programs import check_file, check_name, import_checked
 from worldenv.records.run_folder import RunFolder
 
 POLICY = "policy.safetensors"  # in checkpoints/: the policy of a run that has practised to its end
-MAY_DIFFER = ("--run", "--resume", "--device")  # between the sessions of a run
+MAY_DIFFER = ("--run", "--resume", "--device", "--rl.offload")  # between the sessions of a run
 Config = TypeVar("Config", TrainConfig, EvaluateConfig)
 
 

@@ -112,7 +112,7 @@ def settings(config: Any, prefix: str = "--") -> Iterator[tuple[str, Any]]:
 
 
 KNOWN = {"worldenv-train": dict(settings(TrainConfig())), "worldenv-eval": dict(settings(resolved(EvaluateConfig())))}
-PATH_OPTIONS = ("--run", "--models", "--eval.weights")
+PATH_OPTIONS = ("--run", "--models", "--eval.weights", "--vlm", "--data")
 
 
 def cases(rng: random.Random) -> Iterator[Case]:
@@ -123,7 +123,7 @@ def cases(rng: random.Random) -> Iterator[Case]:
 def typed(rng: random.Random) -> Case:
     """A command with some options."""
     program = rng.choice(list(COMMANDS))
-    words = pairs(rng, program, rng.randint(1, 4))
+    words = pairs(rng, KNOWN[program], rng.randint(1, 4))
     if program == "worldenv-train" and rng.random() < 0.9:
         words.insert(0, rng.choice([*presets(), "tabletop", "tabeltop", ""]))
     return Case(f"{program} {shown(words)}", lambda folder: use(folder, program, words))
@@ -133,7 +133,7 @@ def continued(rng: random.Random) -> Case:
     """A run is resumed or evaluated, with some options."""
     program = rng.choice(list(COMMANDS))
     words = ["--resume", "--run", "run"] if program == "worldenv-train" else ["--models", "run"]
-    words += pairs(rng, program, rng.randint(0, 2))
+    words += pairs(rng, KNOWN[program], rng.randint(0, 2))
     return Case(f"with a run, {program} {shown(words)}", lambda folder: use(folder, program, words))
 
 
@@ -152,9 +152,10 @@ def shown(words: list[str]) -> str:
     return " ".join(repr(word) if len(word) < 80 else f"{word[:9]!r}*{len(word)}" for word in words)
 
 
-def pairs(rng: random.Random, program: str, count: int) -> list[str]:
+def pairs(rng: random.Random, known: dict[str, Any], count: int) -> list[str]:
+    """Words for some options, of which values show the type."""
     words = []
-    for option, value in rng.choices(list(KNOWN[program].items()), k=count):
+    for option, value in rng.choices(list(known.items()), k=count):
         if rng.random() < 0.05:
             option = rng.choice([option[:-1], option.upper(), option + ".x", "-" + option[2:], "--"])
         pool = PATHS if option in PATH_OPTIONS else WORDS if isinstance(value, str) else NUMBERS
@@ -187,10 +188,7 @@ def use(folder: Path, program: str, words: list[str], edit: tuple[str, Any] | No
 
 def furnish(folder: Path, edit: tuple[str, Any] | None) -> None:
     """The files that the words name, and a run."""
-    (folder / "file").write_text("x")
-    (folder / "empty").mkdir()
-    for name, target in (("dangling", "nowhere"), ("loop", "loop"), ("link", "empty")):
-        os.symlink(target, folder / name)
+    make_files(folder)
     kept = document(TrainConfig(seed=7, start_seed=-3))
     if edit is not None:
         option, value = edit
@@ -203,6 +201,14 @@ def furnish(folder: Path, edit: tuple[str, Any] | None) -> None:
             del place[name]
     RunFolder.create(folder / "run", document(TrainConfig())).close()
     (folder / "run" / "config.json").write_text(json.dumps(kept))
+
+
+def make_files(folder: Path) -> None:
+    """Those that the words name."""
+    (folder / "file").write_text("x")
+    (folder / "empty").mkdir()
+    for name, target in (("dangling", "nowhere"), ("loop", "loop"), ("link", "empty")):
+        os.symlink(target, folder / name)
 
 
 def refused(program: str, said: str) -> None:
@@ -229,7 +235,11 @@ def check(config: TrainConfig | EvaluateConfig, program: str, words: list[str]) 
                 raise Silent(f"{option} is {number}")
     if bool(have.get("--from-scratch")) and have["--models"] is not None:
         raise Silent("models given and made from scratch")
-    known = KNOWN[program]
+    check_typed(have, KNOWN[program], words)
+
+
+def check_typed(have: dict[str, Any], known: dict[str, Any], words: list[str]) -> None:
+    """Raises Silent if an option is not what was typed last."""
     for word, after in zip(words, [*words[1:], ""], strict=True):
         option, equals, value = word.partition("=")
         if option not in known or isinstance(known[option], bool | tuple) or words.count(option) > 1:

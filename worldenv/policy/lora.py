@@ -50,6 +50,14 @@ def fitting(network: nn.Module, layers: str, but: str = "") -> list[str]:
     return chosen
 
 
+def numbers(network: nn.Module, rank: int, layers: str, but: str = "") -> int:
+    """How many numbers `add_lora` would add; 0 for a rank of 0."""
+    if not rank:
+        return 0
+    parts = [network.get_submodule(name) for name in fitting(network, layers, but)]
+    return sum(rank * (part.in_features + part.out_features) for part in parts)
+
+
 def adapted(network: nn.Module) -> list[str]:
     """The names of the weights that have a low-rank part beside them."""
     layer = library("peft.tuners.lora").LoraLayer

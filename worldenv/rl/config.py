@@ -1,8 +1,9 @@
 """How a policy practises: the fields of `worldenv-train --rl.*`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
-from worldenv.fields import COUNT, MOST, SHARE, FieldError, Within, check_fields
+from worldenv.fields import ADDED, COUNT, MOST, SHARE, FieldError, Within, check_fields
 
 
 @dataclass(frozen=True)
@@ -14,13 +15,15 @@ class PostTrainConfig:
     siblings: int = 8  # G, rollouts of one start (paper: N = 8)
     clip: float = 0.2  # eps (paper: 0.1)
     learning_rate: float = 4e-4  # the highest one; it falls to a tenth: the rollouts of an iteration are few and noisy
-    head_learning_rate: float | None = None  # of the heads beside a released policy's adapters; None: the same
+    head_learning_rate: float | None = field(default=None, metadata=ADDED)  # of a released policy's heads; None: same
     warmup: int = 4  # iterations over which the learning rate rises, because Adam's first steps are its most random
     epochs: int = 2  # passes over an iteration's chunks
     minibatch: int = 256  # chunks per step of the optimizer
     accumulate: int | None = None  # chunks per backward pass; gradients add up to a whole minibatch; None: all at once
     signal: float = 0.25  # a group of siblings whose advantages are all smaller is left out: they differ by chance
     guard: float = 0.0  # a rollout has the weight (1 - how unsure its outcome is) ** guard; 0: all have the same
+    # World model and reflector wait in host memory while the policy learns. auto: where the card is too small for all.
+    offload: Literal["auto", "on", "off"] = field(default="auto", metadata=ADDED)
     max_skipped: int = 20  # updates with a non-finite loss or gradient before the run ends
 
     def __post_init__(self) -> None:

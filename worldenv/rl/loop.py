@@ -4,6 +4,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def post_train(
 ) -> dict[str, int]:
     """Improve `engine.policy` in imagination, in place; resumable after any iteration. Returns the run's counts.
 
-    The figures of `validate` are logged with those of the iteration; nothing else depends on them. `renew` is called
+    The figures of `validate` are logged with those of the iteration; nothing else depends on them. config.offload
+    "auto" means "off" here: which card there is, is known to whoever calls. `renew` is called
     with the number of each iteration before it begins, in a resumed run with that of its first one; an engine of the
     same policy that it returns imagines from then on.
 
@@ -134,9 +136,13 @@ def _iterate(
             f"{config.signal}; lower it for a reflector whose rewards lie close together",
             stacklevel=2,
         )
-    imagined = time.monotonic()
     learner.set_rates(iteration)
-    figures = learner.update(rollouts, advantage, generator)
+    imagined, is_apart = time.monotonic(), config.offload == "on"
+    with engine.set_aside() if is_apart else nullcontext():
+        ready = time.monotonic()
+        figures = learner.update(rollouts, advantage, generator)
+        learnt = time.monotonic()
+    offload = {"offload_s": ready - imagined + time.monotonic() - learnt} if is_apart else {}
     counts["groups"] += config.starts
     counts["groups_without_signal"] += flat
     counts["broken_episodes"] += int(rollouts.broken.sum())
@@ -151,5 +157,6 @@ def _iterate(
         "broken_episodes": int(rollouts.broken.sum()),
         "skipped_steps": learner.skipped,
         "rollout_s": imagined - began,
-        "update_s": time.monotonic() - imagined,
+        "update_s": learnt - ready,
+        **offload,
     }

@@ -1,6 +1,8 @@
 """Imagine many episodes at once: policy, world model and reflector, one chunk at a time."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +16,7 @@ from worldenv.interfaces.policy import Decision, Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.world import WorldModel
+from worldenv.rollout.aside import in_host_memory
 from worldenv.rollout.checks import check_config, check_decision, check_kind, check_members, check_rewards, check_run
 from worldenv.rollout.decide import check_views, decide
 from worldenv.rollout.episodes import Episodes, Rollouts, Step
@@ -136,6 +139,17 @@ class Engine:
         siblings, *_ = check_run(starts, siblings, 0, 0, video=video)
         _, each = self.bytes_per_episode(starts, video)
         _check_records(len(starts) * siblings, each, free_bytes(starts.device))
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Inside, world model and reflector are in host memory and there are no slots: the device is the learner's.
+
+        The next `run` gives what it would have given without this; it records its CUDA graphs again.
+        """
+        device = self.world.device
+        self.runner.give_up_slots()
+        with in_host_memory((self.world, self.reflector), self.policy, device):
+            yield
 
     def _samples(self) -> tuple[Episodes, Slots | None]:
         """One slot, and what the policy records of a decision, which only a decision shows."""

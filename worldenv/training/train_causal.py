@@ -116,8 +116,9 @@ def distillation_loss(
     batch: int,
     chunks: int,
     levels: Sequence[float],  # of the student's passes, falling, the first is 1
+    teacher_steps: int = TEACHER_STEPS,
 ) -> Loss:
-    """Each of the student's few passes is to land where TEACHER_STEPS Euler steps of the teacher lead.
+    """Each of the student's few passes is to land where `teacher_steps` Euler steps of the teacher lead.
 
     The last of `chunks` chunks is made from noise; the past is true, with a little noise on it. The student goes
     through `levels` as the sampler of `CausalWorld` does, with fresh noise between two passes. Its clean prediction of
@@ -126,7 +127,7 @@ def distillation_loss(
     """
     sampler, k = Sampler(student, robot, clips, batch, chunks), student.config.chunk
     teacher = teacher.requires_grad_(False)
-    euler = torch.linspace(1, 0, TEACHER_STEPS + 1).tolist()
+    euler = torch.linspace(1, 0, teacher_steps + 1).tolist()
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         part = sampler(generator)

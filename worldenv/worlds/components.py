@@ -55,6 +55,17 @@ class Encoder:
     release: Release
     kind: str  # class
 
+    def outline(self) -> nn.Module:
+        """The network without its weights, on the device meta. Raises CheckpointError for sizes that make none."""
+        kind = getattr(library("transformers"), self.kind)
+        try:
+            with torch.device("meta"):
+                return kind(kind.config_class.from_dict(self.release.config)).requires_grad_(False).eval()
+        except Exception as error:  # of the library, which has classes of its own
+            raise CheckpointError(
+                f"{self.release.folder / CONFIG} is not valid ({one_line(error)}); {AGAIN}"
+            ) from error
+
     def read(self, dtype: torch.dtype | None) -> nn.Module:
         """Read it as the library does, which gives tensors of older files their new names; frozen.
 
@@ -73,7 +84,7 @@ class Encoder:
                     dtype="auto" if dtype is None else dtype,
                     attn_implementation=attends,
                 )
-            except (TypeError, ValueError, KeyError, ArithmeticError, RuntimeError, OSError) as error:
+            except Exception as error:  # as above
                 raise CheckpointError(f"{where} cannot be read ({one_line(error)}); {AGAIN}") from error
         for name, what in (
             ("missing", "lacks"),

@@ -163,6 +163,10 @@ class Vggt:
     release: Release
     encoder: VggtEncoder  # on the device meta
 
+    def outline(self) -> VggtEncoder:
+        """The encoder without its weights, on the device meta."""
+        return self.encoder
+
     def read(self, dtype: torch.dtype | None) -> VggtEncoder:
         """Read the weights, frozen. Raises CheckpointError for a tensor that is not finite."""
         names = {f"{PREFIX}{name}": name for name in self.encoder.state_dict()}

@@ -1,61 +1,38 @@
 """The causal world model in the latents of diffusers' autoencoders: engine, training, distillation, its folder."""
 
 import copy
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
 
 import worldenv  # noqa: E402
 from worldenv.data.clips import Clips  # noqa: E402
 from worldenv.errors import UserError  # noqa: E402
 from worldenv.interfaces.observation import Key  # noqa: E402
+from worldenv.records.model_files import save_model  # noqa: E402
 from worldenv.suites.tabletop.suite import TabletopSuite  # noqa: E402
 from worldenv.training.train_causal import causal_loss, distillation_loss  # noqa: E402
 from worldenv.worlds.causal.latents import (  # noqa: E402
+    FILE,
     LatentCausalNetwork,
     LatentsConfig,
     load_causal_latents,
     read_tokenizer,
     save_causal_latents,
 )
-from worldenv.worlds.causal.network import CausalConfig  # noqa: E402
+from worldenv.worlds.causal.network import CausalConfig, CausalNetwork  # noqa: E402
 
-SEED = 3
+SEED, WEIGHTS = 3, "diffusion_pytorch_model.safetensors"
 SIZES = {"chunk": 4, "window": 4, "width": 32, "layers": 2, "heads": 2, "key_heads": 1, "map_shrink": 4}
 
 
-def autoencoder(kind):
-    torch.manual_seed(1)
-    if kind == "AutoencoderKLWan":
-        sizes = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
-        return diffusers.AutoencoderKLWan(**sizes, temperal_downsample=[False, True, True])
-    widths, ones = (8,) * 4, (1,) * 4
-    return diffusers.AutoencoderTiny(
-        encoder_block_out_channels=widths,
-        decoder_block_out_channels=widths,
-        num_encoder_blocks=ones,
-        num_decoder_blocks=ones,
-        latent_channels=4,
-    )
-
-
-def make(folder, kind="AutoencoderTiny", patch=8, channels=4):
-    autoencoder(kind).save_pretrained(folder / "vae")
-    torch.manual_seed(0)
-    config = CausalConfig(image_size=64, patch=patch, channels=channels, **SIZES)
-    network = LatentCausalNetwork(config, read_tokenizer(folder / "vae"))
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    save_causal_latents(folder, network, {"by": "hand"})
-    return folder
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("latents"))
+def folder(make_latents, tmp_path_factory):
+    return make_latents(tmp_path_factory.mktemp("latents"))
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +69,8 @@ def test_only_the_frame_that_the_policy_looks_at_is_decoded(folder, tabletop, st
 
 
 @pytest.mark.parametrize(("kind", "patch", "channels"), [("AutoencoderTiny", 16, 16), ("AutoencoderKLWan", 8, 16)])
-def test_tokens_are_squares_of_latents(tmp_path, starts, tabletop, kind, patch, channels):
-    world = load_causal_latents(make(tmp_path, kind, patch, channels), tabletop)
+def test_tokens_are_squares_of_latents(tmp_path, make_latents, starts, tabletop, kind, patch, channels):
+    world = load_causal_latents(make_latents(tmp_path, kind, patch, channels), tabletop)
     tokenizer, frames = world.network.tokenizer, starts.seen.frames[:2, 0]
     latents = tokenizer._frames[0].encode(frames)
     tokens = tokenizer.encode(frames)
@@ -106,7 +83,7 @@ def test_tokens_are_squares_of_latents(tmp_path, starts, tabletop, kind, patch, 
     assert imagined(world, starts.pick(torch.arange(2))).shape == (2, 8, 1, 64, 64, 3)
 
 
-def test_it_learns_and_a_student_learns_from_it(tiny, folder, tabletop, tmp_path, starts):
+def test_it_learns_and_a_student_learns_from_it(tiny, folder, tabletop, tmp_path, starts, make_latents):
     clips = Clips.of([tiny.trajectory(9, 0, size=64), tiny.trajectory(12, 1, size=64)])
     world = worldenv.load(world=f"causal-latents:{folder}").world
     teacher = world.network
@@ -126,12 +103,25 @@ def test_it_learns_and_a_student_learns_from_it(tiny, folder, tabletop, tmp_path
     given = student, teacher, tabletop.robot, clips, 4, 2
     distilled = learn(student, distillation_loss(*given, levels=(1.0,)), 5)
     assert taught[-1] < 0.9 * taught[0] and distilled[-1] < 0.9 * distilled[0]
-    again = make(tmp_path)
+    again = make_latents(tmp_path)
     save_causal_latents(again, student, {}, levels=(1.0,))
     loaded, some = load_causal_latents(again, tabletop), starts.pick(torch.arange(2))
     assert loaded.levels == (1.0,)
     world.network, world.levels = student, (1.0,)
     assert ((imagined(loaded, some).int() - imagined(world, some).int()).abs() <= 2).float().mean() > 0.99
+
+
+def test_what_does_not_fit_the_suite_is_refused(folder, tabletop, starts):
+    with pytest.raises(UserError, match="imagines one view, and pens shows agentview, wrist"):
+        load_causal_latents(folder, SimpleNamespace(name="pens", views=("agentview", "wrist"), robot=tabletop.robot))
+    blind = replace(tabletop.robot, kinematics=None)
+    with pytest.raises(UserError, match="needs a robot with kinematics and a gripper"):
+        load_causal_latents(folder, SimpleNamespace(name="pens", views=("agentview",), robot=blind))
+    with pytest.raises(UserError, match="imagines 4 frames per pass; a chunk should be a multiple of that, not 6"):
+        load_causal_latents(folder, tabletop).begin(starts.seen, 6)
+    for path in ("org/causal-latents", "", None):
+        with pytest.raises(UserError, match="is not there; give the folder of a released model|is no path"):
+            load_causal_latents(path, tabletop)
 
 
 def test_tokens_that_the_autoencoder_does_not_give_are_refused(folder):
@@ -144,19 +134,27 @@ def test_tokens_that_the_autoencoder_does_not_give_are_refused(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: (f / "vae").rename(f / "autoencoder"), "has no folder vae, its autoencoder"),
-        (lambda f: (f / "causal.safetensors").unlink(), "causal.safetensors: there is no such file"),
-        (lambda f: (f / "causal.safetensors").write_bytes(b"1"), "not a complete safetensors file"),
-        (lambda f: (f / "worldenv.json").write_text('{"frames": 1}'), "does not know 'frames'"),
-        (lambda f: (f / "worldenv.json").write_text('{"decode": "none"}'), "decode is 'none'"),
-        (lambda f: (f / "vae" / "config.json").unlink(), "has no config.json"),
-        (lambda f: autoencoder("AutoencoderKLWan").save_pretrained(f / "vae"), "channels"),
+        (lambda f, a: (f / "vae").rename(f / "autoencoder"), "has no folder vae, its autoencoder"),
+        (lambda f, a: (f / "causal.safetensors").unlink(), "causal.safetensors: there is no such file"),
+        (lambda f, a: (f / "causal.safetensors").write_bytes(b"1"), "not a complete safetensors file"),
+        (lambda f, a: (f / "worldenv.json").write_text('{"frames": 1}'), "does not know 'frames'"),
+        (lambda f, a: (f / "worldenv.json").write_text('{"decode": "none"}'), "decode is 'none'"),
+        (lambda f, a: (f / "vae" / "config.json").unlink(), "has no config.json"),
+        (lambda f, a: a("AutoencoderKLWan").save_pretrained(f / "vae"), "channels"),
+        (lambda f, a: (f / "vae" / WEIGHTS).unlink(), "vae has neither"),
+        (lambda f, a: (f / "vae" / WEIGHTS).rename(f / "vae" / "model.bin"), "in model.bin: pickles, which may run"),
+        (lambda f, a: (f / "vae" / WEIGHTS).write_bytes(b"1"), "is no complete safetensors file"),
+        (lambda f, a: (f / "vae" / "config.json").write_text('{"_class_name": "VQModel"}'), "'VQModel', not"),
+        (
+            lambda f, a: save_model(f / FILE, CausalNetwork(CausalConfig(image_size=64, **SIZES)), "causal", {}),
+            "holds a causal; a causal-latents was expected",
+        ),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_said(tmp_path, folder, tabletop, change, message):
+def test_what_is_wrong_with_a_folder_is_said(tmp_path, folder, tabletop, make_autoencoder, change, message):
     import shutil
 
     shutil.copytree(folder, tmp_path / "copy")
-    change(tmp_path / "copy")
+    change(tmp_path / "copy", make_autoencoder)
     with pytest.raises(UserError, match=message):
         load_causal_latents(tmp_path / "copy", tabletop)

@@ -163,6 +163,24 @@ def test_it_takes_the_place_of_the_geometry_encoder_in_a_pipeline(release, folde
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda f: f.unlink(), "there is no such file"),
+        (lambda f: f.write_bytes(f.read_bytes()[:-9]), "is no complete safetensors file"),
+        (lambda f: f.write_text("version https://git-lfs.github.com/spec/v1\n"), "a pointer of Git LFS"),
+    ],
+)
+def test_a_file_that_is_none_is_said(folder, change, message):
+    change(folder / FILE)
+    with pytest.raises(UserError, match=message):
+        inspect_vggt(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("aggregator.camera_token"), "is no VGGT"),
+        (lambda s: s.pop("aggregator.patch_embed.pos_embed"), "is no VGGT"),
+        (lambda s: s.pop("aggregator.frame_blocks.0.attn.q_norm.weight"), "is no VGGT"),
+        (lambda s: s.update({"aggregator.frame_blocks.9.norm1.bias": torch.ones(16)}), "lacks frame_blocks.2."),
         (lambda s: s.pop("aggregator.frame_blocks.1.attn.proj.bias"), "lacks frame_blocks.1.attn.proj.bias"),
         (lambda s: s.update({"aggregator.query": torch.ones(1)}), "has query, which this model does not know"),
         (lambda s: s.update({"aggregator.patch_embed.norm.bias": torch.ones(9)}), r"norm.bias \[9\] where \[16\] fits"),

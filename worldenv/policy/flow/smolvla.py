@@ -71,7 +71,7 @@ class SmolVLANetwork(FlowNetwork):
             part.rotary_emb = None  # positions are LeRobot's own
         inner = text.num_key_value_heads * text.head_dim
         for i, layer in enumerate(joint.lm_expert.layers):
-            if not self._sees_itself(i):
+            if not self.sees_itself(i):
                 layer.self_attn.k_proj = nn.Linear(inner, inner, bias=text.attention_bias)
                 layer.self_attn.v_proj = nn.Linear(inner, inner, bias=text.attention_bias)
         self.state_proj = nn.Linear(sizes.state_numbers, text.hidden_size)
@@ -80,7 +80,8 @@ class SmolVLANetwork(FlowNetwork):
         self.action_time_mlp_in = nn.Linear(2 * sizes.width, sizes.width)
         self.action_time_mlp_out = nn.Linear(sizes.width, sizes.width)
 
-    def _sees_itself(self, layer: int) -> bool:
+    def sees_itself(self, layer: int) -> bool:
+        """Whether a layer of the expert looks at the expert's own keys, too."""
         return not self.sizes.crossed or (self.sizes.every > 0 and layer % self.sizes.every == 0)
 
     def prefix(self, pixels: Tensor, tokens: Tensor, state: Tensor) -> Prefix:
@@ -117,7 +118,7 @@ class SmolVLANetwork(FlowNetwork):
         for i, layer in enumerate(expert.layers):
             key, value = (tensor.to(h.dtype) for tensor in prefix.keys[i])
             n, mask, turn = layer.input_layernorm(h), past, alone
-            if self._sees_itself(i):
+            if self.sees_itself(i):
                 turn, mask = after, torch.cat([past, causal], dim=2)
                 key = torch.cat([key, turned(heads(layer, "k", n), turn)], dim=1)
                 value = torch.cat([value, heads(layer, "v", n)], dim=1)

@@ -6,7 +6,6 @@ from worldenv.interfaces.suite import Suite
 from worldenv.nn.cost import Cost, matrices, size_of, transformer_flops
 from worldenv.policy import lora
 from worldenv.policy.openvla_oft.folder import OUTPUT, Found, inspect_policy
-from worldenv.policy.openvla_oft.network import Network
 from worldenv.records.released import stored_bytes
 
 PROMPT = 32  # tokens of an instruction, or so
@@ -25,7 +24,7 @@ def openvla_cost(path: Path | str, suite: Suite, pixels: int) -> Cost:
     heads = sum(size_of(head)[0] for head in found.heads.values())
     if "action_head" in found.heads and "scale_head" not in found.heads:
         heads += size_of(found.heads["action_head"])[0]
-    learns = heads + adapters(network, config.lora, config.layers)
+    learns = heads + lora.numbers(network, config.lora, config.layers, OUTPUT)
     numbers = config.chunk * len(found.bounds["action"].low)
     flops, saved = _pass(found, numbers)
     record = len(found.views) * 3 * pixels**2 + FLOAT32 * suite.robot.proprio_size + INT64 * PROMPT
@@ -41,14 +40,6 @@ def openvla_cost(path: Path | str, suite: Suite, pixels: int) -> Cost:
         update_flops=2 * flops,
         update_bytes=number * saved,
     )
-
-
-def adapters(network: Network, rank: int, layers: str) -> int:
-    """Numbers of the new low-rank parts."""
-    if not rank:
-        return 0
-    parts = [network.get_submodule(name) for name in lora.fitting(network, layers, OUTPUT)]
-    return sum(rank * (part.in_features + part.out_features) for part in parts)
 
 
 def _pass(found: Found, numbers: int) -> tuple[float, int]:

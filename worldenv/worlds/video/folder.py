@@ -19,7 +19,7 @@ from worldenv.records.checkpoint import CheckpointError, load_weights, save_weig
 from worldenv.records.released import AGAIN, CONFIG, DTYPES, SETTINGS, folder_of, settings_in
 from worldenv.robot.robot import Robot
 from worldenv.worlds.components import Component, Encoder, inspect_diffusers, inspect_transformers
-from worldenv.worlds.conditioning import ClipEncoder, Conditioning, GeometryEncoder
+from worldenv.worlds.conditioning import ClipEncoder, Conditioning, FrameEncoder, GeometryEncoder
 from worldenv.worlds.tokenizers import LEVELS, FrameTokenizer
 from worldenv.worlds.vggt import Vggt, VggtEncoder, inspect_vggt, is_vggt
 from worldenv.worlds.video.network import ADDED, SCALES, TIME_IDS, VideoConfig, VideoUNet, cross_width, grow
@@ -70,33 +70,44 @@ def inspect_video(path: Path | str, suite: Suite, config: VideoConfig | None = N
     return Found(folder, config, suite.robot, unet, vae, encoders)
 
 
-def read_video(found: Found) -> VideoUNet:
-    """Read the weights; what the folder does not have is new, the same whenever it is made.
+def read_video(found: Found, own: Mapping[str, FrameEncoder]) -> VideoUNet:
+    """Read the weights; what the folder does not have is new, the same whenever it is made. own: encoders beside it.
 
     Raises CheckpointError for a tensor that is not finite, and if worldenv.safetensors does not fit.
     """
     dtype = DTYPES[found.config.dtype]
-    size = found.config.geometry_size
     read = {name: encoder.read(dtype) for name, encoder in found.encoders.items()}  # first: they are small
-    unet, tokenizer = found.unet.read(dtype), FrameTokenizer(found.vae.read(dtype))
-    if unet.conv_in.in_channels < 2 * tokenizer.channels + ADDED:
-        grow(unet, 2 * tokenizer.channels + ADDED)
+    network = joined(found, found.unet.read(dtype), found.vae.read(dtype), read, own)
+    unet = network.unet
     compile_if_wanted(unet)
-    encoders = {}
-    if "clip" in read:
-        encoders["clip"] = ClipEncoder(read["clip"], found.config.clip)
-    if "geometry" in read:
-        is_whole = isinstance(read["geometry"], VggtEncoder)
-        encoders["geometry"] = read["geometry"] if is_whole else GeometryEncoder(read["geometry"], size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        network = VideoUNet(unet, tokenizer, Conditioning(encoders, cross_width(unet)), found.config, found.robot)
     if (found.folder / OURS).exists():
         load_weights(found.folder / OURS, _Ours(network))
     for module in (network.actions, network.conditioning.projections):
         module.to(unet.conv_in.weight.dtype)
     network.place.data = network.place.data.to(unet.conv_in.weight.dtype)
     return network.requires_grad_(False).eval()
+
+
+def joined(
+    found: Found,
+    unet: nn.Module,
+    vae: nn.Module,
+    read: Mapping[str, nn.Module],  # encoders of the folder
+    own: Mapping[str, FrameEncoder],  # and others, as they are
+) -> VideoUNet:
+    """The whole network of its parts. The U-Net's first layer grows; projections and the tokens of actions are new."""
+    tokenizer, encoders = FrameTokenizer(vae), dict(own)
+    if unet.conv_in.in_channels < 2 * tokenizer.channels + ADDED:
+        grow(unet, 2 * tokenizer.channels + ADDED)
+    if "clip" in read:
+        encoders["clip"] = ClipEncoder(read["clip"], found.config.clip)
+    if "geometry" in read:
+        is_whole = isinstance(read["geometry"], VggtEncoder)
+        size = found.config.geometry_size
+        encoders["geometry"] = read["geometry"] if is_whole else GeometryEncoder(read["geometry"], size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return VideoUNet(unet, tokenizer, Conditioning(encoders, cross_width(unet)), found.config, found.robot)
 
 
 class _Ours(nn.Module):

@@ -1,6 +1,7 @@
 """A video-diffusion U-Net behind the interface `WorldModel`: the past is the latents of some frames."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from worldenv.interfaces.suite import Suite
 from worldenv.interfaces.world import Imagined
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
 from worldenv.ops.philox import Use, philox
+from worldenv.records.released import folder_of, settings_in
+from worldenv.worlds.conditioning import FrameEncoder
 from worldenv.worlds.video.folder import inspect_video, read_video, write_video
 from worldenv.worlds.video.network import Known, VideoConfig, VideoUNet
 
@@ -133,10 +136,19 @@ def _pictures(shape: tuple[int, ...], rows: int) -> dict[str, Tensor]:
     return {"pictures": torch.randn(rows, *shape)}
 
 
-def load_video(folder: Path | str, suite: Suite, config: VideoConfig | None = None) -> VideoWorld:
+def load_video(
+    folder: Path | str,
+    suite: Suite,
+    config: VideoConfig | None = None,
+    encoders: Mapping[str, FrameEncoder] | None = None,
+) -> VideoWorld:
     """A world model from the folder of a pipeline: Stable Video Diffusion's, or one that `write_back` wrote.
 
-    Raises UserError, before anything large is read, as `inspect_video` does.
+    encoders: by names of your own, in the place of those in the folder. One that was written back with them is loaded
+    with them. Raises UserError, before anything large is read, as `inspect_video` does.
     """
+    if encoders is not None:
+        config = settings_in(folder_of(folder), VideoConfig) if config is None else config
+        config = replace(config, clip="none", geometry="none")
     found = inspect_video(folder, suite, config)
-    return VideoWorld(read_video(found), suite.views[0], found.folder)
+    return VideoWorld(read_video(found, encoders or {}), suite.views[0], found.folder)
