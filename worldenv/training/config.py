@@ -198,7 +198,7 @@ def libero_scratch() -> ScratchConfig:
         again=30,
         causal=CausalConfig(width=192, window=4),
         causal_teacher=Schedule(steps=12_000, batch=8, learning_rate=7e-4, weight_decay=1e-3),
-        causal_student=Schedule(steps=1500, batch=8, learning_rate=2e-4, weight_decay=1e-3),
+        causal_student=Schedule(steps=600, batch=8, learning_rate=2e-4, weight_decay=1e-3),
         causal_chunks=3,
         causal_levels=(1.0,),
         head=Schedule(steps=2000, batch=64, learning_rate=1e-3),
@@ -209,5 +209,5 @@ def libero_scratch() -> ScratchConfig:
 def tiny_libero_scratch() -> ScratchConfig:
     """As `tiny_scratch`; so many episodes are explored because kinematics are fitted to them."""
     causal = CausalConfig(patch=16, channels=16, width=64, layers=2, heads=2, key_heads=1)
-    few = {"pretraining_episodes": 2, "action_episodes": 2, "exploration": 10, "again": 8}
+    few = {"pretraining_episodes": 1, "action_episodes": 1, "exploration": 10, "again": 8}
     return replace(tiny_scratch(), causal=causal, causal_levels=(1.0,), **few)
