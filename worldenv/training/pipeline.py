@@ -250,7 +250,12 @@ class Pipeline:
     def robot(self) -> Robot:
         """The suite's, with the fitted kinematics where it has none of its own."""
         own, path = self.suite.robot, self.models / KINEMATICS
-        return own if own.kinematics is not None else with_kept(path, read_json(path), own)
+        if own.kinematics is not None:
+            return own
+        try:
+            return with_kept(path, read_json(path), own)
+        except UserError as error:
+            raise CheckpointError(str(error)) from error
 
     def make_kinematics(self, path: Path) -> None:
         """From what the policy did: a demonstration may record another action than the one that was carried out."""
