@@ -12,8 +12,10 @@ from worldenv.errors import UserError
 from worldenv.policy.openvla_oft.config import OpenVLAConfig
 from worldenv.reflector.transformers_vlm import VlmConfig
 from worldenv.rl.config import PostTrainConfig
+from worldenv.suites.libero.tasks import HORIZONS, SMALL
 from worldenv.training.config import ScratchConfig
 from worldenv.training.fit import Schedule
+from worldenv.training.lessons import CHUNK
 from worldenv.worlds.causal.network import CausalConfig
 
 
@@ -108,11 +110,30 @@ def test_presets_of_metaworld_make_all_models_of_another_suite_and_the_tiny_one_
     assert tiny.scratch.base.steps < whole.scratch.base.steps and tiny.rl.iterations < whole.rl.iterations
 
 
+def test_presets_of_libero_make_all_models_of_some_tasks_and_the_tiny_one_is_smaller():
+    whole, tiny = (presets()[f"libero-small{size}"][1] for size in ("", "-tiny"))
+    assert (whole.suite, whole.world, whole.from_scratch) == ("libero_object-small", "causal", True)
+    same = {name: getattr(whole, name) for name in ("suite", "rl", "eval", "scratch")}
+    assert tiny.suite == "libero_object-tiny" and replace(tiny, **same) == whole
+    assert replace(whole, suite="libero_spatial-small").from_scratch
+    for name, (benchmark, given) in SMALL.items():
+        assert given["horizon"] % CHUNK == 0 and set(given["tasks"]) <= set(range(10)) and benchmark in HORIZONS
+        assert len(given["tasks"]) >= 5 or name.endswith("-tiny")
+
+
+@pytest.mark.parametrize(("name", "suite"), [("spatial", "libero_spatial"), ("long", "libero_10")])
+def test_presets_of_libero_at_full_size_are_the_paper_s_on_another_suite(name, suite):
+    config = presets()[f"libero-{name}"][1]
+    assert config == replace(presets()["paper-libero"][1], suite=f"{suite}-official")
+
+
 @pytest.mark.parametrize(
     "other", [{"suite": "metaworld"}, {"suite": "libero_object", "world": "causal"}, {"world": "a:b"}]
 )
 def test_models_from_scratch_are_refused_where_nothing_makes_them(other):
-    with pytest.raises(UserError, match="of the suite tabletop, .* and of the suite metaworld, with --world causal"):
+    with pytest.raises(
+        UserError, match="of the suite tabletop, .* of the suites metaworld, libero_object-small, .* --world c"
+    ):
         TrainConfig(from_scratch=True, **other)
 
 

@@ -47,7 +47,7 @@ from worldenv.rollout.checks import (
 )
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.suites.libero.suite import LiberoSuite
-from worldenv.suites.libero.tasks import HORIZONS
+from worldenv.suites.libero.tasks import HORIZONS, SMALL
 from worldenv.suites.metaworld.suite import MetaWorldSuite
 from worldenv.suites.metaworld.tasks import SETS
 from worldenv.suites.tabletop.suite import TabletopSuite
@@ -80,6 +80,7 @@ SUITES: dict[str, Callable[[], Suite]] = {
     **{name: partial(LiberoSuite, name) for name in HORIZONS},
     # As released policies have seen it: large pictures with reflections and smooth edges.
     **{f"{name}-official": partial(LiberoSuite, name, size=256, pictures="official") for name in HORIZONS},
+    **{name: partial(LiberoSuite, benchmark, **given) for name, (benchmark, given) in SMALL.items()},
     **{name: partial(MetaWorldSuite, name) for name in SETS},
 }
 POLICIES: dict[str, Callable[[Path, Suite], Policy]] = {
@@ -228,7 +229,8 @@ def _outline(name: str) -> Any:
     if isinstance(make, partial) and make.func is LiberoSuite:
         kept = signature(LiberoSuite).parameters
         given = {key: make.keywords.get(key, kept[key].default) for key in ("size", "views", "robot")}
-        return SimpleNamespace(name=make.args[0], horizon=HORIZONS[make.args[0]], **given)
+        horizon = make.keywords.get("horizon", HORIZONS[make.args[0]])
+        return SimpleNamespace(name=make.args[0], horizon=horizon, **given)
     suite = _built("suite", name, SUITES)
     size = suite.reset(suite.tasks[:1], [0], "validation").seen.frames.shape[-2]
     return SimpleNamespace(name=suite.name, horizon=suite.horizon, size=size, views=suite.views, robot=suite.robot)

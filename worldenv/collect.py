@@ -15,17 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from worldenv.assemble import SUITES, named
 from worldenv.convert import Parser
-from worldenv.data.demonstration import Demonstration
+from worldenv.data.demonstration import Demonstration, load_demonstration, save_demonstration
 from worldenv.data.formats.libero import NUMBERS, write_libero
 from worldenv.data.paths import as_path
 from worldenv.data.trajectories import TrajectoryWriter, part_paths
-from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError, nearest
 from worldenv.fields import shown
 from worldenv.files import cannot_be_written, lock, read_json, remove_temporary, replace_whole, write_text
@@ -311,7 +309,7 @@ class Collection:
 
     def _keep(self, task: Task, start: int, demo: Demonstration) -> None:
         if demo.trajectory is not None:
-            replace_whole(self._part(task, start), lambda made: _save(made, demo))
+            save_demonstration(self._part(task, start), demo)
         line = {"stage": task.name, "step": start, "success": demo.success, "steps": demo.steps, "told": demo.told}
         append_line(self.folder / EPISODES, line)
         self.episodes[task.name][start] = line
@@ -334,40 +332,20 @@ class Collection:
                 self._part(task, start).unlink(missing_ok=True)
 
     def _write(self, path: Path, parts: Sequence[Path]) -> None:
-        demos, about = (_load(part) for part in parts), {"suite": self.suite.name, "noise": str(self.noise)}
+        demos, about = map(load_demonstration, parts), {"suite": self.suite.name, "noise": str(self.noise)}
         if self.suite.robot.proprio_size == NUMBERS:
-            write_libero(path, (_load(part)[0] for part in parts), (extras for _, extras in demos), about)
+            extras = (load_demonstration(part).extras for part in parts)
+            write_libero(path, (demo.trajectory for demo in demos), extras, about)
             return
 
         def write(made: Path) -> None:
             folder = made.with_name("own")
             with TrajectoryWriter(folder, per_file=len(parts)) as writer:
-                for trajectory, _ in demos:
-                    writer.write(trajectory)
+                for demo in demos:
+                    writer.write(demo.trajectory)
             part_paths(folder)[0].rename(made)
 
         replace_whole(path, write)
 
     def _part(self, task: Task, start: int) -> Path:
         return self.parts / f"{task.name}.{start}.npz"
-
-
-def _save(path: Path, demo: Demonstration) -> None:
-    labels = {name: value for name, value in vars(demo.trajectory).items() if not isinstance(value, np.ndarray)}
-    texts = {name: value for name, value in demo.extras.items() if isinstance(value, str)}
-    arrays = {f"trajectory {name}": value for name, value in vars(demo.trajectory).items() if name not in labels}
-    arrays |= {f"extra {name}": value for name, value in demo.extras.items() if name not in texts}
-    with open(path, "wb") as file:
-        np.savez(file, said=np.array(json.dumps([labels, texts])), **arrays)
-
-
-def _load(path: Path) -> tuple[Trajectory, dict[str, np.ndarray | str]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            labels, extras = json.loads(str(file["said"]))
-            arrays = {name: file[name] for name in file.files if name != "said"}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it, and its episode is acted out again") from error
-    own = {name.removeprefix("trajectory "): value for name, value in arrays.items() if name.startswith("trajectory ")}
-    extras |= {name.removeprefix("extra "): value for name, value in arrays.items() if name.startswith("extra ")}
-    return Trajectory(**(labels | {"views": tuple(labels["views"])} | own)), extras

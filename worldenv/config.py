@@ -16,7 +16,9 @@ from worldenv.training.config import (
     SCRATCH_WORLDS,
     RefreshConfig,
     ScratchConfig,
+    libero_scratch,
     metaworld_scratch,
+    tiny_libero_scratch,
     tiny_metaworld_scratch,
     tiny_refresh,
     tiny_scratch,
@@ -27,6 +29,7 @@ REFRESHED = {"suite": "tabletop", "policy": "small", "world": "composer", "refle
 FOLDER = "FOLDER"  # in a preset: the user is to name the folder of a released model
 # Kinds of released models: a part may be named KIND:FOLDER.
 RELEASED = ("openvla-oft", "pi0", "smolvla", "rlinf-wan", "svd", "causal-latents", "vlm")
+LARGE = {"spatial": "libero_spatial", "object": "libero_object", "goal": "libero_goal", "long": "libero_10"}
 PACKAGE = Path(__file__).resolve().parent
 MOST_ROUNDS = 1000  # the start states of their true episodes have numbers of 31 bits
 SEEDS = {"seed": Within(0, 2**32 - 1), "start_seed": Within(-(2**31), 2**31 - 1)}
@@ -40,7 +43,7 @@ class TrainConfig:
     start_seed: int = 0  # of 32 bits: other held-out start states for the evaluations
     run: Path | None = None  # run folder; default: runs/<suite>-<date>-<time>
     resume: bool = False  # continue the run in --run, with its settings; --rl.iterations may be more than before
-    from_scratch: bool = False  # first make all models (suites tabletop, metaworld); with --help: the options
+    from_scratch: bool = False  # first make all models (tabletop, metaworld, small LIBERO); with --help: the options
     models: Path | None = None  # folder with the models' files; default: the weights in the package
     suite: str = "tabletop"  # true environment; as the next three: a name, or module:function of your own (docs/)
     policy: str = "small"  # what acts and is improved; pi0:FOLDER, say: a released policy (docs/your_checkpoint.md)
@@ -66,8 +69,8 @@ class TrainConfig:
         if self.from_scratch and self.world not in SCRATCH_WORLDS.get(self.suite, ()):
             raise UserError(
                 "--from-scratch makes the models of the suite tabletop, with --world composer or causal, and of the "
-                "suite metaworld, with --world causal; train your own models yourself and name them with --policy, "
-                "--world and --reflector"
+                f"suites {', '.join(name for name in SCRATCH_WORLDS if name != 'tabletop')}, with --world causal; "
+                "train your own models yourself and name them with --policy, --world and --reflector"
             )
         if self.from_scratch and self.world == "composer" and self.device == "cuda":
             raise UserError(
@@ -194,6 +197,40 @@ def _with_folders() -> dict[str, tuple[str, TrainConfig]]:
             "RLinf's world model and one-view policy on LIBERO, our reflector and LOOP; your folders",
             TrainConfig(world=f"rlinf-wan:{FOLDER}", **given),
         ),
+        **{
+            f"libero-{name}": (
+                f"as paper-libero, on {suite}; your folders",
+                TrainConfig(world=f"svd:{FOLDER}", **given | {"suite": f"{suite}-official"}),
+            )
+            for name, suite in LARGE.items()
+        },
+    }
+
+
+def _small_libero(quick: PostTrainConfig) -> dict[str, tuple[str, TrainConfig]]:
+    """Presets that make all models of some tasks of LIBERO."""
+    given = {"world": "causal", "from_scratch": True}
+    return {
+        "libero-small": (
+            "six tasks of LIBERO Object (pip install worldenv[libero,sentences]), all models from scratch: hours",
+            TrainConfig(
+                **given,
+                suite="libero_object-small",
+                rl=PostTrainConfig(iterations=24, starts=12),
+                eval=EvalConfig(episodes=198, imagined=102, quality=24),
+                scratch=libero_scratch(),
+            ),
+        ),
+        "libero-small-tiny": (
+            "one of them with tiny networks and few steps, a minute or two: to see that everything works",
+            TrainConfig(
+                **given,
+                suite="libero_object-tiny",
+                rl=quick,
+                eval=EvalConfig(episodes=10, imagined=4, quality=2, videos=1),
+                scratch=tiny_libero_scratch(),
+            ),
+        ),
     }
 
 
@@ -234,5 +271,6 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
                 scratch=tiny_metaworld_scratch(),
             ),
         ),
+        **_small_libero(quick["rl"]),
         **_with_folders(),
     }

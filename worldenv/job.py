@@ -28,6 +28,7 @@ from worldenv.records.model_files import shipped
 from worldenv.records.progress import human_seconds, table
 from worldenv.records.result import read_result
 from worldenv.records.run_folder import RunFolder
+from worldenv.records.stage_times import stage_seconds
 from worldenv.records.video import side_by_side, write_video
 from worldenv.rl.checks import check_saveable, trainable
 from worldenv.rl.loop import STAGE, post_train
@@ -178,6 +179,7 @@ def _practise(rounds: _Rounds, began: float, command: str) -> dict:
         "consistency": {"before": before.consistency, "after": after.consistency},
         "counts": counts,
         **rounds.document(),
+        **({"stages_s": stage_seconds(folder.path)} if config.from_scratch else {}),
         "time_shares": _shares(folder, loaded, measured - loaded + time.monotonic() - began - practised),
         "wall_s": earlier_s + time.monotonic() - began,
     }
@@ -238,7 +240,11 @@ def _measured(
 def _made_from_scratch(config: TrainConfig, folder: RunFolder) -> Path:
     from worldenv.training.pipeline import Pipeline  # imports h5py, which nothing else here needs
 
-    return Pipeline(folder, config.scratch, config.seed, config.world, config.device, config.suite).run()
+    pipeline = Pipeline(folder, config.scratch, config.seed, config.world, config.device, config.suite)
+    try:
+        return pipeline.run()
+    finally:
+        getattr(pipeline.suite, "close", lambda: None)()  # its processes hold gigabytes, and the run begins its own
 
 
 def _save_policy(folder: RunFolder, policy: nn.Module, config: TrainConfig, command: str) -> None:

@@ -1,13 +1,14 @@
 """A camera on the hand sees the world from where the hand is."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from worldenv.errors import UserError
-from worldenv.robot.hand import cameras_after
+from worldenv.robot.hand import cameras_after, drawn_poses
 from worldenv.robot.kinematics import Kinematics, rotation
 from worldenv.robot.robot import Robot, moved_gripper
 
@@ -30,6 +31,25 @@ def frame(pose):  # the hand's coordinates to the world's, 4 x 4
 def drawn(seed, *shape):
     size = np.array([0.3] * 3 + [2.0] * 3 + [1.0])
     return np.random.default_rng(seed).uniform(-1, 1, (*shape, 7)) * size
+
+
+def test_poses_are_drawn_with_the_axes_of_the_gripper():
+    poses = torch.from_numpy(drawn(2, 9)).float()
+    turn = math.pi / math.sqrt(2)
+    robot = moved_gripper(Kinematics())
+    assert drawn_poses(poses, robot) is poses
+    found = drawn_poses(poses, replace(robot, gripper_turn=(turn, turn, 0.0)))
+    assert torch.equal(found[:, [0, 1, 2, 6]], poses[:, [0, 1, 2, 6]])
+    hand, axes = rotation(poses[:, 3:6]), rotation(found[:, 3:6])
+    for column, wanted in ((0, hand[..., 1]), (1, hand[..., 0]), (2, -hand[..., 2])):
+        np.testing.assert_allclose(axes[..., column], wanted, atol=1e-6)
+    assert torch.equal(drawn_poses(poses[4:5], replace(robot, gripper_turn=(turn, turn, 0.0)))[0], found[4])
+
+
+@pytest.mark.parametrize("turn", [(0.0, 1.0), (0.0, 0.0, float("nan")), [0.0, 0.0, 0.0]])
+def test_a_turn_of_the_gripper_is_three_numbers(turn):
+    with pytest.raises(UserError, match="gripper_turn of a robot is .* three numbers"):
+        replace(moved_gripper(Kinematics()), gripper_turn=turn)
 
 
 def test_rotations_are_those_of_rodrigues():

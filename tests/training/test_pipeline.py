@@ -13,6 +13,7 @@ from worldenv.config import presets
 from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
 from worldenv.errors import UserError
 from worldenv.records.run_folder import RunFolder
+from worldenv.records.stage_times import stage_seconds
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training import pipeline, world_stages
 from worldenv.training.config import ScratchConfig
@@ -116,7 +117,7 @@ def test_exploration_that_is_killed_goes_on_without_losing_or_repeating_an_episo
             raise KeyboardInterrupt
         return act(*arguments, **options)
 
-    monkeypatch.setattr(pipeline, "WRITE_EVERY", 7)
+    monkeypatch.setattr(TabletopLessons, "part", 7)
     monkeypatch.setattr(pipeline, "act_in_true", die_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         Pipeline(folder, CONFIG, 1, "composer").run()
@@ -130,7 +131,7 @@ def test_exploration_that_is_killed_goes_on_without_losing_or_repeating_an_episo
 
 def test_recording_that_is_killed_within_a_part_goes_on_with_the_same_episodes(folder, monkeypatch):
     path, write, written_so_far = folder.path / "data" / "exploration", TrajectoryWriter.write, []
-    monkeypatch.setattr(pipeline, "WRITE_EVERY", 7)
+    monkeypatch.setattr(TabletopLessons, "part", 7)
     found = []
     for last in (99, 10):
         shutil.rmtree(path)
@@ -168,7 +169,7 @@ def test_explored_successes_are_acted_again_in_turn_each_with_its_own_noise(fold
     with TrajectoryWriter(scratch.data / "exploration") as writer:
         for i, trajectory in enumerate(tried):
             writer.write(replace(trajectory, success=np.full_like(trajectory.success, i in (3, 5))))
-    monkeypatch.setattr(pipeline, "WRITE_EVERY", 4)
+    monkeypatch.setattr(TabletopLessons, "part", 4)
     scratch.record_again(scratch.data / "again")
     again = recorded(place, "again")
     assert [t.start for t in again] == [tried[i].start for i in (3, 5)] * 5
@@ -237,3 +238,37 @@ def test_full_disk_in_a_stage_is_one_line_that_names_what_it_was_to_make(tmp_pat
     monkeypatch.setattr(Pipeline, "make_base", full)
     with pytest.raises(UserError, match=r"models/base.safetensors cannot be written \(No space left on device\): free"):
         Pipeline(RunFolder.create(tmp_path / "run", {}), CONFIG, 1, "composer").run()
+
+
+def test_robot_without_kinematics_gets_those_that_its_explored_episodes_show(folder, monkeypatch):
+    scratch = Pipeline(folder, CONFIG, 1, "causal")
+    robot = scratch.suite.robot
+    monkeypatch.setattr(scratch.suite, "robot", replace(robot, kinematics=None))
+    names = [path.name for path, _ in scratch.stages()]
+    assert names.index("again") < names.index(pipeline.KINEMATICS) < names.index("causal_teacher.safetensors")
+    path = scratch.models / pipeline.KINEMATICS
+    scratch.make_kinematics(path)
+    assert np.diag(scratch.robot.kinematics.step)[:3] == pytest.approx(
+        [robot.kinematics.translation_step] * 3, abs=2e-3
+    )
+    (line,) = folder.metrics("kinematics")
+    assert 0 <= line["chunk_mean_cm"] < 0.1 and 0 <= line["chunk_end_90_cm"] < 0.1
+    path.unlink()
+    folder.truncate("kinematics", 0)
+    with pytest.raises(
+        UserError, match="kinematics of the robot of tabletop are fitted to explored episodes: leave out"
+    ):
+        monkeypatch.setitem(pipeline.LESSONS, "tabletop", lambda: scratch.lessons)
+        Pipeline(folder, replace(CONFIG, extra_data=False), 1, "causal")
+
+
+def test_time_of_each_stage_is_recorded(folder):
+    seconds = stage_seconds(folder.path)
+    assert {
+        "models/base",
+        "data/demonstrations",
+        "data/exploration",
+        "models/composer",
+        "models/reflector",
+    } <= seconds.keys()
+    assert all(value > 0 for value in seconds.values())

@@ -12,6 +12,7 @@ from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training.imagined import as_imagined
 from worldenv.training.lessons import TabletopLessons
 from worldenv.training.train_reflector import (
+    Features,
     join,
     other_instructions,
     read_features,
@@ -111,3 +112,7 @@ def test_joined_features_are_those_of_all_sets_in_order(tiny, clips):
     features = read_features(tiny.reflector(), clips, 3, RIVALS, lambda n: None)
     both = join([features, features])
     assert torch.equal(both.own, torch.cat([features.own] * 2)) and len(both.length) == 2 * len(clips)
+    short = Features(features.own[:, :3], features.other[:, :3], features.success[:, :3], features.length.clamp(max=2))
+    joined = join([short, features])
+    assert torch.equal(joined.own[: len(clips), 2:], features.own[:, 2:3].expand_as(features.own[:, 2:]))
+    assert torch.equal(joined.success[len(clips) :], features.success)

@@ -11,7 +11,7 @@ class Disturbed:
 
     frames: np.ndarray  # [N, T + 1, H, W, 3] uint8
     proprio: np.ndarray  # [N, T + 1, P] float32
-    actions: np.ndarray  # [N, T, A] float32, as carried out
+    actions: np.ndarray  # [N, T, A] float32, as carried out; of LIBERO, as the expert wanted them
     plans: np.ndarray  # [N, T, K, A] float32, the next actions of the undisturbed expert from each state
     success: np.ndarray  # [N, T + 1] bool
     place: np.ndarray  # [N, T + 1, 6] float32, metres: xyz of the object, xyz of the goal

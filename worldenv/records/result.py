@@ -94,6 +94,7 @@ RESULT = {
     "counts": {EVERY: COUNT},
     "rounds": {EVERY: COUNT},
     "time_shares": {EVERY: SHARE},
+    "stages_s": {EVERY: SECONDS},
     "wall_s": SECONDS,
     "seed": WHOLE,
     "start_seed": WHOLE,

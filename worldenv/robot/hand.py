@@ -1,4 +1,4 @@
-"""Cameras on the hand: they move as the robot moves."""
+"""What is fixed to the hand: cameras, which move as the robot moves, and the gripper as the action map draws it."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from worldenv.ops.constants import constant
-from worldenv.robot.kinematics import rotation
+from worldenv.robot.kinematics import composed, rotation
+from worldenv.robot.robot import Robot
+
+
+def drawn_poses(poses: Tensor, robot: Robot) -> Tensor:  # [..., P] float32 -> [..., P]
+    """The poses with the axes that the action map draws: the hand's, turned by `gripper_turn` of the robot."""
+    if robot.gripper_turn is None:
+        return poses
+    turn = constant(robot.gripper_turn, poses).expand_as(poses[..., 3:6])
+    return torch.cat([poses[..., :3], composed(poses[..., 3:6], turn), poses[..., 6:]], dim=-1)
 
 
 def cameras_after(

@@ -6,7 +6,7 @@ from numbers import Real
 from worldenv.errors import UserError
 from worldenv.ops.action_map import Gripper
 from worldenv.robot.fitted import FittedKinematics
-from worldenv.robot.kinematics import Kinematics
+from worldenv.robot.kinematics import Kinematics, is_number
 
 KINDS = {str: "names", Real: "numbers"}
 POSE = 6  # numbers: x, y, z, axis-angle
@@ -26,6 +26,9 @@ class Robot:
     kinematics: Kinematics | FittedKinematics | None = None  # None: the world model imagines where an action leads
     gripper: Gripper | None = None  # its shape, for the action map; None: no action map is drawn
     hand_views: tuple[str, ...] = ()  # whose cameras are on the hand; proprioception begins with its pose
+    # Axis-angle (rad) from the axes of the hand, as proprioception reports them, to those that the action map draws:
+    # x along which the fingers close, z from the tips to the hand; None: they are the same.
+    gripper_turn: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("proprio", str), ("action", str), ("low", Real), ("high", Real)):
@@ -43,6 +46,11 @@ class Robot:
             if not isinstance(value := getattr(self, name), (*kinds, type(None))):
                 wanted = ", ".join(kind.__name__ for kind in kinds)
                 raise UserError(f"{name} of a robot is a {type(value).__name__}; it should be a {wanted} or None")
+        turn = self.gripper_turn
+        if turn is not None and not (isinstance(turn, tuple) and len(turn) == 3 and all(map(is_number, turn))):
+            raise UserError(
+                f"gripper_turn of a robot is {turn!r}; it should be a tuple of three numbers (rad), or None"
+            )
         if not len(self.proprio) == len(self.low) == len(self.high) or not self.action:
             raise UserError(
                 f"a robot has {len(self.proprio)} names of proprioception, {len(self.low)} lower and {len(self.high)} "

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 
 from worldenv.fields import COUNT, FieldError, Within, check_fields
 from worldenv.policy.small import SmallPolicyConfig
+from worldenv.suites.libero.tasks import SMALL as LIBERO
 from worldenv.suites.tabletop.physics import HORIZON
 from worldenv.training.fit import Schedule
 from worldenv.worlds.causal.network import CausalConfig
@@ -11,7 +12,11 @@ from worldenv.worlds.composer.network import ComposerConfig
 from worldenv.worlds.levels import check_levels
 
 MOST_EPISODES = 100_000  # of a kind, or of a kind and task; the numbers of their start states are that far apart
-SCRATCH_WORLDS = {"tabletop": ("composer", "causal"), "metaworld": ("causal",)}  # that are made, by suite
+SCRATCH_WORLDS = {  # that are made, by suite
+    "tabletop": ("composer", "causal"),
+    "metaworld": ("causal",),
+    **dict.fromkeys(LIBERO, ("causal",)),
+}
 TOKENIZER_FRAMES = 512  # that the tokenizer of the causal world model is fitted to
 
 
@@ -175,4 +180,34 @@ def tiny_metaworld_scratch() -> ScratchConfig:
     """As `tiny_scratch`, with fewer episodes: pictures take longer than on the tabletop."""
     causal = CausalConfig(patch=16, channels=16, width=64, layers=2, heads=2, key_heads=1)
     few = {"pretraining_episodes": 4, "action_episodes": 4, "exploration": 1}
+    return replace(tiny_scratch(), causal=causal, causal_levels=(1.0,), **few)
+
+
+def libero_scratch() -> ScratchConfig:
+    """All models of a small suite of LIBERO in hours on two cores; benchmarks/LOG.md has the predicted times.
+
+    `pretraining_episodes` says how good the base is: with few, practice has something to improve.
+    """
+    return ScratchConfig(
+        pretraining_episodes=60,
+        action_episodes=60,
+        base=Schedule(steps=3000, batch=64, learning_rate=1e-3),
+        finetune=Schedule(steps=800, batch=64, learning_rate=4e-4),
+        adapt=Schedule(steps=1000, batch=64, learning_rate=5e-4),
+        exploration=50,
+        again=30,
+        causal=CausalConfig(width=192, window=4),
+        causal_teacher=Schedule(steps=12_000, batch=8, learning_rate=7e-4, weight_decay=1e-3),
+        causal_student=Schedule(steps=600, batch=8, learning_rate=2e-4, weight_decay=1e-3),
+        causal_chunks=3,
+        causal_levels=(1.0,),
+        head=Schedule(steps=2000, batch=64, learning_rate=1e-3),
+        imagined_share=0.3,
+    )
+
+
+def tiny_libero_scratch() -> ScratchConfig:
+    """As `tiny_scratch`; so many episodes are explored because kinematics are fitted to them."""
+    causal = CausalConfig(patch=16, channels=16, width=64, layers=2, heads=2, key_heads=1)
+    few = {"pretraining_episodes": 1, "action_episodes": 1, "exploration": 10, "again": 8}
     return replace(tiny_scratch(), causal=causal, causal_levels=(1.0,), **few)

@@ -1,12 +1,18 @@
 """What the models of a suite learn from: its expert, episodes to pretrain on, other tasks as negative examples."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from worldenv.data.clips import Clips
 from worldenv.data.disturbed import Disturbed
 from worldenv.data.trajectory import Trajectory
 from worldenv.interfaces.suite import Suite, Task
+from worldenv.nn.sentence import SentenceEncoder
+from worldenv.suites.libero import demonstrate as libero
+from worldenv.suites.libero.suite import LiberoSuite
+from worldenv.suites.libero.tasks import SMALL
 from worldenv.suites.metaworld import demonstrate as metaworld
 from worldenv.suites.metaworld.suite import MetaWorldSuite
 from worldenv.suites.tabletop import demonstrate as tabletop
@@ -15,6 +21,8 @@ from worldenv.suites.tabletop.scenes import TASKS, siblings
 from worldenv.suites.tabletop.suite import TabletopSuite
 from worldenv.training.pretrain import disturbed_episodes
 
+CHUNK = 8  # actions that a policy of LIBERO decides on at once
+
 
 class Lessons(Protocol):
     """What `Pipeline` asks of a suite."""
@@ -22,12 +30,13 @@ class Lessons(Protocol):
     suite: Suite
     policy: Mapping[str, Any]  # fields of SmallPolicyConfig that differ from the default
     records_what_is_done: bool  # whether the actions of the demonstrations are those that were carried out
+    part: int  # episodes that are recorded at a time: their random numbers are drawn together
 
-    def demonstrate(self, tasks: Sequence[Task], starts: Sequence[int], split: str) -> list[Trajectory]:
-        """Episodes of an expert, successful ones only."""
+    def demonstrate(self, tasks: Sequence[Task], starts: Sequence[int], split: str, kept: Path) -> list[Trajectory]:
+        """Episodes of an expert, successful ones only. What takes long may be kept in a folder."""
 
-    def disturbed(self, count: int, seed: int) -> Disturbed:
-        """Episodes to pretrain on."""
+    def disturbed(self, count: int, seed: int, kept: Path) -> Disturbed:
+        """Episodes to pretrain on, at most so many. What takes long may be kept in a folder."""
 
     def rivals(self, task: str) -> Sequence[Task]:
         """Tasks that are not done where this one is acted out."""
@@ -38,14 +47,15 @@ class TabletopLessons:
 
     policy: Mapping[str, Any] = {}
     records_what_is_done = True
+    part = 100
 
     def __init__(self) -> None:
         self.suite = TabletopSuite()
 
-    def demonstrate(self, tasks: Sequence[Task], starts: Sequence[int], split: str) -> list[Trajectory]:
+    def demonstrate(self, tasks: Sequence[Task], starts: Sequence[int], split: str, kept: Path) -> list[Trajectory]:
         return tabletop.demonstrate(tasks, starts, split)
 
-    def disturbed(self, count: int, seed: int) -> Disturbed:
+    def disturbed(self, count: int, seed: int, kept: Path) -> Disturbed:
         return disturbed_episodes(count, seed)
 
     def rivals(self, task: str) -> Sequence[Task]:
@@ -56,19 +66,47 @@ class MetaWorldLessons:
     """Three tasks of Meta-World; a dozen others to pretrain on."""
 
     records_what_is_done = False
+    part = 100
 
     def __init__(self) -> None:
         self.suite = MetaWorldSuite()
         self.policy = {"view": self.suite.views[0], "scale_low": (0.05, 0.05, 0.05, 0.3)}
 
-    def demonstrate(self, tasks: Sequence[Task], starts: Sequence[int], split: str) -> list[Trajectory]:
+    def demonstrate(self, tasks: Sequence[Task], starts: Sequence[int], split: str, kept: Path) -> list[Trajectory]:
         return metaworld.demonstrate(self.suite, tasks, starts, split)
 
-    def disturbed(self, count: int, seed: int) -> Disturbed:
+    def disturbed(self, count: int, seed: int, kept: Path) -> Disturbed:
         return metaworld.disturb(count, seed, like=self.suite)
 
     def rivals(self, task: str) -> Sequence[Task]:
         return [other for other in self.suite.tasks if other.name != task]
+
+
+class LiberoLessons:
+    """Some tasks of one of LIBERO's suites; its other tasks, and some of libero_90, to pretrain on.
+
+    Raises UserError if LIBERO is not installed, or the language model that reads the instructions.
+    """
+
+    records_what_is_done = False
+    part = 60  # some minutes
+
+    def __init__(self, name: str) -> None:
+        benchmark, given = SMALL[name]
+        self.suite = LiberoSuite(benchmark, **given)
+        self.policy = {"view": self.suite.views[0], "chunk": CHUNK, "text": "sentences"}
+        SentenceEncoder.tokenize([task.instruction for task in self.suite.tasks])  # else told only after recording
+
+    def demonstrate(self, tasks: Sequence[Task], starts: Sequence[int], split: str, kept: Path) -> list[Trajectory]:
+        return libero.demonstrate(self.suite, tasks, starts, split, kept)
+
+    def disturbed(self, count: int, seed: int, kept: Path) -> Disturbed:
+        return libero.disturb(count, seed, CHUNK, self.suite, kept)
+
+    def rivals(self, task: str) -> Sequence[Task]:
+        """Other tasks of the suite, or, of a suite of one task, of its benchmark: they are not done there."""
+        others = self.suite.tasks if len(self.suite.tasks) > 1 else self.suite.listed
+        return [other for other in others if other.name != task]
 
 
 class Recorded(NamedTuple):
@@ -86,4 +124,8 @@ def rivals_in(clips: Clips) -> Callable[[str], Sequence[Task]]:
     return lambda name: [task for task in tasks.values() if task.name != name] or [tasks[name]]
 
 
-LESSONS: dict[str, Callable[[], Lessons]] = {"tabletop": TabletopLessons, "metaworld": MetaWorldLessons}
+LESSONS: dict[str, Callable[[], Lessons]] = {
+    "tabletop": TabletopLessons,
+    "metaworld": MetaWorldLessons,
+    **{name: partial(LiberoLessons, name) for name in SMALL},
+}

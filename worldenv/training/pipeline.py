@@ -3,8 +3,11 @@
 Every stage writes its result once and is skipped when the result is there, so an interrupted run continues.
 """
 
+import json
 import shutil
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError
 from worldenv.evaluation.measure import in_turn
 from worldenv.evaluation.truth import act_in_true
-from worldenv.files import cannot_be_written
+from worldenv.files import cannot_be_written, read_json, write_text
 from worldenv.interfaces.world import WorldModel
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
 from worldenv.records.checkpoint import CheckpointError, load_weights, save_weights
@@ -26,7 +29,10 @@ from worldenv.records.model_card import write_card
 from worldenv.records.model_files import RANGES, save_model, save_ranges
 from worldenv.records.progress import Progress
 from worldenv.records.run_folder import RunFolder
+from worldenv.records.stage_times import timed
 from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
+from worldenv.robot.fit import chunk_errors, fit_kinematics
+from worldenv.robot.robot import Robot
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.training.act_again import act_again
 from worldenv.training.adapt import adaptation_loss
@@ -39,13 +45,16 @@ from worldenv.training.pretrain import Base, base_loss, sample_base_batch
 from worldenv.training.ranges import EPISODES, measure_ranges
 from worldenv.training.train_reflector import join, read_features, reward_loss
 from worldenv.training.world_stages import CausalStages, ComposerStages
+from worldenv.worlds.kinematics import kept_kinematics, with_kept
 
 EXPLORATION_START = 1_000_000  # exploration uses other training starts than the demonstrations
 RANGES_START = 3_000_000
 EXTRA_DATA = ("exploration", "again")
 # Where the reflector stops: stopping a little late costs nothing, a little early costs the episode.
 STOP_ABOVE = 0.83
-WRITE_EVERY = 100  # episodes that are made at a time; a part of the data set
+KINEMATICS = "kinematics.json"
+HELD_OUT = 5  # one episode in so many measures the fitted kinematics
+MOST_OFF_CM = 1.0  # on average over a chunk, before a warning says so
 WORLDS = {"composer": ComposerStages, "causal": CausalStages}
 Stage = tuple[Path, Callable[[Path], None]]  # what the stage leaves behind, and what makes it
 
@@ -70,6 +79,11 @@ class Pipeline:
             raise UserError(
                 f"--scratch.causal-chunks is {config.causal_chunks}, of {steps} actions in all; an episode of the "
                 f"suite has {self.suite.horizon}"
+            )
+        if self.suite.robot.kinematics is None and not config.extra_data:
+            raise UserError(
+                f"the kinematics of the robot of {suite} are fitted to explored episodes: leave out "
+                "--scratch.no-extra-data"
             )
         self.world = WORLDS[world](self)
         self.command = f"worldenv-train {suite} --from-scratch --world {world} --seed {seed}"
@@ -109,7 +123,8 @@ class Pipeline:
         card = path.with_suffix(".md")
         if not path.exists():
             card.unlink(missing_ok=True)
-            make(path)
+            with timed(self.folder.path, str(path.relative_to(self.folder.path).with_suffix(""))):
+                make(path)
         if path.suffix == ".safetensors" and not card.exists():
             write_card(path)
 
@@ -121,6 +136,7 @@ class Pipeline:
             (self.models / "finetuned.safetensors", self.make_finetuned),
             (self.data / "exploration", self.record_exploration),
             (self.data / "again", self.record_again),
+            *([(self.models / KINEMATICS, self.make_kinematics)] if self.suite.robot.kinematics is None else []),
             *self.world.stages(),
             (self.models / "policy.safetensors", self.make_policy),
             (self.models / "reflector.safetensors", self.make_reflector),
@@ -128,9 +144,10 @@ class Pipeline:
         ]
 
     def disturbed(self) -> Disturbed:
-        """The pretraining episodes, made anew in each session: deterministic, and faster than reading them."""
+        """The pretraining episodes, made anew in each session unless the lessons keep them: they are deterministic."""
         if self._disturbed is None:
-            self._disturbed = self.lessons.disturbed(self.config.pretraining_episodes, self.seed)
+            kept = self.data / "pretraining"
+            self._disturbed = self.lessons.disturbed(self.config.pretraining_episodes, self.seed, kept)
         return self._disturbed
 
     def clips(self) -> Clips:
@@ -171,25 +188,25 @@ class Pipeline:
         data = self.disturbed()
         base, schedule = self.new(Base, self.policy_config()), self.config.base
         tokens = base.policy.encoder.text.tokenize(data.instructions)
+        with_actions = min(self.config.action_episodes, len(data.plans))  # an expert may have failed some
 
         def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-            return base_loss(
-                base, sample_base_batch(data, tokens, generator, schedule.batch, self.config.action_episodes)
-            )
+            return base_loss(base, sample_base_batch(data, tokens, generator, schedule.batch, with_actions))
 
         made = self.train(base, loss, schedule, "base")
         weights = {name: tensor.half() for name, tensor in base.state_dict().items()}
         save_weights(path, weights, {"kind": "base", "made": made})
 
     def record_demonstrations(self, path: Path) -> None:
-        partial = path.with_suffix(".partial")
+        partial, kept = path.with_suffix(".partial"), path.with_suffix(".kept")
         shutil.rmtree(partial, ignore_errors=True)
         numbers = range(self.config.demonstrations)
         with TrajectoryWriter(partial) as writer:
             for task in self.suite.tasks:
-                for trajectory in self.lessons.demonstrate([task] * len(numbers), numbers, "train"):
+                for trajectory in self.lessons.demonstrate([task] * len(numbers), numbers, "train", kept):
                     writer.write(trajectory)
         partial.rename(path)
+        shutil.rmtree(kept, ignore_errors=True)
 
     def make_finetuned(self, path: Path) -> None:
         policy, schedule = self.base().policy, self.config.finetune
@@ -215,7 +232,7 @@ class Pipeline:
             perturb = self.config.perturb * torch.rand(len(tasks), generator=torch.Generator().manual_seed(drawn))
             return act_in_true(policy, self.suite, tasks, [first + i for i in numbers], "train", perturb, drawn)
 
-        _record(path, self.episodes[path.name], act)
+        _record(path, self.episodes[path.name], self.lessons.part, act)
 
     def record_again(self, path: Path) -> None:
         """Explored successes in turn (all explored episodes, where none succeeded)."""
@@ -227,10 +244,45 @@ class Pipeline:
             scale = self.config.again_noise * np.random.default_rng(seed).random(len(numbers))
             return act_again([reader[explored[i % len(explored)]] for i in numbers], scale, seed, self.suite)
 
-        _record(path, self.episodes[path.name], again)
+        _record(path, self.episodes[path.name], self.lessons.part, again)
+
+    @property
+    def robot(self) -> Robot:
+        """The suite's, with the fitted kinematics where it has none of its own."""
+        own, path = self.suite.robot, self.models / KINEMATICS
+        if own.kinematics is not None:
+            return own
+        try:
+            return with_kept(path, read_json(path), own)
+        except UserError as error:
+            raise CheckpointError(str(error)) from error
+
+    def make_kinematics(self, path: Path) -> None:
+        """From what the policy did: a demonstration may record another action than the one that was carried out."""
+        clips = self.recorded(*EXTRA_DATA)
+        parts = zip(clips.proprio.numpy(), clips.actions.numpy(), clips.length.tolist(), strict=True)
+        pairs = [(proprio[: n + 1], actions[:n]) for proprio, actions, n in parts]
+        fitted = fit_kinematics(pair for i, pair in enumerate(pairs) if i % HELD_OUT)
+        away, turned = chunk_errors(fitted, pairs[::HELD_OUT], self.policy_config().chunk)
+        errors = {
+            "chunk_mean_cm": 100 * float(away.mean()),
+            "chunk_end_cm": 100 * float(away[:, -1].mean()),
+            "chunk_end_90_cm": 100 * float(np.quantile(away[:, -1], 0.9)),
+            "chunk_end_deg": float(np.rad2deg(turned[:, -1].mean())),
+        }
+        self.folder.truncate("kinematics", 0)
+        self.folder.log("kinematics", len(pairs), **errors)
+        if errors["chunk_mean_cm"] > MOST_OFF_CM:
+            warnings.warn(
+                f"the fitted kinematics are off by {errors['chunk_mean_cm']:.2f} cm on average over a chunk; explore "
+                "more episodes (--scratch.exploration)",
+                stacklevel=2,
+            )
+        write_text(path, json.dumps(kept_kinematics(replace(self.suite.robot, kinematics=fitted)) | {"errors": errors}))
 
     def make_reflector(self, path: Path) -> None:
-        base, reflector = self.base(), self.new(SmallReflector, SmallReflectorConfig(threshold=STOP_ABOVE))
+        config = SmallReflectorConfig(threshold=STOP_ABOVE, text=self.policy_config().text)
+        base, reflector = self.base(), self.new(SmallReflector, config)
         reflector.encoder.load_state_dict(base.policy.encoder.state_dict())
         reflector.done.load_state_dict(base.done.state_dict())
         self.fit_reflector(path, reflector)
@@ -287,16 +339,16 @@ class Pipeline:
         return network(config).to(memory_format=torch.channels_last)
 
 
-def _record(path: Path, total: int, make: Callable[[range], list[Trajectory]]) -> None:
-    """Write the episodes that `make` returns for the numbers 0 .. total - 1, some at a time; a killed one goes on."""
+def _record(path: Path, total: int, every: int, make: Callable[[range], list[Trajectory]]) -> None:
+    """Write the episodes that `make` returns for 0 .. total - 1, `every` at a time; a killed one goes on."""
     partial = path.with_suffix(".partial")
     with (
-        TrajectoryWriter(partial, WRITE_EVERY, append=partial.exists()) as writer,
+        TrajectoryWriter(partial, every, append=partial.exists()) as writer,
         Progress(total, path.stem, done=len(writer)) as progress,
     ):
         while (done := len(writer)) < total:
-            first = done // WRITE_EVERY * WRITE_EVERY  # the random numbers are those of a whole part
-            numbers = range(first, min(first + WRITE_EVERY, total))
+            first = done // every * every  # the random numbers are those of a whole part
+            numbers = range(first, min(first + every, total))
             for trajectory in make(numbers)[done - first :]:
                 writer.write(trajectory)
             progress.advance(numbers.stop - done)

@@ -49,8 +49,13 @@ def other_instructions(clips: Clips, seed: int, rivals: Rivals) -> list[str]:  #
 
 
 def join(parts: Sequence[Features]) -> Features:
-    """All episodes of several sets of features."""
-    return Features(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Features)))
+    """All episodes of several sets of features; those of the shorter sets are padded with their last frame."""
+    steps = max(part.own.shape[1] for part in parts)
+
+    def padded(tensor: Tensor) -> Tensor:
+        return tensor[:, torch.arange(steps).clamp(max=tensor.shape[1] - 1)] if tensor.ndim > 1 else tensor
+
+    return Features(*(torch.cat([padded(getattr(part, field.name)) for part in parts]) for field in fields(Features)))
 
 
 def read_features(

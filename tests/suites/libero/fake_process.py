@@ -69,6 +69,7 @@ class Fake:
             camera,
             seen,
             f"noise {noise}, {horizon} at most, {repeat} times each",
+            random.normal(size=(steps + 1, 6)).astype(np.float32),
         )
 
     def go_wrong(self):

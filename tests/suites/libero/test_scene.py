@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from worldenv.data.record import Record
-from worldenv.robot.hand import cameras_after
+from worldenv.ops.action_map import rotated_axes
+from worldenv.robot.hand import cameras_after, drawn_poses
 from worldenv.rollout.checks import check_begun
 from worldenv.suites.actors import Process
 from worldenv.suites.libero.suite import PROGRAM, LiberoSuite
@@ -99,6 +100,36 @@ def test_cameras_see_the_hand_where_it_is_and_the_wrist_moves(suite):
             assert near.any()
     wrist = after.camera[0, 1] @ torch.cat([after.proprio[0, :3], torch.ones(1)])
     assert abs(wrist[0] / wrist[2] - 32) < 3 and 0 < wrist[2] < 0.3  # the fingers are in its middle, near to it
+
+
+def test_fingers_are_drawn_where_the_gripper_of_the_robot_says(suite):
+    begun(suite)
+    move = np.zeros((2, 14, 7))
+    move[..., 2], move[..., 6] = -1, -1
+    suite.carry_out(move)  # down, so that the hand is in the middle of the picture
+    move[..., 2] = 0
+    opened, _ = suite.carry_out(move)
+    closed, _ = suite.carry_out(np.where(np.arange(7) == 6, 1.0, move))
+    gripper, changed = suite.robot.gripper, (opened.frames.int() - closed.frames).abs().sum(-1)
+    assert (opened.proprio[:, 6] > 0.9).all() and (closed.proprio[:, 6] < 0.1).all()
+    for seen in (opened, closed):
+        closing, up = rotated_axes(drawn_poses(seen.proprio, suite.robot)[:, 3:6])
+        reach = (gripper.tip_closed_m + gripper.tip_opening_m * seen.proprio[:, 6:]) * closing
+        for one, view in ((0, 1), (1, 1)):
+            tips = [around(changed, seen, one, view, side * reach[one]) for side in (1, -1)]
+            beside = around(changed, seen, one, view, torch.linalg.cross(reach[one], up[one]))
+            assert min(tips) > 10, (tips, beside)  # of 3 x 255: a finger was there, or has come there
+            assert seen is closed or beside < 5  # and none across
+        if seen is closed:
+            assert min(around(changed, seen, 0, 0, side * reach[0]) for side in (1, -1)) > 10
+
+
+def around(changed, seen, one, view, away):
+    """How much the pixels around a point changed; 0 outside of the picture."""
+    x, y, depth = seen.camera[one, view] @ torch.cat([seen.proprio[one, :3] + away, torch.ones(1)])
+    x, y = int(x / depth), int(y / depth)
+    part = changed[one, view, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
+    return part.float().mean().item() if part.numel() else 0.0
 
 
 def test_wrist_camera_is_where_the_pose_of_the_hand_says(suite):

@@ -60,6 +60,14 @@ def test_it_is_a_suite(make):
     assert suite.about()["package"] == "fake" and suite.about()["repeated_episodes"] == 0
 
 
+def test_some_of_the_tasks_can_be_taken_by_number_or_name(make):
+    suite = make(tasks=(2, "task_0"))
+    assert [(task.number, task.name) for task in suite.tasks] == [(2, "task_2"), (0, "task_0")]
+    assert suite.reset(suite.tasks, [4, 5], "test").seen.proprio[:, 0].tolist() == [2, 0] and len(suite.listed) == 4
+    with pytest.raises(worldenv.UserError, match="is no task of libero_object"):
+        suite.reset(suite.listed[:2], [4, 5], "test")
+
+
 def test_test_starts_are_the_official_states_and_the_splits_share_no_seed(make):
     suite = make()
     one = [suite.tasks[0]] * 2
@@ -182,6 +190,11 @@ def test_what_the_simulator_refuses_is_told(make):
         ({"repeat": 0}, "repeat is 0; it should be a positive integer"),
         ({"workers": 0}, "workers is 0"),
         ({"size": 8.5}, "size is 8.5"),
+        ({"tasks": ()}, "tasks is .*; it should be a tuple of numbers or names of tasks"),
+        ({"tasks": (0, 7)}, "tasks has 7, no task of this suite: numbers are 0 to 3"),
+        ({"tasks": ("task_11",)}, "tasks has 'task_11', no task of this suite.*did you mean"),
+        ({"tasks": (1, "task_1")}, "it has a task twice"),
+        ({"practice_starts": 0}, "practice_starts is 0"),
     ],
 )
 def test_wrong_argument_is_refused(make, given, why):

@@ -30,8 +30,8 @@ def demonstrate(scene: Scene, horizon: int, repeat: int, noise: float, seed: int
     told = Expert(scene, hand).run()
     if look and any(hand.done):
         frames, camera = scene.frames_of(hand.states), scene.cameras_of(hand.states)
-    states, proprio, joints = (np.stack(part) for part in (hand.states, hand.proprio, hand.joints))
-    return Acted(np.stack(hand.actions), np.array(hand.done), proprio, states, joints, camera, frames, told)
+    states, proprio, joints, places = (np.stack(part) for part in (hand.states, hand.proprio, hand.joints, hand.places))
+    return Acted(np.stack(hand.actions), np.array(hand.done), proprio, states, joints, camera, frames, told, places)
 
 
 class Expert:

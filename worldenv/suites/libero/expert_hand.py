@@ -66,6 +66,7 @@ class Hand:
         self.actions: list[np.ndarray] = []
         self.done: list[bool] = []
         self.states, self.proprio, self.joints = [scene.state()], [scene.proprio()], [scene.joints()]
+        self.places = [scene.places()]
 
     @property
     def place(self) -> np.ndarray:  # [3] m
@@ -97,6 +98,7 @@ class Hand:
         self.states.append(self.scene.state())
         self.proprio.append(self.scene.proprio())
         self.joints.append(self.scene.joints())
+        self.places.append(self.scene.places())
 
     def go(
         self,

@@ -23,6 +23,7 @@ class Acted(NamedTuple):
     camera: np.ndarray  # [V, 3, 4] float32; [T + 1, V, 3, 4], where one moves and the frames are there
     frames: np.ndarray | None  # [T + 1, V, H, W, 3] uint8; None: nobody looks, or the task was not done
     told: str  # what the expert did, and how it went
+    places: np.ndarray  # [T + 1, 6] float32 m, of the thing and of where it goes, from the base of the robot
 
 
 class Simulator:

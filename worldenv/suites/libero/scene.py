@@ -14,6 +14,7 @@ from robosuite.utils.errors import RandomizationError
 from robosuite.utils.transform_utils import convert_quat, quat2axisangle
 
 from worldenv.errors import UserError
+from worldenv.suites.libero.goals import ordered
 from worldenv.suites.offscreen import camera_matrix, shrunk
 
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
@@ -116,6 +117,13 @@ class Scene:
     def joints(self) -> np.ndarray:  # [7] float64
         """The angles of the arm's joints (rad)."""
         return self._sim.data.qpos[self.env.robots[0]._ref_joint_pos_indexes]
+
+    def places(self) -> np.ndarray:  # [6] float32 m
+        """Where the thing of the goal is, and where it goes (it itself, if nowhere), from the base of the robot."""
+        _, thing, *target = ordered(self.env.parsed_problem["goal_state"])[0]
+        names = thing, *(target or [thing])
+        found = [self.env.object_states_dict[name].get_geom_state()["pos"] for name in names]
+        return np.concatenate(found - self._sim.data.get_body_xpos("robot0_base")).astype(np.float32)
 
     def frames_of(self, states: Sequence[np.ndarray]) -> np.ndarray:  # [T, S] -> [T, V, H, W, 3] uint8
         """What the cameras see in other states of this episode. The scene is left in the last one.

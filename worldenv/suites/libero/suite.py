@@ -3,6 +3,7 @@
 import os
 import weakref
 from collections.abc import Sequence
+from math import pi, sqrt
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -11,6 +12,7 @@ from worldenv.data.demonstration import Demonstration
 from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError, nearest
 from worldenv.fields import shown
+from worldenv.ops.action_map import Gripper
 from worldenv.robot.kinematics import is_number
 from worldenv.robot.robot import Robot
 from worldenv.suites.actors import Actor, ask_once, program
@@ -28,6 +30,11 @@ PANDA = Robot(
     ("dx", "dy", "dz", "drx", "dry", "drz", "close"),
     (-1.6, -1.0, -0.1, -TURN, -TURN, -TURN, 0.0),  # the reach of the arm, on the floor and on every table
     (0.7, 1.0, 2.2, TURN, TURN, TURN, 1.0),
+    # robosuite's panda_gripper.xml, from the place that LIBERO reports of the fingers: their middles are 8.5 mm from it
+    # when closed and slide by 4 cm along y of the hand; z points to the tips; a hand of Franka is 20 cm wide, and its
+    # flange and the link before are above it.
+    gripper=Gripper(tip_closed_m=0.0085, tip_opening_m=0.04, finger_m=0.039, hand_half_m=0.1, tool_m=0.2),
+    gripper_turn=(pi / sqrt(2), pi / sqrt(2), 0.0),  # x to y, z to -z
     hand_views=VIEWS[1:],
 )
 
@@ -50,6 +57,7 @@ class LiberoSuite(HeldSuite):
     def __init__(
         self,
         name: str = "libero_object",
+        tasks: Sequence[int | str] | None = None,  # their numbers or names; None: all
         size: int = 64,  # pixels, height = width
         views: Sequence[str] = VIEWS[:1],
         repeat: int = 1,
@@ -57,6 +65,7 @@ class LiberoSuite(HeldSuite):
         pictures: Pictures = "fast",  # "official": with reflections and multisampling, as LIBERO draws
         workers: int | None = None,
         timeout_s: float = 180.0,
+        practice_starts: int = 240,  # from how many start states practice draws
         robot: Robot = PANDA,
         program: Sequence[str] = PROGRAM,  # what simulates; another one in tests
     ):
@@ -72,11 +81,14 @@ class LiberoSuite(HeldSuite):
         workers = len(os.sched_getaffinity(0)) if workers is None else workers
         self.name, self.robot, self.pictures = name, robot, pictures
         self.horizon, self.workers = count("horizon", horizon), count("workers", workers)
+        self.practice_starts = count("practice_starts", practice_starts)
         self.most = self.workers
         listed, self._installed = ask_once(program, ("describe", name), timeout_s)
-        self.tasks = tuple(LiberoTask(stem, i, text, states) for i, (stem, text, states) in enumerate(listed))
+        self.listed = tuple(LiberoTask(stem, i, text, states) for i, (stem, text, states) in enumerate(listed))
+        self.tasks = self.listed if tasks is None else _chosen(self.listed, tasks)
         self.known = {task.name: task for task in self.tasks}
-        self._actors = [Actor(program, timeout_s) for _ in range(self.workers)]
+        self.program = tuple(program)
+        self._actors = [Actor(self.program, timeout_s) for _ in range(self.workers)]
         self.close = weakref.finalize(self, _end, self._actors)
 
     def groups(self, tasks: Sequence[LiberoTask]) -> list[list[int]]:
@@ -95,19 +107,21 @@ class LiberoSuite(HeldSuite):
         split: str,
         noise: float = 0.3,  # greatest scale of the noise on what is carried out; the action that is meant is recorded
         look: Sequence[bool] | None = None,  # whether an episode is drawn if it succeeds; None: all
+        horizon: int | None = None,  # actions after which the expert gives up; None: that of the suite
     ) -> list[Demonstration]:
         """Let the expert act out an episode for each (task, start state), each in a process: at most `workers`.
 
-        Every row has the same process each time, so a task is best kept in its row. The horizon holds. Raises UserError
-        for an unknown task or split, for too many rows, or if a scene fails again and again.
+        Every row has the same process each time, so a task is best kept in its row. Raises UserError for an unknown
+        task or split, for too many rows, or if a scene fails again and again.
         """
+        horizon = self.horizon if horizon is None else count("horizon", horizon)
         tasks, starts = self.checked(tasks, starts, split)
         look = [True] * len(tasks) if look is None else list(look)
         if len(tasks) > self.workers or len(look) != len(tasks):
             raise UserError(f"{len(tasks)} episodes are asked for at once, and {self.workers} can be acted out")
         self._held = None
         for actor, task, start, is_seen in zip(self._actors, tasks, starts, look, strict=False):
-            how = self.horizon, self.repeat, float(noise), bool(is_seen)
+            how = horizon, self.repeat, float(noise), bool(is_seen)
             actor.perform(self._scene(task), "demonstrate", *self._start(task, start, split), *how)
         acted = [actor.answer() for actor in self._actors[: len(tasks)]]
         return [self._demonstration(*row, split) for row in zip(acted, tasks, starts, strict=True)]
@@ -165,10 +179,27 @@ class LiberoSuite(HeldSuite):
         parts = acted.frames, acted.proprio, acted.actions, acted.done, acted.camera, self.views
         trajectory = Trajectory(*parts, task.instruction, task.name, start, split, "expert")
         extras = {"states": acted.states[:-1], "obs/joint_states": acted.joints[1:]}
-        return Demonstration(*outcome, trajectory, extras | {"split": split, "start": str(start)})
+        return Demonstration(*outcome, trajectory, extras | {"split": split, "start": str(start)}, acted.places)
 
     def _answers(self, rows: list[int]) -> dict[int, Moment]:
         return {row: actor.answer() for actor, row in zip(self._actors, rows, strict=False)}
+
+
+def _chosen(tasks: Sequence[LiberoTask], wanted: Any) -> tuple[LiberoTask, ...]:
+    """Some of the tasks, by number or name. Raises UserError for one that is unknown or there twice, and for none."""
+    by_name = {key: task for task in tasks for key in (task.number, task.name)}
+    if not isinstance(wanted, list | tuple) or not wanted:
+        raise UserError(f"tasks is {shown(wanted)}; it should be a tuple of numbers or names of tasks")
+    for one in wanted:
+        if not isinstance(one, int | str) or one not in by_name:
+            raise UserError(
+                f"tasks has {shown(one)}, no task of this suite: numbers are 0 to {len(tasks) - 1}"
+                + (nearest(one, [task.name for task in tasks]) if isinstance(one, str) else "")
+            )
+    found = tuple(by_name[one] for one in wanted)
+    if len(set(found)) < len(found):
+        raise UserError(f"tasks is {shown(wanted)}; it has a task twice")
+    return found
 
 
 def _end(actors: Sequence[Actor]) -> None:

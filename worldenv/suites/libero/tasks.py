@@ -1,11 +1,23 @@
 """The names of LIBERO's suites, and what a task of one of them is."""
 
 from dataclasses import dataclass
+from typing import Any
 
 # Actions after which an episode ends, as published evaluations have it.
 STANDARD = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520}
 # LIBERO-PRO: other words, other looks of the object, objects in each other's places, another goal.
 PERTURBATIONS = ("lan", "object", "swap", "task")
+# Parts of suites in which models can be made in hours on two cores, by name: the suite, and what differs from it. An
+# action is held for two steps, and an episode has whole chunks of 8. The tasks are some that the expert always solves;
+# the others are left for pretraining. Task 0 of libero_object can be done without looking.
+_SMALL = {"repeat": 2, "practice_starts": 240}
+SMALL: dict[str, tuple[str, dict[str, Any]]] = {
+    "libero_object-small": ("libero_object", {**_SMALL, "tasks": (1, 3, 4, 6, 7, 9), "horizon": 96}),
+    "libero_spatial-small": ("libero_spatial", {**_SMALL, "tasks": (0, 2, 3, 5, 6, 8), "horizon": 104}),
+    "libero_object-tiny": ("libero_object", {**_SMALL, "tasks": (4,), "horizon": 16, "practice_starts": 8}),
+}
+# Tasks of libero_90 to pretrain on, by how their names end: one thing is picked up and put somewhere.
+PICKED = ("_in_the_basket", "_in_the_tray", "_plate")
 HORIZONS = {
     **STANDARD,
     "libero_90": 400,

@@ -16,7 +16,7 @@ from worldenv.ops.constants import constant
 from worldenv.ops.denoise_step import denoise_step
 from worldenv.ops.philox import Use, philox
 from worldenv.records.model_files import load_model
-from worldenv.robot.hand import cameras_after
+from worldenv.robot.hand import cameras_after, drawn_poses
 from worldenv.robot.robot import Robot
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.ring import Ring
@@ -148,5 +148,5 @@ def draw_maps(poses: Tensor, camera: Tensor, robot: Robot, config: CausalConfig)
     (b, n, _), size = poses.shape, config.image_size // config.map_shrink
     shrunk = camera * constant(((1 / config.map_shrink,), (1 / config.map_shrink,), (1.0,)), camera)  # pixel axes
     cameras = shrunk.repeat_interleave(n, 0) if camera.ndim == 4 else shrunk.flatten(0, 1)
-    maps = action_map(poses.flatten(0, 1), cameras, robot.gripper, size, size)
+    maps = action_map(drawn_poses(poses.flatten(0, 1), robot), cameras, robot.gripper, size, size)
     return maps[:, 0].unflatten(0, (b, n))

@@ -46,7 +46,7 @@ class ComposerWorld:
     ops = ("known_pictures", "map_features", "compose", "unpatchify")  # of its own; those of all networks not counted
 
     def __init__(self, network: ComposerNetwork, robot: Robot, levels: Sequence[float], view: str = "agentview"):
-        if robot.kinematics is None or robot.gripper is None:
+        if robot.kinematics is None or robot.gripper is None or robot.gripper_turn is not None:
             raise UserError("the composer needs a robot with kinematics and a gripper; choose another world model")
         if view in robot.hand_views:
             raise UserError(

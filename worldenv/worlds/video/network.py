@@ -15,6 +15,7 @@ from worldenv.fields import COUNT, LARGEST, FieldError, Within, check_fields
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
 from worldenv.ops.action_map import action_map
 from worldenv.ops.constants import constant
+from worldenv.robot.hand import drawn_poses
 from worldenv.robot.robot import Robot
 from worldenv.worlds.conditioning import Conditioning
 from worldenv.worlds.tokenizers import FrameTokenizer
@@ -109,7 +110,8 @@ class VideoUNet(nn.Module):
         (b, n, _), (h, w) = poses.shape, latents.shape[-2:]
         shrink = 1 / self.tokenizer.shrink
         shrunk = camera * constant(((shrink,), (shrink,), (1.0,)), camera)  # pixel axes
-        maps = action_map(poses.flatten(0, 1), shrunk.repeat_interleave(n, 0), self.robot.gripper, h, w)
+        drawn = drawn_poses(poses.flatten(0, 1), self.robot)
+        maps = action_map(drawn, shrunk.repeat_interleave(n, 0), self.robot.gripper, h, w)
         scaled = poses[:, -self.config.chunk :] * constant(SCALES, poses)
         said = self.actions(torch.cat([actions, scaled], dim=-1).to(self.dtype)) + self.place
         return Known(latents, maps[:, 0].unflatten(0, (b, n)), torch.cat([*tokens, said], dim=1))

@@ -1,0 +1,121 @@
+"""Which tasks can be done without looking? Success of a run's fine-tuned policy, and of two to which all is grey.
+
+    python benchmarks/blind.py RUN [--episodes 120] [--steps N] [--solved 0.3] [--output FOLDER]
+
+RUN is a run of worldenv-train --from-scratch, at least up to its fine-tuned policy. `sees` is this policy on test
+starts, `grey` the same one on grey pictures, and `blind` one that was fine-tuned on grey pictures, from the same base
+and demonstrations. A task that one of the last two solves in the share --solved of its episodes is named: it says
+little about a policy that looks. The last line of stdout is one JSON document, which is in --output, too.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldenv.data.clips import Clips
+from worldenv.data.frames import MemoryFrames
+from worldenv.evaluation.measure import held_out
+from worldenv.evaluation.truth import groups_of, steps_to_success
+from worldenv.files import write_text
+from worldenv.interfaces.observation import Key, Observation
+from worldenv.interfaces.policy import Decision
+from worldenv.policy.small import SmallPolicy
+from worldenv.records.intervals import wilson_interval
+from worldenv.records.progress import Progress, table
+from worldenv.records.run_folder import RunFolder
+from worldenv.saved import saved_config
+from worldenv.training.finetune import imitation_loss
+from worldenv.training.fit import fit
+from worldenv.training.pipeline import Pipeline
+
+GREY = 127
+ROWS = ("sees", "grey", "blind")
+
+
+class Blind(nn.Module):
+    """A policy to which every picture is grey."""
+
+    def __init__(self, policy: SmallPolicy):
+        super().__init__()
+        self.policy, self.chunk, self.views = policy, policy.chunk, policy.views
+
+    def read(self, texts: Sequence[str]) -> Any:
+        return self.policy.read(texts)
+
+    def act(self, seen: Observation, read: Any, key: Key, explore: bool) -> Decision:
+        return self.policy.act(replace(seen, frames=torch.full_like(seen.frames, GREY)), read, key, explore)
+
+    def log_prob(self, record: Any, action: Tensor) -> Tensor:
+        return self.policy.log_prob(record, action)
+
+    def trainable(self) -> list[nn.Parameter]:
+        return self.policy.trainable()
+
+
+def blinded(clips: Clips) -> Clips:
+    """The same episodes with grey frames."""
+    kept = clips.in_memory().stored
+    return replace(clips, stored=MemoryFrames(torch.full_like(kept.rows, GREY), kept.begin))
+
+
+def without_looking(pipeline: Pipeline, folder: RunFolder, steps: int) -> SmallPolicy:
+    """Fine-tuned as the policy of the run, on grey pictures."""
+    policy, schedule = pipeline.base().policy, replace(pipeline.config.finetune, steps=steps)
+    loss = imitation_loss(policy, blinded(pipeline.recorded("demonstrations")), schedule.batch)
+    fit(policy, loss, schedule, "blind", folder, pipeline.seed)
+    return policy
+
+
+def found(done: dict[str, np.ndarray], names: Sequence[str], solved: float) -> dict:
+    """Success by row and task, with Wilson 95 % intervals, and the tasks that are done blind."""
+    tasks = {}
+    for name in dict.fromkeys(names):
+        rows = np.array([other == name for other in names])
+        counts = {row: (int(done[row][rows].sum()), int(rows.sum())) for row in ROWS}
+        tasks[name] = {
+            row: {"success": k / n, "interval": list(wilson_interval(k, n))} for row, (k, n) in counts.items()
+        }
+        tasks[name]["n"] = int(rows.sum())
+    blind = [name for name, part in tasks.items() if max(part[row]["success"] for row in ROWS[1:]) >= solved]
+    lines = [(name[-60:], *(f"{100 * part[row]['success']:.0f} %" for row in ROWS)) for name, part in tasks.items()]
+    table("Success (oracle stop)", ("task", *ROWS), lines)
+    return {"tasks": tasks, "solved_blind": blind, **{row: float(done[row].mean()) for row in ROWS}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--episodes", type=int, default=120)
+    parser.add_argument("--steps", type=int, help="of the blind fine-tuning (default: those of the run)")
+    parser.add_argument("--solved", type=float, default=0.3)
+    parser.add_argument("--output", type=Path, help="run folder of the blind fine-tuning (default: RUN-blind)")
+    given = parser.parse_args()
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    run = RunFolder(given.run)
+    config = saved_config(run)
+    pipeline = Pipeline(run, config.scratch, config.seed, config.world, suite=config.suite)
+    suite, steps = pipeline.suite, given.steps or config.scratch.finetune.steps
+    sees = SmallPolicy.load(pipeline.models / "finetuned.safetensors")
+    with RunFolder.create(given.output or given.run.with_name(f"{given.run.name}-blind"), {"blind": steps}) as folder:
+        policies = {"sees": sees, "grey": Blind(sees), "blind": Blind(without_looking(pipeline, folder, steps))}
+        tasks, starts = held_out(suite, config.start_seed, given.episodes)
+        done = {}
+        for row, policy in policies.items():
+            with Progress(len(groups_of(suite, tasks)), f"episodes: {row}") as progress:
+                done[row] = steps_to_success(policy, suite, tasks, starts, "test", config.seed, progress) > 0
+        out = found(done, [task.name for task in tasks], given.solved) | {"run": str(given.run), "steps": steps}
+        out |= {"suite": suite.about()} if hasattr(suite, "about") else {}
+        write_text(folder.path / "blind.json", json.dumps(out))
+    getattr(suite, "close", lambda: None)()
+    print(json.dumps(out))
+
+
+if __name__ == "__main__":
+    main()

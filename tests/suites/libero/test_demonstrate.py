@@ -1,0 +1,80 @@
+"""Episodes of the expert to learn from, with a fake process in LIBERO's place: what is kept, repeated and left out."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from worldenv.errors import UserError
+from worldenv.suites.libero import demonstrate as module
+from worldenv.suites.libero.demonstrate import demonstrate, disturb
+from worldenv.suites.libero.suite import LiberoSuite
+
+FAKE = Path(__file__).with_name("fake_process.py")
+
+
+@pytest.fixture
+def suite(tmp_path, monkeypatch):
+    """Of the fake's four tasks the first two; its expert never solves the last one."""
+    program = (sys.executable, str(FAKE), "", str(tmp_path / "went-wrong"))
+    monkeypatch.setattr(module, "PICKED", ("_2",))
+    suite = LiberoSuite("libero_object", (0, 1), size=8, workers=2, horizon=4, program=program)
+    yield suite
+    suite.close()
+
+
+def acted(tmp_path):
+    return (tmp_path / "acted").read_text().splitlines()
+
+
+def test_demonstrations_are_kept_and_only_what_lacks_is_acted_out_again(suite, tmp_path, capfd):
+    given = [suite.tasks[0]] * 3, [0, 1, 2], "train", tmp_path / "kept"
+    shown = demonstrate(suite, *given)
+    assert [(one.task, one.start, one.split) for one in shown] == [("task_0", i, "train") for i in range(3)]
+    assert all(one.success[-1] for one in shown) and len(acted(tmp_path)) == 3
+    assert "the expert of libero_object  3/3" in capfd.readouterr().err
+    next((tmp_path / "kept").glob("*.train.1.npz")).unlink()
+    again = demonstrate(suite, *given)
+    assert len(acted(tmp_path)) == 4
+    for one, other in zip(shown, again, strict=True):
+        assert np.array_equal(one.frames, other.frames) and np.array_equal(one.actions, other.actions)
+
+
+def test_expert_is_asked_to_the_benchmark_s_horizon_whatever_that_of_the_suite(suite, tmp_path):
+    demonstrate(suite, suite.tasks[:1], [0], "train", tmp_path / "kept")
+    (path,) = (tmp_path / "kept").iterdir()
+    assert "280 at most" in module.load_demonstration(path).told
+
+
+def test_task_that_the_expert_never_solves_is_tried_from_other_start_states_and_told(suite, tmp_path):
+    every = LiberoSuite("libero_object", size=8, workers=2, program=suite.program)
+    with pytest.raises(UserError, match="failed 3 times at task_3, start state 5: noise"):
+        demonstrate(every, [every.tasks[0], every.tasks[3]], [4, 5], "train", tmp_path / "kept")
+    every.close()
+    assert [line.split()[0] for line in acted(tmp_path)].count("3") == 3
+    assert len(list((tmp_path / "kept").glob("*.task_3.train.*.npz"))) == 3
+
+
+def test_pretraining_is_of_other_tasks_and_leaves_out_what_the_expert_fails(suite, tmp_path):
+    data = disturb(5, seed=1, chunk=3, like=suite, folder=tmp_path / "kept")
+    # Numbers 0, 2, 4 are of the tasks that the suite leaves out, and the last one cannot be solved; 1, 3 of libero_90.
+    assert data.instructions == ("put the blue can down",) * 4
+    lengths = data.success.argmax(1)
+    steps = lengths.max()
+    assert data.frames.shape == (4, steps + 1, 8, 8, 3) and data.plans.shape == (4, steps, 3, 7)
+    for row, length in enumerate(lengths):
+        assert np.array_equal(data.plans[row, 0], data.actions[row, :3])
+        assert np.array_equal(data.plans[row, length - 1], data.actions[row, [length - 1] * 3])
+        assert data.success[row, length:].all() and (data.frames[row, length:] == data.frames[row, length]).all()
+        assert (data.place[row, length:] == data.place[row, length]).all()
+    before = len(acted(tmp_path))
+    again = disturb(5, seed=1, chunk=3, like=suite, folder=tmp_path / "kept")
+    assert np.array_equal(again.frames, data.frames) and len(acted(tmp_path)) == before
+
+
+def test_suite_that_has_all_tasks_of_its_benchmark_pretrains_on_libero_90_alone(suite, tmp_path):
+    every = LiberoSuite("libero_object", size=8, workers=2, program=suite.program)
+    disturb(3, seed=0, chunk=2, like=every, folder=tmp_path / "kept")
+    every.close()
+    assert {path.name.split(".")[0] for path in (tmp_path / "kept").iterdir()} == {"libero_90"}

@@ -1,0 +1,87 @@
+"""The whole loop on LIBERO, tiny: every stage through the real command, resumed, and policies that do not look."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from worldenv.errors import UserError
+from worldenv.files import read_json
+from worldenv.job import load_run
+from worldenv.nn.sentence import SentenceEncoder
+from worldenv.robot.fitted import FittedKinematics
+from worldenv.suites.libero.demonstrate import disturb
+from worldenv.suites.libero.suite import LiberoSuite
+from worldenv.training.pipeline import KINEMATICS
+
+TRAIN = "import sys; sys.argv[0] = 'worldenv-train'; from worldenv.cli import train; train()"
+BLIND = Path(__file__).parents[3] / "benchmarks" / "blind.py"
+STAGES = ("models/base", "data/demonstrations", "models/finetuned", "data/exploration", "data/again")
+STAGES += ("models/kinematics", "models/causal_teacher", "models/causal", "models/policy", "models/reflector")
+
+
+def said(*words):
+    """The document that a command prints last."""
+    done = subprocess.run(list(map(str, words)), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def run(libero, tmp_path_factory):
+    try:
+        SentenceEncoder.tokenize(["put it down"])
+    except UserError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("libero") / "run"
+    return folder, said(sys.executable, "-P", "-c", TRAIN, "libero-small-tiny", "--run", folder)
+
+
+def test_every_stage_is_made_and_timed_and_the_policy_is_measured(run):
+    folder, result = run
+    assert tuple(result["stages_s"]) == STAGES and min(result["stages_s"].values()) > 0
+    assert result["success_after"]["n"] == 10 and result["suite"]["horizon"] == 16
+    for when in ("before", "after"):
+        found = result["consistency"][when]
+        assert found["agreement"]["n"] == 4 and "mean_gap" in found["agreement"] and found["reflector"].keys()
+        assert "things" not in found  # the suite has no detector
+    errors = read_json(folder / "models" / KINEMATICS)["errors"]
+    assert 0 < errors["chunk_mean_cm"] < 5 and errors["chunk_end_cm"] < 10
+
+
+def test_models_read_sentences_and_act_in_chunks_of_eight(run):
+    parts = load_run(run[0])
+    parts.suite.close()
+    assert parts.policy.chunk == 8 and parts.policy.config.text == parts.reflector.config.text == "sentences"
+    assert isinstance(parts.world.robot.kinematics, FittedKinematics) and parts.suite.robot.kinematics is None
+
+
+def test_run_that_has_ended_is_not_repeated(run):
+    folder, result = run
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    assert said(sys.executable, "-P", "-c", TRAIN, "--resume", "--run", folder) == result
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+
+
+def test_policies_that_do_not_look_are_measured_task_by_task(run, tmp_path):
+    words = "--episodes", 2, "--steps", 2, "--solved", 0, "--output", tmp_path / "blind"
+    found = said(sys.executable, BLIND, run[0], *words)
+    (task,) = found["tasks"].values()
+    assert task["n"] == 2 and all(0 <= task[row]["success"] <= 1 for row in ("sees", "grey", "blind"))
+    assert found["solved_blind"] == list(found["tasks"]) and read_json(tmp_path / "blind" / "blind.json") == found
+
+
+def test_expert_shows_tasks_of_libero_90_to_pretrain_on(libero, tmp_path):
+    suite = LiberoSuite("libero_object", size=32, repeat=2, workers=1)
+    data = disturb(1, seed=0, chunk=8, like=suite, folder=tmp_path)
+    suite.close()
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("libero_90.") and data.plans.shape[2:] == (8, 7)
+    assert data.success[0, -1] and not data.success[0, 0]
+    assert np.abs(data.place[0]).max() < 0.7  # before the robot
+    thing, goal = data.place[0, :, :3], data.place[0, :, 3:]
+    apart = np.linalg.norm((thing - goal)[:, :2], axis=1)
+    assert apart[-1] < apart[0] and np.linalg.norm(thing[-1] - thing[0]) > 0.1 > np.linalg.norm(goal[-1] - goal[0])
