@@ -24,6 +24,7 @@ LAYERS = (
     {"options", "convert", "collect", "export"},
     {"job"},
     {"assemble"},
+    {"ranked"},
     {"saved"},
     {"config"},
     {"training"},

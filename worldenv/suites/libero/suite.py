@@ -1,6 +1,5 @@
 """LIBERO (Franka Panda in MuJoCo) behind the interface `Suite`: episodes in processes, one scene in each."""
 
-import os
 import weakref
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -11,6 +10,7 @@ from worldenv.data.demonstration import Demonstration
 from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError, nearest
 from worldenv.fields import shown
+from worldenv.launch.share import own_cpus
 from worldenv.robot.kinematics import is_number
 from worldenv.robot.robot import Robot
 from worldenv.suites.actors import Actor, ask_once, program
@@ -69,7 +69,7 @@ class LiberoSuite(HeldSuite):
         self.views = check_views(views, VIEWS, "LIBERO")
         self.size, self.repeat = count("size", size), count("repeat", repeat)
         horizon = max(1, HORIZONS[name] // self.repeat) if horizon is None else horizon
-        workers = len(os.sched_getaffinity(0)) if workers is None else workers
+        workers = own_cpus() if workers is None else workers
         self.name, self.robot, self.pictures = name, robot, pictures
         self.horizon, self.workers = count("horizon", horizon), count("workers", workers)
         self.most = self.workers
