@@ -24,6 +24,8 @@ def train(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-train PRESET [options]`."""
 
     def work(words: Sequence[str], command: str) -> dict | None:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings with stacks about ranks that are gone
         from worldenv import job, options
         from worldenv.launch.join import joined
         from worldenv.launch.start import start

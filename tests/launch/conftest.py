@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import re
 import socket
 import sys
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ import pytest
 from worldenv.errors import exit_code
 from worldenv.launch import watch
 from worldenv.launch.join import joined
+
+
+SAID = re.compile(r"worldenv-train: |\w+(Error|Terminated|Interrupt): ")
 
 
 @dataclass
@@ -36,9 +40,9 @@ class Job:
         return [pickle.loads((self.folder / f"{rank}.result").read_bytes()) for rank in range(len(self.processes))]
 
     def said(self) -> list[str]:
-        """The lines that all ranks printed to stderr."""
+        """The lines of this package that all ranks printed to stderr, without those of torch's sockets."""
         texts = [path.read_text() for path in sorted(self.folder.glob("*.stderr"))]
-        return [line for text in texts for line in text.splitlines() if line.strip()]
+        return [line for text in texts for line in text.splitlines() if SAID.match(line)]
 
 
 def free_port() -> int:
@@ -51,7 +55,6 @@ def _rank(folder, rank, environment, work):
     with open(folder / f"{rank}.stderr", "w") as said:
         os.dup2(said.fileno(), 2)
     sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1, closefd=False)
-    import faulthandler; faulthandler.dump_traceback_later(20, file=sys.stderr)
     os.environ.update({name: str(value) for name, value in environment.items()})
     code = 0
     try:

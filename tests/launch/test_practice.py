@@ -48,21 +48,32 @@ def farthest(one, other):
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
+def assert_alike(one, other):
+    """Equal to 1e-5, but for few numbers whose gradient is as small as its rounding: Adam makes whole steps of it."""
+    apart = torch.cat([(one[name] - other[name]).abs().flatten() for name in one])
+    assert (apart > 1e-5).float().mean() < 1e-3 and apart.square().mean().sqrt() < 1e-6 and apart.max() < 1e-4
+
+
 def test_any_number_of_ranks_learns_the_same_policy_from_the_same_episodes(tiny, tmp_path, begin):
     starts = tiny.starts(6)
-    counts, alone, episodes = practise(tiny.engine(horizon=8), starts, tmp_path / "1", ALONE)
-    assert farthest(alone, tiny.policy().state_dict()) > 1e-3
+
+    def work(ranks, path=tmp_path / "1"):
+        engine = tiny.engine(horizon=8, capacity=1, batch=1)  # alone, an episode is the same to the bit in floats, too
+        return practise(engine, starts, path, ranks, replace(CONFIG, iterations=2))
+
+    counts, alone, episodes = work(ALONE)
+    assert farthest(alone, tiny.policy().state_dict()) > 1e-4
     for count in (2, 4):
         path = tmp_path / str(count)
-        ranks = begin(count, lambda ranks, at=path: practise(tiny.engine(horizon=8), starts, at, ranks)).results()
-        assert all(one[0] == counts for one in ranks) and counts["groups"] == 15
-        assert farthest(ranks[0][1], alone) <= 1e-5
+        ranks = begin(count, lambda ranks, at=path: work(ranks, at)).results()
+        assert all(one[0] == counts for one in ranks) and counts["groups"] == 10
+        assert_alike(ranks[0][1], alone)
         assert all(farthest(one[1], ranks[0][1]) == 0 for one in ranks)
         for i, whole in enumerate(episodes):
             parts = torch.cat([one[2][i] for one in ranks])
-            assert parts.shape == whole.shape and torch.allclose(parts, whole, atol=1e-4)
+            assert torch.equal(parts, whole) if i == 0 else torch.allclose(parts, whole, atol=1e-4)
         for mine, line in zip(logged(path), logged(tmp_path / "1"), strict=True):
-            assert mine == pytest.approx(line, abs=1e-3)
+            assert mine == pytest.approx(line, abs=1e-4)
 
 
 def test_episodes_in_8_bits_are_the_same_to_the_bit(tmp_path, begin):

@@ -71,7 +71,7 @@ def _join(program: str) -> Ranks:
     store = PrefixStore(job, _store(rank))
     own = {"name": f"rank {rank} ({socket.gethostname()}, process {os.getpid()})", "versions": _versions()}
     store.set(f"here/{rank}", json.dumps(own))
-    others = _wait_for_all(store, count)
+    others = _all_come(store, rank, count)
     watch = Watch(store, rank, [other["name"] for other in others], program)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and distributed.is_nccl_available() else "gloo"
     given = {"store": PrefixStore("group", store), "rank": rank, "world_size": count}
@@ -88,18 +88,28 @@ def _store(rank: int) -> TCPStore:
     if not address:
         raise UserError("MASTER_ADDR of the environment is empty; start the ranks with torchrun (docs/clusters.md)")
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    given = {"is_master": is_master, "timeout": timedelta(seconds=JOIN_S), "wait_for_workers": False}
-    try:
-        return TCPStore(address, port, None, **given)
-    except RuntimeError as error:
-        if is_master:
-            raise UserError(
-                f"rank 0 cannot listen on port {port}: {' '.join(str(error).split())[:120]}; choose another MASTER_PORT"
-            ) from error
-        raise UserError(
-            f"rank {rank} finds no rank 0 at {address}:{port} within {JOIN_S:.0f} s: start all ranks, with MASTER_ADDR "
-            "and MASTER_PORT of the machine of rank 0"
-        ) from error
+    made: list[TCPStore | RuntimeError] = []
+
+    def connect() -> None:
+        given = {"is_master": is_master, "timeout": timedelta(seconds=JOIN_S), "wait_for_workers": False}
+        try:
+            made.append(TCPStore(address, port, None, **given))
+        except RuntimeError as error:
+            made.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(JOIN_S + 1)  # it waits for ever where something else listens that never answers
+    found = made[0] if made else RuntimeError("no answer")
+    if isinstance(found, TCPStore):
+        return found
+    if is_master:
+        said = " ".join(str(found).split())[:120]
+        raise UserError(f"rank 0 cannot listen on port {port} ({said}): choose another MASTER_PORT") from found
+    raise UserError(
+        f"rank {rank} finds no rank 0 at {address}:{port} within {JOIN_S:.0f} s: start all ranks, with MASTER_ADDR and "
+        "MASTER_PORT of the machine of rank 0"
+    ) from found
 
 
 def _versions() -> dict[str, str]:
@@ -110,20 +120,38 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _wait_for_all(store: PrefixStore, count: int) -> list[dict]:
-    """What every rank says of itself. Raises UserError for one that does not come, or has another version."""
-    keys = [f"here/{rank}" for rank in range(count)]
+def _all_come(store: PrefixStore, rank: int, count: int) -> list[dict]:
+    """What every rank says of itself. Raises UserError for one that does not come, or has another version.
+
+    Where rank 0 finds the same, it alone says so: the others raise SystemExit.
+    """
+    keys = [f"here/{other}" for other in range(count)]
     try:
         store.wait(keys, timedelta(seconds=JOIN_S))
+        found = [json.loads(store.get(key)) for key in keys]
     except RuntimeError as error:
-        missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
+        missing = _missing(store, keys)
+        if rank and 0 not in missing:
+            raise SystemExit(2) from error
         raise UserError(
             f"{len(missing)} of {count} ranks have not come within {JOIN_S:.0f} s: {', '.join(map(str, missing[:8]))}"
             f"{' ...' * (len(missing) > 8)}; start all of them, and look into the output of those that are missing"
         ) from error
-    others = [json.loads(store.get(key)) for key in keys]
-    for other in others:
+    first = found[0]
+    for other in found:
         for name, version in other["versions"].items():
-            if version != (first := others[0]["versions"][name]):
-                raise UserError(f"{other['name']} has {name} {version}, {others[0]['name']} has {first}; install one")
-    return others
+            if version != first["versions"][name]:
+                if rank:
+                    raise SystemExit(2)
+                raise UserError(
+                    f"{other['name']} has {name} {version}, {first['name']} has {first['versions'][name]}; install one "
+                    "version everywhere"
+                )
+    return found
+
+
+def _missing(store: PrefixStore, keys: list[str]) -> list[int]:
+    try:
+        return [rank for rank, key in enumerate(keys) if not store.check([key])]
+    except RuntimeError:  # rank 0 is gone, with its store
+        return []

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from torch.distributed import Store
@@ -45,7 +46,8 @@ class Watch:
 
     def roll_call(self) -> None:
         """Return if all ranks live; this process ends here if one does not."""
-        self.store.set(ALARM, "1")
+        with suppress(RuntimeError):  # the store may be gone
+            self.store.set(ALARM, "1")
         self._over.wait((ALARMED + 4) * TICK_S)
 
     def leave(self, error: BaseException) -> None:
@@ -73,7 +75,10 @@ class Watch:
             self.store.add(beat_of(self.rank), 1)
             self._ticks += 1
             if self.store.check([ENDED]):
-                os._exit(json.loads(self.store.get(ENDED))[1])
+                rank, code = json.loads(self.store.get(ENDED))
+                if rank == self.rank:  # this one has something to say yet
+                    return
+                os._exit(code)
             limit = ALARMED if self.store.check([ALARM]) else SILENT
             beats = self.store.multi_get(keys)
             silent = [n + 1 if old == new else 0 for n, old, new in zip(silent, seen, beats, strict=True)]
@@ -89,7 +94,8 @@ class Watch:
             silent = silent + 1 if self._ticks == seen else 0
             seen = self._ticks
             if silent >= SILENT:
-                self._say(f"{self.names[0]} or its machine hangs or lost the network: no answer for {SILENT} s")
+                lost_s = f"{SILENT * TICK_S:.0f} s"
+                self._say(f"{self.names[0]} or its machine hangs or lost the network: no answer for {lost_s}")
                 os._exit(1)
 
     def _claim(self, code: int) -> tuple[bool, int]:
