@@ -32,8 +32,8 @@ def train(arguments: Sequence[str] | None = None) -> None:
 
         with joined("worldenv-train") as ranks:
             config = options.training(words)
-            if config.launch.processes > 1 and ranks.count == 1:
-                raise SystemExit(start(words, config.launch.processes))
+            if config.launch.count > 1 and ranks.count == 1:
+                raise SystemExit(start(words, config.launch))
             result = _with_memory(job.train, config, command, ranks)
             return result if ranks.first else None
 

@@ -23,9 +23,10 @@ def check_ranks(config: TrainConfig, ranks: Ranks) -> None:
             "--from-scratch and --rounds train models, which one process does: make the models first, then practise "
             "with several processes and --models RUN/models"
         )
-    if config.launch.processes not in (1, ranks.count):
+    if config.launch.count not in (1, ranks.count):
         raise UserError(
-            f"--launch.processes is {config.launch.processes}, but {ranks.count} ranks were started: leave it out"
+            f"--launch asks for {config.launch.count} ranks, but {ranks.count} were started: leave it out where torchrun "
+            "starts them"
         )
     if config.device == "cuda" and ranks_here() > torch.cuda.device_count():
         raise UserError(

@@ -17,7 +17,7 @@ from worldenv.programs import check_file, check_name, import_checked
 from worldenv.records.run_folder import RunFolder
 
 POLICY = "policy.safetensors"  # in checkpoints/: the policy of a run that has practised to its end
-MAY_DIFFER = ("--run", "--resume", "--device", "--launch.processes")  # between the sessions of a run
+MAY_DIFFER = ("--run", "--resume", "--device", "--launch")  # between the sessions of a run
 Config = TypeVar("Config", TrainConfig, EvaluateConfig)
 
 
@@ -75,7 +75,8 @@ def check_unchanged(folder: RunFolder, config: TrainConfig) -> None:
     changed = [
         f"{option} is {shown(new)}, was {shown(old)}"
         for option, old, new in differences(saved, config)
-        if option not in MAY_DIFFER and not (option == "--rl.iterations" and new > old and config.rounds == 1)
+        if option.partition(".")[0] not in MAY_DIFFER
+        and not (option == "--rl.iterations" and new > old and config.rounds == 1)
     ]
     if changed:
         raise UserError(

@@ -15,7 +15,6 @@ from worldenv.errors import exit_code
 from worldenv.launch import watch
 from worldenv.launch.join import joined
 
-
 SAID = re.compile(r"worldenv-train: |\w+(Error|Terminated|Interrupt): ")
 
 
@@ -43,6 +42,12 @@ class Job:
         """The lines of this package that all ranks printed to stderr, without those of torch's sockets."""
         texts = [path.read_text() for path in sorted(self.folder.glob("*.stderr"))]
         return [line for text in texts for line in text.splitlines() if SAID.match(line)]
+
+
+@pytest.fixture
+def port() -> int:
+    """One that is free."""
+    return free_port()
 
 
 def free_port() -> int:

@@ -36,46 +36,64 @@ def steps(run):
     return [line["step"] for line in RunFolder(run).metrics("post_train")] if (run / "config.json").exists() else []
 
 
-@pytest.fixture
-def begun(tiny, tmp_path):
-    """A command on two ranks that practises, and its run folder."""
-    (models := tmp_path / "models").mkdir()
-    tiny.save(models)
-    run, said = tmp_path / "run", tmp_path / "stderr"
-    words = ["worldenv", "tabletop", "--models", models, "--run", run, "--launch.processes", "2", *SMALL.split()]
-    with open(said, "w") as err:
-        command = subprocess.Popen([*PYTHON, *map(str, words)], stderr=err, stdout=subprocess.PIPE)
-    try:
+class Commands:
+    """The command on two ranks, by one launcher or by one for each rank, and its run folder."""
+
+    def __init__(self, tiny, folder):
+        self.run, self.said, self.folder = folder / "run", folder / "stderr", folder
+        (folder / "models").mkdir()
+        tiny.save(folder / "models")
+        self.launched = []
+
+    def launch(self, *launch, times=1):
+        words = ["worldenv", "tabletop", "--models", self.folder / "models", "--run", self.run, *SMALL.split(), *launch]
+        with open(self.said, "w") as err:
+            for _ in range(times):
+                self.launched.append(subprocess.Popen([*PYTHON, *map(str, words)], stderr=err, stdout=subprocess.PIPE))
         until = time.monotonic() + 60
-        while not steps(run):
-            assert time.monotonic() < until and command.poll() is None, said.read_text()
+        while not steps(self.run):
+            assert time.monotonic() < until and self.launched[0].poll() is None, self.said.read_text()
             time.sleep(0.05)
-        yield command, run, said
-    finally:
+        return self.launched
+
+    def line(self):
+        """The one line of this package."""
+        text = self.said.read_text()
+        (line,) = [line for line in text.splitlines() if line.startswith("worldenv-train: ")]
+        assert "Traceback" not in text
+        return line
+
+
+@pytest.fixture
+def commands(tiny, tmp_path):
+    made = Commands(tiny, tmp_path)
+    yield made
+    for command in made.launched:
         command.kill()
 
 
-def test_killed_rank_ends_the_command_and_torchrun_resumes_the_run(begun):
-    command, run, said = begun
+def test_killed_rank_ends_the_command_and_torchrun_resumes_the_run(commands):
+    (command,), run = commands.launch("--launch.processes", "2"), commands.run
     os.kill(ranks_under(command.pid)["1"], signal.SIGKILL)
     assert command.wait(60) == 1 and command.stdout.read() == b""
-    text = said.read_text()
-    assert "2 ranks, 2 of them on this machine: each imagines at most 8 of the 16 episodes of an iteration" in text
-    (line,) = [line for line in text.splitlines() if line.startswith("worldenv-train: ")]
+    told = "2 ranks, 2 of them on this machine: each imagines at most 8 of the 16 episodes of an iteration; it needs"
+    assert told in commands.said.read_text()
+    line = commands.line()
     assert "rank 1 (" in line and line.endswith(f"continue with: worldenv-train --resume --run {run}"), line
-    assert "Traceback" not in text and 0 < len(steps(run)) < ITERATIONS
-    torchrun = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "worldenv", "train"]
-    done = subprocess.run([*torchrun, "--resume", "--run", str(run)], capture_output=True, text=True, timeout=120)
+    assert 0 < len(steps(run)) < ITERATIONS
+    torchrun = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "worldenv"]
+    words = ["train", "--resume", "--run", str(run)]
+    done = subprocess.run([*torchrun, *words], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     (result,) = done.stdout.splitlines()
     assert json.loads(result) == RunFolder(run).result() and steps(run) == list(range(ITERATIONS))
     assert json.loads(result)["success_after"]["n"] == 10
 
 
-def test_sigterm_of_the_command_saves_and_ends_it_with_its_code(begun):
-    command, run, said = begun
-    command.send_signal(signal.SIGTERM)
-    assert command.wait(60) == 143
-    (line,) = [line for line in said.read_text().splitlines() if line.startswith("worldenv-train: ")]
-    assert line == f"worldenv-train: terminated; continue with: worldenv-train --resume --run {run}"
-    assert (run / "checkpoints" / "post_train.state.safetensors").exists()
+def test_sigterm_of_one_launcher_saves_and_ends_all_with_its_code(commands, port):
+    address = f"127.0.0.1:{port}"
+    first, other = commands.launch("--launch.nodes", "2", "--launch.address", address, times=2)
+    first.send_signal(signal.SIGTERM)
+    assert (first.wait(60), other.wait(60)) == (143, 143)
+    assert commands.line() == f"worldenv-train: terminated; continue with: worldenv-train --resume --run {commands.run}"
+    assert (commands.run / "checkpoints" / "post_train.state.safetensors").exists()

@@ -163,7 +163,7 @@ def test_run_folder_that_a_rank_does_not_see_is_named(begin, tmp_path, monkeypat
     [
         (TrainConfig(from_scratch=True), "--from-scratch and --rounds train models"),
         (TrainConfig(rounds=2), "--from-scratch and --rounds train models"),
-        (TrainConfig(launch=LaunchConfig(processes=3)), "--launch.processes is 3, but 2 ranks were started"),
+        (TrainConfig(launch=LaunchConfig(processes=3)), "--launch asks for 3 ranks, but 2 were started"),
     ],
 )
 def test_what_ranks_cannot_do_is_refused(config, message):
@@ -200,6 +200,13 @@ def test_ranks_of_a_machine_share_its_memory_and_processors(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "6")
     assert own_cpus() == 2 and ranks_here() == 3
     assert free_bytes(CPU) < whole / 2
+
+
+def test_machines_need_an_address(monkeypatch):
+    assert LaunchConfig(processes=2, nodes=3, address="first:29500").count == 6
+    for wrong in (None, "first", "first:", ":29500"):
+        with pytest.raises(UserError, match="with several nodes it should be HOST:PORT"):
+            LaunchConfig(nodes=2, address=wrong)
 
 
 def test_exit_codes_are_those_of_the_page():

@@ -34,11 +34,16 @@ def needs(engine: Engine, start: Starts, config: PostTrainConfig, ranks: Ranks) 
     learnt = sum(parameter.numel() for parameter in trainable(engine.policy) if parameter.requires_grad)
     networks = {network_of(part) for part in (engine.policy, engine.world, engine.reflector)} - {None}
     weights = sum(t.numel() * t.element_size() for network in networks for t in network.state_dict().values())
+    learning = FLOATS * 4 * learnt
     steps = config.epochs * -(-whole * engine.horizon // config.minibatch)
     sent = 2 * (ranks.count - 1) / ranks.count * 4 * learnt * steps  # a ring, whose gradients are float32
     return (
         f"{ranks.count} ranks, {ranks_here()} of them on this machine: each imagines at most {episodes} of the "
-        f"{whole} episodes of an iteration; it needs about {(held + weights + FLOATS * 4 * learnt) / 1e6:,.0f} MB "
-        f"(episodes {held / 1e6:,.0f}, weights {weights / 1e6:,.0f}, learning {FLOATS * 4 * learnt / 1e6:,.0f}) beside "
-        f"the libraries, and sends at most {sent / 1e6:,.0f} MB in an iteration ({steps} steps)"
+        f"{whole} episodes of an iteration; it needs about {_mb(held + weights + learning)} of memory beside the "
+        f"libraries (episodes {_mb(held)}, weights {_mb(weights)}, learning {_mb(learning)}), and sends at most "
+        f"{_mb(sent)} in an iteration ({steps} steps)"
     )
+
+
+def _mb(count: float) -> str:
+    return f"{count / 1e6:,.1f} MB"
