@@ -25,8 +25,8 @@ def check_ranks(config: TrainConfig, ranks: Ranks) -> None:
         )
     if config.launch.count not in (1, ranks.count):
         raise UserError(
-            f"--launch asks for {config.launch.count} ranks, but {ranks.count} were started: leave it out where torchrun "
-            "starts them"
+            f"--launch asks for {config.launch.count} ranks, but {ranks.count} were started: leave it out where "
+            "torchrun starts them"
         )
     if config.device == "cuda" and ranks_here() > torch.cuda.device_count():
         raise UserError(
