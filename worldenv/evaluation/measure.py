@@ -139,7 +139,7 @@ def measure(
     if config.weights:
         check_networks(config.weights, engine.world.size)
     tasks, starts = held_out(suite, start_seed, config.episodes)
-    with Progress(3 + len(groups_of(suite, tasks)), title) as progress:
+    with Progress(3 + len(groups_of(suite, tasks, ranks)), title) as progress:
         trajectories = act_in_true(policy, suite, tasks, starts, "test", progress=progress, ranks=ranks)
         if not ranks.first:
             return None

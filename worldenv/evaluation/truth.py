@@ -104,17 +104,22 @@ def steps_to_success(
     return np.array(_in_groups(policy, suite, tasks, starts, split, 0.0, seed, progress, counted), dtype=np.int64)
 
 
-def groups_of(suite: Suite, tasks: Sequence[Task]) -> list[list[int]]:
+def groups_of(suite: Suite, tasks: Sequence[Task], ranks: Ranks = ALONE) -> list[list[int]]:
     """The episodes that a suite can hold together, by rows of `tasks`: all at once, unless it says otherwise.
 
-    Raises UserError unless every row is in one group.
+    Of several ranks, each gets its share of the rows. Raises UserError unless every row is in one group.
     """
-    if not hasattr(suite, "groups"):
-        return [list(range(len(tasks)))]
-    groups = [list(rows) for rows in suite.groups(tasks)]
-    if not all(groups) or sorted(row for rows in groups for row in rows) != list(range(len(tasks))):
-        raise UserError(f"the suite's `groups` returned {shown(groups)}; each of {len(tasks)} rows should be in one")
-    return groups
+    groups = [list(range(len(tasks)))]
+    if hasattr(suite, "groups"):
+        groups = [list(rows) for rows in suite.groups(tasks)]
+        if not all(groups) or sorted(row for rows in groups for row in rows) != list(range(len(tasks))):
+            raise UserError(
+                f"the suite's `groups` returned {shown(groups)}; each of {len(tasks)} rows should be in one"
+            )
+    rows = [row for group in groups for row in group]
+    own = set(rows[ranks.part(len(rows))])
+    parts = [[row for row in group if row in own] for group in groups]
+    return [part for part in parts if part]
 
 
 def _in_groups(
@@ -136,7 +141,7 @@ def _in_groups(
     check_count("chunk of the policy", policy.chunk)
     check_views(policy, suite.views, "the suite")
     device, out, texts, read = device_of(policy), {}, None, None
-    for rows in _own(groups_of(suite, tasks), ranks):
+    for rows in groups_of(suite, tasks, ranks):
         begun = suite.reset(_of(tasks, rows), _of(starts, rows), split)
         check_begun(begun, suite, len(rows))
         with own_modes(device, policy):
@@ -152,14 +157,6 @@ def _in_groups(
         return []
     out = {row: one for part in gathered for row, one in part.items()}
     return [out[row] for row in range(len(tasks))]
-
-
-def _own(groups: list[list[int]], ranks: Ranks) -> list[list[int]]:
-    """This rank's share of the rows, still in groups."""
-    rows = [row for group in groups for row in group]
-    own = set(rows[ranks.part(len(rows))])
-    parts = [[row for row in group if row in own] for group in groups]
-    return [part for part in parts if part]
 
 
 def _of(all_of_them: Sequence, rows: list[int]) -> Sequence:

@@ -45,7 +45,8 @@ def joined(program: str) -> Iterator[Ranks]:
         ranks.every(None)  # rank 0 ends last, so that nobody misses it
     except BaseException as error:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it when the first rank has ended
+            for repeated in (signal.SIGTERM, signal.SIGINT):  # by who started the ranks, when the first has ended
+                signal.signal(repeated, signal.SIG_IGN)
         if isinstance(error, Terminated) and not ranks.asked:
             ranks.watch.roll_call()  # who started the ranks ends them when one has died
         ranks.watch.leave(error)

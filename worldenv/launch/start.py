@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from worldenv.errors import UserError
 from worldenv.launch.config import LaunchConfig
+from worldenv.launch.join import JOIN_S
 
-JOIN_S = 120  # from the first machine to the last
 LEAVE_S = 5  # in which the ranks of other machines end: the first machine keeps what their agents look at
 LOCAL = ("localhost", "127.0.0.1")
 
@@ -55,7 +55,7 @@ def start(words: Sequence[str], launch: LaunchConfig) -> int:
         return max(1, error.get_first_failure()[1].exitcode)
     except RendezvousError as error:
         raise UserError(
-            f"{launch.nodes} machines did not come together at {address} within {JOIN_S} s, or lost each other "
+            f"{launch.nodes} machines did not come together at {address} within {JOIN_S:.0f} s, or lost each other "
             f"({type(error).__name__}): start the command on each, with one --launch.address, a free port of the first"
         ) from error
     return 0
