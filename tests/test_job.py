@@ -13,6 +13,7 @@ from worldenv.config import EvaluateConfig, TrainConfig
 from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.measure import measure
+from worldenv.evaluation.videos import file_name, write_videos
 from worldenv.records.checkpoint import load_weights
 from worldenv.records.model_files import save_model, shipped
 from worldenv.records.run_folder import RunFolder
@@ -68,7 +69,7 @@ def test_more_videos_than_imagined_episodes_are_written_all_the_same(folder, tmp
     parts = load(folder)
     engine, run = make_engine(parts, EngineConfig(horizon=8)), RunFolder.create(tmp_path / "run", {})
     measured = measure(parts.suite, parts.policy, parts.reflector, engine, SMALL, 0, 0, "small")
-    job.write_videos(run, engine, measured, SMALL, 0, "before")
+    write_videos(run, engine, measured, SMALL, 0, "before")
     names = sorted(path.name for path in run.videos.glob("*.webp"))
     assert names == [f"before-{i}-{TASKS[i].name}.webp" for i in range(2)]
     assert len(measured.trajectories) == 10 and len(measured.imagined.stopped) == 1
@@ -77,12 +78,12 @@ def test_more_videos_than_imagined_episodes_are_written_all_the_same(folder, tmp
 
 def test_names_of_tasks_and_suites_are_safe_as_names_of_files(folder, tmp_path, monkeypatch):
     names = ["a/b", "../x", "\u00fc \n\0", "", ".", "plain-name_1.5", "x" * 300]
-    assert [job.file_name(name) for name in names] == ["a_b", "x", "unnamed", "unnamed", "unnamed", names[5], "x" * 60]
+    assert [file_name(name) for name in names] == ["a_b", "x", "unnamed", "unnamed", "unnamed", names[5], "x" * 60]
     parts, run = load(folder), RunFolder.create(tmp_path / "run", {})
     engine = make_engine(parts, EngineConfig(horizon=8))
     measured = measure(parts.suite, parts.policy, parts.reflector, engine, SMALL, 0, 0, "small")
     measured.trajectories[0] = replace(measured.trajectories[0], task="../../caf\u00e9/x")
-    job.write_videos(run, engine, measured, SMALL, 0, "before")
+    write_videos(run, engine, measured, SMALL, 0, "before")
     assert (run.videos / "before-0-caf_x.webp").exists()
 
 

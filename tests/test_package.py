@@ -24,6 +24,7 @@ LAYERS = (
     {"job"},
     {"fits"},
     {"assemble"},
+    {"ranked"},
     {"saved"},
     {"config"},
     {"training"},

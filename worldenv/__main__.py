@@ -1,5 +1,7 @@
-"""`python -m worldenv` is `worldenv-train`."""
+"""`python -m worldenv [train] ...` is `worldenv-train ...`: what torchrun starts."""
+
+import sys
 
 from worldenv.cli import train
 
-train()
+train(sys.argv[2:] if sys.argv[1:2] == ["train"] else sys.argv[1:])

@@ -13,24 +13,29 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from worldenv.errors import UserError
+from worldenv.errors import Terminated, UserError, exit_code
 from worldenv.terminal import patient_streams, print_result
 
 SOON_S = 0.01  # until a signal that was lost is sent again
 LESS_MEMORY = "lower --eval.episodes, --rl.starts, --rl.siblings or --engine.capacity"
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end by SIGTERM."""
-
-
 def train(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-train PRESET [options]`."""
 
-    def work(words: Sequence[str], command: str) -> dict:
+    def work(words: Sequence[str], command: str) -> dict | None:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings with stacks about ranks that are gone
         from worldenv import job, options
+        from worldenv.launch.join import joined
+        from worldenv.launch.start import start
 
-        return _with_memory(job.train, options.training(words), command)
+        with joined("worldenv-train") as ranks:
+            config = options.training(words)
+            if config.launch.count > 1 and ranks.count == 1:
+                raise SystemExit(start(words, config.launch))
+            result = _with_memory(job.train, config, command, ranks)
+            return result if ranks.first else None
 
     _main(work, "worldenv-train", arguments)
 
@@ -101,7 +106,7 @@ def info(arguments: Sequence[str] | None = None) -> None:
     main(arguments)
 
 
-def _with_memory(run: Callable[..., dict], config: Any, *more: str, advice: str = LESS_MEMORY) -> dict:
+def _with_memory(run: Callable[..., dict], config: Any, *more: Any, advice: str = LESS_MEMORY) -> dict:
     from worldenv.rollout.memory import keep_freed_memory, out_of_memory_says
 
     keep_freed_memory()
@@ -109,7 +114,7 @@ def _with_memory(run: Callable[..., dict], config: Any, *more: str, advice: str 
         return run(config, *more)
 
 
-def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: Sequence[str] | None) -> None:
+def _main(work: Callable[[Sequence[str], str], dict | None], program: str, arguments: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot write to the home folder
     with patient_streams(), _ended_by_sigterm():
@@ -117,8 +122,8 @@ def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: S
             _check_place()
             result = work(words, " ".join([program, *words]))
         except KeyboardInterrupt as stop:
-            how, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
-            _end(f"\n{program}: {how}; {_advice(program, stop)}", code)
+            how = "terminated" if isinstance(stop, Terminated) else "interrupted"
+            _end(f"\n{program}: {how}; {_advice(program, stop)}", exit_code(stop))
         except (UserError, ImportError, Warning) as error:  # a warning where PYTHONWARNINGS makes it an error
             _end(f"{program}: {_in_one_line(error)}", 2)
         except OSError as error:
@@ -127,7 +132,7 @@ def _main(work: Callable[[Sequence[str], str], dict], program: str, arguments: S
             place = "" if error.filename is None else f"{error.filename}: "
             _end(f"{program}: {_in_one_line(f'{place}{error.strerror}')}", 1)
         else:
-            if problem := print_result(json.dumps(result, allow_nan=False)):
+            if result is not None and (problem := print_result(json.dumps(result, allow_nan=False))):
                 told = f"the result could not be printed to stdout ({problem})"
                 told += f"; it is in {result['run']}/result.json" if "run" in result else ""
                 _end(f"{program}: {told}", 1)

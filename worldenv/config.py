@@ -9,6 +9,7 @@ import torch
 from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
 from worldenv.fields import FieldError, Within, check_fields
+from worldenv.launch.config import LaunchConfig
 from worldenv.nn.int8 import check_precision
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import EngineConfig
@@ -57,6 +58,7 @@ class TrainConfig:
     rounds: int = 1  # between two rounds of practice, true episodes refresh the models; with --help: how
     refresh: RefreshConfig = field(default_factory=RefreshConfig)
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:
         check_fields(self, rounds=Within(1, MOST_ROUNDS), **SEEDS)

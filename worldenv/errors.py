@@ -8,6 +8,19 @@ class UserError(ValueError):
     """A mistake of the user: the command line prints it as one line, without a traceback, and exits with code 2."""
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM."""
+
+
+def exit_code(error: BaseException) -> int:
+    """With what a command ends that raises this error."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        return 143 if isinstance(error, Terminated) else 130
+    return 2 if isinstance(error, UserError | ImportError | Warning) else 1
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The end of an error message about an unknown name.
 

@@ -1,6 +1,5 @@
 """The two jobs of the command line. `train`: measure, practise in imagination, measure again. `evaluate`: measure."""
 
-import re
 import shutil
 import sys
 import time
@@ -9,19 +8,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from worldenv.assemble import Parts, check_names, load, make_engine
 from worldenv.config import PARTS, EvaluateConfig, TrainConfig
 from worldenv.errors import UserError
-from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.consistency import has_detector
 from worldenv.evaluation.measure import Measurement, held_out, measure, practice_starts, validate
-from worldenv.evaluation.truth import starts_of
+from worldenv.evaluation.videos import file_name, write_videos
 from worldenv.fits import offload
+from worldenv.interfaces.observation import Starts
 from worldenv.interfaces.suite import Suite
+from worldenv.launch.ranks import ALONE, Ranks
+from worldenv.ranked import check_ranks, opened_by
 from worldenv.records.checkpoint import load_weights, save_weights
 from worldenv.records.metrics import LONGEST_S
 from worldenv.records.model_files import shipped
@@ -29,60 +29,22 @@ from worldenv.records.progress import human_seconds, table
 from worldenv.records.result import read_result
 from worldenv.records.run_folder import RunFolder
 from worldenv.records.stage_times import stage_seconds
-from worldenv.records.video import side_by_side, write_video
 from worldenv.rl.checks import check_saveable, trainable
 from worldenv.rl.loop import STAGE, post_train
+from worldenv.rl.needs import most_episodes, needs
 from worldenv.rollout.checks import check_config
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.memory import free_bytes
 from worldenv.saved import POLICY, check_unchanged, document, find_modules, is_run, resolved, saved_config, settled
 from worldenv.training.config import round_name
 
-FPS = 6
 REPORT = "report.html"
 WRITTEN_BACK = "policy"  # folder of a run: its policy in the layout of those who released it
 COPIES = 2  # of the frames of true episodes: as they come, and by episode
-LONGEST_NAME = 60  # characters of a task or suite in the name of a file
 
 
-def write_videos(
-    folder: RunFolder, engine: Engine, measurement: Measurement, config: EvalConfig, seed: int, name: str
-) -> None:
-    """Imagined and true episode of the same policy from the same start, with reward curve and stop."""
-    if not config.videos:
-        return
-    shown = measurement.trajectories[: config.videos]
-    starts = starts_of(shown)
-    imagined = engine.run(starts.to(engine.world.device), 1, seed, explore=False, stop=False, video=True).to("cpu")
-    for i, trajectory in enumerate(shown):
-        stops = [
-            int(imagined.stop[i]) if imagined.stopped[i] else None,
-            int(measurement.true.stop[i]) if measurement.true.stopped[i] else None,
-        ]
-        curves = [
-            np.concatenate([[0.0], curve])
-            for curve in (imagined.reward[i].flatten().numpy(), measurement.true.reward[i])
-        ]
-        frames = side_by_side(
-            [_wide(imagined.video[i].numpy()), _wide(trajectory.frames)], ["imagined", "true"], curves, stops
-        )
-        ending = "success" if measurement.true.success["own_stop"][i] else "failure"
-        caption = f"{name}: {trajectory.instruction} (true: {ending})"
-        write_video(folder.videos / f"{name}-{i}-{file_name(trajectory.task)}.webp", frames, FPS, caption=caption)
-
-
-def file_name(name: str) -> str:
-    """A name of the user's own as part of a file's name: ASCII letters, digits and . _ - stay, the others become _."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")[:LONGEST_NAME] or "unnamed"
-
-
-def _wide(video: np.ndarray) -> np.ndarray:  # [T, V, H, W, 3] -> [T, H, V W, 3]
-    """The views next to each other."""
-    return np.concatenate(list(np.moveaxis(video, 1, 0)), axis=2)
-
-
-def train(config: TrainConfig, command: str = "") -> dict:
-    """The main job; returns the document that is also the last line of stdout and result.json.
+def train(config: TrainConfig, command: str = "", ranks: Ranks = ALONE) -> dict | None:
+    """The main job; returns the document that is also the last line of stdout and result.json, at rank 0.
 
     To resume a run that has ended, without more iterations, changes nothing and returns its result. Raises UserError if
     a run to resume was made with other settings.
@@ -91,6 +53,7 @@ def train(config: TrainConfig, command: str = "") -> dict:
     began, config = time.monotonic(), settled(config)
     if config.resume and (ended := _ended(config)) is not None:
         return ended
+    check_ranks(config, ranks)
     check_names(*(getattr(config, name) for name in PARTS))  # before hours of training
     with ExitStack() as opened:
         folder = opened.enter_context(_noted(_open(config, config.suite))) if config.from_scratch else None
@@ -99,18 +62,20 @@ def train(config: TrainConfig, command: str = "") -> dict:
         engine = make_engine(parts, config.engine, config.precision)
         trainable(parts.policy)  # this and the next: else said only after minutes of measuring
         check_saveable(parts.policy)
-        _check_memory(parts, engine, config, config.rl.starts * config.rl.siblings)
+        start = _check_memory(parts, engine, config, most_episodes(ranks, config.rl))
+        if ranks.count > 1:
+            print(needs(engine, start, config.rl, ranks), file=sys.stderr)
         if folder is None:  # after loading, so that a wrong path or precision leaves no folder behind
-            folder = opened.enter_context(_noted(_open(config, parts.suite.name)))
-        return _practise(_Rounds(parts, engine, config, folder, found), began, command)
+            folder = opened.enter_context(_noted(opened_by(ranks, lambda: _open(config, parts.suite.name))))
+        return _practise(_Rounds(parts, engine, config, folder, found, ranks), began, command)
 
 
 class _Rounds:
     """Parts and engine of the present round of practice; the policy is one and the same in all rounds."""
 
-    def __init__(self, parts: Parts, engine: Engine, config: TrainConfig, folder: RunFolder, models: Path):
+    def __init__(self, parts: Parts, engine: Engine, config: TrainConfig, folder: RunFolder, models: Path, ranks=ALONE):
         self.parts, self.engine, self.config, self.folder = parts, engine, config, folder
-        self.number, self.models = 0, models
+        self.number, self.models, self.ranks = 0, models, ranks
 
     def renew(self, iteration: int) -> Engine | None:
         """Go to the round of an iteration: refresh its models or find them. Returns the engine if it is another one."""
@@ -129,10 +94,11 @@ class _Rounds:
         return self.engine
 
     def validate(self) -> dict[str, float]:
-        return validate(self.parts.suite, self.parts.policy, self.engine, self.config.start_seed, self.config.seed)
+        seeds = self.config.start_seed, self.config.seed
+        return validate(self.parts.suite, self.parts.policy, self.engine, *seeds, self.ranks)
 
-    def measure(self, title: str) -> Measurement:
-        return _measured(self.parts, self.engine, self.config, self.folder, title)
+    def measure(self, title: str) -> Measurement | None:
+        return _measured(self.parts, self.engine, self.config, self.folder, title, self.ranks)
 
     def document(self) -> dict:
         """What the rounds cost, for the result; nothing if there is one."""
@@ -140,8 +106,8 @@ class _Rounds:
         return {"rounds": {"rounds": rounds, "true_episodes": (rounds - 1) * episodes}} if rounds > 1 else {}
 
 
-def _check_memory(parts: Parts, engine: Engine, config: TrainConfig | EvaluateConfig, imagined: int) -> None:
-    """Raise UserError, before any work, if the records of true or of imagined episodes do not fit in memory."""
+def _check_memory(parts: Parts, engine: Engine, config: TrainConfig | EvaluateConfig, imagined: int) -> Starts:
+    """A start. Raises UserError, before any work, if the records of true or imagined episodes do not fit in memory."""
     suite, episodes = parts.suite, config.eval.episodes
     one, free = suite.reset(*held_out(suite, config.start_seed, 1), "test"), free_bytes(torch.device("cpu"))
     true = COPIES * episodes * (suite.horizon + 1) * one.seen.frames[0].numel()
@@ -153,21 +119,25 @@ def _check_memory(parts: Parts, engine: Engine, config: TrainConfig | EvaluateCo
     start = one.to(engine.world.device)
     engine.check_memory(start, imagined)
     engine.check_memory(start, min(config.eval.imagined, episodes), video=has_detector(suite))
+    return start
 
 
-def _practise(rounds: _Rounds, began: float, command: str) -> dict:
-    config, folder, parts, engine = rounds.config, rounds.folder, rounds.parts, rounds.engine
+def _practise(rounds: _Rounds, began: float, command: str) -> dict | None:
+    config, folder, parts, engine, ranks = rounds.config, rounds.folder, rounds.parts, rounds.engine, rounds.ranks
     loaded, earlier_s = time.monotonic() - began, _earlier_s(folder)  # loaded: from scratch, made
     before = rounds.measure("before")
     measured = time.monotonic() - began
     starts = practice_starts(parts.suite, config.seed).to(engine.world.device)
     rl = replace(config.rl, offload=offload(config))
     given = rl, folder, config.seed, rounds.validate, config.eval.every
-    counts = post_train(engine, starts, *given, rounds.renew)
+    counts = post_train(engine, starts, *given, rounds.renew, ranks)
     rounds.renew(config.rl.iterations - 1)  # where a resumed run had no iteration left
-    _save_policy(folder, parts.policy, config, command)
+    if ranks.first:
+        _save_policy(folder, parts.policy, config, command)
     practised = time.monotonic() - began
     after = rounds.measure("after")
+    if not ranks.first:
+        return None
     result = {
         "success_before": before.document(),
         "success_after": after.document(),
@@ -229,11 +199,17 @@ def _noted(folder: RunFolder) -> Iterator[RunFolder]:
 
 
 def _measured(
-    parts: Parts, engine: Engine, config: TrainConfig | EvaluateConfig, folder: RunFolder, title: str
-) -> Measurement:
+    parts: Parts,
+    engine: Engine,
+    config: TrainConfig | EvaluateConfig,
+    folder: RunFolder,
+    title: str,
+    ranks: Ranks = ALONE,
+) -> Measurement | None:
     given = parts.suite, parts.policy, parts.reflector, engine, config.eval
-    measured = measure(*given, config.start_seed, config.seed, title)
-    write_videos(folder, engine, measured, config.eval, config.seed, title)
+    measured = measure(*given, config.start_seed, config.seed, title, ranks)
+    if measured is not None:
+        write_videos(folder, engine, measured, config.eval, config.seed, title)
     return measured
 
 
@@ -374,12 +350,8 @@ def _report(folder: RunFolder) -> Path:
 
 
 def _print_table(result: dict) -> None:
-    columns = [
-        ("before", result.get("success_before")),
-        ("after", result.get("success_after")),
-        ("success", result.get("success")),
-    ]
-    columns = [(name, part) for name, part in columns if part]
+    names = {"before": "success_before", "after": "success_after", "success": "success"}
+    columns = [(name, result[key]) for name, key in names.items() if result.get(key)]
     rows: list[Sequence[str]] = []
     for rule, label in (("oracle", "oracle stop"), ("own_stop", "own stop"), ("no_stop", "no stop")):
         rows.append([label, *(_with_interval(part, rule) for _, part in columns)])

@@ -12,11 +12,12 @@ from worldenv.config import PARTS, EvaluateConfig, TrainConfig, is_placeholder, 
 from worldenv.errors import UserError
 from worldenv.evaluation.perceptual import present
 from worldenv.fields import differences, from_document, shown
+from worldenv.launch.config import LaunchConfig
 from worldenv.programs import check_file, check_name, import_checked
 from worldenv.records.run_folder import RunFolder
 
 POLICY = "policy.safetensors"  # in checkpoints/: the policy of a run that has practised to its end
-MAY_DIFFER = ("--run", "--resume", "--device", "--rl.offload")  # between the sessions of a run
+MAY_DIFFER = ("--run", "--resume", "--device", "--launch", "--rl.offload")  # between the sessions of a run
 Config = TypeVar("Config", TrainConfig, EvaluateConfig)
 
 
@@ -39,7 +40,7 @@ def settled(config: Config) -> Config:
 def document(config: TrainConfig | EvaluateConfig) -> dict[str, Any]:
     """What config.json keeps of a settled configuration whose parts have been found."""
     kept = asdict(config)
-    for name in ("run", "resume"):  # where the folder lies, and which session this is
+    for name in ("run", "resume", "launch"):  # where the folder lies, and which session this is
         kept.pop(name, None)
     files = {}
     for module in _modules(getattr(config, name) for name in PARTS):
@@ -61,7 +62,7 @@ def saved_config(folder: RunFolder, **replaced: Any) -> TrainConfig:
     if "rl" not in folder.config:
         raise UserError(f"{folder.path} is no training run of this version: its config.json has no settings of rl")
     kept = {name: value for name, value in folder.config.items() if name != "modules"}
-    kept |= {"run": None, "resume": False} | replaced
+    kept |= {"run": None, "resume": False, "launch": asdict(LaunchConfig())} | replaced
     return from_document(TrainConfig, kept, str(folder.path / "config.json"))
 
 
@@ -74,7 +75,8 @@ def check_unchanged(folder: RunFolder, config: TrainConfig) -> None:
     changed = [
         f"{option} is {shown(new)}, was {shown(old)}"
         for option, old, new in differences(saved, config)
-        if option not in MAY_DIFFER and not (option == "--rl.iterations" and new > old and config.rounds == 1)
+        if option.partition(".")[0] not in MAY_DIFFER
+        and not (option == "--rl.iterations" and new > old and config.rounds == 1)
     ]
     if changed:
         raise UserError(

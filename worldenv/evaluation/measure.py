@@ -27,6 +27,7 @@ from worldenv.interfaces.observation import Starts
 from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.suite import Suite, Task
+from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.records.progress import Progress
 from worldenv.rollout.checks import check_begun, check_seed, check_suite
 from worldenv.rollout.engine import Engine
@@ -96,13 +97,18 @@ def practice_starts(suite: Suite, seed: int) -> Starts:
     return Starts(begun.seen.each(torch.clone), tuple(begun.texts))  # the suite may write over its own
 
 
-def validate(suite: Suite, policy: Policy, engine: Engine, start_seed: int, seed: int) -> dict[str, float]:
+def validate(
+    suite: Suite, policy: Policy, engine: Engine, start_seed: int, seed: int, ranks: Ranks = ALONE
+) -> dict[str, float]:
     """True and imagined success of a policy that practises, from validation starts, the same ones in every call.
 
+    Ranks but the first one act out their share of the true episodes, and return nothing.
     A gap that opens between them shows that practice exploits what the world model or the reflector gets wrong.
     """
     tasks, starts = held_out(suite, start_seed, VALIDATION_EPISODES)
-    trajectories = act_in_true(policy, suite, tasks, starts, "validation")
+    trajectories = act_in_true(policy, suite, tasks, starts, "validation", ranks=ranks)
+    if not ranks.first:
+        return {}
     imagined = engine.run(starts_of(trajectories).to(engine.world.device), 1, seed, explore=False).to("cpu")
     imagined_success, success = (float(ends.mean()) for ends in outcomes(imagined, trajectories))
     return {"validation_success": success, "validation_imagined_success": imagined_success}
@@ -117,11 +123,13 @@ def measure(
     start_seed: int,
     seed: int,
     title: str,
-) -> Measurement:
+    ranks: Ranks = ALONE,
+) -> Measurement | None:
     """Act with the mean action: in the true environment to the horizon, in imagination until the reflector stops.
 
     For a suite with a detector imagination goes on to the horizon, too, and its frames are kept. `engine` imagines with
-    the same policy and reflector, perhaps in 8 bits.
+    the same policy and reflector, perhaps in 8 bits. Ranks but the first one act out their share of the true episodes,
+    and return None.
     """
     if suite.horizon < engine.world.chunk:
         raise UserError(
@@ -131,8 +139,10 @@ def measure(
     if config.weights:
         check_networks(config.weights, engine.world.size)
     tasks, starts = held_out(suite, start_seed, config.episodes)
-    with Progress(3 + len(groups_of(suite, tasks)), title) as progress:
-        trajectories = act_in_true(policy, suite, tasks, starts, "test", progress=progress)
+    with Progress(3 + len(groups_of(suite, tasks, ranks)), title) as progress:
+        trajectories = act_in_true(policy, suite, tasks, starts, "test", progress=progress, ranks=ranks)
+        if not ranks.first:
+            return None
         outcome = judge_outcome(trajectories, *judge_trajectories(reflector, trajectories))
         progress.advance(success=f"{100 * outcome.success['oracle'].mean():.1f} %")
         few = trajectories[: config.quality]

@@ -18,6 +18,7 @@ from worldenv.interfaces.observation import Key, Observation, Starts, table_of
 from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
 from worldenv.interfaces.suite import Suite, Task
+from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.records.intervals import wilson_interval
 from worldenv.records.progress import Progress
 from worldenv.rollout.checks import (
@@ -50,12 +51,14 @@ def act_in_true(
     perturb: float | Tensor = 0.0,
     seed: int = 0,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Trajectory]:
     """One true episode per (task, start state) up to the horizon, in chunks.
 
     action = mean + perturb * (draw - mean). `perturb` is one number, or one for each episode [E]; 0 gives the mean.
     A suite that holds fewer episodes acts them out group by group, with the same random numbers; `progress` advances by
-    one after each group (`groups_of` counts them).
+    one after each group (`groups_of` counts them). Several ranks share the episodes: rank 0 returns
+    all, the others nothing.
 
     Raises UserError for arguments of another kind, and if suite or policy do not return what their interfaces say.
     """
@@ -70,7 +73,7 @@ def act_in_true(
             check_stepped(seen, record.success[-1], begun)
         return record.trajectories(_of(tasks, rows), _of(starts, rows), split, "policy")
 
-    return _in_groups(policy, suite, tasks, starts, split, perturb, seed, progress, recorded)
+    return _in_groups(policy, suite, tasks, starts, split, perturb, seed, progress, recorded, ranks)
 
 
 def steps_to_success(
@@ -101,17 +104,22 @@ def steps_to_success(
     return np.array(_in_groups(policy, suite, tasks, starts, split, 0.0, seed, progress, counted), dtype=np.int64)
 
 
-def groups_of(suite: Suite, tasks: Sequence[Task]) -> list[list[int]]:
+def groups_of(suite: Suite, tasks: Sequence[Task], ranks: Ranks = ALONE) -> list[list[int]]:
     """The episodes that a suite can hold together, by rows of `tasks`: all at once, unless it says otherwise.
 
-    Raises UserError unless every row is in one group.
+    Of several ranks, each gets its share of the rows. Raises UserError unless every row is in one group.
     """
-    if not hasattr(suite, "groups"):
-        return [list(range(len(tasks)))]
-    groups = [list(rows) for rows in suite.groups(tasks)]
-    if not all(groups) or sorted(row for rows in groups for row in rows) != list(range(len(tasks))):
-        raise UserError(f"the suite's `groups` returned {shown(groups)}; each of {len(tasks)} rows should be in one")
-    return groups
+    groups = [list(range(len(tasks)))]
+    if hasattr(suite, "groups"):
+        groups = [list(rows) for rows in suite.groups(tasks)]
+        if not all(groups) or sorted(row for rows in groups for row in rows) != list(range(len(tasks))):
+            raise UserError(
+                f"the suite's `groups` returned {shown(groups)}; each of {len(tasks)} rows should be in one"
+            )
+    rows = [row for group in groups for row in group]
+    own = set(rows[ranks.part(len(rows))])
+    parts = [[row for row in group if row in own] for group in groups]
+    return [part for part in parts if part]
 
 
 def _in_groups(
@@ -124,15 +132,16 @@ def _in_groups(
     seed: int,
     progress: Progress | None,
     acted: Callable[[list[int], Starts, Act], list],
+    ranks: Ranks = ALONE,
 ) -> list:
-    """What `acted` returns for every episode, in their order."""
+    """What `acted` returns for every episode, in their order; at rank 0, of all ranks."""
     scale = _checked_scale(perturb, len(_checked_episodes(suite, tasks, starts)))
     check_seed(seed)
     check_members("policy", policy, Policy)
     check_count("chunk of the policy", policy.chunk)
     check_views(policy, suite.views, "the suite")
     device, out, texts, read = device_of(policy), {}, None, None
-    for rows in groups_of(suite, tasks):
+    for rows in groups_of(suite, tasks, ranks):
         begun = suite.reset(_of(tasks, rows), _of(starts, rows), split)
         check_begun(begun, suite, len(rows))
         with own_modes(device, policy):
@@ -143,6 +152,10 @@ def _in_groups(
             out |= zip(rows, acted(rows, begun, act), strict=True)
         if progress is not None:
             progress.advance()
+    gathered = ranks.to_first(out)
+    if gathered is None:
+        return []
+    out = {row: one for part in gathered for row, one in part.items()}
     return [out[row] for row in range(len(tasks))]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from worldenv.errors import UserError
 from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.slots import Slots
+from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.rl.checks import check_rollouts, check_update, heads_apart, trainable
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.checks import check_config
@@ -47,12 +48,15 @@ def clipped_objective(
 class Learner:
     """The policy, its optimizer, and the counts that a run reports.
 
+    Several ranks, each with rollouts of its own, learn as one process would from all of them: every minibatch is drawn
+    from the chunks of all ranks, and the gradients are added up.
+
     Raises UserError if `policy.trainable()` does not return parameters of the policy that can be trained.
     """
 
-    def __init__(self, policy: Policy, config: PostTrainConfig):
+    def __init__(self, policy: Policy, config: PostTrainConfig, ranks: Ranks = ALONE):
         check_config(config, PostTrainConfig)
-        self.policy, self.config = policy, config
+        self.policy, self.config, self.ranks = policy, config, ranks
         self.parameters = trainable(policy)
         self.begun = False  # whether a step has been made
         self.objective: Objective = getattr(policy, "ppo_loss", None) or partial(clipped_objective, policy)
@@ -69,6 +73,7 @@ class Learner:
     def update(self, rollouts: Rollouts, advantage: Tensor, generator: torch.Generator) -> dict[str, float]:
         """`epochs` passes over every chunk whose episode has an advantage, in shuffled minibatches.
 
+        All ranks need a generator in the same state; the figures are those of all.
         It computes in the policy's own precision, with gradients, whatever autocast or grad mode the caller is in.
         Raises UserError for arguments that do not fit each other, and if the policy does not do what its interface
         says.
@@ -81,32 +86,47 @@ class Learner:
 
     def _passes(self, rollouts: Rollouts, advantage: Tensor, generator: torch.Generator) -> dict[str, float]:
         horizon, device = rollouts.log_prob.shape[1], advantage.device
-        used = (torch.arange(horizon, device=device) < rollouts.chunks[:, None]) & (advantage != 0)[:, None]
+        first = self.ranks.before(len(advantage))  # this rank's first episode among those of all
+        chunks, weights = self.ranks.gather(rollouts.chunks, advantage)
+        used = (torch.arange(horizon, device=device) < chunks[:, None]) & (weights != 0)[:, None]
         episode, chunk = used.nonzero(as_tuple=True)
+        episode = episode - first
+        own = (episode >= 0) & (episode < len(advantage))
         if not len(episode):
             return {"loss": 0.0, "clip_fraction": 0.0, "chunks": 0}
         losses, clipped = [], []
         for _ in range(self.config.epochs):
             order = torch.randperm(len(episode), generator=generator, device=generator.device).to(device)
             for part in order.split(self.config.minibatch):
-                loss, share = self._step(rollouts, advantage, episode[part], chunk[part])
+                mine = part[own[part]]
+                loss, share = self._step(rollouts, advantage, episode[mine], chunk[mine], len(part))
                 losses.append(loss)
                 clipped.append(share)
         count = len(losses)
         return {"loss": sum(losses) / count, "clip_fraction": sum(clipped) / count, "chunks": len(episode)}
 
-    def _step(self, rollouts: Rollouts, advantage: Tensor, episode: Tensor, chunk: Tensor) -> tuple[float, float]:
+    def _step(
+        self,
+        rollouts: Rollouts,
+        advantage: Tensor,
+        episode: Tensor,  # [M] int64, this rank's part of a minibatch
+        chunk: Tensor,  # [M] int64
+        count: int,  # chunks of the whole minibatch
+    ) -> tuple[float, float]:
         self.optimizer.zero_grad(set_to_none=True)
         loss, share = advantage.new_zeros(2).unbind()
-        at_once = self.config.accumulate or len(episode)
+        at_once = self.config.accumulate or count
         for e, c in zip(episode.split(at_once), chunk.split(at_once), strict=True):
+            if not len(e):  # all chunks of the minibatch are other ranks'
+                break
             place = (e, c)
             record = rollouts.record.each(lambda tensor, place=place: tensor[place])
             given = record, rollouts.action[place], rollouts.log_prob[place], advantage[e]
             part, clipped = _checked(self.objective(*given, self.config.clip))
-            weight = len(e) / len(episode)  # every chunk has the same weight, whichever part it is in
+            weight = len(e) / count  # every chunk has the same weight, whichever part it is in
             (weight * part).backward()
             loss, share = loss + weight * part.detach(), share + weight * clipped
+        loss, share = self.ranks.add_gradients(self.parameters, loss, share)
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         if torch.isfinite(loss) and torch.isfinite(norm):
             if not self.begun:

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from worldenv.errors import UserError
+from worldenv.errors import Terminated, UserError
 from worldenv.interfaces.observation import Starts
+from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.records.checkpoint import CheckpointError, load_state, save_state
 from worldenv.records.progress import Progress
 from worldenv.records.resumption import check_state, identity
@@ -20,6 +21,7 @@ from worldenv.rl.advantage import group_advantage
 from worldenv.rl.checks import check_names, check_saveable
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.learner import Learner
+from worldenv.rl.needs import check_enough_groups
 from worldenv.rollout.engine import Engine
 
 STAGE = "post_train"
@@ -36,8 +38,13 @@ def post_train(
     validate: Callable[[], dict[str, float]] | None = None,  # figures of the present policy
     every: int = 0,  # iterations between two calls of it; 0: never
     renew: Callable[[int], Engine | None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, int]:
     """Improve `engine.policy` in imagination, in place; resumable after any iteration. Returns the run's counts.
+
+    Of several ranks, each imagines its part of the starts with all their siblings, and rank 0 writes the folder, which
+    all can read. An episode has the same number, and so the same randomness, on any number of ranks. SIGTERM then ends
+    all of them once the iteration is saved (Terminated).
 
     The figures of `validate` are logged with those of the iteration; nothing else depends on them. config.offload
     "auto" means "off" here: which card there is, is known to whoever calls. `renew` is called
@@ -50,12 +57,15 @@ def post_train(
     state has.
     """
     check_saveable(engine.policy)
-    learner, names = Learner(engine.policy, config), engine.policy.state_dict().keys()
+    check_enough_groups(ranks.count, config)
+    learner, names = Learner(engine.policy, config, ranks), engine.policy.state_dict().keys()
     path = folder.checkpoints / f"{STAGE}.state.safetensors"
     run = identity(seed, engine.policy)
     first, counts = _resume(path, learner, run, folder)
-    folder.truncate(STAGE, first)
-    with Progress(config.iterations, "practising in imagination", done=first) as progress:
+    ranks.every(None)  # all have read the folder
+    if ranks.first:
+        folder.truncate(STAGE, first)
+    with Progress(config.iterations, "practising in imagination", done=first) as progress, ranks.between_saves():
         for iteration in range(first, config.iterations):
             began = time.monotonic()
             renewed = renew(iteration) if renew is not None else None
@@ -66,16 +76,13 @@ def post_train(
             if every and validate is not None and (iteration + 1) % every == 0:
                 began = time.monotonic()
                 figures |= validate() | {"validate_s": time.monotonic() - began}
-            folder.log(STAGE, iteration, **figures)
-            save_state(
-                path,
-                run=run,
-                policy=engine.policy.state_dict(),
-                optimizer=learner.optimizer.state_dict(),
-                iteration=iteration + 1,
-                counts=counts,
-            )
+            if ranks.first:
+                folder.log(STAGE, iteration, **figures)
+                learnt = {"policy": engine.policy.state_dict(), "optimizer": learner.optimizer.state_dict()}
+                save_state(path, run=run, **learnt, iteration=iteration + 1, counts=counts)
             progress.advance(reward=figures["reward"], success=f"{100 * figures['imagined_success']:.0f} %")
+            if ranks.to_end():
+                raise Terminated
     return counts
 
 
@@ -120,16 +127,19 @@ def _check_lines(path: Path, iterations: int, folder: RunFolder) -> None:
 def _iterate(
     engine: Engine, learner: Learner, starts: Starts, iteration: int, seed: int, counts: dict[str, int]
 ) -> dict[str, float]:
-    config = learner.config
+    config, ranks = learner.config, learner.ranks
     generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
     began = time.monotonic()
     picked = torch.randint(len(starts), (config.starts,), generator=generator).to(starts.device)
-    first = iteration * config.starts * config.siblings
-    rollouts = engine.run(starts.pick(picked), config.siblings, seed, first)
-    finite = ~rollouts.broken
+    part = ranks.part(config.starts)  # whole groups
+    first = (iteration * config.starts + part.start) * config.siblings
+    rollouts = engine.run(starts.pick(picked[part]), config.siblings, seed, first)
+    advantage, flat = group_advantage(rollouts, config.siblings, config.signal, config.guard)
+    own = rollouts.broken, rollouts.final_reward(), rollouts.stopped, rollouts.unsure(), rollouts.stop
+    broken, reward, stopped, unsure, stop = ranks.gather(*own)
+    finite, flat = ~broken, sum(ranks.every(flat))
     if not finite.any():
         raise UserError(f"in iteration {iteration + 1} no imagined episode was finite: nothing can be learnt")
-    advantage, flat = group_advantage(rollouts, config.siblings, config.signal, config.guard)
     if flat == config.starts:
         warnings.warn(
             f"iteration {iteration + 1} taught nothing: in no group did the rewards of siblings differ by --rl.signal, "
@@ -145,16 +155,16 @@ def _iterate(
     offload = {"offload_s": ready - imagined + time.monotonic() - learnt} if is_apart else {}
     counts["groups"] += config.starts
     counts["groups_without_signal"] += flat
-    counts["broken_episodes"] += int(rollouts.broken.sum())
+    counts["broken_episodes"] += int(broken.sum())
     counts["skipped_steps"] = learner.skipped
     return {
-        "reward": rollouts.final_reward()[finite].mean().item(),
-        "imagined_success": rollouts.stopped[finite].float().mean().item(),
-        "unsure": rollouts.unsure()[finite].mean().item(),
-        "steps_to_stop": rollouts.stop[finite].float().mean().item(),
+        "reward": reward[finite].mean().item(),
+        "imagined_success": stopped[finite].float().mean().item(),
+        "unsure": unsure[finite].mean().item(),
+        "steps_to_stop": stop[finite].float().mean().item(),
         **figures,
         "groups_without_signal": flat,
-        "broken_episodes": int(rollouts.broken.sum()),
+        "broken_episodes": int(broken.sum()),
         "skipped_steps": learner.skipped,
         "rollout_s": imagined - began,
         "update_s": learnt - ready,

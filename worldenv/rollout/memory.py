@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from worldenv.errors import UserError
+from worldenv.launch.share import ranks_here
 
 # <malloc.h> of glibc
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -37,11 +38,15 @@ _GROUP_FILES = {
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device without swapping, within the limits of container and process."""
+    """Bytes that can still be allocated on a device without swapping, within the limits of container and process.
+
+    The ranks of a machine share what its memory has free.
+    """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    return max(0, min((_system_free(), *_container_free(), *_process_free())))
+    shared = min((_system_free(), *_container_free())) // ranks_here()
+    return max(0, min((shared, *_process_free())))
 
 
 def _system_free() -> int:

@@ -1,6 +1,5 @@
 """LIBERO (Franka Panda in MuJoCo) behind the interface `Suite`: episodes in processes, one scene in each."""
 
-import os
 import weakref
 from collections.abc import Sequence
 from math import pi, sqrt
@@ -12,6 +11,7 @@ from worldenv.data.demonstration import Demonstration
 from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError, nearest
 from worldenv.fields import shown
+from worldenv.launch.share import own_cpus
 from worldenv.ops.action_map import Gripper
 from worldenv.robot.kinematics import is_number
 from worldenv.robot.robot import Robot
@@ -78,7 +78,7 @@ class LiberoSuite(HeldSuite):
         self.views = check_views(views, VIEWS, "LIBERO")
         self.size, self.repeat = count("size", size), count("repeat", repeat)
         horizon = max(1, HORIZONS[name] // self.repeat) if horizon is None else horizon
-        workers = len(os.sched_getaffinity(0)) if workers is None else workers
+        workers = own_cpus() if workers is None else workers
         self.name, self.robot, self.pictures = name, robot, pictures
         self.horizon, self.workers = count("horizon", horizon), count("workers", workers)
         self.practice_starts = count("practice_starts", practice_starts)

@@ -1,6 +1,5 @@
 """Meta-World (a Sawyer arm in MuJoCo) behind the interface `Suite`: 4-D actions, several episodes in each process."""
 
-import os
 import weakref
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ import numpy as np
 
 from worldenv.errors import UserError, nearest
 from worldenv.fields import shown
+from worldenv.launch.share import own_cpus
 from worldenv.ops.action_map import Gripper
 from worldenv.robot.kinematics import Kinematics, is_number
 from worldenv.robot.robot import Robot, moved_gripper
@@ -79,7 +79,7 @@ class MetaWorldSuite(HeldSuite):
             )
         if not is_number(timeout_s) or timeout_s <= 0:
             raise UserError(f"timeout_s is {shown(timeout_s)}; it should be a positive number of seconds")
-        self.workers = count("workers", len(os.sched_getaffinity(0)) if workers is None else workers)
+        self.workers = count("workers", own_cpus() if workers is None else workers)
         self._installed = installed()
         self._actors = [Actor(program, timeout_s) for _ in range(min(self.workers, self.most))]
         self._acting: list[tuple[Actor, list[int]]] = []  # with the rows of its episodes

@@ -12,6 +12,7 @@ import numpy as np
 
 from worldenv.data.formats.hdf5 import TrajectoryFormatError
 from worldenv.data.formats.lerobot.extra import need, reading
+from worldenv.launch.share import own_cpus
 
 NEAR = 0.25  # of the time between two frames: how far from its place a frame may be
 RATE_ERROR = 0.01
@@ -71,7 +72,7 @@ def read_video(
     with _opened(path) as (container, video):
         video.codec_context.options = _limits(size)
         video.thread_type = "AUTO"
-        video.codec_context.thread_count = len(os.sched_getaffinity(0))  # libav would take those of the machine
+        video.codec_context.thread_count = own_cpus()  # libav would take those of the machine
         if begin_s > 0:
             container.seek(max(int((begin_s - NEAR / fps) / video.time_base), 0), stream=video)
         for frame in container.decode(video):

@@ -1,0 +1,214 @@
+"""A job of several ranks ends on all of them, soon and with one line, when one is lost, fails, or does not fit."""
+
+import os
+import re
+import signal
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from worldenv.config import TrainConfig
+from worldenv.errors import Terminated, UserError, exit_code
+from worldenv.launch import join, watch
+from worldenv.launch import ranks as ranks_module
+from worldenv.launch.config import LaunchConfig
+from worldenv.ranked import check_ranks, opened_by
+from worldenv.records.run_folder import RunFolder
+from worldenv.rollout.memory import free_bytes
+from worldenv.rollout.parallel import CPU
+
+NAME = r"rank {} \(.+, process \d+\)"
+
+
+def exchange_for_ever(ranks):
+    while True:
+        ranks.every(None)
+        (job_folder() / f"{ranks.rank}.turn").touch()
+        time.sleep(0.02)
+
+
+def job_folder():
+    return Path(os.environ["JOB"])
+
+
+@pytest.fixture
+def at_work(begin, tmp_path):
+    """A job of two ranks that exchange something for ever."""
+    job = begin(2, exchange_for_ever, JOB=tmp_path)
+    until = time.monotonic() + 20
+    while not all((tmp_path / f"{rank}.turn").exists() for rank in range(2)):
+        assert time.monotonic() < until, job.said()
+        time.sleep(0.05)
+    return job
+
+
+@pytest.mark.parametrize(
+    ("victim", "blow", "line"),
+    [
+        (1, signal.SIGKILL, NAME.format(1) + " died, hangs or lost the network: no sign of life for 1 s"),
+        (0, signal.SIGKILL, NAME.format(0) + " or its machine is gone: .+"),
+        (1, signal.SIGSTOP, NAME.format(1) + " died, hangs or lost the network: no sign of life for 2 s"),
+        (0, signal.SIGSTOP, NAME.format(0) + " or its machine hangs or lost the network: no answer for 2 s"),
+    ],
+)
+def test_rank_that_dies_or_hangs_ends_the_other_and_is_named(monkeypatch, request, victim, blow, line):
+    monkeypatch.setattr(watch, "SILENT", 8)
+    job = request.getfixturevalue("at_work")
+    os.kill(job.processes[victim].pid, blow)
+    job.processes[1 - victim].join(15)
+    assert job.processes[1 - victim].exitcode == 1, job.said()
+    (said,) = job.said()
+    assert re.fullmatch(f"worldenv-train: {line}", said), said
+
+
+def test_error_of_one_rank_ends_all_with_its_message(begin):
+    def work(ranks):
+        ranks.every(None)
+        if ranks.rank == 1:
+            raise UserError("the disk is full")
+        ranks.every(None)
+
+    job = begin(3, work)
+    assert job.end() == [2, 2, 2]
+    (said,) = job.said()
+    assert re.fullmatch(f"UserError: {NAME.format(1)}: the disk is full", said)
+
+
+def test_slow_rank_is_waited_for(begin, monkeypatch):
+    monkeypatch.setattr(watch, "SILENT", 4)
+
+    def work(ranks):
+        time.sleep(1.5 * ranks.rank)  # longer than a rank may be silent
+        return ranks.every(ranks.rank)
+
+    assert begin(2, work).results() == [[0, 1]] * 2
+
+
+def test_what_rank_0_has_others_get_in_order(begin):
+    def work(ranks):
+        return ranks.from_first(ranks.rank + 7), ranks.to_first("abc"[ranks.rank]), ranks.part(10)
+
+    parts = [slice(0, 3), slice(3, 6), slice(6, 10)]
+    kept = [["a", "b", "c"], None, None]
+    assert begin(3, work).results() == [(7, letters, part) for letters, part in zip(kept, parts, strict=True)]
+
+
+def test_rank_that_does_not_come_is_named(begin, monkeypatch):
+    monkeypatch.setattr(join, "JOIN_S", 1.0)
+    job = begin(3, lambda ranks: None, ranks=[0, 1])
+    assert job.end() == [2, 2]
+    assert job.said() == [
+        "UserError: 1 of 3 ranks have not come within 1 s: 2; start all of them, and look into the output of those "
+        "that are missing"
+    ]
+
+
+def test_rank_without_rank_0_says_where_it_looked(begin, monkeypatch):
+    monkeypatch.setattr(join, "JOIN_S", 1.0)
+    job = begin(2, lambda ranks: None, ranks=[1])
+    assert job.end() == [2]
+    assert re.search(r"rank 1 finds no rank 0 at 127.0.0.1:\d+ within 1 s: start all ranks", job.said()[-1])
+
+
+def test_port_that_is_taken_is_named(begin, monkeypatch):
+    monkeypatch.setattr(join, "JOIN_S", 1.0)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        job = begin(2, lambda ranks: None, MASTER_PORT=port)
+        assert job.end() == [2, 2]
+    said = "\n".join(job.said())
+    assert re.search(rf"rank 0 cannot listen on port {port} \(.*\): choose another MASTER_PORT", said)
+
+
+def test_ranks_of_other_versions_are_named(begin, monkeypatch):
+    monkeypatch.setattr(join, "_versions", lambda: {"worldenv": f"0.{os.environ['RANK']}"})
+    job = begin(2, lambda ranks: None)
+    assert job.end() == [2, 2]
+    (said,) = job.said()
+    assert re.search(r"rank 1 \(.*\) has worldenv 0.1, rank 0 \(.*\) has 0.0; install one version", said)
+
+
+def test_ranks_with_other_options_are_named(begin):
+    def work(ranks):
+        check_ranks(replace(TrainConfig(), rl=replace(TrainConfig().rl, clip=0.1 + 0.1 * ranks.rank)), ranks)
+
+    job = begin(2, work)
+    assert job.end() == [2, 2]
+    assert job.said() == ["UserError: rank 1 has --rl.clip 0.2, rank 0 has 0.1; give all ranks the same"]
+
+
+def test_run_folder_that_a_rank_does_not_see_is_named(begin, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks_module, "SEEN_S", 0.3)
+
+    def work(ranks, blind=1):
+        if ranks.rank == blind:
+            monkeypatch.setattr(Path, "exists", lambda path: False)
+        return str(opened_by(ranks, lambda: RunFolder.create(tmp_path / f"run{blind}", {})).path)
+
+    job = begin(2, work)
+    assert job.end() == [2, 2]
+    (said,) = job.said()
+    assert re.search(rf"run folder .*run1 is not shared: {NAME.format(1)} cannot see it; choose another --run", said)
+    assert begin(2, lambda ranks: work(ranks, 9)).results() == [str(tmp_path / "run9")] * 2
+    assert not list((tmp_path / "run9").glob(".ranks*"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TrainConfig(from_scratch=True), "--from-scratch and --rounds train models"),
+        (TrainConfig(rounds=2), "--from-scratch and --rounds train models"),
+        (TrainConfig(launch=LaunchConfig(processes=3)), "--launch asks for 3 ranks, but 2 were started"),
+    ],
+)
+def test_what_ranks_cannot_do_is_refused(config, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_ranks(config, ranks_module.Ranks(0, 2))
+    check_ranks(config, ranks_module.ALONE)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE of the environment is 'two'"),
+        ({"WORLD_SIZE": "2"}, "RANK of the environment is None"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK of the environment is 2; it should be below WORLD_SIZE, 2"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_PORT of the environment is None"),
+    ],
+)
+def test_environment_that_is_not_whole_is_refused(monkeypatch, environment, message):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=re.escape(message)), join.joined("worldenv-train"):
+        pass
+
+
+def test_ranks_of_a_machine_share_its_memory_and_processors(monkeypatch):
+    from worldenv.launch.share import own_cpus, ranks_here
+
+    whole = free_bytes(CPU)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(7)))
+    assert own_cpus() == 7 and ranks_here() == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert own_cpus() == 7  # left over: no job of several
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    assert own_cpus() == 2 and ranks_here() == 3
+    assert free_bytes(CPU) < whole / 2
+
+
+def test_machines_need_an_address(monkeypatch):
+    assert LaunchConfig(processes=2, nodes=3, address="first:29500").count == 6
+    for wrong in (None, "first", "first:", ":29500"):
+        with pytest.raises(UserError, match="with several nodes it should be HOST:PORT"):
+            LaunchConfig(nodes=2, address=wrong)
+
+
+def test_exit_codes_are_those_of_the_page():
+    errors = [UserError(), ImportError(), OSError(), KeyboardInterrupt(), Terminated(), SystemExit(5), SystemExit()]
+    assert [exit_code(error) for error in errors] == [2, 2, 1, 130, 143, 5, 0]

@@ -1,0 +1,158 @@
+"""A process becomes a rank: it finds the others by the variables of its environment that torchrun sets."""
+
+import json
+import os
+import platform
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from datetime import timedelta
+
+import torch
+from torch import distributed
+from torch.distributed import PrefixStore, TCPStore
+
+import worldenv
+from worldenv.errors import Terminated, UserError
+from worldenv.launch.ranks import ALONE, Ranks
+from worldenv.launch.share import number, own_cpus, ranks_here
+from worldenv.launch.watch import Watch
+
+JOIN_S = 120.0  # from the first rank to the last
+EXCHANGE_S = 1800.0  # that a rank may wait for a slower one
+
+
+@contextmanager
+def joined(program: str) -> Iterator[Ranks]:
+    """The ranks of the job that this process belongs to; ALONE if the environment names none.
+
+    Ranks but the first one print neither progress nor warnings. When one of them fails, all end, and one says why.
+    Raises UserError if a rank does not come, or is of another version.
+    """
+    ranks = _join(program)
+    if ranks.count == 1:
+        yield ranks
+        return
+    try:
+        with open(os.devnull, "w") as nowhere:
+            if ranks.first:
+                yield ranks
+            else:
+                with redirect_stderr(nowhere):
+                    yield ranks
+        ranks.every(None)  # rank 0 ends last, so that nobody misses it
+    except BaseException as error:
+        if threading.current_thread() is threading.main_thread():
+            for repeated in (signal.SIGTERM, signal.SIGINT):  # by who started the ranks, when the first has ended
+                signal.signal(repeated, signal.SIG_IGN)
+        if isinstance(error, Terminated) and not ranks.asked:
+            ranks.watch.roll_call()  # who started the ranks ends them when one has died
+        ranks.watch.leave(error)
+        raise
+    ranks.watch.end()
+    distributed.destroy_process_group()
+
+
+def _join(program: str) -> Ranks:
+    count = number("WORLD_SIZE", 1)
+    if count <= 1:
+        return ALONE
+    rank = number("RANK")
+    if not 0 <= rank < count:
+        raise UserError(f"RANK of the environment is {rank}; it should be below WORLD_SIZE, {count}")
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(own_cpus())
+    if ranks_here() == count:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the name of the machine may lead nowhere
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number("LOCAL_RANK", 0) % torch.cuda.device_count())
+    job = f"worldenv/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    store = PrefixStore(job, _store(rank))
+    own = {"name": f"rank {rank} ({socket.gethostname()}, process {os.getpid()})", "versions": _versions()}
+    store.set(f"here/{rank}", json.dumps(own))
+    others = _all_come(store, rank, count)
+    watch = Watch(store, rank, [other["name"] for other in others], program)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and distributed.is_nccl_available() else "gloo"
+    given = {"store": PrefixStore("group", store), "rank": rank, "world_size": count}
+    distributed.init_process_group(backend, timeout=timedelta(seconds=EXCHANGE_S), **given)
+    ranks = Ranks(rank, count, watch)
+    ranks.every(None)  # all have left a sign of life
+    watch.begin()
+    return ranks
+
+
+def _store(rank: int) -> TCPStore:
+    """The store of torchrun, or one that rank 0 makes."""
+    address, port = os.environ.get("MASTER_ADDR", ""), number("MASTER_PORT")
+    if not address:
+        raise UserError("MASTER_ADDR of the environment is empty; start the ranks with torchrun (docs/clusters.md)")
+    is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    made: list[TCPStore | RuntimeError] = []
+
+    def connect() -> None:
+        given = {"is_master": is_master, "timeout": timedelta(seconds=JOIN_S), "wait_for_workers": False}
+        try:
+            made.append(TCPStore(address, port, None, **given))
+        except RuntimeError as error:
+            made.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(JOIN_S + 1)  # it waits for ever where something else listens that never answers
+    found = made[0] if made else RuntimeError("no answer")
+    if isinstance(found, TCPStore):
+        return found
+    if is_master:
+        said = " ".join(str(found).split())[:120]
+        raise UserError(f"rank 0 cannot listen on port {port} ({said}): choose another MASTER_PORT") from found
+    raise UserError(
+        f"rank {rank} finds no rank 0 at {address}:{port} within {JOIN_S:.0f} s: start all ranks, with MASTER_ADDR and "
+        "MASTER_PORT of the machine of rank 0"
+    ) from found
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "worldenv": worldenv.__version__,
+        "torch": torch.__version__.partition("+")[0],
+        "Python": ".".join(platform.python_version_tuple()[:2]),
+    }
+
+
+def _all_come(store: PrefixStore, rank: int, count: int) -> list[dict]:
+    """What every rank says of itself. Raises UserError for one that does not come, or has another version.
+
+    Where rank 0 finds the same, it alone says so: the others raise SystemExit.
+    """
+    keys = [f"here/{other}" for other in range(count)]
+    try:
+        store.wait(keys, timedelta(seconds=JOIN_S))
+        found = [json.loads(store.get(key)) for key in keys]
+    except RuntimeError as error:
+        missing = _missing(store, keys)
+        if rank and 0 not in missing:
+            raise SystemExit(2) from error
+        raise UserError(
+            f"{len(missing)} of {count} ranks have not come within {JOIN_S:.0f} s: {', '.join(map(str, missing[:8]))}"
+            f"{' ...' * (len(missing) > 8)}; start all of them, and look into the output of those that are missing"
+        ) from error
+    first = found[0]
+    for other in found:
+        for name, version in other["versions"].items():
+            if version != first["versions"][name]:
+                if rank:
+                    raise SystemExit(2)
+                raise UserError(
+                    f"{other['name']} has {name} {version}, {first['name']} has {first['versions'][name]}; install one "
+                    "version everywhere"
+                )
+    return found
+
+
+def _missing(store: PrefixStore, keys: list[str]) -> list[int]:
+    try:
+        return [rank for rank, key in enumerate(keys) if not store.check([key])]
+    except RuntimeError:  # rank 0 is gone, with its store
+        return []

@@ -1,0 +1,159 @@
+"""The processes of one job, the ranks, and what they exchange. A process alone exchanges nothing."""
+
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from worldenv.errors import UserError
+from worldenv.launch.watch import Watch
+
+SEEN_S = 10.0  # until a file that rank 0 wrote is there on other machines
+
+
+class Ranks:
+    """Where this process stands among those of its job; all call the same methods in the same order.
+
+    A rank that is lost ends this process within a minute, in any of these methods and outside of them.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, watch: Watch | None = None):
+        self.rank, self.count, self.watch = rank, count, watch
+        self.asked = False  # to end, by SIGTERM
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes the run folder."""
+        return self.rank == 0
+
+    def part(self, count: int) -> slice:
+        """This rank's share of `count` things: consecutive, and no larger than another's by more than one."""
+        return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
+
+    def every(self, value: Any) -> list:
+        """The values of all ranks, in their order. No rank returns before all have called."""
+        out = [value] * self.count
+        if self.count > 1:
+            self._exchange(distributed.all_gather_object, out, value)
+        return out
+
+    def gather(self, *columns: Tensor) -> list[Tensor]:  # [e, ...] -> [E, ...]
+        """The rows of all ranks, in their order, on the device of each column."""
+        if self.count == 1:
+            return list(columns)
+        found = self.every([column.cpu() for column in columns])
+        return [
+            torch.cat(parts).to(column.device) for column, parts in zip(columns, zip(*found, strict=True), strict=True)
+        ]
+
+    def before(self, rows: int) -> int:
+        """How many rows the ranks before this one have, where this one has `rows`."""
+        return sum(self.every(rows)[: self.rank])
+
+    def from_first(self, value: Any) -> Any:
+        """The value of rank 0."""
+        given = [value]
+        if self.count > 1:
+            self._exchange(distributed.broadcast_object_list, given, src=0)
+        return given[0]
+
+    def to_first(self, value: Any) -> list | None:
+        """At rank 0 the values of all ranks, in their order; one is received after the other. Elsewhere None."""
+        if not self.first:
+            self._exchange(distributed.send_object_list, [value], dst=0)
+            return None
+        out = [value]
+        for rank in range(1, self.count):
+            given = [None]
+            self._exchange(distributed.recv_object_list, given, src=rank)
+            out += given
+        return out
+
+    def add_gradients(self, parameters: Sequence[nn.Parameter], *figures: Tensor) -> tuple[Tensor, ...]:
+        """Replace every gradient, and return every figure [], by its sum over the ranks, in float32.
+
+        A parameter without a gradient at any rank has none afterwards.
+        """
+        if self.count == 1:
+            return figures
+        learnt = [parameter for parameter in parameters if parameter.requires_grad]
+        have = torch.tensor([parameter.grad is not None for parameter in learnt], device=figures[0].device)
+        grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in learnt]
+        flat = torch.cat([one.detach().flatten().float() for one in (*grads, have, *figures)])
+        self._exchange(distributed.all_reduce, flat)
+        *sums, counts, added = flat.split([*(one.numel() for one in learnt), len(learnt), len(figures)])
+        for parameter, total, count in zip(learnt, sums, counts.tolist(), strict=True):
+            parameter.grad = total.view_as(parameter).to(parameter.dtype) if count else None
+        return added.unbind()
+
+    def check_alike(self, what: dict[str, Any]) -> None:
+        """Raise UserError, at all ranks, unless each was given the same."""
+        for rank, other in enumerate(self.every(what)):
+            if wrong := [name for name in what if other.get(name) != what[name]]:
+                name = wrong[0]
+                raise UserError(
+                    f"rank {rank} has {name} {other.get(name)!r}, rank {self.rank} has {what[name]!r}; give all ranks "
+                    "the same"
+                )
+
+    def check_seen(self, folder: Path) -> None:
+        """Raise UserError, at all ranks, unless all see this folder of rank 0."""
+        if self.count == 1:
+            return
+        mark = folder / f".ranks.{self.from_first(secrets.token_hex(4))}.partial"
+        if self.first:
+            mark.touch()
+        self.every(None)
+        until = time.monotonic() + SEEN_S
+        while not (is_there := mark.exists()) and time.monotonic() < until:
+            time.sleep(0.1)
+        blind = [rank for rank, sees in enumerate(self.every(is_there)) if not sees]
+        if self.first:
+            mark.unlink()
+        if blind:
+            raise UserError(
+                f"the run folder {folder} is not shared: {', '.join(self.watch.names[rank] for rank in blind)} cannot "
+                "see it; choose another --run, on a file system of all machines"
+            )
+
+    @contextmanager
+    def between_saves(self) -> Iterator[None]:
+        """Inside, with several ranks, SIGTERM ends none of them at once: `to_end` says that it came."""
+        if self.count == 1 or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(*_: object) -> None:
+            self.asked = True
+
+        before = signal.signal(signal.SIGTERM, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def to_end(self) -> bool:
+        """Whether any rank has been asked to end; then all have."""
+        if any(self.every(self.asked)):  # no assignment otherwise: the signal may come meanwhile
+            self.asked = True
+            return True
+        return False
+
+    def _exchange(self, call: Callable, *arguments: Any, **named: Any) -> None:
+        try:
+            call(*arguments, **named)
+        except RuntimeError as error:
+            self.watch.roll_call()
+            raise UserError(
+                f"the exchange with the other ranks failed: {(str(error).splitlines() or ['?'])[0][:200]}"
+            ) from error
+
+
+ALONE = Ranks()

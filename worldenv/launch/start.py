@@ -1,0 +1,61 @@
+"""Start the ranks of a job on this machine, as `torchrun -m worldenv` does, by its agent."""
+
+import logging
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from worldenv.errors import UserError
+from worldenv.launch.config import LaunchConfig
+from worldenv.launch.join import JOIN_S
+
+LEAVE_S = 5  # in which the ranks of other machines end: the first machine keeps what their agents look at
+LOCAL = ("localhost", "127.0.0.1")
+
+
+def start(words: Sequence[str], launch: LaunchConfig) -> int:
+    """Run `python -m worldenv WORDS` in several processes to the end; returns the exit code.
+
+    It is that of the first rank that failed (1 if a signal killed it), or 128 + the signal that ended this process.
+    Raises UserError if the machines do not find each other.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.launcher.api import LaunchConfig as Agent
+    from torch.distributed.launcher.api import elastic_launch
+
+    told = logging.getLogger("torch.distributed.elastic")
+    told.addHandler(logging.NullHandler())
+    told.propagate = False  # the ranks say themselves what is wrong
+    address = launch.address if launch.nodes > 1 else "localhost:0"
+    host = address.rpartition(":")[0]
+    agent = Agent(
+        min_nodes=launch.nodes,
+        max_nodes=launch.nodes,
+        nproc_per_node=launch.processes,
+        run_id="worldenv",
+        rdzv_backend="c10d",
+        rdzv_endpoint=address,
+        rdzv_configs={"join_timeout": JOIN_S},
+        local_addr=host if host in LOCAL else None,
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(agent, sys.executable)("-P", "-m", "worldenv", *words)
+    except SignalException as stop:
+        time.sleep(LEAVE_S * (launch.nodes > 1))
+        return 128 + int(stop.sigval)
+    except ChildFailedError as error:
+        time.sleep(LEAVE_S * (launch.nodes > 1))
+        codes = [failure.exitcode for failure in error.failures.values()]
+        if len(codes) == launch.processes and max(codes) < 0:  # nobody is left to say it
+            raise UserError(f"all ranks of this machine were killed by {signal.Signals(-codes[0]).name}") from None
+        return max(1, error.get_first_failure()[1].exitcode)
+    except RendezvousError as error:
+        raise UserError(
+            f"{launch.nodes} machines did not come together at {address} within {JOIN_S:.0f} s, or lost each other "
+            f"({type(error).__name__}): start the command on each, with one --launch.address, a free port of the first"
+        ) from error
+    return 0

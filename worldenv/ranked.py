@@ -1,0 +1,56 @@
+"""A training job of several ranks: what is checked before it begins."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from worldenv.config import TrainConfig
+from worldenv.errors import UserError
+from worldenv.launch.ranks import Ranks
+from worldenv.launch.share import ranks_here
+from worldenv.records.run_folder import RunFolder
+from worldenv.rl.needs import check_enough_groups
+from worldenv.saved import document
+
+
+def check_ranks(config: TrainConfig, ranks: Ranks) -> None:
+    """Raise UserError for what several ranks cannot do, and for ranks that were told different things."""
+    if ranks.count == 1:
+        return
+    if config.from_scratch or config.rounds > 1:
+        raise UserError(
+            "--from-scratch and --rounds train models, which one process does: make the models first, then practise "
+            "with several processes and --models RUN/models"
+        )
+    if config.launch.count not in (1, ranks.count):
+        raise UserError(
+            f"--launch asks for {config.launch.count} ranks, but {ranks.count} were started: leave it out where "
+            "torchrun starts them"
+        )
+    if config.device == "cuda" and ranks_here() > torch.cuda.device_count():
+        raise UserError(
+            f"there are {ranks_here()} ranks on this machine, and torch finds {torch.cuda.device_count()} CUDA devices "
+            "here: take as many ranks as devices"
+        )
+    check_enough_groups(ranks.count, config.rl)
+    ranks.check_alike(_options({"run": str(config.run), "resume": config.resume} | document(config)))
+
+
+def _options(document: dict[str, Any], prefix: str = "--") -> dict[str, Any]:
+    """The fields of a configuration by the names of their options."""
+    found: dict[str, Any] = {}
+    for name, value in document.items():
+        option = prefix + name.replace("_", "-")
+        found |= _options(value, f"{option}.") if isinstance(value, dict) else {option: value}
+    return found
+
+
+def opened_by(ranks: Ranks, create: Callable[[], RunFolder]) -> RunFolder:
+    """The run folder: rank 0 opens it to write, the others to read. Raises UserError unless all see it."""
+    folder = create() if ranks.first else None
+    path = ranks.from_first(folder and folder.path)
+    if ranks.watch is not None:
+        ranks.watch.run = path
+    ranks.check_seen(path)
+    return folder or RunFolder(path)
