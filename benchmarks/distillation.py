@@ -165,8 +165,13 @@ def show(found: dict) -> None:
                 f"{1000 * way['chunk_s']['median']:.0f} ms",
             ]
         )
-    columns = ["PSNR, first chunk", "middle", "last", "moved thing below 60 %: replayed", "imagined"]
-    table("Distillation", ["", *columns, "imagined - true", "outcomes agree", "a chunk"], rows)
+    columns = ["dB, first", "middle", "last", "< 60 %", "imagined"]
+    table("Distillation", ["", *columns, "gap", "agree", "chunk"], rows)
+    print(
+        "dB: PSNR of a replayed chunk; < 60 %: frames that show less than that of the moved thing, replayed and then "
+        "imagined; gap: imagined minus true success, points",
+        file=sys.stderr,
+    )
     print(f"the autoencoder alone gives frames back with {found['autoencoder_psnr']:.1f} dB", file=sys.stderr)
 
 

@@ -13,7 +13,7 @@ from worldenv.config import EvaluateConfig, TrainConfig
 from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
 from worldenv.evaluation.measure import measure
-from worldenv.evaluation.videos import file_name, write_videos
+from worldenv.evaluation.videos import _wide, file_name, write_videos
 from worldenv.records.checkpoint import load_weights
 from worldenv.records.model_files import save_model, shipped
 from worldenv.records.run_folder import RunFolder
@@ -95,7 +95,7 @@ def test_default_run_folder_is_named_after_the_suite(tmp_path, monkeypatch):
 
 def test_views_of_a_video_are_shown_next_to_each_other():
     video = np.arange(2 * 3 * 4 * 5 * 3).reshape(2, 3, 4, 5, 3)
-    wide = job._wide(video)
+    wide = _wide(video)
     assert wide.shape == (2, 4, 15, 3)
     for view in range(3):
         assert np.array_equal(wide[:, :, 5 * view : 5 * view + 5], video[:, view])
