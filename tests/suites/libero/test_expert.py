@@ -87,5 +87,5 @@ def test_noise_disturbs_what_is_carried_out_and_not_what_is_recorded(suite):
     seen, _ = suite.carry_out(demo.trajectory.actions[None, :20])
     moved = demo.trajectory.proprio[20, :3] - seen.proprio[0, :3].numpy()
     assert np.linalg.norm(moved) > 0.003  # m: without noise it goes another way
-    with pytest.raises(UserError, match="there are 2 episodes; there should be at most as many as workers, 1"):
+    with pytest.raises(UserError, match="there are 2 episodes for 1 workers; give at most one"):
         suite.demonstrate([task] * 2, [0, 1], "train")
