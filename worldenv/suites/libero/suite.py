@@ -118,7 +118,7 @@ class LiberoSuite(HeldSuite):
         tasks, starts = self.checked(tasks, starts, split)
         look = [True] * len(tasks) if look is None else list(look)
         if len(tasks) > self.workers:
-            raise UserError(f"there are {len(tasks)} episodes for {self.workers} workers; give at most one for each worker")
+            raise UserError(f"there are {len(tasks)} episodes for {self.workers} workers; give at most one for each")
         if len(look) != len(tasks):
             raise UserError(f"look has {len(look)} values for {len(tasks)} episodes; it should have one for each")
         self._held = None
