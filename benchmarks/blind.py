@@ -1,11 +1,11 @@
-"""Which tasks can be done without looking? Success of a run's fine-tuned policy, and of two to which all is grey.
+"""Which tasks can be done without looking? Success of a run's fine-tuned policy, and of two that see only grey.
 
     python benchmarks/blind.py RUN [--episodes 120] [--steps N] [--solved 0.3] [--output FOLDER]
 
 RUN is a run of worldenv-train --from-scratch, at least up to its fine-tuned policy. `sees` is this policy on test
 starts, `grey` the same one on grey pictures, and `blind` one that was fine-tuned on grey pictures, from the same base
-and demonstrations. A task that one of the last two solves in the share --solved of its episodes is named: it says
-little about a policy that looks. The last line of stdout is one JSON document, which is in --output, too.
+and demonstrations. A task is named if `grey` or `blind` solves at least the share --solved of its episodes: success at
+it says little about a policy that looks. The last line of stdout is one JSON document, also in blind.json of --output.
 """
 
 import argparse
@@ -91,11 +91,11 @@ def found(done: dict[str, np.ndarray], names: Sequence[str], solved: float) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--episodes", type=int, default=120)
+    parser.add_argument("run", type=Path, help="run of worldenv-train --from-scratch")
+    parser.add_argument("--episodes", type=int, default=120, help="of each policy, all tasks together (120)")
     parser.add_argument("--steps", type=int, help="of the blind fine-tuning (default: those of the run)")
-    parser.add_argument("--solved", type=float, default=0.3)
-    parser.add_argument("--output", type=Path, help="run folder of the blind fine-tuning (default: RUN-blind)")
+    parser.add_argument("--solved", type=float, default=0.3, help="share from which on a task is named (0.3)")
+    parser.add_argument("--output", type=Path, help="new folder for blind policy and result (default: RUN-blind)")
     given = parser.parse_args()
     torch.set_num_threads(min(2, torch.get_num_threads()))
     run = RunFolder(given.run)

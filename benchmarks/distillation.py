@@ -195,7 +195,8 @@ def main(words: list[str] | None = None) -> None:
     folder = RunFolder.resume(given.run) if given.run.is_dir() else RunFolder.create(given.run, settings)
     with folder:
         if folder.config != settings:
-            parser.error(f"{given.run} was begun with {json.dumps(folder.config)}: take these, or another --run")
+            kept = json.dumps(folder.config)
+            parser.error(f"{given.run} was begun with other settings, {kept}: give these, or another --run")
         parts = load()
         worlds = trained(folder, parts, given)
     found = measure(parts, worlds, given.tests, given.seed)

@@ -101,6 +101,7 @@ def test_evaluation_ends_in_one_json_line(capsys, models, tmp_path):
     ("words", "message"),
     [
         (["tabeltop"], "unknown preset 'tabeltop' — did you mean \"tabletop\"?"),
+        (["--policy", "small", "tabletop"], "the first word is '--policy'; it should be a preset: tabletop, tabletop-"),
         (["tabletop", "--resume"], "--resume needs --run"),
         (["tabletop", "--from-scratch", "--models", "x"], "leave out --models, or leave out --from-scratch"),
         (["tabletop", "--rl.siblings", "1"], "--rl.siblings is 1; it should be a whole number from 2"),

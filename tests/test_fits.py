@@ -180,10 +180,10 @@ def test_preset_is_told_without_a_weight_being_read_and_without_libero(pair_name
     assert "yes, with all 64 episodes of an iteration at a time" in printed and "800.0 TFLOP/s (given)" in printed
     info.main(["rlinf-wan-libero", "--card-gb", "0.001", *words])
     printed = capsys.readouterr().out
-    assert "  in host memory then no: " in printed and "--rl.offload auto    they stay on the card" in printed
+    assert "  fits if offloaded   no: " in printed and "--rl.offload auto    they stay on the card" in printed
     info.main(["rlinf-wan-libero", "--rl.offload", "on", "--link-gbs", "4", *GIVEN, *words])
-    assert "at 4 GB/s\n  --rl.offload on      they go there" in capsys.readouterr().out
-    assert "fits                  no: " in printed and "hours are not told: give --tflops" in printed
+    assert "at 4 GB/s\n  --rl.offload on      they are offloaded" in capsys.readouterr().out
+    assert "fits                  no: " in printed and "hours are not predicted: give --tflops" in printed
 
 
 def test_parts_of_this_package_are_told_as_far_as_they_are_counted(capsys):

@@ -86,7 +86,7 @@ def test_plain_locale_prints_everything():
     assert ended.returncode == 1 and "/there/\\xe9/result.json" in ended.stderr
 
 
-@pytest.mark.parametrize("word", [["--help"], ["--run", "\N{SNOWMAN}" * 200]])
+@pytest.mark.parametrize("word", [["--help"], ["tabletop", "--run", "\N{SNOWMAN}" * 200]])
 def test_help_and_messages_are_printed_in_a_plain_locale(word, monkeypatch, capsys):
     import io
 

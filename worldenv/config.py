@@ -67,7 +67,10 @@ class TrainConfig:
         if self.resume and self.run is None:
             raise UserError("--resume needs --run: the folder of the run to continue")
         if self.from_scratch and self.models is not None:
-            raise UserError("--from-scratch makes its own models: leave out --models, or leave out --from-scratch")
+            raise UserError(
+                "--from-scratch makes its own models: leave out --models, or leave out --from-scratch (if the preset "
+                "sets it, give --no-from-scratch)"
+            )
         if self.from_scratch and self.world not in SCRATCH_WORLDS.get(self.suite, ()):
             raise UserError(
                 "--from-scratch makes the models of the suite tabletop, with --world composer or causal, and of the "

@@ -27,8 +27,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--card-gb", type=float, help="memory of the card, 10^9 bytes; default: what is free here")
     parser.add_argument("--tflops", type=float, help="its matrix peak, 10^12 FLOPs a second, from a data sheet")
     parser.add_argument("--measure", action="store_true", help="measure the matrix peak of this machine instead")
-    parser.add_argument("--link-gbs", type=float, default=10.0, help="10^9 bytes a second to host memory (10: a guess)")
-    parser.add_argument("--share", type=float, default=0.4, help="of the peak that a run reaches (0.4: a guess)")
+    parser.add_argument("--link-gbs", type=float, default=10.0, help="10^9 bytes/s to host memory (10: a guess)")
+    parser.add_argument("--share", type=float, default=0.4, help="share of the peak that a run reaches (0.4: a guess)")
 
 
 class Plan(NamedTuple):
@@ -75,7 +75,7 @@ def offload(config: TrainConfig) -> str:
         return "off"
     print(
         f"world model and reflector, {_gb(found.idle_bytes)}, wait in host memory while the policy learns: the card is "
-        f"too small for all (predicted: {found.apart_s:.1f} s an iteration; --rl.offload off keeps them there)",
+        f"too small for all (predicted: {found.apart_s:.1f} s an iteration; --rl.offload off keeps them on it)",
         file=sys.stderr,
     )
     return "on"
@@ -145,16 +145,16 @@ def report(document: dict[str, Any]) -> str:
     lines += [
         "",
         f"an episode resident   {_mb(found.slot_bytes)}, with its frames",
-        f"a chunk for learning  {_mb(acts.record_bytes)} kept, {_mb(acts.update_bytes)} more with a gradient, "
+        f"a chunk in an update  {_mb(acts.record_bytes)} of record, {_mb(acts.update_bytes)} of activations, "
         f"{_gflop(acts.update_flops)}",
         f"an iteration          {work.episodes} episodes of {work.chunks} chunks: {_gb(found.record_bytes)} of records",
         f"a card of {card['gigabytes']:.0f} GB       {_gb(found.weight_bytes)} weights, {_gb(found.learning_bytes)} "
         f"gradients and moments, {_gb(found.update_bytes)} update; {_gb(found.room_bytes)} are left for episodes",
         f"fits                  {_verdict(found, work, found.resident, found.room_bytes)}",
         f"idle in an update     {_gb(found.idle_bytes)} of weights: world model and reflector",
-        f"  in host memory then {_verdict(found, work, found.apart_resident, found.apart_room_bytes)}; predicted: "
+        f"  fits if offloaded   {_verdict(found, work, found.apart_resident, found.apart_room_bytes)}; predicted: "
         f"{found.apart_s:.2f} s more an iteration, at {card['link']:.0f} GB/s",
-        f"  --rl.offload {wanted['wanted']:<7} {'they go there' if wanted['is_on'] else 'they stay on the card'}",
+        f"  --rl.offload {wanted['wanted']:<7} {'they are offloaded' if wanted['is_on'] else 'they stay on the card'}",
         f"a run                 {_hours(found, work, card)}",
         "Counted from sizes, not measured; every episode to the horizon. 'not counted' adds nothing to the sums.",
     ]
@@ -171,7 +171,7 @@ def _verdict(found: Fit, work: Work, resident: int, room: int) -> str:
 
 def _hours(found: Fit, work: Work, card: dict[str, Any]) -> str:
     if card["tflops"] is None:
-        return "hours are not told: give --tflops, or --measure on the machine that is to run it"
+        return "hours are not predicted: give --tflops, or --measure on the machine that is to run it"
     how = "measured" if card["measured_tflops"] else "given"
     at = f"at {card['share']:.0%} of {card['tflops']:.1f} TFLOP/s ({how})"
     pair = [("rollout", found.rollout_hours), ("update", found.update_hours)]

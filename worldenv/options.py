@@ -58,6 +58,8 @@ def training(words: Sequence[str]) -> TrainConfig:
     chosen = presets()
     if words and not words[0].startswith("-") and words[0] not in chosen:
         raise UserError(f"unknown preset {words[0]!r}{nearest(words[0], chosen)}")
+    if words and words[0].startswith("--") and not given.keys() & {"resume", "help"}:
+        raise UserError(f"the first word is {words[0]!r:.50}; it should be a preset: {', '.join(chosen)}")
     makes_models = any(name.startswith(("from-scratch", "scratch", "rounds", "refresh")) for name in given)
     if "resume" not in given:
         if not makes_models:

@@ -20,18 +20,18 @@ def check_ranks(config: TrainConfig, ranks: Ranks) -> None:
         return
     if config.from_scratch or config.rounds > 1:
         raise UserError(
-            "--from-scratch and --rounds train models, which one process does: make the models first, then practise "
-            "with several processes and --models RUN/models"
+            "--from-scratch and --rounds train models, which only one process can do: make the models in one process, "
+            "then practise in several with --models RUN/models --no-from-scratch"
         )
     if config.launch.count not in (1, ranks.count):
         raise UserError(
-            f"--launch asks for {config.launch.count} ranks, but {ranks.count} were started: leave it out where "
-            "torchrun starts them"
+            f"--launch asks for {config.launch.count} ranks, but {ranks.count} were started: leave --launch out if "
+            "torchrun starts the ranks"
         )
     if config.device == "cuda" and ranks_here() > torch.cuda.device_count():
         raise UserError(
             f"there are {ranks_here()} ranks on this machine, and torch finds {torch.cuda.device_count()} CUDA devices "
-            "here: take as many ranks as devices"
+            "here: start at most as many ranks as devices"
         )
     check_enough_groups(ranks.count, config.rl)
     ranks.check_alike(_options({"run": str(config.run), "resume": config.resume} | document(config)))

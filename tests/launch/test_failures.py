@@ -101,8 +101,8 @@ def test_rank_that_does_not_come_is_named(begin, monkeypatch):
     job = begin(3, lambda ranks: None, ranks=[0, 1])
     assert job.end() == [2, 2]
     assert job.said() == [
-        "UserError: 1 of 3 ranks have not come within 1 s: 2; start all of them, and look into the output of those "
-        "that are missing"
+        "UserError: 1 of 3 ranks did not start within 1 s: 2; start all ranks, and look for an error in the output of "
+        "the missing ones"
     ]
 
 
@@ -130,7 +130,7 @@ def test_ranks_of_other_versions_are_named(begin, monkeypatch):
     job = begin(2, lambda ranks: None)
     assert job.end() == [2, 2]
     (said,) = job.said()
-    assert re.search(r"rank 1 \(.*\) has worldenv 0.1, rank 0 \(.*\) has 0.0; install one version", said)
+    assert re.search(r"rank 1 \(.*\) has worldenv 0.1, rank 0 \(.*\) has 0.0; install the same version", said)
 
 
 def test_ranks_with_other_options_are_named(begin):
@@ -139,7 +139,7 @@ def test_ranks_with_other_options_are_named(begin):
 
     job = begin(2, work)
     assert job.end() == [2, 2]
-    assert job.said() == ["UserError: rank 1 has --rl.clip 0.2, rank 0 has 0.1; give all ranks the same"]
+    assert job.said() == ["UserError: rank 1 has --rl.clip 0.2, rank 0 has 0.1; give all ranks the same options"]
 
 
 def test_run_folder_that_a_rank_does_not_see_is_named(begin, tmp_path, monkeypatch):
@@ -175,10 +175,10 @@ def test_what_ranks_cannot_do_is_refused(config, message):
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE of the environment is 'two'"),
-        ({"WORLD_SIZE": "2"}, "RANK of the environment is None"),
-        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK of the environment is 2; it should be below WORLD_SIZE, 2"),
-        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_PORT of the environment is None"),
+        ({"WORLD_SIZE": "two"}, "the environment variable WORLD_SIZE is 'two'"),
+        ({"WORLD_SIZE": "2"}, "the environment variable RANK is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "the environment variable RANK is 2; it should be below WORLD_SIZE, 2"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "the environment variable MASTER_PORT is not set"),
     ],
 )
 def test_environment_that_is_not_whole_is_refused(monkeypatch, environment, message):

@@ -61,7 +61,7 @@ def _join(program: str) -> Ranks:
         return ALONE
     rank = number("RANK")
     if not 0 <= rank < count:
-        raise UserError(f"RANK of the environment is {rank}; it should be below WORLD_SIZE, {count}")
+        raise UserError(f"the environment variable RANK is {rank}; it should be below WORLD_SIZE, {count}")
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(own_cpus())
     if ranks_here() == count:
@@ -87,7 +87,10 @@ def _store(rank: int) -> TCPStore:
     """The store of torchrun, or one that rank 0 makes."""
     address, port = os.environ.get("MASTER_ADDR", ""), number("MASTER_PORT")
     if not address:
-        raise UserError("MASTER_ADDR of the environment is empty; start the ranks with torchrun (docs/clusters.md)")
+        raise UserError(
+            "the environment variable MASTER_ADDR is not set; start the ranks with torchrun, or with "
+            "--launch.processes (docs/clusters.md)"
+        )
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     made: list[TCPStore | RuntimeError] = []
 
@@ -108,8 +111,8 @@ def _store(rank: int) -> TCPStore:
         said = " ".join(str(found).split())[:120]
         raise UserError(f"rank 0 cannot listen on port {port} ({said}): choose another MASTER_PORT") from found
     raise UserError(
-        f"rank {rank} finds no rank 0 at {address}:{port} within {JOIN_S:.0f} s: start all ranks, with MASTER_ADDR and "
-        "MASTER_PORT of the machine of rank 0"
+        f"rank {rank} finds no rank 0 at {address}:{port} within {JOIN_S:.0f} s: start all ranks, and let MASTER_ADDR "
+        "and MASTER_PORT name the machine of rank 0 and a free port on it"
     ) from found
 
 
@@ -135,8 +138,8 @@ def _all_come(store: PrefixStore, rank: int, count: int) -> list[dict]:
         if rank and 0 not in missing:
             raise SystemExit(2) from error
         raise UserError(
-            f"{len(missing)} of {count} ranks have not come within {JOIN_S:.0f} s: {', '.join(map(str, missing[:8]))}"
-            f"{' ...' * (len(missing) > 8)}; start all of them, and look into the output of those that are missing"
+            f"{len(missing)} of {count} ranks did not start within {JOIN_S:.0f} s: {', '.join(map(str, missing[:8]))}"
+            f"{' ...' * (len(missing) > 8)}; start all ranks, and look for an error in the output of the missing ones"
         ) from error
     first = found[0]
     for other in found:
@@ -145,8 +148,8 @@ def _all_come(store: PrefixStore, rank: int, count: int) -> list[dict]:
                 if rank:
                     raise SystemExit(2)
                 raise UserError(
-                    f"{other['name']} has {name} {version}, {first['name']} has {first['versions'][name]}; install one "
-                    "version everywhere"
+                    f"{other['name']} has {name} {version}, {first['name']} has {first['versions'][name]}; install the "
+                    "same version for all ranks"
                 )
     return found
 

@@ -100,7 +100,7 @@ class Ranks:
                 name = wrong[0]
                 raise UserError(
                     f"rank {rank} has {name} {other.get(name)!r}, rank {self.rank} has {what[name]!r}; give all ranks "
-                    "the same"
+                    "the same options"
                 )
 
     def check_seen(self, folder: Path) -> None:
@@ -120,7 +120,7 @@ class Ranks:
         if blind:
             raise UserError(
                 f"the run folder {folder} is not shared: {', '.join(self.watch.names[rank] for rank in blind)} cannot "
-                "see it; choose another --run, on a file system of all machines"
+                "see it; choose another --run, on a file system that all machines share"
             )
 
     @contextmanager
@@ -152,7 +152,8 @@ class Ranks:
         except RuntimeError as error:
             self.watch.roll_call()
             raise UserError(
-                f"the exchange with the other ranks failed: {(str(error).splitlines() or ['?'])[0][:200]}"
+                f"communication with the other ranks failed: {(str(error).splitlines() or ['?'])[0][:200]}; look for "
+                "an error in the output of all ranks"
             ) from error
 
 

@@ -6,14 +6,15 @@ from worldenv.errors import UserError
 
 
 def number(name: str, default: int | None = None) -> int:
-    """A whole number of the environment. Raises UserError if it is none, or not there and without a default."""
+    """A whole number in an environment variable. Raises UserError if it is none, or not set and without a default."""
     text = os.environ.get(name)
     if text is None and default is not None:
         return default
     if text is None or not text.isdecimal():
+        found = "not set" if text is None else repr(text)
         raise UserError(
-            f"{name} of the environment is {text!r}; with several processes it should be a whole number: start them "
-            "with torchrun, or with --launch.processes (docs/clusters.md)"
+            f"the environment variable {name} is {found}; with several processes it should be a whole number: start "
+            "them with torchrun, or with --launch.processes (docs/clusters.md)"
         )
     return int(text)
 

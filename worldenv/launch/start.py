@@ -51,11 +51,15 @@ def start(words: Sequence[str], launch: LaunchConfig) -> int:
         time.sleep(LEAVE_S * (launch.nodes > 1))
         codes = [failure.exitcode for failure in error.failures.values()]
         if len(codes) == launch.processes and max(codes) < 0:  # nobody is left to say it
-            raise UserError(f"all ranks of this machine were killed by {signal.Signals(-codes[0]).name}") from None
+            raise UserError(
+                f"all ranks of this machine were killed by {signal.Signals(-codes[0]).name}: look for the reason in "
+                "the log of the system or of the scheduler"
+            ) from None
         return max(1, error.get_first_failure()[1].exitcode)
     except RendezvousError as error:
         raise UserError(
             f"{launch.nodes} machines did not come together at {address} within {JOIN_S:.0f} s, or lost each other "
-            f"({type(error).__name__}): start the command on each, with one --launch.address, a free port of the first"
+            f"({type(error).__name__}): run the same command on each; --launch.address is HOST:PORT of the first "
+            "machine, with a free port"
         ) from error
     return 0

@@ -89,7 +89,7 @@ def ask_once(program: Sequence[str], request: tuple, timeout_s: float) -> Any:
         process.ask(request)
         return process.answer(timeout_s)
     except Died as error:
-        raise UserError(f"the simulator cannot be asked: {error}") from None
+        raise UserError(f"the simulator does not start: {error}") from None
     finally:
         process.end()
 
@@ -149,7 +149,7 @@ class Actor:
                 self.end()
                 self.repeated += attempt + 1 < ATTEMPTS
                 died = error
-        raise UserError(f"the simulator failed {ATTEMPTS} times at one place of an episode, the last time so: {died}")
+        raise UserError(f"the simulator failed {ATTEMPTS} times at the same step of an episode; the last time: {died}")
 
     def _launch(self) -> None:
         self.process, self._owed = Process(self.program), 0

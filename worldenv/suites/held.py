@@ -97,13 +97,13 @@ class HeldSuite:
             raise UserError(f"split is {shown(split)}; it should be one of {', '.join(SPLITS)}")
         tasks, starts = [self._task(task) for task in tasks], [_number(start) for start in starts]
         if not tasks or len(tasks) != len(starts):
-            raise UserError(f"there are {len(tasks)} tasks and {len(starts)} start states; there should be as many")
+            raise UserError(f"there are {len(tasks)} tasks and {len(starts)} start states; each task needs one")
         return tasks, starts
 
     def _going_on(self) -> list[int]:
         if self._held is None:
             raise UserError(
-                f"no episodes are held that could go on: begin at most {self.most} at once; `groups` says which"
+                f"there are no episodes to step: begin at most {self.most} at once with `reset`; `groups` says which"
             )
         return self._held
 

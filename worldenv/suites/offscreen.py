@@ -44,7 +44,9 @@ def drawing_library(who: str) -> str:
     for name in [asked] if asked else LIBRARIES:
         if ctypes.util.find_library(LIBRARIES[name]):
             return name
-    lacks = f"MUJOCO_GL is {asked}, and its library lacks" if asked else "no library here draws without a screen"
+    lacks = "no library here draws without a screen"
+    if asked:
+        lacks = f"MUJOCO_GL is {asked}, but its library is not installed"
     packages = "libegl1 libegl-mesa0 libgl1-mesa-dri" if asked == "egl" else "libosmesa6"
     raise UserError(f"{lacks}: apt-get install -y --no-install-recommends {packages}")
 

@@ -29,7 +29,7 @@ class Lessons(Protocol):
 
     suite: Suite
     policy: Mapping[str, Any]  # fields of SmallPolicyConfig that differ from the default
-    records_what_is_done: bool  # whether the actions of the demonstrations are those that were carried out
+    records_what_is_done: bool  # whether demonstrations record the actions that were carried out
     part: int  # episodes that are recorded at a time: their random numbers are drawn together
 
     def demonstrate(self, tasks: Sequence[Task], starts: Sequence[int], split: str, kept: Path) -> list[Trajectory]:
@@ -39,7 +39,7 @@ class Lessons(Protocol):
         """Episodes to pretrain on, at most so many. What takes long may be kept in a folder."""
 
     def rivals(self, task: str) -> Sequence[Task]:
-        """Tasks that are not done where this one is acted out."""
+        """Tasks that an episode of this task does not do. Shown with their instructions, it is a failure."""
 
 
 class TabletopLessons:
@@ -95,7 +95,7 @@ class LiberoLessons:
         benchmark, given = SMALL[name]
         self.suite = LiberoSuite(benchmark, **given)
         self.policy = {"view": self.suite.views[0], "chunk": CHUNK, "text": "sentences"}
-        SentenceEncoder.tokenize([task.instruction for task in self.suite.tasks])  # else told only after recording
+        SentenceEncoder.tokenize([task.instruction for task in self.suite.tasks])  # else an error only after recording
 
     def demonstrate(self, tasks: Sequence[Task], starts: Sequence[int], split: str, kept: Path) -> list[Trajectory]:
         return libero.demonstrate(self.suite, tasks, starts, split, kept)
@@ -104,7 +104,7 @@ class LiberoLessons:
         return libero.disturb(count, seed, CHUNK, self.suite, kept)
 
     def rivals(self, task: str) -> Sequence[Task]:
-        """Other tasks of the suite, or, of a suite of one task, of its benchmark: they are not done there."""
+        """The other tasks of the suite; if it has only one, those of its benchmark."""
         others = self.suite.tasks if len(self.suite.tasks) > 1 else self.suite.listed
         return [other for other in others if other.name != task]
 

@@ -74,7 +74,7 @@ def test_a_demonstration_can_be_acted_out_again_and_drawn_again(suite, tmp_path)
     (found,) = TrajectoryReader(path)
     assert np.array_equal(found.frames, shown.frames[1:]) and found.instruction == task.instruction
     assert np.array_equal(found.camera, shown.camera) and found.views == suite.views
-    with pytest.raises(UserError, match=r"a state is \[9\]; one of this scene is \[\d+\]"):
+    with pytest.raises(UserError, match=r"a state has shape \[9\]; those of this scene have shape \[\d+\]"):
         suite.draw(task, 0, "train", states[:1, :9])
 
 
@@ -87,5 +87,5 @@ def test_noise_disturbs_what_is_carried_out_and_not_what_is_recorded(suite):
     seen, _ = suite.carry_out(demo.trajectory.actions[None, :20])
     moved = demo.trajectory.proprio[20, :3] - seen.proprio[0, :3].numpy()
     assert np.linalg.norm(moved) > 0.003  # m: without noise it goes another way
-    with pytest.raises(UserError, match="2 episodes are asked for at once, and 1 can be acted out"):
+    with pytest.raises(UserError, match="there are 2 episodes for 1 workers; give at most one"):
         suite.demonstrate([task] * 2, [0, 1], "train")

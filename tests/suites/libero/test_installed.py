@@ -62,7 +62,7 @@ def test_the_library_is_the_one_that_is_asked_for_or_there(machine):
             {"opencv": "libGL.so.1: cannot open\nit"},
             r"OpenCV.*\(libGL.so.1: cannot open it\): apt-get install .* libgl1",
         ),
-        ({"MUJOCO_GL": "egl"}, "MUJOCO_GL is egl, and its library lacks: apt-get install .* libegl1"),
+        ({"MUJOCO_GL": "egl"}, "MUJOCO_GL is egl, but its library is not installed: apt-get install .* libegl1"),
         ({"MUJOCO_GL": "glfw"}, "MUJOCO_GL is 'glfw'; LIBERO is drawn without a screen, by osmesa or egl"),
     ],
 )
@@ -79,7 +79,7 @@ def test_the_other_package_needs_a_folder_of_scenes(machine, tmp_path, monkeypat
     (tmp_path / "libero/libero/__init__.py").write_text("raise SystemExit('imported too early')")
     monkeypatch.syspath_prepend(str(tmp_path))
     machine({"hf-libero": "0.1.4", "mujoco": "3.3.0", "robosuite": "1.4.0"})
-    with pytest.raises(UserError, match=r"comes without the scenes, and .*assets has none: set LIBERO_ASSETS"):
+    with pytest.raises(UserError, match=r"comes without the scenes, and there are none in .*assets: set LIBERO_ASSETS"):
         module.installed()
 
 

@@ -95,7 +95,7 @@ def test_more_episodes_than_are_held_can_be_begun_and_not_stepped(make, capfd):
     assert starts.seen.proprio[:, :2].tolist() == [[3, 5], [0, 6], [2, 7], [0, 8], [1, 9]]
     assert starts.instructions == [task.instruction for task in tasks]
     assert "start states of libero_object  5/5" in capfd.readouterr().err
-    with pytest.raises(worldenv.UserError, match="no episodes are held that could go on: begin at most 2 at once"):
+    with pytest.raises(worldenv.UserError, match="there are no episodes to step: begin at most 2 at once"):
         suite.step(np.zeros((5, 7)))
 
 
@@ -152,7 +152,7 @@ def test_a_killed_process_is_replaced_between_requests_too(make):
 @pytest.mark.parametrize(("wrong", "why"), [("crash", "SIGABRT and said: .*the last words"), ("raise", "exploded")])
 def test_an_episode_that_always_goes_wrong_is_given_up_in_one_line(make, wrong, why):
     suite = make(wrong=f"always-{wrong}")
-    with pytest.raises(worldenv.UserError, match=f"failed {actors.ATTEMPTS} times at one place .*{why}") as found:
+    with pytest.raises(worldenv.UserError, match=f"failed {actors.ATTEMPTS} times at the same step .*{why}") as found:
         acted(suite)
     assert "\n" not in str(found.value)
     assert suite.reset(suite.tasks[:2], [6, 7], "test").seen.proprio[:, 1].tolist() == [6, 7]  # and others go on

@@ -113,5 +113,5 @@ def test_wrong_argument_is_refused(make, given, why):
 def test_nothing_goes_on_before_it_is_begun(make):
     suite = make()
     for ask in (suite.expert_actions, suite.places, lambda: suite.step(np.zeros((1, 4)))):
-        with pytest.raises(UserError, match="no episodes are held that could go on: begin at most 24 at once"):
+        with pytest.raises(UserError, match="there are no episodes to step: begin at most 24 at once"):
             ask()

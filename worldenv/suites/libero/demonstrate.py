@@ -31,9 +31,9 @@ def demonstrate(
     Raises UserError if it fails there again and again.
     """
     made = _acted_out(suite, tasks, starts, split, folder)
-    for task, start, demo in zip(tasks, starts, made, strict=True):
+    for task, demo in zip(tasks, made, strict=True):
         if not demo.success:
-            raise UserError(f"the expert failed {_TRIES} times at {task.name}, start state {start}: {demo.told}")
+            raise UserError(f"the expert failed at {task.name} from {_TRIES} start states; the last time: {demo.told}")
     return [demo.trajectory for demo in made]
 
 
@@ -67,7 +67,10 @@ def disturb(episodes: int, seed: int, chunk: int, like: LiberoSuite, folder: Pat
                 suite.close()
             made |= {i: demo for i, demo in zip(numbers, acted, strict=True) if demo.success}
     if not made:
-        raise UserError(f"the expert failed in all {episodes} episodes to pretrain on: {acted[0].told}")
+        raise UserError(
+            f"the expert failed in all {episodes} episodes for pretraining; the first time: {acted[0].told}; give more "
+            "--scratch.pretraining-episodes"
+        )
     return _stacked([made[i] for i in sorted(made)], chunk)
 
 

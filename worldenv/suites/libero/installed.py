@@ -71,7 +71,7 @@ def _configure(package: str) -> None:
     assets = Path(os.environ.get(ASSETS) or root / "assets").expanduser().resolve()
     if not (assets / "scenes").is_dir():
         raise UserError(
-            f"{package} comes without the scenes, and {assets} has none: set {ASSETS} to the folder "
+            f"{package} comes without the scenes, and there are none in {assets}: set {ASSETS} to the folder "
             f"libero/libero/assets of the official repository; or pip uninstall -y {package}, then {INSTALL}"
         )
     paths = {"benchmark_root": root, "bddl_files": root / "bddl_files", "init_states": root / "init_files"}
@@ -87,5 +87,5 @@ def _configure(package: str) -> None:
 def _folder_of_package() -> Path:
     spec = find_spec("libero")  # imports nothing
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"LIBERO is installed, but its module `libero` is not there: {INSTALL}")
+        raise UserError(f"LIBERO is installed, but its module `libero` is missing: {INSTALL}")
     return Path(next(iter(spec.submodule_search_locations)), "libero").resolve()

