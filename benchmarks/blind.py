@@ -10,7 +10,9 @@ it says little about a policy that looks. The last line of stdout is one JSON do
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from worldenv.data.clips import Clips
 from worldenv.data.frames import MemoryFrames
+from worldenv.errors import UserError
 from worldenv.evaluation.measure import held_out
 from worldenv.evaluation.truth import groups_of, steps_to_success
 from worldenv.files import write_text
@@ -89,6 +92,29 @@ def found(done: dict[str, np.ndarray], names: Sequence[str], solved: float) -> d
     return {"tasks": tasks, "solved_blind": blind, **{row: float(done[row].mean()) for row in ROWS}}
 
 
+def compare(given: argparse.Namespace) -> dict:
+    """Train the blind policy, act with all three, and keep what was found in --output. Raises UserError."""
+    run = RunFolder(given.run)
+    config = saved_config(run)
+    pipeline = Pipeline(run, config.scratch, config.seed, config.world, suite=config.suite)
+    suite, steps = pipeline.suite, given.steps or config.scratch.finetune.steps
+    with closing(suite) if hasattr(suite, "close") else nullcontext():
+        sees = SmallPolicy.load(pipeline.models / "finetuned.safetensors")
+        output = given.output or given.run.with_name(f"{given.run.name}-blind")
+        with RunFolder.create(output, {"blind": steps}) as folder:
+            policies = {"sees": sees, "grey": Blind(sees), "blind": Blind(without_looking(pipeline, folder, steps))}
+            tasks, starts = held_out(suite, config.start_seed, given.episodes)
+            done = {}
+            for row, policy in policies.items():
+                with Progress(len(groups_of(suite, tasks)), f"episodes: {row}") as progress:
+                    steps_to = steps_to_success(policy, suite, tasks, starts, "test", config.seed, progress)
+                    done[row] = steps_to > 0
+            out = found(done, [task.name for task in tasks], given.solved) | {"run": str(given.run), "steps": steps}
+            out |= {"suite": suite.about()} if hasattr(suite, "about") else {}
+            write_text(folder.path / "blind.json", json.dumps(out))
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="run of worldenv-train --from-scratch")
@@ -98,23 +124,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="new folder for blind policy and result (default: RUN-blind)")
     given = parser.parse_args()
     torch.set_num_threads(min(2, torch.get_num_threads()))
-    run = RunFolder(given.run)
-    config = saved_config(run)
-    pipeline = Pipeline(run, config.scratch, config.seed, config.world, suite=config.suite)
-    suite, steps = pipeline.suite, given.steps or config.scratch.finetune.steps
-    sees = SmallPolicy.load(pipeline.models / "finetuned.safetensors")
-    with RunFolder.create(given.output or given.run.with_name(f"{given.run.name}-blind"), {"blind": steps}) as folder:
-        policies = {"sees": sees, "grey": Blind(sees), "blind": Blind(without_looking(pipeline, folder, steps))}
-        tasks, starts = held_out(suite, config.start_seed, given.episodes)
-        done = {}
-        for row, policy in policies.items():
-            with Progress(len(groups_of(suite, tasks)), f"episodes: {row}") as progress:
-                done[row] = steps_to_success(policy, suite, tasks, starts, "test", config.seed, progress) > 0
-        out = found(done, [task.name for task in tasks], given.solved) | {"run": str(given.run), "steps": steps}
-        out |= {"suite": suite.about()} if hasattr(suite, "about") else {}
-        write_text(folder.path / "blind.json", json.dumps(out))
-    getattr(suite, "close", lambda: None)()
-    print(json.dumps(out))
+    try:
+        print(json.dumps(compare(given)))
+    except UserError as error:
+        sys.exit(f"blind: {error}")
 
 
 if __name__ == "__main__":
