@@ -51,9 +51,9 @@ def train(config: TrainConfig, command: str = "", ranks: Ranks = ALONE) -> dict 
     """
     check_config(config, TrainConfig)
     began, config = time.monotonic(), settled(config)
-    if config.resume and (ended := _ended(config)) is not None:
-        return ended
     check_ranks(config, ranks)
+    if config.resume and (ended := ranks.from_first(_ended(config, ranks))) is not None:
+        return ended
     check_names(*(getattr(config, name) for name in PARTS))  # before hours of training
     with ExitStack() as opened:
         folder = opened.enter_context(_noted(_open(config, config.suite))) if config.from_scratch else None
@@ -264,14 +264,14 @@ def _parts_of(config: EvaluateConfig) -> Parts:
     return read(config.models or shipped(), **{name: getattr(config, name) for name in PARTS}, device=config.device)
 
 
-def _ended(config: TrainConfig) -> dict | None:
-    """The result of the run to resume, if it has ended and is to have no more iterations."""
+def _ended(config: TrainConfig, ranks: Ranks) -> dict | None:
+    """The result of the run to resume, if it has ended and is to have no more iterations; at rank 0."""
     folder = RunFolder(config.run)
     check_unchanged(folder, config)
     find_modules(folder, (getattr(config, name) for name in PARTS))
     result, done = folder.result(), folder.config["rl"]["iterations"]
     is_whole = result is not None and (folder.checkpoints / POLICY).exists()  # its state has the policy, too
-    if not is_whole or config.rl.iterations > done:
+    if not is_whole or config.rl.iterations > done or not ranks.first:
         return None
     if not (folder.path / REPORT).exists():  # killed right before
         _report(folder)

@@ -21,7 +21,7 @@ from worldenv.launch.share import number, own_cpus, ranks_here
 from worldenv.launch.watch import Watch
 
 JOIN_S = 120.0  # from the first rank to the last
-EXCHANGE_S = 1800.0  # that a rank may wait for a slower one
+EXCHANGE_S = 6 * 3600.0  # that a rank may wait for a slower one: rank 0 judges and draws alone
 
 
 @contextmanager
@@ -42,13 +42,13 @@ def joined(program: str) -> Iterator[Ranks]:
             else:
                 with redirect_stderr(nowhere):
                     yield ranks
-        ranks.every(None)  # rank 0 ends last, so that nobody misses it
+        ranks.every(None)  # who is done does not leave before the others: they would miss it
     except BaseException as error:
         if threading.current_thread() is threading.main_thread():
             for repeated in (signal.SIGTERM, signal.SIGINT):  # by who started the ranks, when the first has ended
                 signal.signal(repeated, signal.SIG_IGN)
-        if isinstance(error, Terminated) and not ranks.asked:
-            ranks.watch.roll_call()  # who started the ranks ends them when one has died
+        if isinstance(error, RuntimeError) or (isinstance(error, Terminated) and not ranks.asked):
+            ranks.watch.roll_call()  # an exchange failed, or who started the ranks ends them: has one died?
         ranks.watch.leave(error)
         raise
     ranks.watch.end()
