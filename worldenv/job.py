@@ -30,8 +30,9 @@ from worldenv.records.result import read_result
 from worldenv.records.run_folder import RunFolder
 from worldenv.records.stage_times import stage_seconds
 from worldenv.rl.checks import check_saveable, trainable
-from worldenv.rl.loop import STAGE, post_train
+from worldenv.rl.loop import post_train
 from worldenv.rl.needs import most_episodes, needs
+from worldenv.rl.practice_state import STAGE
 from worldenv.rollout.checks import check_config
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.memory import free_bytes
@@ -64,7 +65,7 @@ def train(config: TrainConfig, command: str = "", ranks: Ranks = ALONE) -> dict 
         check_saveable(parts.policy)
         start = _check_memory(parts, engine, config, most_episodes(ranks, config.rl))
         if ranks.count > 1:
-            print(needs(engine, start, config.rl, ranks), file=sys.stderr)
+            print(needs(engine, start, config.rl, ranks, config.launch.shard), file=sys.stderr)
         if folder is None:  # after loading, so that a wrong path or precision leaves no folder behind
             folder = opened.enter_context(_noted(opened_by(ranks, lambda: _open(config, parts.suite.name))))
         return _practise(_Rounds(parts, engine, config, folder, found, ranks), began, command)
@@ -130,7 +131,7 @@ def _practise(rounds: _Rounds, began: float, command: str) -> dict | None:
     starts = practice_starts(parts.suite, config.seed).to(engine.world.device)
     rl = replace(config.rl, offload=offload(config))
     given = rl, folder, config.seed, rounds.validate, config.eval.every
-    counts = post_train(engine, starts, *given, rounds.renew, ranks)
+    counts = post_train(engine, starts, *given, rounds.renew, ranks, config.launch.shard)
     rounds.renew(config.rl.iterations - 1)  # where a resumed run had no iteration left
     if ranks.first:
         _save_policy(folder, parts.policy, config, command)

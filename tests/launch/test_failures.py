@@ -172,6 +172,11 @@ def test_what_ranks_cannot_do_is_refused(config, message):
     check_ranks(config, ranks_module.ALONE)
 
 
+def test_one_process_has_nobody_to_share_a_policy_with():
+    with pytest.raises(UserError, match="--launch.shard shares a policy out to several ranks, and there is one"):
+        check_ranks(TrainConfig(launch=LaunchConfig(shard=True)), ranks_module.ALONE)
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
