@@ -10,27 +10,31 @@ from torch import nn
 from worldenv.errors import UserError
 from worldenv.interfaces.observation import Key
 from worldenv.interfaces.slots import Slots
-from worldenv.launch.ranks import ALONE
+from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.launch.shards import clip_gradients, is_shard, layers_of, sharded_copy, whole
 from worldenv.policy.laplace import LaplacePolicy
 from worldenv.records.checkpoint import CheckpointError, load_state
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.loop import post_train
+from worldenv.rl.needs import needs
 
 WIDTH, LAYERS = 24, 3
 CONFIG = PostTrainConfig(iterations=2, starts=5, siblings=4, minibatch=32, accumulate=8, signal=1e-6)
 
 
 class Layer(nn.Module):
-    """Half of it is frozen, in another kind of number; five rows do not divide by two or four."""
+    """Most of it is frozen, in other kinds of numbers and orders; five rows do not divide by two or four."""
 
     def __init__(self):
         super().__init__()
+        conv = nn.Conv2d(2, 2, 3, padding=1).requires_grad_(False)
+        self.conv = conv.to(memory_format=torch.channels_last)
         self.frozen = nn.Linear(WIDTH, WIDTH).requires_grad_(False).bfloat16()
         self.down, self.up = nn.Linear(WIDTH, 5, bias=False), nn.Linear(5, WIDTH, bias=False)
 
     def forward(self, x):
+        x = x + self.conv(x.view(-1, 2, 3, 4)).flatten(1)
         return x + torch.tanh(self.frozen(x.bfloat16()).float() + self.up(self.down(x)))
 
 
@@ -214,11 +218,11 @@ class Uncalled(LargePolicy):
         return self.head(x).view(-1, 2, self.chunk, 7).unbind(1)
 
 
-def test_policy_that_does_not_call_its_layers_is_named(tiny, tmp_path, begin):
-    job = begin(2, lambda ranks: practise(tiny, tmp_path / "run", ranks, True, Uncalled()))
-    assert job.end() == [2, 2]
-    (said,) = job.said()
-    assert "computes with parts of `layers` without calling them" in said and "leave out --launch.shard" in said
+def test_policy_that_does_not_call_its_layers_is_named_before_practice(tiny):
+    given = tiny.starts(1), CONFIG, Ranks(0, 2), True
+    with pytest.raises(UserError, match="with parts of its `layers` without calling them.* leave out --launch.shard"):
+        needs(tiny.engine(horizon=8, policy=Uncalled()), *given)
+    assert "each imagines at most 12 of the 20 episodes" in needs(tiny.engine(horizon=8, policy=LargePolicy()), *given)
 
 
 def test_what_cannot_be_sharded_is_refused():

@@ -5,8 +5,8 @@ promise that: episodes end when they end. So a policy acts whole, and a copy of 
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -64,21 +64,21 @@ def sharded_copy(policy: nn.Module, ranks: Ranks) -> nn.Module:
     return learns
 
 
-def called(objective: Callable, policy: nn.Module) -> Callable:
-    """The same function. Raises UserError where it computes with parts of a layer that FSDP has not gathered."""
-    name, _ = layers_of(policy)
-
-    def call(*given: Any) -> Any:
-        try:
-            return objective(*given)
-        except RuntimeError as error:
-            if "DTensor" not in str(error):
-                raise
-            raise UserError(
-                f"the policy computes with parts of `{name}` without calling them, so they cannot be sharded; {REMEDY}"
-            ) from error
-
-    return call
+@contextmanager
+def calls_layers(policy: nn.Module) -> Iterator[None]:
+    """Raise UserError at the end of a block that computes, if it called no layer, which is when FSDP gathers one."""
+    name, layers = layers_of(policy)
+    called: list[nn.Module] = []
+    hooks = [layer.register_forward_pre_hook(lambda layer, _: called.append(layer)) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not called:
+        raise UserError(
+            f"the policy computes with parts of its `{name}` without calling them, so they cannot be sharded; {REMEDY}"
+        )
 
 
 def is_shard(tensor: Tensor) -> bool:

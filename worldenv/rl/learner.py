@@ -64,15 +64,13 @@ class Learner:
         self.policy, self.config, self.ranks, self.sharded = policy, config, ranks, sharded
         self.learns = policy
         if sharded:
-            from worldenv.launch.shards import called, sharded_copy  # imports FSDP
+            from worldenv.launch.shards import sharded_copy  # imports FSDP
 
             trainable(policy)
             self.learns = sharded_copy(policy, ranks)
         self.parameters = trainable(self.learns)
         self.begun = False  # whether a step has been made
         self.objective: Objective = getattr(self.learns, "ppo_loss", None) or partial(clipped_objective, self.learns)
-        if sharded:
-            self.objective = called(self.objective, policy)
         groups = heads_apart(self.learns, self.parameters, config)
         self.highest = [rate for rate, _ in groups]  # learning rate of each group
         self.optimizer = torch.optim.Adam([{"params": group, "lr": rate} for rate, group in groups])

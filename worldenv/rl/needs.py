@@ -1,6 +1,7 @@
 """Whether practice can be shared by a number of ranks, and what it then needs, said before it begins."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 from torch import Tensor
 
@@ -35,7 +36,11 @@ def needs(engine: Engine, start: Starts, config: PostTrainConfig, ranks: Ranks, 
 
     Raises UserError for a policy that cannot be sharded, if it is to be.
     """
-    slot, record = engine.bytes_per_episode(start)
+    if shard:
+        from worldenv.launch.shards import calls_layers, layers_of  # imports FSDP
+
+    with calls_layers(engine.policy) if shard else nullcontext():
+        slot, record = engine.bytes_per_episode(start)
     episodes, whole = most_episodes(ranks, config), config.starts * config.siblings
     held = episodes * record + min(engine.capacity or episodes, episodes) * slot
     learnt = sum(parameter.numel() for parameter in trainable(engine.policy) if parameter.requires_grad)
@@ -45,8 +50,6 @@ def needs(engine: Engine, start: Starts, config: PostTrainConfig, ranks: Ranks, 
     others = (ranks.count - 1) / ranks.count
     sent = 2 * others * 4 * learnt * steps  # a ring, whose gradients are float32
     if shard:  # a copy learns, whose layers are gathered for every pass there and back
-        from worldenv.launch.shards import layers_of  # imports FSDP
-
         layers = [parameter for layer in layers_of(engine.policy)[1] for parameter in layer.parameters()]
         apart = sum(parameter.numel() for parameter in layers if parameter.requires_grad)
         weights += _bytes(engine.policy.parameters()) - others * _bytes(layers)
