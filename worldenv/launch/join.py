@@ -77,8 +77,15 @@ def _join(program: str) -> Ranks:
     watch = Watch(store, rank, [other["name"] for other in others], program)
     watch.begin()  # from here on nobody waits for one that has died
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and distributed.is_nccl_available() else "gloo"
-    given = {"store": PrefixStore("group", store), "rank": rank, "world_size": count}
-    distributed.init_process_group(backend, timeout=timedelta(seconds=EXCHANGE_S), **given)
+    own_store = PrefixStore(
+        "group", store.clone()
+    )  # a client waits for one thing at a time, and the watch has to go on
+    given = {"store": own_store, "rank": rank, "world_size": count, "timeout": timedelta(seconds=EXCHANGE_S)}
+    try:
+        distributed.init_process_group(backend, **given)
+    except RuntimeError:
+        watch.roll_call()  # has one died?
+        raise
     return Ranks(rank, count, watch)
 
 
