@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,6 @@ from worldenv.interfaces.slots import Slots
 from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.rl.checks import check_rollouts, check_update, heads_apart, trainable
 from worldenv.rl.config import PostTrainConfig
-from worldenv.rollout.aside import in_host_memory
 from worldenv.rollout.checks import check_config
 from worldenv.rollout.episodes import Rollouts
 
@@ -52,26 +50,20 @@ class Learner:
     """The policy, its optimizer, and the counts that a run reports.
 
     Several ranks, each with rollouts of its own, learn as one process would from all of them: every minibatch is drawn
-    from the chunks of all ranks, and the gradients are added up. With `sharded`, a copy of the policy learns, whose
-    layers are in shards, and the policy takes over its weights after every update.
+    from the chunks of all ranks, and the gradients are added up.
 
-    Raises UserError if `policy.trainable()` does not return parameters of the policy that can be trained, or if the
-    policy cannot be sharded.
+    Raises UserError if `policy.trainable()` does not return parameters of the policy that can be trained.
     """
 
-    def __init__(self, policy: Policy, config: PostTrainConfig, ranks: Ranks = ALONE, sharded: bool = False):
-        check_config(config, PostTrainConfig)
-        self.policy, self.config, self.ranks, self.sharded = policy, config, ranks, sharded
-        self.learns = policy
-        if sharded:
-            from worldenv.launch.shards import sharded_copy  # imports FSDP
+    sharded = False  # whether each rank holds a part of the policy only: sharded_learner.py
 
-            trainable(policy)
-            self.learns = sharded_copy(policy, ranks)
-        self.parameters = trainable(self.learns)
+    def __init__(self, policy: Policy, config: PostTrainConfig, ranks: Ranks = ALONE):
+        check_config(config, PostTrainConfig)
+        self.policy, self.config, self.ranks = policy, config, ranks
+        self.parameters = trainable(policy)
         self.begun = False  # whether a step has been made
-        self.objective: Objective = getattr(self.learns, "ppo_loss", None) or partial(clipped_objective, self.learns)
-        groups = heads_apart(self.learns, self.parameters, config)
+        self.objective: Objective = getattr(policy, "ppo_loss", None) or partial(clipped_objective, policy)
+        groups = heads_apart(policy, self.parameters, config)
         self.highest = [rate for rate, _ in groups]  # learning rate of each group
         self.optimizer = torch.optim.Adam([{"params": group, "lr": rate} for rate, group in groups])
         self.skipped = 0
@@ -92,42 +84,14 @@ class Learner:
         check_rollouts(rollouts)
         check_update(rollouts, advantage, generator)
         autocast = torch.autocast("cuda" if advantage.is_cuda else "cpu", enabled=False)
-        with torch.inference_mode(False), torch.enable_grad(), autocast, self._policy_aside(advantage.device):
-            figures = self._passes(rollouts, advantage.detach(), generator)
-        self._hand_over()
-        return figures
+        with torch.inference_mode(False), torch.enable_grad(), autocast:
+            return self._passes(rollouts, advantage.detach(), generator)
 
     def take_up(self, weights: dict[str, Tensor], optimizer: dict[str, Any], skipped: int) -> None:
-        """Go on from a state, which is whole or laid out as this learner's."""
-        if self.sharded:
-            from worldenv.launch.shards import laid_out
-
-            now, flat = self.learns.state_dict(), [p for group in self.optimizer.param_groups for p in group["params"]]
-            weights = {name: laid_out(tensor, now[name]) for name, tensor in weights.items()}
-            moments = {
-                i: {name: laid_out(t, flat[i]) if t.shape == flat[i].shape else t for name, t in own.items()}
-                for i, own in optimizer["state"].items()
-            }
-            optimizer = optimizer | {"state": moments}
-        self.learns.load_state_dict(weights)
+        """Go on from the state dicts of policy and optimizer, and the number of steps that were skipped."""
+        self.policy.load_state_dict(weights)
         self.optimizer.load_state_dict(optimizer)
         self.skipped = skipped
-        self._hand_over()
-
-    def _policy_aside(self, device: torch.device) -> AbstractContextManager:
-        """Where all that is idle waits in host memory, so does the policy that acts."""
-        if self.sharded and self.config.offload == "on":
-            return in_host_memory([self.policy], self.learns, device)
-        return nullcontext()
-
-    def _hand_over(self) -> None:
-        """Give what was learnt in shards to the policy that acts."""
-        if self.sharded:
-            from worldenv.launch.shards import whole
-
-            with torch.no_grad():
-                for acts, learnt in zip(trainable(self.policy), self.parameters, strict=True):
-                    acts.copy_(whole(learnt))
 
     def _passes(self, rollouts: Rollouts, advantage: Tensor, generator: torch.Generator) -> dict[str, float]:
         horizon, device = rollouts.log_prob.shape[1], advantage.device
@@ -181,28 +145,15 @@ class Learner:
         return 0.0, 0.0
 
     def _parts(self, episode: Tensor, chunk: Tensor, count: int) -> list[tuple[Tensor, Tensor, float]]:
-        """What goes through the network at once, and its weight: every chunk has the same, whichever part it is in.
-
-        All ranks gather the layers of a policy in shards, so all compute as many parts: some with the weight 0.
-        """
+        """What goes through the network at once, and its weight: every chunk has the same, whichever part it is in."""
         at_once = self.config.accumulate or count
         split = zip(episode.split(at_once), chunk.split(at_once), strict=True)
-        parts = [(e, c, len(e) / count) for e, c in split if len(e)]  # empty: all chunks are other ranks'
-        if self.sharded:
-            first = episode.new_zeros(1)
-            parts += [(first, first, 0.0)] * (max(self.ranks.every(len(parts))) - len(parts))
-        return parts
+        return [(e, c, len(e) / count) for e, c in split if len(e)]  # none if all chunks are other ranks'
 
     def _agreed(self, loss: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss and clipped share of all ranks, and the norm of the gradients of all, which are clipped to 1."""
-        if not self.sharded:
-            figures = self.ranks.add_gradients(self.parameters, loss, share)
-            return *figures, nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        from worldenv.launch.shards import clip_gradients, is_shard
-
-        common = [parameter for parameter in self.parameters if not is_shard(parameter)]
-        figures = self.ranks.add_gradients(common, loss, share)
-        return *figures, clip_gradients(self.parameters, 1.0, self.ranks)
+        figures = self.ranks.add_gradients(self.parameters, loss, share)
+        return *figures, nn.utils.clip_grad_norm_(self.parameters, 1.0)
 
     def _begin(self, clipped: float) -> None:
         """Warn if the ratios of the very first step, before any weight has changed, are not 1."""

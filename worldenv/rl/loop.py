@@ -9,6 +9,7 @@ import torch
 
 from worldenv.errors import Terminated, UserError
 from worldenv.interfaces.observation import Starts
+from worldenv.interfaces.policy import Policy
 from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.records.progress import Progress
 from worldenv.records.resumption import identity
@@ -53,7 +54,7 @@ def post_train(
     """
     check_saveable(engine.policy)
     check_enough_groups(ranks.count, config)
-    learner, names = Learner(engine.policy, config, ranks, shard), engine.policy.state_dict().keys()
+    learner, names = _learner(engine.policy, config, ranks, shard), engine.policy.state_dict().keys()
     run = identity(seed, engine.policy)
     first, counts = resume(folder, learner, run)
     ranks.every(None)  # all have read the folder
@@ -77,6 +78,14 @@ def post_train(
             if ranks.to_end():
                 raise Terminated
     return counts
+
+
+def _learner(policy: Policy, config: PostTrainConfig, ranks: Ranks, shard: bool) -> Learner:
+    if not shard:
+        return Learner(policy, config, ranks)
+    from worldenv.rl.sharded_learner import ShardedLearner  # imports FSDP, which only large policies need
+
+    return ShardedLearner(policy, config, ranks)
 
 
 def _iterate(

@@ -56,7 +56,7 @@ def resume(folder: RunFolder, learner: Learner, run: dict[str, Any]) -> tuple[in
         state = load_state(path)
         if "shards" in state:
             state |= _from_shards(path, state, learner)
-        check_state(path, state, PARTS, run, learner.learns, "policy", learner.optimizer)
+        check_state(path, state, PARTS, run, learner.policy, "policy", learner.optimizer)
         _check_progress(path, state["iteration"], state["counts"], learner.config)
         _check_lines(path, state["iteration"], folder)
         learner.take_up(state["policy"], state["optimizer"], state["counts"]["skipped_steps"])
@@ -70,7 +70,7 @@ def resume(folder: RunFolder, learner: Learner, run: dict[str, Any]) -> tuple[in
 
 def _tensors(learner: Learner, moments: dict[int, Any]) -> dict[str, Tensor]:
     """All that is in shards: the weights that are saved, and two moments for each parameter that has some."""
-    out = {f"policy.{name}": tensor for name, tensor in learner.learns.state_dict().items()}
+    out = {f"policy.{name}": tensor for name, tensor in learner.policy.state_dict().items()}
     parameters = [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]
     return out | {f"{name}.{i}": moments[i].get(name, parameters[i]) for i in moments for name in MOMENTS}
 
