@@ -22,7 +22,7 @@ from worldenv.records.model_files import RANGES, save_ranges
 from worldenv.records.resumption import identity
 from worldenv.records.run_folder import RunFolder
 from worldenv.reflector.small import SmallReflector
-from worldenv.rl import loop
+from worldenv.rl import practice_state
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.loop import STAGE, post_train
 from worldenv.rollout.engine import EngineConfig
@@ -197,13 +197,13 @@ def die_at(patch, owner, name, call, before):
 
 
 KILLS = (
-    (loop, "save_state", 1, False),  # the first round has ended
+    (practice_state, "save_state", 1, False),  # the first round has ended
     (Refresh, "explore", 1, False),  # its episodes are recorded
     (fitting, "save_state", 5, False),  # within the training of the first student
     (RunFolder, "truncate", 1, False),  # nothing has been done since
     (refresh, "save_model", 1, False),  # the policy that the second refresh begins with is there, and no more
     (Refresh, "make_reflector", 1, True),  # the second world model is there, its reflector is not
-    (loop, "save_state", 2, True),  # in the last round
+    (practice_state, "save_state", 2, True),  # in the last round
     (job, "_save_policy", 1, True),  # after all practice
 )
 

@@ -30,8 +30,9 @@ from worldenv.records.result import read_result
 from worldenv.records.run_folder import RunFolder
 from worldenv.records.stage_times import stage_seconds
 from worldenv.rl.checks import check_saveable, trainable
-from worldenv.rl.loop import STAGE, post_train
+from worldenv.rl.loop import post_train
 from worldenv.rl.needs import most_episodes, needs
+from worldenv.rl.practice_state import STAGE
 from worldenv.rollout.checks import check_config
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.memory import free_bytes
@@ -51,9 +52,9 @@ def train(config: TrainConfig, command: str = "", ranks: Ranks = ALONE) -> dict 
     """
     check_config(config, TrainConfig)
     began, config = time.monotonic(), settled(config)
-    if config.resume and (ended := _ended(config)) is not None:
-        return ended
     check_ranks(config, ranks)
+    if config.resume and (ended := ranks.from_first(_ended(config, ranks))) is not None:
+        return ended
     check_names(*(getattr(config, name) for name in PARTS))  # before hours of training
     with ExitStack() as opened:
         folder = opened.enter_context(_noted(_open(config, config.suite))) if config.from_scratch else None
@@ -64,7 +65,7 @@ def train(config: TrainConfig, command: str = "", ranks: Ranks = ALONE) -> dict 
         check_saveable(parts.policy)
         start = _check_memory(parts, engine, config, most_episodes(ranks, config.rl))
         if ranks.count > 1:
-            print(needs(engine, start, config.rl, ranks), file=sys.stderr)
+            print(needs(engine, start, config.rl, ranks, config.launch.shard), file=sys.stderr)
         if folder is None:  # after loading, so that a wrong path or precision leaves no folder behind
             folder = opened.enter_context(_noted(opened_by(ranks, lambda: _open(config, parts.suite.name))))
         return _practise(_Rounds(parts, engine, config, folder, found, ranks), began, command)
@@ -130,7 +131,7 @@ def _practise(rounds: _Rounds, began: float, command: str) -> dict | None:
     starts = practice_starts(parts.suite, config.seed).to(engine.world.device)
     rl = replace(config.rl, offload=offload(config))
     given = rl, folder, config.seed, rounds.validate, config.eval.every
-    counts = post_train(engine, starts, *given, rounds.renew, ranks)
+    counts = post_train(engine, starts, *given, rounds.renew, ranks, config.launch.shard)
     rounds.renew(config.rl.iterations - 1)  # where a resumed run had no iteration left
     if ranks.first:
         _save_policy(folder, parts.policy, config, command)
@@ -264,14 +265,14 @@ def _parts_of(config: EvaluateConfig) -> Parts:
     return read(config.models or shipped(), **{name: getattr(config, name) for name in PARTS}, device=config.device)
 
 
-def _ended(config: TrainConfig) -> dict | None:
-    """The result of the run to resume, if it has ended and is to have no more iterations."""
+def _ended(config: TrainConfig, ranks: Ranks) -> dict | None:
+    """The result of the run to resume, if it has ended and is to have no more iterations; at rank 0."""
     folder = RunFolder(config.run)
     check_unchanged(folder, config)
     find_modules(folder, (getattr(config, name) for name in PARTS))
     result, done = folder.result(), folder.config["rl"]["iterations"]
     is_whole = result is not None and (folder.checkpoints / POLICY).exists()  # its state has the policy, too
-    if not is_whole or config.rl.iterations > done:
+    if not is_whole or config.rl.iterations > done or not ranks.first:
         return None
     if not (folder.path / REPORT).exists():  # killed right before
         _report(folder)

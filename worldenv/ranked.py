@@ -17,6 +17,8 @@ from worldenv.saved import document
 def check_ranks(config: TrainConfig, ranks: Ranks) -> None:
     """Raise UserError for what several ranks cannot do, and for ranks that were told different things."""
     if ranks.count == 1:
+        if config.launch.shard:
+            raise UserError("--launch.shard shares a policy out to several ranks, and there is one; leave it out")
         return
     if config.from_scratch or config.rounds > 1:
         raise UserError(
@@ -34,7 +36,8 @@ def check_ranks(config: TrainConfig, ranks: Ranks) -> None:
             "here: start at most as many ranks as devices"
         )
     check_enough_groups(ranks.count, config.rl)
-    ranks.check_alike(_options({"run": str(config.run), "resume": config.resume} | document(config)))
+    own = {"run": str(config.run), "resume": config.resume, "launch": {"shard": config.launch.shard}}
+    ranks.check_alike(_options(own | document(config)))
 
 
 def _options(document: dict[str, Any], prefix: str = "--") -> dict[str, Any]:

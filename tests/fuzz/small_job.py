@@ -23,6 +23,7 @@ from worldenv.config import TrainConfig
 from worldenv.errors import UserError
 from worldenv.evaluation import measure
 from worldenv.evaluation.config import EvalConfig
+from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.records import events, figures, report  # noqa: F401  job imports two of them where they are first needed
 from worldenv.records.model_files import save_model
 from worldenv.rl.config import PostTrainConfig
@@ -50,13 +51,14 @@ def make_models(folder: Path) -> Path:
     return folder
 
 
-def train(models: Path, run: Path, is_there: bool | None = None) -> dict[str, Any]:
+def train(models: Path, run: Path, is_there: bool | None = None, ranks: Ranks = ALONE) -> dict[str, Any] | None:
     """What a user does: begin the run, or resume it where the folder holds one."""
     if is_there is None:
         is_there = (run / "config.json").exists()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return job.train(TrainConfig(models=models, run=run, resume=is_there, precision="float32", **PARTS))
+        config = TrainConfig(models=models, run=run, resume=is_there, precision="float32", **PARTS)
+        return job.train(config, ranks=ranks)
 
 
 def session(models: Path, run: Path, prepare: Callable[[], Any] = lambda: None) -> tuple[int, str]:

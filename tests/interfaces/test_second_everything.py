@@ -116,9 +116,9 @@ def test_the_run_has_its_report_and_is_evaluated_with_the_parts_it_used(trained,
 
 
 def test_an_interrupted_run_goes_on_to_the_same_policy(tmp_path, monkeypatch):
-    from worldenv.rl import loop
+    from worldenv.rl import practice_state
 
-    original, calls = loop.save_state, []
+    original, calls = practice_state.save_state, []
     worldenv.train(train_config(tmp_path / "whole", iterations=4))
 
     def interrupted(*args, **state):
@@ -127,10 +127,10 @@ def test_an_interrupted_run_goes_on_to_the_same_policy(tmp_path, monkeypatch):
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_state", interrupted)
+    monkeypatch.setattr(practice_state, "save_state", interrupted)
     with pytest.raises(KeyboardInterrupt):
         worldenv.train(train_config(tmp_path / "parts", iterations=4))
-    monkeypatch.setattr(loop, "save_state", original)
+    monkeypatch.setattr(practice_state, "save_state", original)
     config = train_config(tmp_path / "parts", iterations=4)
     worldenv.train(worldenv.TrainConfig(**{**vars(config), "resume": True}))
     files = (tmp_path / run / "checkpoints" / "policy.safetensors" for run in ("whole", "parts"))

@@ -64,6 +64,22 @@ def test_rank_that_dies_or_hangs_ends_the_other_and_is_named(monkeypatch, reques
     assert re.fullmatch(f"worldenv-train: {line}", said), said
 
 
+def test_rank_that_dies_before_the_group_is_made_is_named(begin, monkeypatch):
+    made = join.distributed.init_process_group
+
+    def die(*given, **named):
+        if os.environ["RANK"] == "1":
+            os._exit(9)
+        made(*given, **named)
+
+    monkeypatch.setattr(watch, "SILENT", 8)
+    monkeypatch.setattr(join.distributed, "init_process_group", die)
+    job = begin(2, lambda ranks: None)
+    assert job.end() == [1, 9]
+    (said,) = job.said()
+    assert re.fullmatch(f"worldenv-train: {NAME.format(1)} died, hangs or lost the network: .+", said), said
+
+
 def test_error_of_one_rank_ends_all_with_its_message(begin):
     def work(ranks):
         ranks.every(None)
@@ -170,6 +186,11 @@ def test_what_ranks_cannot_do_is_refused(config, message):
     with pytest.raises(UserError, match=re.escape(message)):
         check_ranks(config, ranks_module.Ranks(0, 2))
     check_ranks(config, ranks_module.ALONE)
+
+
+def test_one_process_has_nobody_to_share_a_policy_with():
+    with pytest.raises(UserError, match="--launch.shard shares a policy out to several ranks, and there is one"):
+        check_ranks(TrainConfig(launch=LaunchConfig(shard=True)), ranks_module.ALONE)
 
 
 @pytest.mark.parametrize(

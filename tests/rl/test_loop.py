@@ -25,7 +25,7 @@ def figures(folder):
     "moment", ["before the line is written", "before the state is saved", "after the state is saved"]
 )
 def test_interrupted_run_ends_like_an_uninterrupted_one(tiny, tmp_path, same_weights, monkeypatch, moment):
-    from worldenv.rl import loop as module
+    from worldenv.rl import practice_state as module
 
     folder, whole = RunFolder.create(tmp_path / "whole", {}), tiny.engine(horizon=8)
     counts = post_train(whole, tiny.starts(6), CONFIG, folder, seed=4)

@@ -15,6 +15,7 @@ class LaunchConfig:
     processes: int = 1  # on this machine
     nodes: int = 1  # machines; the command is given on each of them, with the same options
     address: str | None = None  # HOST:PORT of the first machine, where the others find it; needed for several
+    shard: bool = False  # a large policy: weights, gradients and moments are shared out while it learns (FSDP2)
 
     def __post_init__(self) -> None:
         check_fields(self, processes=Within(1, MOST_PROCESSES), nodes=Within(1, MOST_NODES))

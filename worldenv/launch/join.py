@@ -18,10 +18,10 @@ import worldenv
 from worldenv.errors import Terminated, UserError
 from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.launch.share import number, own_cpus, ranks_here
-from worldenv.launch.watch import Watch
+from worldenv.launch.watch import Watch, beat_of
 
 JOIN_S = 120.0  # from the first rank to the last
-EXCHANGE_S = 1800.0  # that a rank may wait for a slower one
+EXCHANGE_S = 6 * 3600.0  # that a rank may wait for a slower one: rank 0 judges and draws alone
 
 
 @contextmanager
@@ -42,13 +42,13 @@ def joined(program: str) -> Iterator[Ranks]:
             else:
                 with redirect_stderr(nowhere):
                     yield ranks
-        ranks.every(None)  # rank 0 ends last, so that nobody misses it
+        ranks.every(None)  # who is done does not leave before the others: they would miss it
     except BaseException as error:
         if threading.current_thread() is threading.main_thread():
             for repeated in (signal.SIGTERM, signal.SIGINT):  # by who started the ranks, when the first has ended
                 signal.signal(repeated, signal.SIG_IGN)
-        if isinstance(error, Terminated) and not ranks.asked:
-            ranks.watch.roll_call()  # who started the ranks ends them when one has died
+        if isinstance(error, RuntimeError) or (isinstance(error, Terminated) and not ranks.asked):
+            ranks.watch.roll_call()  # an exchange failed, or who started the ranks ends them: has one died?
         ranks.watch.leave(error)
         raise
     ranks.watch.end()
@@ -71,16 +71,22 @@ def _join(program: str) -> Ranks:
     job = f"worldenv/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
     store = PrefixStore(job, _store(rank))
     own = {"name": f"rank {rank} ({socket.gethostname()}, process {os.getpid()})", "versions": _versions()}
+    store.set(beat_of(rank), "1")  # a sign of life, before others can look for one
     store.set(f"here/{rank}", json.dumps(own))
     others = _all_come(store, rank, count)
     watch = Watch(store, rank, [other["name"] for other in others], program)
+    watch.begin()  # from here on nobody waits for one that has died
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and distributed.is_nccl_available() else "gloo"
-    given = {"store": PrefixStore("group", store), "rank": rank, "world_size": count}
-    distributed.init_process_group(backend, timeout=timedelta(seconds=EXCHANGE_S), **given)
-    ranks = Ranks(rank, count, watch)
-    ranks.every(None)  # all have left a sign of life
-    watch.begin()
-    return ranks
+    own_store = PrefixStore(
+        "group", store.clone()
+    )  # a client waits for one thing at a time, and the watch has to go on
+    given = {"store": own_store, "rank": rank, "world_size": count, "timeout": timedelta(seconds=EXCHANGE_S)}
+    try:
+        distributed.init_process_group(backend, **given)
+    except RuntimeError:
+        watch.roll_call()  # has one died?
+        raise
+    return Ranks(rank, count, watch)
 
 
 def _store(rank: int) -> TCPStore:

@@ -10,7 +10,7 @@ from worldenv.errors import UserError
 from worldenv.launch.config import LaunchConfig
 from worldenv.launch.join import JOIN_S
 
-LEAVE_S = 5  # in which the ranks of other machines end: the first machine keeps what their agents look at
+LEAVE_S = 5  # in which the ranks of other machines end, too: this one may hold the store of their agents
 LOCAL = ("localhost", "127.0.0.1")
 
 
@@ -44,11 +44,11 @@ def start(words: Sequence[str], launch: LaunchConfig) -> int:
     )
     try:
         elastic_launch(agent, sys.executable)("-P", "-m", "worldenv", *words)
-    except SignalException as stop:
-        time.sleep(LEAVE_S * (launch.nodes > 1))
-        return 128 + int(stop.sigval)
-    except ChildFailedError as error:
-        time.sleep(LEAVE_S * (launch.nodes > 1))
+    except (SignalException, ChildFailedError) as error:
+        if launch.nodes > 1:
+            time.sleep(LEAVE_S)
+        if isinstance(error, SignalException):
+            return 128 + int(error.sigval)
         codes = [failure.exitcode for failure in error.failures.values()]
         if len(codes) == launch.processes and max(codes) < 0:  # nobody is left to say it
             raise UserError(

@@ -33,10 +33,9 @@ class Watch:
         self.run: object = None  # the run folder, once there is one
         self._over, self._ticks = threading.Event(), 0
         self._watched = [0] if rank else list(range(1, len(names)))
-        self.store.set(beat_of(rank), "1")
 
     def begin(self) -> None:
-        """From when all ranks have come."""
+        """From when all ranks have come, each with a sign of life (`beat_of`)."""
         for work in (self._until_lost, self._guard):
             threading.Thread(target=work, daemon=True).start()
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,8 @@ class Learner:
     Raises UserError if `policy.trainable()` does not return parameters of the policy that can be trained.
     """
 
+    sharded = False  # whether each rank holds a part of the policy only: sharded_learner.py
+
     def __init__(self, policy: Policy, config: PostTrainConfig, ranks: Ranks = ALONE):
         check_config(config, PostTrainConfig)
         self.policy, self.config, self.ranks = policy, config, ranks
@@ -83,6 +86,12 @@ class Learner:
         autocast = torch.autocast("cuda" if advantage.is_cuda else "cpu", enabled=False)
         with torch.inference_mode(False), torch.enable_grad(), autocast:
             return self._passes(rollouts, advantage.detach(), generator)
+
+    def take_up(self, weights: dict[str, Tensor], optimizer: dict[str, Any], skipped: int) -> None:
+        """Go on from the state dicts of policy and optimizer, and the number of steps that were skipped."""
+        self.policy.load_state_dict(weights)
+        self.optimizer.load_state_dict(optimizer)
+        self.skipped = skipped
 
     def _passes(self, rollouts: Rollouts, advantage: Tensor, generator: torch.Generator) -> dict[str, float]:
         horizon, device = rollouts.log_prob.shape[1], advantage.device
@@ -115,19 +124,14 @@ class Learner:
     ) -> tuple[float, float]:
         self.optimizer.zero_grad(set_to_none=True)
         loss, share = advantage.new_zeros(2).unbind()
-        at_once = self.config.accumulate or count
-        for e, c in zip(episode.split(at_once), chunk.split(at_once), strict=True):
-            if not len(e):  # all chunks of the minibatch are other ranks'
-                break
+        for e, c, weight in self._parts(episode, chunk, count):
             place = (e, c)
             record = rollouts.record.each(lambda tensor, place=place: tensor[place])
             given = record, rollouts.action[place], rollouts.log_prob[place], advantage[e]
             part, clipped = _checked(self.objective(*given, self.config.clip))
-            weight = len(e) / count  # every chunk has the same weight, whichever part it is in
             (weight * part).backward()
             loss, share = loss + weight * part.detach(), share + weight * clipped
-        loss, share = self.ranks.add_gradients(self.parameters, loss, share)
-        norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        loss, share, norm = self._agreed(loss, share)
         if torch.isfinite(loss) and torch.isfinite(norm):
             if not self.begun:
                 self._begin(share.item())
@@ -139,6 +143,17 @@ class Learner:
                 f"{self.skipped} policy updates had a non-finite loss or gradient; lower --rl.learning-rate"
             )
         return 0.0, 0.0
+
+    def _parts(self, episode: Tensor, chunk: Tensor, count: int) -> list[tuple[Tensor, Tensor, float]]:
+        """What goes through the network at once, and its weight: every chunk has the same, whichever part it is in."""
+        at_once = self.config.accumulate or count
+        split = zip(episode.split(at_once), chunk.split(at_once), strict=True)
+        return [(e, c, len(e) / count) for e, c in split if len(e)]  # none if all chunks are other ranks'
+
+    def _agreed(self, loss: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and clipped share of all ranks, and the norm of the gradients of all, which are clipped to 1."""
+        figures = self.ranks.add_gradients(self.parameters, loss, share)
+        return *figures, nn.utils.clip_grad_norm_(self.parameters, 1.0)
 
     def _begin(self, clipped: float) -> None:
         """Warn if the ratios of the very first step, before any weight has changed, are not 1."""

@@ -1,32 +1,26 @@
 """LOOP: rollout -> advantage -> update, entirely inside the world model (World-Env, arXiv 2509.24948)."""
 
-import os
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from worldenv.errors import Terminated, UserError
 from worldenv.interfaces.observation import Starts
+from worldenv.interfaces.policy import Policy
 from worldenv.launch.ranks import ALONE, Ranks
-from worldenv.records.checkpoint import CheckpointError, load_state, save_state
 from worldenv.records.progress import Progress
-from worldenv.records.resumption import check_state, identity
+from worldenv.records.resumption import identity
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.advantage import group_advantage
 from worldenv.rl.checks import check_names, check_saveable
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.learner import Learner
 from worldenv.rl.needs import check_enough_groups
+from worldenv.rl.practice_state import STAGE, resume, save
 from worldenv.rollout.engine import Engine
-
-STAGE = "post_train"
-COUNTS = ("groups", "groups_without_signal", "broken_episodes", "skipped_steps")
-PARTS = {"policy": dict, "iteration": int, "counts": dict}  # of a state, besides what all states have
 
 
 def post_train(
@@ -39,12 +33,14 @@ def post_train(
     every: int = 0,  # iterations between two calls of it; 0: never
     renew: Callable[[int], Engine | None] | None = None,
     ranks: Ranks = ALONE,
+    shard: bool = False,
 ) -> dict[str, int]:
     """Improve `engine.policy` in imagination, in place; resumable after any iteration. Returns the run's counts.
 
     Of several ranks, each imagines its part of the starts with all their siblings, and rank 0 writes the folder, which
     all can read. An episode has the same number, and so the same randomness, on any number of ranks. SIGTERM then ends
-    all of them once the iteration is saved (Terminated).
+    all of them once the iteration is saved (Terminated). With `shard`, what learns is shared out as well
+    (worldenv/launch/shards.py).
 
     The figures of `validate` are logged with those of the iteration; nothing else depends on them. config.offload
     "auto" means "off" here: which card there is, is known to whoever calls. `renew` is called
@@ -58,10 +54,9 @@ def post_train(
     """
     check_saveable(engine.policy)
     check_enough_groups(ranks.count, config)
-    learner, names = Learner(engine.policy, config, ranks), engine.policy.state_dict().keys()
-    path = folder.checkpoints / f"{STAGE}.state.safetensors"
+    learner, names = _learner(engine.policy, config, ranks, shard), engine.policy.state_dict().keys()
     run = identity(seed, engine.policy)
-    first, counts = _resume(path, learner, run, folder)
+    first, counts = resume(folder, learner, run)
     ranks.every(None)  # all have read the folder
     if ranks.first:
         folder.truncate(STAGE, first)
@@ -78,50 +73,19 @@ def post_train(
                 figures |= validate() | {"validate_s": time.monotonic() - began}
             if ranks.first:
                 folder.log(STAGE, iteration, **figures)
-                learnt = {"policy": engine.policy.state_dict(), "optimizer": learner.optimizer.state_dict()}
-                save_state(path, run=run, **learnt, iteration=iteration + 1, counts=counts)
+            save(folder, learner, run, iteration + 1, counts)
             progress.advance(reward=figures["reward"], success=f"{100 * figures['imagined_success']:.0f} %")
             if ranks.to_end():
                 raise Terminated
     return counts
 
 
-def _resume(path: Path, learner: Learner, run: dict[str, Any], folder: RunFolder) -> tuple[int, dict[str, int]]:
-    """Put the state of the run, if there is one, into the learner; returns the iterations done and the counts."""
-    if os.path.lexists(path):
-        state = load_state(path)
-        check_state(path, state, PARTS, run, learner.policy, "policy", learner.optimizer)
-        _check_progress(path, state["iteration"], state["counts"], learner.config)
-        _check_lines(path, state["iteration"], folder)
-        learner.policy.load_state_dict(state["policy"])
-        learner.optimizer.load_state_dict(state["optimizer"])
-        learner.skipped = state["counts"]["skipped_steps"]
-        return state["iteration"], state["counts"]
-    if len(folder.metrics(STAGE)) > 1:  # more than the one line that a kill can leave without a state
-        warnings.warn(
-            f"{path} is missing: practice begins again, and the lines that it logged are removed", stacklevel=3
-        )
-    return 0, dict.fromkeys(COUNTS, 0)
+def _learner(policy: Policy, config: PostTrainConfig, ranks: Ranks, shard: bool) -> Learner:
+    if not shard:
+        return Learner(policy, config, ranks)
+    from worldenv.rl.sharded_learner import ShardedLearner  # imports FSDP, which only large policies need
 
-
-def _check_progress(path: Path, iteration: int, counts: dict[str, int], config: PostTrainConfig) -> None:
-    if not 1 <= iteration <= config.iterations:
-        raise CheckpointError(
-            f"{path}: has {iteration} iterations, and the run is to have {config.iterations}; give at least as many "
-            "--rl.iterations"
-        )
-    if counts.keys() != set(COUNTS) or any(type(count) is not int or count < 0 for count in counts.values()):
-        raise CheckpointError(f"{path}: its counts are damaged; begin again with another --run")
-
-
-def _check_lines(path: Path, iterations: int, folder: RunFolder) -> None:
-    steps = [line["step"] for line in folder.metrics(STAGE)]
-    logged = len(steps)  # a kill between line and state leaves one line more
-    if steps != list(range(logged)) or logged not in (iterations, iterations + 1):
-        raise UserError(
-            f"{folder.path / 'metrics.jsonl'} does not have one line for each of the {iterations} iterations that "
-            f"{path.name} has: restore it from a copy, or delete {path} to practise again from the beginning"
-        )
+    return ShardedLearner(policy, config, ranks)
 
 
 def _iterate(

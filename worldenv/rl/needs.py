@@ -1,5 +1,10 @@
 """Whether practice can be shared by a number of ranks, and what it then needs, said before it begins."""
 
+from collections.abc import Iterable
+from contextlib import nullcontext
+
+from torch import Tensor
+
 from worldenv.errors import UserError
 from worldenv.interfaces.observation import Starts
 from worldenv.launch.ranks import Ranks
@@ -26,23 +31,42 @@ def most_episodes(ranks: Ranks, config: PostTrainConfig) -> int:
     return -(-config.starts // ranks.count) * config.siblings
 
 
-def needs(engine: Engine, start: Starts, config: PostTrainConfig, ranks: Ranks) -> str:
-    """One line: episodes of each rank, memory of each rank, and bytes that each sends in an iteration."""
-    slot, record = engine.bytes_per_episode(start)
+def needs(engine: Engine, start: Starts, config: PostTrainConfig, ranks: Ranks, shard: bool = False) -> str:
+    """One line: episodes of each rank, memory of each rank, and bytes that each sends in an iteration.
+
+    Raises UserError for a policy that cannot be sharded, if it is to be.
+    """
+    if shard:
+        from worldenv.launch.shards import calls_layers, layers_of  # imports FSDP
+
+    with calls_layers(engine.policy) if shard else nullcontext():
+        slot, record = engine.bytes_per_episode(start)
     episodes, whole = most_episodes(ranks, config), config.starts * config.siblings
     held = episodes * record + min(engine.capacity or episodes, episodes) * slot
     learnt = sum(parameter.numel() for parameter in trainable(engine.policy) if parameter.requires_grad)
     networks = {network_of(part) for part in (engine.policy, engine.world, engine.reflector)} - {None}
-    weights = sum(t.numel() * t.element_size() for network in networks for t in network.state_dict().values())
-    learning = FLOATS * 4 * learnt
+    weights = sum(_bytes(network.parameters()) + _bytes(network.buffers()) for network in networks)
     steps = config.epochs * -(-whole * engine.horizon // config.minibatch)
-    sent = 2 * (ranks.count - 1) / ranks.count * 4 * learnt * steps  # a ring, whose gradients are float32
+    others = (ranks.count - 1) / ranks.count
+    sent = 2 * others * 4 * learnt * steps  # a ring, whose gradients are float32
+    if shard:  # a copy learns, whose layers are gathered for every pass there and back
+        layers = [parameter for layer in layers_of(engine.policy)[1] for parameter in layer.parameters()]
+        apart = sum(parameter.numel() for parameter in layers if parameter.requires_grad)
+        weights += _bytes(engine.policy.parameters()) - others * _bytes(layers)
+        passes = -(-config.minibatch // (config.accumulate or config.minibatch))
+        sent += others * (steps * passes * (2 * _bytes(layers) + 4 * apart) - steps * 2 * 4 * apart)
+        learnt -= others * apart
+    learning = FLOATS * 4 * learnt
     return (
         f"{ranks.count} ranks, {ranks_here()} of them on this machine: each imagines at most {episodes} of the "
         f"{whole} episodes of an iteration; it needs about {_mb(held + weights + learning)} of memory beside the "
         f"libraries (episodes {_mb(held)}, weights {_mb(weights)}, learning {_mb(learning)}), and sends at most "
         f"{_mb(sent)} in an iteration ({steps} steps)"
     )
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _mb(count: float) -> str:

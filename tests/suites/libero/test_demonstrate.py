@@ -49,7 +49,7 @@ def test_expert_is_asked_to_the_benchmark_s_horizon_whatever_that_of_the_suite(s
 
 def test_task_that_the_expert_never_solves_is_tried_from_other_start_states_and_told(suite, tmp_path):
     every = LiberoSuite("libero_object", size=8, workers=2, program=suite.program)
-    with pytest.raises(UserError, match="failed 3 times at task_3, start state 5: noise"):
+    with pytest.raises(UserError, match="failed at task_3 from 3 start states; the last time: noise"):
         demonstrate(every, [every.tasks[0], every.tasks[3]], [4, 5], "train", tmp_path / "kept")
     every.close()
     assert [line.split()[0] for line in acted(tmp_path)].count("3") == 3
