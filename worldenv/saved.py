@@ -75,7 +75,7 @@ def check_unchanged(folder: RunFolder, config: TrainConfig) -> None:
     changed = [
         f"{option} is {shown(new)}, was {shown(old)}"
         for option, old, new in differences(saved, config)
-        if option.partition(".")[0] not in MAY_DIFFER
+        if {option, option.partition(".")[0]}.isdisjoint(MAY_DIFFER)
         and not (option == "--rl.iterations" and new > old and config.rounds == 1)
     ]
     if changed:

@@ -94,7 +94,7 @@ def test_sigterm_of_one_launcher_saves_and_ends_all_with_its_code(commands, port
     address = f"127.0.0.1:{port}"
     first, other = commands.launch("--launch.nodes", "2", "--launch.address", address, "--launch.shard", times=2)
     first.send_signal(signal.SIGTERM)
-    assert (first.wait(60), other.wait(60)) == (143, 143)
+    assert (first.wait(60), other.wait(60)) == (143, 143), commands.said.read_text()
     assert commands.line() == f"worldenv-train: terminated; continue with: worldenv-train --resume --run {commands.run}"
     assert (commands.run / "checkpoints" / "post_train.state.safetensors").exists()
     assert list(commands.run.glob("checkpoints/post_train.*.shards/*.safetensors"))

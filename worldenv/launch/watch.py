@@ -77,6 +77,7 @@ class Watch:
                 rank, code = json.loads(self.store.get(ENDED))
                 if rank == self.rank:  # this one has something to say yet
                     return
+                self._let_others_see()
                 os._exit(code)
             limit = ALARMED if self.store.check([ALARM]) else SILENT
             beats = self.store.multi_get(keys)

@@ -25,7 +25,8 @@ def save_shards(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> No
     ranks.every(None)
     try:
         writer = checkpoint.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        checkpoint.save(dict(tensors), storage_writer=writer)
+        rows = {name: tensor.contiguous() for name, tensor in tensors.items()}  # as safetensors has them
+        checkpoint.save(rows, storage_writer=writer)
     except CheckpointException as error:
         raise UserError(f"{folder} cannot be written ({_reason(error)}): mend that, then resume the run") from error
 

@@ -21,6 +21,7 @@ def video_cost(path: Path | str, suite: Suite, chunk: int) -> Cost:
     with torch.device("meta"):
         outlines = {name: one.outline() for name, one in found.encoders.items()}
         network = joined(found, found.unet.module, found.vae.module, outlines, {})
+    network.to("meta")  # what diffusers makes elsewhere, too: its mixing factors
     numbers = {name: stored_bytes(one.release.entries, config.dtype) for name, one in parts.items()}
     modules = {"unet": network.unet, "vae": network.tokenizer.model, **outlines}
     sizes = {name: size_of(module, numbers[name]) for name, module in modules.items()}
