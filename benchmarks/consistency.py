@@ -51,7 +51,7 @@ def consistency(parts: Parts, engine: Engine, starts: int, seed: int) -> dict:
             late[name].append(part.late)
         judged["replayed"].append((replayed.reward, replayed.stop, replayed.success))
         judged["true"].append((*judge_trajectories(parts.reflector, acted), np.stack([t.success for t in acted])))
-        ends.append(outcomes(imagined, acted))
+        ends.append(outcomes(imagined, acted, getattr(parts.reflector, "likely", None)))
         unsure.append(imagined.unsure().numpy())
         phases.append(begin_of_divergence(looked["true"].chunks, looked["imagined"].chunks)[1])
     said, true = joined(ends)

@@ -112,13 +112,16 @@ def measure(parts: Parts, worlds: dict[str, LatentCausalWorld], tests: int, seed
     starts = [FIRST_TEST + i // len(suite.tasks) for i in range(tests)]
     acted = act_in_true(parts.policy, suite, tasks, starts, "validation")
     true = judge_outcome(acted, *judge_trajectories(parts.reflector, acted))
-    found = {}
+    found, likely = {}, getattr(parts.reflector, "likely", None)
     for name, world in worlds.items():
         engine = make_engine(replace(parts, world=world, ranges=None), precision="float32")
         replayed = replay_episodes(engine, acted, seed)
         imagined = engine.run(starts_of(acted), 1, seed, explore=False, stop=False, video=True)
-        looked = consistency(suite, tasks, acted, true, imagined, replayed, seed)
-        success = {"imagined": imagined.stopped.float().mean().item(), "true": float(true.success["oracle"].mean())}
+        looked = consistency(suite, tasks, acted, true, imagined, replayed, seed, likely)
+        success = {
+            "imagined": imagined.succeeded(likely).float().mean().item(),
+            "true": float(true.success["oracle"].mean()),
+        }
         quality = world_quality(replayed, true.success["oracle"], world.chunk)
         found[name] = {"quality": quality, "success": success, **looked}
     for name, seconds in timed(worlds, starts_of(acted).pick(torch.arange(min(AT_ONCE, tests)))).items():

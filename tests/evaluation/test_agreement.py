@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from worldenv.evaluation.agreement import agreement, outcomes
+from worldenv.rollout.episodes import Rollouts
 
 TASKS = [f"task {i % 4}" for i in range(80)]
 
@@ -70,15 +71,39 @@ def test_intervals_are_those_of_the_seed_and_bad_lengths_are_refused():
         agreement([], [], [])
 
 
+class Imagined(SimpleNamespace):
+    """Rollouts of which only some tensors are known."""
+
+    succeeded = Rollouts.succeeded
+
+
+def imagined_of(chunks, stops):
+    """Episodes of which only the stops are known."""
+    return Imagined(
+        stopped=torch.tensor([stop is not None for stop in stops]),
+        reward=torch.zeros(len(stops), chunks, 4),
+        stop=torch.tensor([4 * chunks if stop is None else stop for stop in stops]),
+        broken=torch.zeros(len(stops), dtype=torch.bool),
+    )
+
+
+def test_success_is_likely_before_the_reflector_stops():
+    imagined = imagined_of(2, [None, None, None, 5])
+    imagined.reward[0, 1, 0] = imagined.reward[2, 0, 0] = 0.6
+    imagined.reward[1, 0, 3] = 0.5
+    imagined.broken[2] = True
+    assert imagined.succeeded().tolist() == [False, False, False, True]
+    assert imagined.succeeded(0.5).tolist() == [True, False, False, True]
+    assert imagined.succeeded(0.5, 4).tolist() == [False, False, False, False]
+    true = [SimpleNamespace(success=np.zeros(8, bool), actions=np.zeros((8, 7)))] * 4
+    assert outcomes(imagined, true, 0.5)[0].tolist() == [True, False, False, True]
+    assert outcomes(imagined, true)[0].tolist() == [False, False, False, True]
+
+
 def test_outcomes_are_compared_over_as_many_steps():
     def both(chunks, stops):
-        imagined = SimpleNamespace(
-            stopped=torch.tensor([stop is not None for stop in stops]),
-            reward=torch.zeros(len(stops), chunks, 4),
-            stop=torch.tensor([4 * chunks if stop is None else stop for stop in stops]),
-        )
         true = [SimpleNamespace(success=np.arange(8) >= at, actions=np.zeros((8, 7))) for at in (3, 6, 99)]
-        return [part.tolist() for part in outcomes(imagined, true)]
+        return [part.tolist() for part in outcomes(imagined_of(chunks, stops), true)]
 
     assert both(2, [4, None, 8]) == [[True, False, True], [True, True, False]]
     assert both(1, [4, None, None]) == [[True, False, False], [True, False, False]]

@@ -14,6 +14,7 @@ from worldenv.evaluation.divergence import PHASES, begin_of_divergence
 from worldenv.evaluation.replayed import Replayed
 from worldenv.evaluation.truth import judge_outcome
 from worldenv.interfaces.suite import Things
+from worldenv.rollout.episodes import Rollouts
 from worldenv.suites.tabletop.expert import expert_action
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.suites.tabletop.suite import TabletopSuite
@@ -50,16 +51,23 @@ def failed(suite):
     return expert(suite, TASKS, open_handed)
 
 
+class Imagined(SimpleNamespace):
+    """Rollouts of which only some tensors are known."""
+
+    succeeded = Rollouts.succeeded
+
+
 def imagined_as(trajectories):
     """Rollouts that imagine these true episodes and stop at each one's first success."""
     success = np.stack([t.success for t in trajectories])
-    return SimpleNamespace(
+    return Imagined(
         action=torch.zeros(len(success), STEPS // K, K, 7),
         reward=torch.zeros(len(success), STEPS // K, K),
         stopped=torch.from_numpy(success.any(1)),
         stop=torch.from_numpy(np.where(success.any(1), success.argmax(1) + 1, STEPS)),
         video=torch.from_numpy(np.stack([t.frames for t in trajectories])),
         proprio=torch.from_numpy(np.stack([t.proprio for t in trajectories])),
+        broken=torch.zeros(len(success), dtype=torch.bool),
         unsure=lambda: torch.linspace(0, 0.9, len(success)),
     )
 

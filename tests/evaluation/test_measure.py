@@ -19,6 +19,7 @@ from worldenv.rl.advantage import group_advantage
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.learner import Learner
 from worldenv.rollout.engine import EngineConfig
+from worldenv.rollout.episodes import Rollouts
 from worldenv.rollout.replay import replay
 from worldenv.suites.tabletop.physics import start_state
 from worldenv.suites.tabletop.scenes import TASKS
@@ -145,7 +146,7 @@ def test_validation_is_from_the_same_unseen_starts_every_time(parts, monkeypatch
     assert first == second and asked[0] == asked[1]
     assert asked[0][2] == "validation" and len(asked[0][1]) == 20
     imagined = engine.run(parts.suite.reset(*asked[0]), 1, 0, explore=False)
-    assert first["validation_imagined_success"] == pytest.approx(imagined.stopped.float().mean().item())
+    assert first["validation_imagined_success"] == pytest.approx(imagined.succeeded(0.5).float().mean().item())
     monkeypatch.setattr(parts.suite, "step", lambda action: (step(action)[0], np.ones(20, dtype=bool)))
     assert module.validate(parts.suite, parts.policy, engine, 3, 0)["validation_success"] == 1.0
 
@@ -154,12 +155,19 @@ def test_document_says_per_task_what_was_imagined(parts):
     found = measured(parts, replace(SMALL, episodes=20, imagined=11))
     assert found.document()["n"] == 20
     found.imagined.stopped[:] = torch.arange(11) < 2
+    found.imagined.reward.zero_()
     imagined = {name: part["imagined"] for name, part in found.document()["per_task"].items()}
     first, second, *others = (task.name for task in TASKS)
     assert imagined == {first: 0.5, second: 1.0} | dict.fromkeys(others, 0.0)
     assert found.document()["per_task"][second]["instruction"] == TASKS[1].instructions[0]
-    found.imagined.stopped = found.imagined.stopped[:1]
+    found.imagined = found.imagined.each(lambda tensor: tensor[:1])
     assert found.document()["per_task"][second]["imagined"] is None  # no episode of it was imagined
+
+
+class Imagined(SimpleNamespace):
+    """Rollouts of which only some tensors are known."""
+
+    succeeded = Rollouts.succeeded
 
 
 def test_truth_and_imagination_are_compared_over_as_many_steps():
@@ -168,10 +176,11 @@ def test_truth_and_imagination_are_compared_over_as_many_steps():
 
     def gap(chunks, stops):  # imagined for so many chunks of 4; an episode without a stop: None
         steps = 4 * chunks
-        imagined = SimpleNamespace(
+        imagined = Imagined(
             stopped=torch.tensor([stop is not None for stop in stops]),
             reward=torch.zeros(len(stops), chunks, 4),
             stop=torch.tensor([steps if stop is None else stop for stop in stops]),
+            broken=torch.zeros(len(stops), dtype=torch.bool),
         )
         return Measurement(None, [trajectory(at) for at in (3, 9, 30, 99)], imagined, {}, {}).imagined_minus_true
 

@@ -15,12 +15,15 @@ RESAMPLES = 1000  # for the intervals of the mean and the largest gap
 def outcomes(
     imagined: Rollouts,  # n, on the CPU
     trajectories: Sequence[Trajectory],  # at least n; the first n from the same starts
+    likely: float | None = None,  # of the reflector
 ) -> tuple[np.ndarray, np.ndarray]:  # [n] bool, [n] bool
-    """Which imagined episodes the reflector stops, and which true ones succeed at some time: over as many steps."""
+    """Which episodes succeed in imagination, as `Rollouts.succeeded` says, and which in truth at some time.
+
+    Both over as many steps.
+    """
     count, horizon = len(imagined.stopped), len(trajectories[0].actions)
     steps = min(imagined.reward[0].numel(), horizon)
-    stopped = imagined.stopped & (imagined.stop <= steps)
-    return stopped.numpy(), np.array([t.success[:steps].any() for t in trajectories[:count]])
+    return imagined.succeeded(likely, steps).numpy(), np.array([t.success[:steps].any() for t in trajectories[:count]])
 
 
 def agreement(

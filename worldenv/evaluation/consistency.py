@@ -39,13 +39,14 @@ def consistency(
     imagined: Rollouts,  # of the first n starts, on the CPU; to the horizon and with video if the suite has a detector
     replayed: Replayed,  # the first of the trajectories
     seed: int,
+    likely: float | None = None,  # of the reflector
 ) -> dict:
     """What result.json holds as `consistency`; docs/results.md says what each figure means.
 
     `things` is there only for a suite with a detector. Raises UserError if the detector does not return what
     `interfaces.suite.Things` says.
     """
-    ends = outcomes(imagined, trajectories)
+    ends = outcomes(imagined, trajectories, likely)
     names = [task.name for task in tasks]
     out = {
         "agreement": agreement(*ends, names[: len(ends[0])], seed),

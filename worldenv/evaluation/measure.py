@@ -49,27 +49,28 @@ class Measurement:
     quality: dict
     instructions: dict[str, str]  # of each task, the canonical one
     consistency: dict = field(default_factory=dict)
+    likely: float | None = None  # of the reflector: the reward above which success is likely
 
     @property
     def imagined_success(self) -> float:
-        return self.imagined.stopped.float().mean().item()
+        return self.imagined.succeeded(self.likely).float().mean().item()
 
     @property
     def imagined_minus_true(self) -> float:
-        """Share of imagined episodes that the reflector stops, minus share of true ones that succeed at some time.
+        """Share of imagined episodes that succeed, minus share of true ones that succeed at some time.
 
         Both from the same starts and over the same number of steps.
         """
-        imagined, true = outcomes(self.imagined, self.trajectories)
+        imagined, true = outcomes(self.imagined, self.trajectories, self.likely)
         return float(imagined.mean()) - float(true.mean())
 
     def document(self) -> dict:
         """True success by stopping rule, overall and per task; per task also the imagined success."""
         out = self.true.document(self.instructions)
-        stopped = self.imagined.stopped.numpy()
+        succeeded = self.imagined.succeeded(self.likely).numpy()
         for name, part in out["per_task"].items():
-            rows = np.array(self.true.tasks[: len(stopped)]) == name
-            part["imagined"] = float(stopped[rows].mean()) if rows.any() else None
+            rows = np.array(self.true.tasks[: len(succeeded)]) == name
+            part["imagined"] = float(succeeded[rows].mean()) if rows.any() else None
         return out
 
 
@@ -110,7 +111,8 @@ def validate(
     if not ranks.first:
         return {}
     imagined = engine.run(starts_of(trajectories).to(engine.world.device), 1, seed, explore=False).to("cpu")
-    imagined_success, success = (float(ends.mean()) for ends in outcomes(imagined, trajectories))
+    likely = getattr(engine.reflector, "likely", None)
+    imagined_success, success = (float(ends.mean()) for ends in outcomes(imagined, trajectories, likely))
     return {"validation_success": success, "validation_imagined_success": imagined_success}
 
 
@@ -151,7 +153,8 @@ def measure(
         progress.advance()
         first, looks = starts_of(trajectories[: config.imagined]).to(engine.world.device), has_detector(suite)
         imagined = engine.run(first, 1, seed, explore=False, stop=not looks, video=looks).to("cpu")
-        found = consistency(suite, tasks, trajectories, outcome, imagined, replayed, seed)
+        likely = getattr(reflector, "likely", None)
+        found = consistency(suite, tasks, trajectories, outcome, imagined, replayed, seed, likely)
         imagined.video = imagined.proprio = None  # the largest by far, and looked at
         progress.advance()
     if broken := int(imagined.broken.sum()):
@@ -161,7 +164,7 @@ def measure(
             stacklevel=2,
         )
     instructions = {t.name: t.instructions[0] for t in suite.tasks}
-    return Measurement(outcome, trajectories, imagined, quality, instructions, found)
+    return Measurement(outcome, trajectories, imagined, quality, instructions, found, likely)
 
 
 def world_quality(

@@ -11,7 +11,12 @@ from worldenv.interfaces.slots import Slots
 
 @runtime_checkable
 class Reflector(Protocol):
-    """Judges every new frame of an episode by all that came before it. Reward and stop come from one scorer."""
+    """Judges every new frame of an episode by all that came before it. Reward and stop come from one scorer.
+
+    A reflector may also have a number `likely`, the reward above which it takes success for likely: 0.5 where its
+    reward is a probability. Evaluations then count an imagined episode as a success if a reward is higher; otherwise
+    only if the reflector stops it. A stop may ask for more certainty.
+    """
 
     def read(self, texts: Sequence[str]) -> Any:
         """What judging needs of a table of instructions; called at the beginning of every rollout and evaluation.

@@ -68,6 +68,11 @@ class SmallReflector(nn.Module):
         """From a file that `save_model` wrote with the kind "reflector"."""
         return load_model(path, "reflector", cls, SmallReflectorConfig, zero_shot=zero_shot)[0]
 
+    @property
+    def likely(self) -> float | None:
+        """The reward above which success is likely: 1/2, for the trained head gives probabilities."""
+        return None if self.zero_shot else 0.5
+
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Tensor:  # [M, C] float32
         """The instructions as the encoder reads them. Raises UserError as its `tokenize` does."""

@@ -133,6 +133,17 @@ class Rollouts(Slots):
         """One scalar per episode: R at its stop, or at its last step (World-Env, arXiv 2509.24948, reward)."""
         return self.reward.flatten(1).gather(1, self.stop[:, None] - 1)[:, 0]
 
+    def succeeded(self, likely: float | None = None, steps: int | None = None) -> Tensor:  # [E] bool
+        """Which episodes are imagined to succeed within `steps` actions (None: all): those that the reflector stops.
+
+        A stop asks for near certainty. `likely` is the reward from which on the reflector takes success for likely; if
+        it has one, an episode with a higher reward at some time succeeds, too. A broken episode fails.
+        """
+        stopped = self.stopped & (self.stop <= (steps or self.reward[0].numel()))
+        if likely is not None:
+            stopped = stopped | (self.reward.flatten(1)[:, :steps] > likely).any(1)
+        return stopped & ~self.broken
+
     def unsure(self) -> Tensor:  # [E] float32 in [0, 1]
         """How unsure it is that the imagined outcome is the true one: 1 - (1 - doubt) max(R, 1 - R).
 
