@@ -49,6 +49,10 @@ def test_reward_is_a_share_that_differs_between_frames(tiny):
     assert reward.shape == (3, 12) and reward.min() >= 0 and reward.max() <= 1 and reward.std() > 1e-3
 
 
+def test_trained_head_says_from_which_reward_success_is_likely(tiny):
+    assert tiny.reflector(zero_shot=False).likely == 0.5 and tiny.reflector(zero_shot=True).likely is None
+
+
 def test_zero_shot_judge_is_the_pretrained_answer_on_the_last_frame(tiny):
     reflector, (frames, texts) = tiny.reflector(zero_shot=True), episode(tiny)
     expected = reflector.done(reflector.encode(frames[:, 9], tokenize(texts)))[:, 0].sigmoid()
