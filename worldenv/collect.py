@@ -78,7 +78,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _count(word: str) -> int:
-    if not word.isdecimal() or not 0 < int(word) <= 10**6:
+    if not word.isdecimal() or len(word) > 7 or not 0 < int(word) <= 10**6:  # int() takes no word of any length
         raise argparse.ArgumentTypeError(f"{shown(word)} is no positive whole number")
     return int(word)
 

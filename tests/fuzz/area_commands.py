@@ -170,7 +170,7 @@ def pairs(rng: random.Random, known: dict[str, Any], count: int) -> list[str]:
 def use(folder: Path, program: str, words: list[str], edit: tuple[str, Any] | None = None) -> None:
     furnish(folder, edit)
     accepted: list[TrainConfig | EvaluateConfig] = []
-    job.train = job.evaluate = lambda config, command: accepted.append(config) or {"run": "run"}
+    job.train = job.evaluate = lambda config, *more: accepted.append(config) or {"run": "run"}
     code, out, err = 0, io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:

@@ -83,7 +83,9 @@ def test_killed_rank_ends_the_command_and_torchrun_resumes_the_run(commands):
     assert 0 < len(steps(run)) < ITERATIONS
     torchrun = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "worldenv"]
     words = ["train", "--resume", "--run", str(run)]
-    done = subprocess.run([*torchrun, *words], capture_output=True, text=True, timeout=120)
+    # torchrun does not pass -P on: without this its ranks would import the clone's uncompiled package
+    installed = os.environ | {"PYTHONSAFEPATH": "1"}
+    done = subprocess.run([*torchrun, *words], capture_output=True, text=True, timeout=120, env=installed)
     assert done.returncode == 0, done.stderr
     (result,) = done.stdout.splitlines()
     assert json.loads(result) == RunFolder(run).result() and steps(run) == list(range(ITERATIONS))

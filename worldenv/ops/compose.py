@@ -21,7 +21,9 @@ def compose_reference(
     share = (choice.softmax(3) - smallest_share).relu()
     share = share / share.sum(3, keepdim=True)
     known = torch.cat([unit(pictures), plate[None, :, :, None].expand(b, -1, -1, -1, -1)], dim=3).unflatten(4, (3, SUB))
-    out = F.softshrink(correction, smallest_correction).transpose(3, 4)  # [B, h, w, K, 3, 4]
+    if smallest_correction:  # softshrink by 0 is no change, but has no gradient at 0, where a new network begins
+        correction = F.softshrink(correction, smallest_correction)
+    out = correction.transpose(3, 4)  # [B, h, w, K, 3, 4]
     return (out + torch.einsum("bhwskp,bhwscp->bhwkcp", share, known)).flatten(4)
 
 

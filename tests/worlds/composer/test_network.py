@@ -107,6 +107,12 @@ def test_every_parameter_learns(tiny):
     assert still == [f"contact.{name}" for name, _ in network.contact.named_parameters()]  # it learns by itself
 
 
+def test_corrections_and_choices_of_a_new_network_learn(tiny):
+    network, given = ComposerNetwork(tiny.simulator_config(16)), condition(2, 4, 16)
+    network.denoise(noise(2, 4, 16), torch.ones(2), network.see(*given)).square().sum().backward()
+    assert network.compose.bias.grad.ne(0).all() and network.compose.weight.grad.ne(0).all()
+
+
 @pytest.mark.parametrize("bad", [{"image_size": 60}, {"widths": (8, 12, 32)}, {"heads": 3}])
 def test_sizes_that_do_not_divide_are_refused(bad):
     with pytest.raises(ValueError, match="multiples of 8"):
