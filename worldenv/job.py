@@ -4,7 +4,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -157,18 +157,21 @@ def _practise(rounds: _Rounds, began: float, command: str) -> dict | None:
     return _finish(folder, result | _about(config, folder, command, parts.suite))
 
 
-def evaluate(config: EvaluateConfig, command: str = "") -> dict:
+def evaluate(config: EvaluateConfig, command: str = "", ranks: Ranks = ALONE) -> dict | None:
     """Measure the models of a folder, or of a run with all that the run used and `config` does not say otherwise.
 
-    Returns the document that is also the last line of stdout and result.json.
+    Returns the document that is also the last line of stdout and result.json, at rank 0.
     """
     check_config(config, EvaluateConfig)
     began, config = time.monotonic(), settled(resolved(config))
+    check_ranks(config, ranks)
     parts = _parts_of(config)
     engine = make_engine(parts, config.engine, config.precision)
     _check_memory(parts, engine, config, config.eval.imagined)
-    with _noted(_create(config, "eval", {"command": command})) as folder:
-        measured = _measured(parts, engine, config, folder, "evaluation")
+    with _noted(_create(config, "eval", {"command": command})) if ranks.first else nullcontext() as folder:
+        measured = _measured(parts, engine, config, folder, "evaluation", ranks)
+        if measured is None:
+            return None
         result = {
             "success": measured.document(),
             "imagined_success": measured.imagined_success,
@@ -203,9 +206,9 @@ def _measured(
     parts: Parts,
     engine: Engine,
     config: TrainConfig | EvaluateConfig,
-    folder: RunFolder,
+    folder: RunFolder | None,  # at rank 0, which writes the videos
     title: str,
-    ranks: Ranks = ALONE,
+    ranks: Ranks,
 ) -> Measurement | None:
     given = parts.suite, parts.policy, parts.reflector, engine, config.eval
     measured = measure(*given, config.start_seed, config.seed, title, ranks)

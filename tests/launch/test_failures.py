@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from worldenv.config import TrainConfig
+from worldenv.config import EvaluateConfig, TrainConfig
 from worldenv.errors import Terminated, UserError, exit_code
 from worldenv.launch import join, watch
 from worldenv.launch import ranks as ranks_module
@@ -186,6 +186,11 @@ def test_what_ranks_cannot_do_is_refused(config, message):
     with pytest.raises(UserError, match=re.escape(message)):
         check_ranks(config, ranks_module.Ranks(0, 2))
     check_ranks(config, ranks_module.ALONE)
+
+
+def test_evaluation_shares_out_no_policy():
+    with pytest.raises(UserError, match="--launch.shard shares a policy out while it learns, and an evaluation does"):
+        check_ranks(EvaluateConfig(launch=LaunchConfig(shard=True)), ranks_module.Ranks(0, 2))
 
 
 def test_one_process_has_nobody_to_share_a_policy_with():

@@ -76,6 +76,17 @@ class Ranks:
             out += given
         return out
 
+    def dealt(self, things: Sequence) -> Sequence:
+        """This rank's share of what rank 0 has; what the others give is not looked at."""
+        if self.first:
+            for rank in range(1, self.count):
+                given = things[Ranks(rank, self.count).part(len(things))]
+                self._exchange(distributed.send_object_list, [given], dst=rank)
+            return things[self.part(len(things))]
+        found = [None]
+        self._exchange(distributed.recv_object_list, found, src=0)
+        return found[0]
+
     def add_gradients(self, parameters: Sequence[nn.Parameter], *figures: Tensor) -> tuple[Tensor, ...]:
         """Replace every gradient, and return every figure [], by its sum over the ranks, in float32.
 
