@@ -57,8 +57,10 @@ def train(config: TrainConfig, command: str = "", ranks: Ranks = ALONE) -> dict 
         return ended
     check_names(*(getattr(config, name) for name in PARTS))  # before hours of training
     with ExitStack() as opened:
-        folder = opened.enter_context(_noted(_open(config, config.suite))) if config.from_scratch else None
-        found = _made_from_scratch(config, folder) if folder else config.models or shipped()
+        found, folder = config.models or shipped(), None
+        if config.from_scratch:
+            folder = opened.enter_context(_noted(opened_by(ranks, lambda: _open(config, config.suite))))
+            found = _made_from_scratch(config, folder, ranks)
         parts = load(found, **{name: getattr(config, name) for name in PARTS}, device=config.device)
         engine = make_engine(parts, config.engine, config.precision)
         trainable(parts.policy)  # this and the next: else said only after minutes of measuring
@@ -87,7 +89,7 @@ class _Rounds:
 
         config, made = self.config, self.folder.path / "models"
         before = made / round_name(number - 1) if number > 1 else self.models
-        given = self.parts.policy, config.refresh, config.scratch, config.seed
+        given = self.parts.policy, config.refresh, config.scratch, config.seed, self.ranks
         self.number, models = number, Refresh(self.folder, number, before, *given).run()
         parts = load(models, **{name: getattr(config, name) for name in PARTS}, device=config.device)
         self.parts = replace(parts, suite=self.parts.suite, policy=self.parts.policy)
@@ -217,10 +219,10 @@ def _measured(
     return measured
 
 
-def _made_from_scratch(config: TrainConfig, folder: RunFolder) -> Path:
+def _made_from_scratch(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Path:
     from worldenv.training.pipeline import Pipeline  # imports h5py, which nothing else here needs
 
-    pipeline = Pipeline(folder, config.scratch, config.seed, config.world, config.device, config.suite)
+    pipeline = Pipeline(folder, config.scratch, config.seed, config.world, config.device, config.suite, ranks)
     try:
         return pipeline.run()
     finally:

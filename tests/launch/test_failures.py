@@ -177,8 +177,6 @@ def test_run_folder_that_a_rank_does_not_see_is_named(begin, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (TrainConfig(from_scratch=True), "--from-scratch and --rounds train models"),
-        (TrainConfig(rounds=2), "--from-scratch and --rounds train models"),
         (TrainConfig(launch=LaunchConfig(processes=3)), "--launch asks for 3 ranks, but 2 were started"),
     ],
 )
