@@ -7,15 +7,20 @@ import pytest
 import torch
 from torch import nn
 
+from worldenv import job
 from worldenv.config import TrainConfig, presets
 from worldenv.data.clips import Clips
 from worldenv.data.trajectories import TrajectoryReader
 from worldenv.errors import UserError
+from worldenv.evaluation import measure
+from worldenv.evaluation.config import EvalConfig
 from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.ranked import check_ranks, opened_by
 from worldenv.records.checkpoint import load_weights
 from worldenv.records.run_folder import RunFolder
 from worldenv.records.stage_times import stage_seconds
+from worldenv.rl.config import PostTrainConfig
+from worldenv.rollout.engine import EngineConfig
 from worldenv.suites.tabletop.demonstrate import demonstrate
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.suites.tabletop.suite import TabletopSuite
@@ -23,6 +28,7 @@ from worldenv.suites.tabletop.things import act_out
 from worldenv.training import fit as loop
 from worldenv.training import pipeline, world_stages
 from worldenv.training.adapt import adaptation_loss
+from worldenv.training.config import RefreshConfig, tiny_scratch
 from worldenv.training.contacts import Contacts
 from worldenv.training.finetune import imitation_loss
 from worldenv.training.fit import Schedule, fit
@@ -278,3 +284,36 @@ def test_all_models_from_nothing_are_those_of_one_process(small, tmp_path, begin
         else:
             assert apart.max() < 1e-3 and (apart > 1e-5).float().mean() < 1e-3, path.name
     assert stage_seconds(two.parent).keys() == stage_seconds(one.parent).keys()
+
+
+def test_rounds_on_ranks_are_those_of_one_process(tiny, tmp_path, begin, monkeypatch):
+    monkeypatch.setattr(measure, "PRACTICE_STARTS", 20)
+    monkeypatch.setattr(measure, "VALIDATION_EPISODES", 10)
+    few = Schedule(steps=2, batch=4, learning_rate=1e-3)
+    (tmp_path / "models").mkdir()
+    tiny.save(tmp_path / "models")
+    config = TrainConfig(
+        models=tmp_path / "models",
+        rounds=2,
+        rl=PostTrainConfig(iterations=2, starts=3, siblings=4, signal=1e-9),
+        engine=EngineConfig(horizon=8),
+        eval=EvalConfig(episodes=10, imagined=3, quality=2, videos=0, every=2),
+        refresh=RefreshConfig(episodes=1, contact=few, student=few, head=few),
+        scratch=replace(tiny_scratch(), unroll=2),
+    )
+
+    def work(ranks, path=tmp_path / "two"):
+        return job.train(replace(config, run=path), ranks=ranks)
+
+    one = work(ALONE, tmp_path / "one")
+    two, other = begin(2, work).results()
+    assert other is None and two["rounds"] == one["rounds"] == {"rounds": 2, "true_episodes": 10}
+    assert two["success_before"] == one["success_before"] and two["counts"] == one["counts"]
+    lines = [RunFolder(tmp_path / name).metrics("post_train") for name in ("two", "one")]
+    for mine, its in zip(*lines, strict=True):
+        same = [name for name in its if name != "time_s" and not name.endswith("_s")]
+        assert {name: mine[name] for name in same} == pytest.approx({name: its[name] for name in same}, abs=1e-3)
+    for name in ("contact", "composer", "reflector"):
+        mine, its = (load_weights(tmp_path / run / f"models/round-1/{name}.safetensors")[0] for run in ("two", "one"))
+        apart = torch.cat([(mine[key].float() - its[key].float()).abs().flatten() for key in its])
+        assert (apart > 1e-4).float().mean() < 0.01, name
