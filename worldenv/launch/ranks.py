@@ -177,7 +177,7 @@ class Ranks:
         parts = whole.split(counts)
         parts[self.rank].copy_(own)
         for rank, part in enumerate(parts):
-            if len(part):
+            if part.numel():
                 self._exchange(distributed.broadcast, part, src=rank)
         return whole.to(own.device)
 
