@@ -1,7 +1,8 @@
-"""`python -m worldenv [train] ...` is `worldenv-train ...`: what torchrun starts."""
+"""`python -m worldenv train ...` is `worldenv-train ...`, with `eval` it is `worldenv-eval`: what torchrun starts."""
 
 import sys
 
-from worldenv.cli import train
+from worldenv.cli import evaluate, train
 
-train(sys.argv[2:] if sys.argv[1:2] == ["train"] else sys.argv[1:])
+command = {"train": train, "eval": evaluate}.get((sys.argv + [""])[1])
+command(sys.argv[2:]) if command else train(sys.argv[1:])

@@ -24,18 +24,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-train PRESET [options]`."""
 
     def work(words: Sequence[str], command: str) -> dict | None:
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings with stacks about ranks that are gone
-        from worldenv import job, options
-        from worldenv.launch.join import joined
-        from worldenv.launch.start import start
-
-        with joined("worldenv-train") as ranks:
-            config = options.training(words)
-            if config.launch.count > 1 and ranks.count == 1:
-                raise SystemExit(start(words, config.launch))
-            result = _with_memory(job.train, config, command, ranks)
-            return result if ranks.first else None
+        return _on_ranks("train", words, command)
 
     _main(work, "worldenv-train", arguments)
 
@@ -43,10 +32,8 @@ def train(arguments: Sequence[str] | None = None) -> None:
 def evaluate(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-eval [options]`."""
 
-    def work(words: Sequence[str], command: str) -> dict:
-        from worldenv import job, options
-
-        return _with_memory(job.evaluate, options.evaluation(words), command)
+    def work(words: Sequence[str], command: str) -> dict | None:
+        return _on_ranks("eval", words, command)
 
     _main(work, "worldenv-eval", arguments)
 
@@ -104,6 +91,23 @@ def info(arguments: Sequence[str] | None = None) -> None:
     except (UserError, ImportError) as error:
         _end(f"worldenv-info: {_in_one_line(error)}", 2)
     main(arguments)
+
+
+def _on_ranks(what: str, words: Sequence[str], command: str) -> dict | None:
+    """Do a job in this process, in the ranks that it belongs to, or in those that the words ask for."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings with stacks about ranks that are gone
+    from worldenv import job, options
+    from worldenv.launch.join import joined
+    from worldenv.launch.start import start
+
+    parse, run = {"train": (options.training, job.train), "eval": (options.evaluation, job.evaluate)}[what]
+    with joined(f"worldenv-{what}") as ranks:
+        config = parse(words)
+        if config.launch.count > 1 and ranks.count == 1:
+            raise SystemExit(start([what, *words], config.launch))
+        result = _with_memory(run, config, command, ranks)
+        return result if ranks.first else None
 
 
 def _with_memory(run: Callable[..., dict], config: Any, *more: Any, advice: str = LESS_MEMORY) -> dict:

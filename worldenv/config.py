@@ -143,6 +143,7 @@ class EvaluateConfig:
     device: Literal["cpu", "cuda"] | None = None
     engine: EngineConfig | None = None
     eval: EvalConfig | None = None
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:
         check_fields(self, **SEEDS)

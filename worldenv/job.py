@@ -4,7 +4,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -57,8 +57,10 @@ def train(config: TrainConfig, command: str = "", ranks: Ranks = ALONE) -> dict 
         return ended
     check_names(*(getattr(config, name) for name in PARTS))  # before hours of training
     with ExitStack() as opened:
-        folder = opened.enter_context(_noted(_open(config, config.suite))) if config.from_scratch else None
-        found = _made_from_scratch(config, folder) if folder else config.models or shipped()
+        found, folder = config.models or shipped(), None
+        if config.from_scratch:
+            folder = opened.enter_context(_noted(opened_by(ranks, lambda: _open(config, config.suite))))
+            found = _made_from_scratch(config, folder, ranks)
         parts = load(found, **{name: getattr(config, name) for name in PARTS}, device=config.device)
         engine = make_engine(parts, config.engine, config.precision)
         trainable(parts.policy)  # this and the next: else said only after minutes of measuring
@@ -87,7 +89,7 @@ class _Rounds:
 
         config, made = self.config, self.folder.path / "models"
         before = made / round_name(number - 1) if number > 1 else self.models
-        given = self.parts.policy, config.refresh, config.scratch, config.seed
+        given = self.parts.policy, config.refresh, config.scratch, config.seed, self.ranks
         self.number, models = number, Refresh(self.folder, number, before, *given).run()
         parts = load(models, **{name: getattr(config, name) for name in PARTS}, device=config.device)
         self.parts = replace(parts, suite=self.parts.suite, policy=self.parts.policy)
@@ -157,18 +159,21 @@ def _practise(rounds: _Rounds, began: float, command: str) -> dict | None:
     return _finish(folder, result | _about(config, folder, command, parts.suite))
 
 
-def evaluate(config: EvaluateConfig, command: str = "") -> dict:
+def evaluate(config: EvaluateConfig, command: str = "", ranks: Ranks = ALONE) -> dict | None:
     """Measure the models of a folder, or of a run with all that the run used and `config` does not say otherwise.
 
-    Returns the document that is also the last line of stdout and result.json.
+    Returns the document that is also the last line of stdout and result.json, at rank 0.
     """
     check_config(config, EvaluateConfig)
     began, config = time.monotonic(), settled(resolved(config))
+    check_ranks(config, ranks)
     parts = _parts_of(config)
     engine = make_engine(parts, config.engine, config.precision)
     _check_memory(parts, engine, config, config.eval.imagined)
-    with _noted(_create(config, "eval", {"command": command})) as folder:
-        measured = _measured(parts, engine, config, folder, "evaluation")
+    with _noted(_create(config, "eval", {"command": command})) if ranks.first else nullcontext() as folder:
+        measured = _measured(parts, engine, config, folder, "evaluation", ranks)
+        if measured is None:
+            return None
         result = {
             "success": measured.document(),
             "imagined_success": measured.imagined_success,
@@ -203,9 +208,9 @@ def _measured(
     parts: Parts,
     engine: Engine,
     config: TrainConfig | EvaluateConfig,
-    folder: RunFolder,
+    folder: RunFolder | None,  # at rank 0, which writes the videos
     title: str,
-    ranks: Ranks = ALONE,
+    ranks: Ranks,
 ) -> Measurement | None:
     given = parts.suite, parts.policy, parts.reflector, engine, config.eval
     measured = measure(*given, config.start_seed, config.seed, title, ranks)
@@ -214,10 +219,10 @@ def _measured(
     return measured
 
 
-def _made_from_scratch(config: TrainConfig, folder: RunFolder) -> Path:
+def _made_from_scratch(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Path:
     from worldenv.training.pipeline import Pipeline  # imports h5py, which nothing else here needs
 
-    pipeline = Pipeline(folder, config.scratch, config.seed, config.world, config.device, config.suite)
+    pipeline = Pipeline(folder, config.scratch, config.seed, config.world, config.device, config.suite, ranks)
     try:
         return pipeline.run()
     finally:

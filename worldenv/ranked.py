@@ -1,30 +1,29 @@
-"""A training job of several ranks: what is checked before it begins."""
+"""A job of several ranks: what is checked before it begins."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from worldenv.config import TrainConfig
+from worldenv.config import EvaluateConfig, TrainConfig
 from worldenv.errors import UserError
 from worldenv.launch.ranks import Ranks
 from worldenv.launch.share import ranks_here
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.needs import check_enough_groups
 from worldenv.saved import document
+from worldenv.training.fit import Schedule
 
 
-def check_ranks(config: TrainConfig, ranks: Ranks) -> None:
+def check_ranks(config: TrainConfig | EvaluateConfig, ranks: Ranks) -> None:
     """Raise UserError for what several ranks cannot do, and for ranks that were told different things."""
+    trains = isinstance(config, TrainConfig)
+    if config.launch.shard and not trains:
+        raise UserError("--launch.shard shares a policy out while it learns, and an evaluation does not; leave it out")
     if ranks.count == 1:
         if config.launch.shard:
             raise UserError("--launch.shard shares a policy out to several ranks, and there is one; leave it out")
         return
-    if config.from_scratch or config.rounds > 1:
-        raise UserError(
-            "--from-scratch and --rounds train models, which only one process can do: make the models in one process, "
-            "then practise in several with --models RUN/models --no-from-scratch"
-        )
     if config.launch.count not in (1, ranks.count):
         raise UserError(
             f"--launch asks for {config.launch.count} ranks, but {ranks.count} were started: leave --launch out if "
@@ -35,9 +34,25 @@ def check_ranks(config: TrainConfig, ranks: Ranks) -> None:
             f"there are {ranks_here()} ranks on this machine, and torch finds {torch.cuda.device_count()} CUDA devices "
             "here: start at most as many ranks as devices"
         )
-    check_enough_groups(ranks.count, config.rl)
-    own = {"run": str(config.run), "resume": config.resume, "launch": {"shard": config.launch.shard}}
+    own = {"run": str(config.run)}
+    if trains:
+        check_enough_groups(ranks.count, config.rl)
+        _check_batches(config, ranks)
+        own |= {"resume": config.resume, "launch": {"shard": config.launch.shard}}
     ranks.check_alike(_options(own | document(config)))
+
+
+def _check_batches(config: TrainConfig, ranks: Ranks) -> None:
+    """Raise UserError if a batch of the models that are to be made has fewer rows than there are ranks."""
+    trained = {"scratch": config.from_scratch, "refresh": config.rounds > 1}
+    for name in (name for name, is_made in trained.items() if is_made):
+        for stage, schedule in vars(getattr(config, name)).items():
+            rows = schedule.batch // (2 if stage == "adapt" else 1) if isinstance(schedule, Schedule) else ranks.count
+            if rows < ranks.count:
+                raise UserError(
+                    f"there are {ranks.count} ranks, and --{name}.{stage}.batch {schedule.batch} gives work to at most "
+                    f"{rows} of them: start fewer, or take a larger batch"
+                )
 
 
 def _options(document: dict[str, Any], prefix: str = "--") -> dict[str, Any]:

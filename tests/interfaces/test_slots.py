@@ -48,6 +48,12 @@ def test_rows_are_put_and_moved_together():
     assert contents(slots) == [8, 7, 3, 7]
 
 
+def test_parts_are_joined_in_order():
+    parts = [make(1, 2), make(3), make(4, 5)]
+    assert contents(Outer.joined(parts)) == [1, 2, 3, 4, 5]
+    assert Outer.joined(parts[:1]) is parts[0]
+
+
 def test_room_has_the_shapes_and_dtypes_and_counts_its_bytes():
     room = make(1, 2).empty(5)
     assert room.number.shape == (5,) and room.inner.cache.shape == (5, 3)

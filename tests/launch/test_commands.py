@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from worldenv import cli
 from worldenv.records.run_folder import RunFolder
 
 ITERATIONS = 12
 PYTHON = [sys.executable, "-P", "-m"]
 SMALL = "--rl.starts 4 --rl.siblings 4 --engine.horizon 8 --eval.episodes 10 --eval.imagined 2 --eval.quality 2"
 SMALL += f" --eval.videos 0 --rl.signal 0 --rl.iterations {ITERATIONS}"
+
+MEASURED = ["--engine.horizon", "8", "--eval.episodes", "10", "--eval.imagined", "3", "--eval.quality", "2"]
+MEASURED += ["--eval.videos", "1"]
 
 
 def rank_of(process: Path) -> str | None:
@@ -90,6 +94,21 @@ def test_killed_rank_ends_the_command_and_torchrun_resumes_the_run(commands):
     (result,) = done.stdout.splitlines()
     assert json.loads(result) == RunFolder(run).result() and steps(run) == list(range(ITERATIONS))
     assert json.loads(result)["success_after"]["n"] == 10
+
+
+def test_evaluation_on_two_ranks_is_that_of_one_process(tiny, tmp_path, capsys):
+    (tmp_path / "models").mkdir()
+    tiny.save(tmp_path / "models")
+    words = ["--models", str(tmp_path / "models"), *MEASURED]
+    given = ["worldenv", "eval", *words, "--run", str(tmp_path / "two"), "--launch.processes", "2"]
+    done = subprocess.run([*PYTHON, *given], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line) == RunFolder(tmp_path / "two").result() and len([*tmp_path.glob("two/videos/*.webp")]) == 1
+    cli.evaluate([*words, "--run", str(tmp_path / "one")])
+    one, two = json.loads(capsys.readouterr().out), json.loads(line)
+    assert one["success"] == two["success"] and one["imagined_success"] == two["imagined_success"]
+    assert two["world_model"]["psnr"] == pytest.approx(one["world_model"]["psnr"], abs=1e-3)
 
 
 def test_sigterm_of_one_launcher_saves_and_ends_all_with_its_code(commands, port):

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from worldenv.config import TrainConfig
+from worldenv.config import EvaluateConfig, TrainConfig
 from worldenv.errors import Terminated, UserError, exit_code
 from worldenv.launch import join, watch
 from worldenv.launch import ranks as ranks_module
@@ -105,11 +106,22 @@ def test_slow_rank_is_waited_for(begin, monkeypatch):
 
 def test_what_rank_0_has_others_get_in_order(begin):
     def work(ranks):
-        return ranks.from_first(ranks.rank + 7), ranks.to_first("abc"[ranks.rank]), ranks.part(10)
+        dealt = ranks.dealt("0123456789" if ranks.first else "")
+        return ranks.from_first(ranks.rank + 7), ranks.to_first("abc"[ranks.rank]), ranks.part(10), dealt
 
-    parts = [slice(0, 3), slice(3, 6), slice(6, 10)]
+    parts = [(slice(0, 3), "012"), (slice(3, 6), "345"), (slice(6, 10), "6789")]
     kept = [["a", "b", "c"], None, None]
-    assert begin(3, work).results() == [(7, letters, part) for letters, part in zip(kept, parts, strict=True)]
+    assert begin(3, work).results() == [(7, letters, *part) for letters, part in zip(kept, parts, strict=True)]
+
+
+def test_rows_of_all_ranks_are_gathered_of_every_kind(begin):
+    def work(ranks):
+        rows = 2 * ranks.rank  # rank 0 has none
+        bytes_, flags = torch.full((rows, 2, 3), ranks.rank, dtype=torch.uint8), torch.ones(rows, dtype=torch.bool)
+        return [one.tolist() for one in ranks.gather(bytes_[:, :, 0], flags, torch.arange(rows), torch.rand(rows, 0))]
+
+    numbers = [[1, 1]] * 2 + [[2, 2]] * 4
+    assert begin(3, work).results() == [[numbers, [True] * 6, [0, 1, 0, 1, 2, 3], [[]] * 6]] * 3
 
 
 def test_rank_that_does_not_come_is_named(begin, monkeypatch):
@@ -174,18 +186,32 @@ def test_run_folder_that_a_rank_does_not_see_is_named(begin, tmp_path, monkeypat
     assert not list((tmp_path / "run9").glob(".ranks*"))
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (TrainConfig(from_scratch=True), "--from-scratch and --rounds train models"),
-        (TrainConfig(rounds=2), "--from-scratch and --rounds train models"),
-        (TrainConfig(launch=LaunchConfig(processes=3)), "--launch asks for 3 ranks, but 2 were started"),
-    ],
-)
-def test_what_ranks_cannot_do_is_refused(config, message):
-    with pytest.raises(UserError, match=re.escape(message)):
-        check_ranks(config, ranks_module.Ranks(0, 2))
-    check_ranks(config, ranks_module.ALONE)
+def test_file_of_rank_0_that_a_rank_does_not_see_is_named(begin, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks_module, "SEEN_S", 0.3)
+
+    def work(ranks, blind=1):
+        if ranks.rank == blind:
+            monkeypatch.setattr(Path, "exists", lambda path: False)
+        ranks.wait_for(tmp_path)
+
+    job = begin(2, work)
+    assert job.end() == [2, 2]
+    (said,) = job.said()
+    assert re.search(rf"{NAME.format(1)} cannot see {tmp_path}, which rank 0 has made: see to it that", said)
+    begin(2, lambda ranks: work(ranks, 9)).results()
+
+
+@pytest.mark.parametrize("config", [TrainConfig, EvaluateConfig])
+def test_other_number_of_ranks_than_was_asked_for_is_refused(config):
+    asked = config(launch=LaunchConfig(processes=3))
+    with pytest.raises(UserError, match="--launch asks for 3 ranks, but 2 were started"):
+        check_ranks(asked, ranks_module.Ranks(0, 2))
+    check_ranks(asked, ranks_module.ALONE)
+
+
+def test_evaluation_shares_out_no_policy():
+    with pytest.raises(UserError, match="--launch.shard shares a policy out while it learns, and an evaluation does"):
+        check_ranks(EvaluateConfig(launch=LaunchConfig(shard=True)), ranks_module.Ranks(0, 2))
 
 
 def test_one_process_has_nobody_to_share_a_policy_with():

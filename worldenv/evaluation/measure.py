@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError
@@ -15,14 +16,7 @@ from worldenv.evaluation.consistency import consistency, has_detector
 from worldenv.evaluation.perceptual import check_networks, perceptual_quality
 from worldenv.evaluation.pictures import psnr, ssim
 from worldenv.evaluation.replayed import Replayed, replay_episodes
-from worldenv.evaluation.truth import (
-    Outcome,
-    act_in_true,
-    groups_of,
-    judge_outcome,
-    judge_trajectories,
-    starts_of,
-)
+from worldenv.evaluation.truth import Outcome, act_and_judge, act_in_true, groups_of, judge_outcome, starts_of
 from worldenv.interfaces.observation import Starts
 from worldenv.interfaces.policy import Policy
 from worldenv.interfaces.reflector import Reflector
@@ -103,14 +97,14 @@ def validate(
 ) -> dict[str, float]:
     """True and imagined success of a policy that practises, from validation starts, the same ones in every call.
 
-    Ranks but the first one act out their share of the true episodes, and return nothing.
-    A gap that opens between them shows that practice exploits what the world model or the reflector gets wrong.
+    A gap that opens between them shows that practice exploits what the world model or the reflector gets wrong. All
+    ranks share the episodes; those but the first one return nothing.
     """
     tasks, starts = held_out(suite, start_seed, VALIDATION_EPISODES)
     trajectories = act_in_true(policy, suite, tasks, starts, "validation", ranks=ranks)
-    if not ranks.first:
+    imagined = _imagined(engine, trajectories, seed, ranks)
+    if imagined is None:
         return {}
-    imagined = engine.run(starts_of(trajectories).to(engine.world.device), 1, seed, explore=False).to("cpu")
     likely = getattr(engine.reflector, "likely", None)
     imagined_success, success = (float(ends.mean()) for ends in outcomes(imagined, trajectories, likely))
     return {"validation_success": success, "validation_imagined_success": imagined_success}
@@ -130,8 +124,8 @@ def measure(
     """Act with the mean action: in the true environment to the horizon, in imagination until the reflector stops.
 
     For a suite with a detector imagination goes on to the horizon, too, and its frames are kept. `engine` imagines with
-    the same policy and reflector, perhaps in 8 bits. Ranks but the first one act out their share of the true episodes,
-    and return None.
+    the same policy and reflector, perhaps in 8 bits. All ranks share the episodes, true, replayed and imagined; those
+    but the first one return None.
     """
     if suite.horizon < engine.world.chunk:
         raise UserError(
@@ -142,21 +136,21 @@ def measure(
         check_networks(config.weights, engine.world.size)
     tasks, starts = held_out(suite, start_seed, config.episodes)
     with Progress(3 + len(groups_of(suite, tasks, ranks)), title) as progress:
-        trajectories = act_in_true(policy, suite, tasks, starts, "test", progress=progress, ranks=ranks)
-        if not ranks.first:
-            return None
-        outcome = judge_outcome(trajectories, *judge_trajectories(reflector, trajectories))
-        progress.advance(success=f"{100 * outcome.success['oracle'].mean():.1f} %")
-        few = trajectories[: config.quality]
-        replayed = replay_episodes(engine, few, seed)
-        quality = world_quality(replayed, outcome.success["oracle"][: len(few)], engine.world.chunk, config.weights)
+        trajectories, *judged = act_and_judge(policy, suite, reflector, tasks, starts, "test", progress, ranks)
         progress.advance()
-        first, looks = starts_of(trajectories[: config.imagined]).to(engine.world.device), has_detector(suite)
-        imagined = engine.run(first, 1, seed, explore=False, stop=not looks, video=looks).to("cpu")
+        again, looks = _replayed(engine, trajectories[: config.quality], seed, ranks), has_detector(suite)
+        progress.advance()
+        imagined = _imagined(engine, trajectories[: config.imagined], seed, ranks, stop=not looks, video=looks)
+        if imagined is None or again is None:
+            return None
+        outcome, (replayed, pictures) = judge_outcome(trajectories, *judged), again
+        success = outcome.success["oracle"]
+        given = success[: len(replayed.trajectories)], engine.world.chunk, config.weights
+        quality = world_quality(replayed, *given, pictures)
         likely = getattr(reflector, "likely", None)
         found = consistency(suite, tasks, trajectories, outcome, imagined, replayed, seed, likely)
         imagined.video = imagined.proprio = None  # the largest by far, and looked at
-        progress.advance()
+        progress.advance(success=f"{100 * success.mean():.1f} %")
     if broken := int(imagined.broken.sum()):
         warnings.warn(
             f"{title}: {broken} of {len(imagined.broken)} imagined episodes had numbers that are not finite, and count "
@@ -167,11 +161,60 @@ def measure(
     return Measurement(outcome, trajectories, imagined, quality, instructions, found, likely)
 
 
+def _imagined(
+    engine: Engine, trajectories: list[Trajectory], seed: int, ranks: Ranks, **flags: bool
+) -> Rollouts | None:
+    """Episodes of the mean action from the starts of those that rank 0 has; at rank 0, of all ranks."""
+    starts = ranks.from_first(starts_of(trajectories) if ranks.first else None)
+    rows, own = torch.arange(len(starts))[ranks.part(len(starts))], None
+    if len(rows):
+        begun = starts.pick(rows).to(engine.world.device)
+        own = engine.run(begun, 1, seed, int(rows[0]), explore=False, **flags).to("cpu")
+        own.record = None  # what a learner needs
+    parts = ranks.to_first(own)
+    return None if parts is None else Rollouts.joined([part for part in parts if part is not None])
+
+
+def _replayed(
+    engine: Engine, trajectories: list[Trajectory], seed: int, ranks: Ranks
+) -> tuple[Replayed, tuple[Tensor, Tensor]] | None:
+    """Replays of the episodes that rank 0 has, and their `picture_quality`; at rank 0, of all ranks."""
+    few, own = ranks.dealt(trajectories), None
+    first = ranks.before(len(few))
+    if few:
+        found = replay_episodes(engine, few, seed, first)
+        own = found.frames, found.reward, found.stop, *picture_quality(found, engine.world.chunk)
+    parts = ranks.to_first(own)
+    if parts is None:
+        return None
+    columns = zip(*(part for part in parts if part is not None), strict=True)
+    frames, reward, stop, psnr, ssim = (column[0] if len(column) == 1 else _joined(column) for column in columns)
+    return Replayed(trajectories, frames, reward, stop), (psnr, ssim)
+
+
+def _joined(parts: tuple) -> Tensor | np.ndarray:
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else np.concatenate(parts)
+
+
+def picture_quality(
+    replayed: Replayed,
+    chunk: int,  # frames of a pass of the world model
+) -> tuple[Tensor, Tensor]:  # [N, passes, chunk * V] float64 each
+    """PSNR (dB) and SSIM of every replayed frame against the true one, in whole passes."""
+    imagined, found = replayed.frames, []
+    frames = torch.from_numpy(np.stack([t.frames for t in replayed.trajectories]))
+    for first in range(1, imagined.shape[1] - chunk + 1, chunk):
+        pair = [video[:, first : first + chunk].flatten(0, 2) for video in (imagined, frames)]
+        found.append([figure(*pair).view(len(imagined), -1) for figure in (psnr, ssim)])
+    return tuple(torch.stack(part, dim=1) for part in zip(*found, strict=True))
+
+
 def world_quality(
     replayed: Replayed,
     success: np.ndarray,  # [N] bool, whether each of its episodes was a success at some time
     chunk: int,  # frames of a pass of the world model
     weights: Path | None = None,
+    pictures: tuple[Tensor, Tensor] | None = None,  # their `picture_quality`, if it is known
 ) -> dict:
     """Replayed frames against true ones.
 
@@ -179,15 +222,16 @@ def world_quality(
     `agreement`: the share of episodes in which the reflector, reading the imagined frames, agrees with the truth on
     whether the task was done at some time. With `weights`, also the metrics of `perceptual_quality`.
     """
-    imagined = replayed.frames
-    frames = torch.from_numpy(np.stack([t.frames for t in replayed.trajectories]))
-    frames = frames[:, : imagined.shape[1]]  # whole passes only
-    out = {"psnr": [], "ssim": []}
-    for first in range(1, imagined.shape[1] - chunk + 1, chunk):
-        pair = (imagined[:, first : first + chunk].flatten(0, 2), frames[:, first : first + chunk].flatten(0, 2))
-        out["psnr"].append(psnr(*pair).mean().item())
-        out["ssim"].append(ssim(*pair).mean().item())
+    imagined, figures = replayed.frames, pictures or picture_quality(replayed, chunk)
+    out: dict = {
+        name: [part.flatten().mean().item() for part in each.unbind(1)]
+        for name, each in zip(("psnr", "ssim"), figures, strict=True)
+    }
     out["agreement"] = float((replayed.stop.any(1) == success).mean())
     out["episodes"] = len(imagined)
-    views = [video.movedim(2, 1).flatten(0, 1) for video in (imagined, frames)]  # each view is a video of its own
-    return out | (perceptual_quality(weights, *views, chunk) if weights else {})
+    if weights is None:
+        return out
+    frames = torch.from_numpy(np.stack([t.frames for t in replayed.trajectories]))
+    pair = imagined, frames[:, : imagined.shape[1]]  # whole passes only
+    views = [video.movedim(2, 1).flatten(0, 1) for video in pair]  # each view is a video of its own
+    return out | perceptual_quality(weights, *views, chunk)

@@ -28,10 +28,10 @@ class Replayed:
         return np.stack([t.success for t in self.trajectories])[:, : self.stop.shape[1]]
 
 
-def replay_episodes(engine: Engine, trajectories: Sequence[Trajectory], seed: int) -> Replayed:
+def replay_episodes(engine: Engine, trajectories: Sequence[Trajectory], seed: int, first_episode: int = 0) -> Replayed:
     """Open-loop replay: the actions of true episodes are imagined; no true frame is read after the first."""
     actions = torch.from_numpy(np.stack([t.actions for t in trajectories]))
     starts, device = starts_of(trajectories), engine.world.device
-    frames = replay(engine.world, starts.to(device), actions.to(device), seed).cpu()
+    frames = replay(engine.world, starts.to(device), actions.to(device), seed, first_episode).cpu()
     reward, stop = judge_frames(engine.reflector, starts, frames)
     return Replayed(trajectories, frames, reward.numpy(), stop.numpy())

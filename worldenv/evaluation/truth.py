@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,45 @@ def act_in_true(
 
     Raises UserError for arguments of another kind, and if suite or policy do not return what their interfaces say.
     """
+    return in_order(_acted(policy, suite, tasks, starts, split, perturb, seed, progress, ranks), ranks)
+
+
+def act_and_judge(
+    policy: Policy,
+    suite: Suite,
+    reflector: Reflector,
+    tasks: Sequence[Task],
+    starts: Sequence[int],
+    split: str,
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
+) -> tuple[list[Trajectory], np.ndarray, np.ndarray]:  # E episodes; [E, T] float32; [E, T] bool
+    """True episodes of the mean action, with the reflector's rewards and stops.
+
+    As `act_in_true` and `judge_trajectories`: each rank judges what it has acted out. Ranks but the first one return
+    nothing.
+    """
+    own = dict(sorted(_acted(policy, suite, tasks, starts, split, 0.0, 0, progress, ranks).items()))
+    judged = judge_trajectories(reflector, [*own.values()]) if own else ((), ())
+    found = in_order(dict(zip(own, zip(own.values(), *judged, strict=True), strict=True)), ranks)
+    if not found:
+        return [], np.zeros((0, 0), np.float32), np.zeros((0, 0), bool)
+    trajectories, reward, stop = zip(*found, strict=True)
+    return [*trajectories], np.stack(reward), np.stack(stop)
+
+
+def _acted(
+    policy: Policy,
+    suite: Suite,
+    tasks: Sequence[Task],
+    starts: Sequence[int],
+    split: str,
+    perturb: float | Tensor,
+    seed: int,
+    progress: Progress | None,
+    ranks: Ranks,
+) -> dict[int, Trajectory]:
+    """The episodes of this rank, by row."""
 
     def recorded(rows: list[int], begun: Starts, act: Act) -> list[Trajectory]:
         seen, record = begun.seen, Record(suite, begun)
@@ -101,7 +141,17 @@ def steps_to_success(
             first[new] = step - chunk.shape[1] + 1 + done.argmax(1)[new]
         return first.tolist()
 
-    return np.array(_in_groups(policy, suite, tasks, starts, split, 0.0, seed, progress, counted), dtype=np.int64)
+    steps = _in_groups(policy, suite, tasks, starts, split, 0.0, seed, progress, counted)
+    return np.array([steps[row] for row in range(len(tasks))], dtype=np.int64)
+
+
+def in_order(own: dict[int, Any], ranks: Ranks) -> list:
+    """What all ranks have made, each for its rows of 0 .. E - 1, in the order of the rows: at rank 0 alone."""
+    found = ranks.to_first(own)
+    if found is None:
+        return []
+    out = {row: one for part in found for row, one in part.items()}
+    return [out[row] for row in range(len(out))]
 
 
 def groups_of(suite: Suite, tasks: Sequence[Task], ranks: Ranks = ALONE) -> list[list[int]]:
@@ -133,8 +183,8 @@ def _in_groups(
     progress: Progress | None,
     acted: Callable[[list[int], Starts, Act], list],
     ranks: Ranks = ALONE,
-) -> list:
-    """What `acted` returns for every episode, in their order; at rank 0, of all ranks."""
+) -> dict[int, Any]:
+    """What `acted` returns for every episode of this rank, by row."""
     scale = _checked_scale(perturb, len(_checked_episodes(suite, tasks, starts)))
     check_seed(seed)
     check_members("policy", policy, Policy)
@@ -152,11 +202,7 @@ def _in_groups(
             out |= zip(rows, acted(rows, begun, act), strict=True)
         if progress is not None:
             progress.advance()
-    gathered = ranks.to_first(out)
-    if gathered is None:
-        return []
-    out = {row: one for part in gathered for row, one in part.items()}
-    return [out[row] for row in range(len(tasks))]
+    return out
 
 
 def _of(all_of_them: Sequence, rows: list[int]) -> Sequence:

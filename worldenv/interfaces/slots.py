@@ -1,6 +1,6 @@
 """Tensors that belong to episodes, a row each: allocated once, seen in slices, refilled in place."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Self
 
@@ -33,6 +33,14 @@ class Slots:
         return type(self)(
             *(v.each(function) if isinstance(v, Slots) else v if v is None else function(v) for v in values)
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The rows of all parts, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = (torch.cat(same) for same in zip(*(part.tensors() for part in parts), strict=True))
+        return parts[0].each(lambda _: next(columns))
 
     def __len__(self) -> int:
         return len(next(self.tensors()))

@@ -10,7 +10,7 @@ MOST_NODES = 65_536
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """Several processes, each a rank that practises its share of the starts (docs/clusters.md)."""
+    """Several processes, each a rank that does its share of the work (docs/clusters.md)."""
 
     processes: int = 1  # on this machine
     nodes: int = 1  # machines; the command is given on each of them, with the same options

@@ -21,7 +21,7 @@ from worldenv.launch.share import number, own_cpus, ranks_here
 from worldenv.launch.watch import Watch, beat_of
 
 JOIN_S = 120.0  # from the first rank to the last
-EXCHANGE_S = 6 * 3600.0  # that a rank may wait for a slower one: rank 0 judges and draws alone
+EXCHANGE_S = 6 * 3600.0  # that a rank may wait for a slower one: rank 0 does some work alone
 
 
 @contextmanager

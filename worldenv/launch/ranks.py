@@ -48,10 +48,8 @@ class Ranks:
         """The rows of all ranks, in their order, on the device of each column."""
         if self.count == 1:
             return list(columns)
-        found = self.every([column.cpu() for column in columns])
-        return [
-            torch.cat(parts).to(column.device) for column, parts in zip(columns, zip(*found, strict=True), strict=True)
-        ]
+        counts = self.every(len(columns[0]))
+        return [self._whole(column, counts) for column in columns]
 
     def before(self, rows: int) -> int:
         """How many rows the ranks before this one have, where this one has `rows`."""
@@ -75,6 +73,17 @@ class Ranks:
             self._exchange(distributed.recv_object_list, given, src=rank)
             out += given
         return out
+
+    def dealt(self, things: Sequence) -> Sequence:
+        """This rank's share of what rank 0 has; what the others give is not looked at."""
+        if self.first:
+            for rank in range(1, self.count):
+                given = things[Ranks(rank, self.count).part(len(things))]
+                self._exchange(distributed.send_object_list, [given], dst=rank)
+            return things[self.part(len(things))]
+        found = [None]
+        self._exchange(distributed.recv_object_list, found, src=0)
+        return found[0]
 
     def add_gradients(self, parameters: Sequence[nn.Parameter], *figures: Tensor) -> tuple[Tensor, ...]:
         """Replace every gradient, and return every figure [], by its sum over the ranks, in float32.
@@ -110,18 +119,35 @@ class Ranks:
         mark = folder / f".ranks.{self.from_first(secrets.token_hex(4))}.partial"
         if self.first:
             mark.touch()
-        self.every(None)
-        until = time.monotonic() + SEEN_S
-        while not (is_there := mark.exists()) and time.monotonic() < until:
-            time.sleep(0.1)
-        blind = [rank for rank, sees in enumerate(self.every(is_there)) if not sees]
+        blind = self._blind_to(mark)
         if self.first:
             mark.unlink()
         if blind:
             raise UserError(
-                f"the run folder {folder} is not shared: {', '.join(self.watch.names[rank] for rank in blind)} cannot "
-                "see it; choose another --run, on a file system that all machines share"
+                f"the run folder {folder} is not shared: {', '.join(blind)} cannot see it; choose another --run, on a "
+                "file system that all machines share"
             )
+
+    def wait_for(self, path: Path) -> None:
+        """Return once rank 0, which has made this file or folder, has called, and all ranks see it.
+
+        Raises UserError, at all ranks, if one does not.
+        """
+        if blind := self._blind_to(path):
+            raise UserError(
+                f"{', '.join(blind)} cannot see {path}, which rank 0 has made: see to it that all machines share the "
+                "file system, then resume the run"
+            )
+
+    def _blind_to(self, path: Path) -> list[str]:
+        """The names of the ranks that do not see what rank 0 has made before it called this, though they wait."""
+        if self.count == 1:
+            return []
+        self.every(None)
+        until = time.monotonic() + SEEN_S
+        while not (is_there := path.exists()) and time.monotonic() < until:
+            time.sleep(0.1)
+        return [self.watch.names[rank] for rank, sees in enumerate(self.every(is_there)) if not sees]
 
     @contextmanager
     def between_saves(self) -> Iterator[None]:
@@ -145,6 +171,15 @@ class Ranks:
             self.asked = True
             return True
         return False
+
+    def _whole(self, own: Tensor, counts: list[int]) -> Tensor:
+        whole = torch.empty(sum(counts), *own.shape[1:], dtype=own.dtype)
+        parts = whole.split(counts)
+        parts[self.rank].copy_(own)
+        for rank, part in enumerate(parts):
+            if part.numel():
+                self._exchange(distributed.broadcast, part, src=rank)
+        return whole.to(own.device)
 
     def _exchange(self, call: Callable, *arguments: Any, **named: Any) -> None:
         try:

@@ -15,7 +15,8 @@ LOCAL = ("localhost", "127.0.0.1")
 
 
 def start(words: Sequence[str], launch: LaunchConfig) -> int:
-    """Run `python -m worldenv WORDS` in several processes to the end; returns the exit code.
+    """Run `python -m worldenv WORDS` in several processes to the end; returns the exit code. `WORDS` begin with `train`
+    or `eval`.
 
     It is that of the first rank that failed (1 if a signal killed it), or 128 + the signal that ended this process.
     Raises UserError if the machines do not find each other.

@@ -16,6 +16,7 @@ def replay(
     starts: Starts,  # N, on the device of the world model
     actions: Tensor,  # [N, T, A] float32, in [-1, 1]
     seed: int,
+    first_episode: int = 0,  # id of the first episode, as of `Engine.run`
 ) -> Tensor:  # [N, T' + 1, V, H, W, 3] uint8, the start frame first; T' = T rounded down to whole passes
     """What the cameras would show if the robot carried out these actions; no policy, no stop.
 
@@ -41,7 +42,7 @@ def replay(
         memory = world.begin(now, k)
         check_state("the world model", memory, now)
         memory = memory.each(torch.clone)  # as in slots: `begin` may share tensors with others, or expand them
-        ids = torch.arange(rows.start, rows.stop, device=starts.device)
+        ids = torch.arange(first_episode + rows.start, first_episode + rows.stop, device=starts.device)
         for first in range(0, steps, k):
             key = Key(seed, ids, torch.full_like(ids, first // k))
             action = actions[rows, first : first + k].clone()  # which the world model may write over

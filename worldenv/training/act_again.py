@@ -6,8 +6,9 @@ import numpy as np
 
 from worldenv.data.record import Record
 from worldenv.data.trajectory import Trajectory
-from worldenv.evaluation.truth import groups_of
+from worldenv.evaluation.truth import groups_of, in_order
 from worldenv.interfaces.suite import Suite
+from worldenv.launch.ranks import ALONE, Ranks
 
 
 def act_again(
@@ -15,8 +16,11 @@ def act_again(
     scale: np.ndarray,  # [N] float, of the Laplace noise, in units of the action
     seed: int,
     suite: Suite,
+    ranks: Ranks = ALONE,
 ) -> list[Trajectory]:
     """The actions of these episodes from the same start states, with noise on the translation that nobody corrects.
+
+    Several ranks share the episodes: rank 0 returns all, the others nothing.
 
     A policy closes and lifts the gripper when it sees that the gripper stands right. So in its own episodes the plan
     gives the outcome away, and a world model trained on them learns to read the plan instead of the picture: a gripper
@@ -29,11 +33,11 @@ def act_again(
     actions[..., :3] = np.clip(actions[..., :3] + noise, -1, 1)
     task_of, split = {task.name: task for task in suite.tasks}, trajectories[0].split
     tasks, again = [task_of[t.task] for t in trajectories], {}
-    for rows in groups_of(suite, tasks):
+    for rows in groups_of(suite, tasks, ranks):
         some, starts = [tasks[row] for row in rows], [trajectories[row].start for row in rows]
         record = Record(suite, suite.reset(some, starts, split))
         for step in range(actions.shape[1]):
             record.step(actions[rows, step])
         made = record.trajectories(some, starts, split, trajectories[0].source)
         again |= zip(rows, made, strict=True)
-    return [again[row] for row in range(len(tasks))]
+    return in_order(again, ranks)

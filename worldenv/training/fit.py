@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from worldenv.errors import UserError
 from worldenv.fields import COUNT, MOST, SHARE, Within, check_fields
+from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.records.checkpoint import CheckpointError, load_state, save_state
 from worldenv.records.progress import Progress
 from worldenv.records.resumption import check_state, identity
@@ -59,10 +60,13 @@ def fit(
     stage: str,
     folder: RunFolder,
     seed: int,
+    ranks: Ranks = ALONE,
 ) -> float:
     """Minimise `loss`, which draws its own batch from the generator it is given and returns figures to log.
 
-    Returns the seconds that the steps took, those before an interruption included.
+    Returns the seconds that the steps took, those before an interruption included. Of several ranks, each returns what
+    its share of the batch adds to loss and figures (worldenv/training/share.py); all make the same step of the sum, and
+    rank 0 writes the folder, which all can read.
 
     Each step's generator is seeded by (seed, step), so a resumed run sees the batches it would have seen. The state
     lies in checkpoints/<stage>.state.safetensors. A non-finite loss or gradient skips the step; more than
@@ -74,13 +78,15 @@ def fit(
     rate = schedule.of(optimizer)
     run = identity(seed, module)
     first, skipped, mean, before_s = _resume(state_path, module, optimizer, rate, run, schedule.steps)
-    folder.truncate(stage, first + 1)  # a line counts the steps that are done
+    ranks.every(None)  # all have read the state
+    if ranks.first:
+        folder.truncate(stage, first + 1)  # a line counts the steps that are done
     began = saved_at = time.monotonic()
     with Progress(schedule.steps, stage.replace("_", " "), done=first) as progress:
         for step in range(first, schedule.steps):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
             used = rate.get_last_lr()[0]
-            ok, figures = _step(loss, generator, optimizer, parameters)
+            ok, figures = _step(loss, generator, optimizer, parameters, ranks)
             skipped += not ok
             rate.step()
             if skipped > max(10, MAX_SKIPPED_SHARE * schedule.steps):
@@ -90,6 +96,8 @@ def fit(
             if ok:
                 mean = {k: 0.98 * mean.get(k, v) + 0.02 * v for k, v in figures.items()}
             progress.advance(**mean)
+            if not ranks.first:
+                continue
             if (step + 1) % 50 == 0 or step + 1 == schedule.steps:
                 folder.log(stage, step + 1, **mean, skipped_steps=skipped, learning_rate=used)
             if time.monotonic() - saved_at > schedule.save_every_s or step + 1 == schedule.steps:
@@ -104,10 +112,14 @@ def _step(
     generator: torch.Generator,
     optimizer: torch.optim.Optimizer,
     parameters: list[nn.Parameter],
+    ranks: Ranks,
 ) -> tuple[bool, dict[str, float]]:
     value, figures = loss(generator)
     optimizer.zero_grad(set_to_none=True)
     value.backward()
+    if ranks.count > 1:
+        value, *sums = ranks.add_gradients(parameters, value.detach(), *map(value.new_tensor, figures.values()))
+        figures = {name: total.item() for name, total in zip(figures, sums, strict=True)}
     norm = nn.utils.clip_grad_norm_(parameters, 1.0)
     if not (torch.isfinite(value) and torch.isfinite(norm)):
         return False, figures

@@ -31,6 +31,7 @@ class Lessons(Protocol):
     policy: Mapping[str, Any]  # fields of SmallPolicyConfig that differ from the default
     records_what_is_done: bool  # whether demonstrations record the actions that were carried out
     part: int  # episodes that are recorded at a time: their random numbers are drawn together
+    keeps: bool  # whether the episodes to pretrain on are kept in a folder: then one rank makes them, and all read them
 
     def demonstrate(self, tasks: Sequence[Task], starts: Sequence[int], split: str, kept: Path) -> list[Trajectory]:
         """Episodes of an expert, successful ones only. What takes long may be kept in a folder."""
@@ -48,6 +49,7 @@ class TabletopLessons:
     policy: Mapping[str, Any] = {}
     records_what_is_done = True
     part = 100
+    keeps = False
 
     def __init__(self) -> None:
         self.suite = TabletopSuite()
@@ -67,6 +69,7 @@ class MetaWorldLessons:
 
     records_what_is_done = False
     part = 100
+    keeps = False
 
     def __init__(self) -> None:
         self.suite = MetaWorldSuite()
@@ -90,6 +93,7 @@ class LiberoLessons:
 
     records_what_is_done = False
     part = 60  # some minutes
+    keeps = True
 
     def __init__(self, name: str) -> None:
         benchmark, given = SMALL[name]

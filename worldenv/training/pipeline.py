@@ -1,14 +1,17 @@
 """All models of a suite from nothing: base, demonstrations, policy, exploration, world model, reflector.
 
-Every stage writes its result once and is skipped when the result is there, so an interrupted run continues.
+Every stage writes its result once and is skipped when the result is there, so an interrupted run continues. Several
+ranks go through the stages together; rank 0 writes.
 """
 
 import json
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +26,7 @@ from worldenv.evaluation.measure import in_turn
 from worldenv.evaluation.truth import act_in_true
 from worldenv.files import cannot_be_written, read_json, write_text
 from worldenv.interfaces.world import WorldModel
+from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
 from worldenv.records.checkpoint import CheckpointError, load_weights, save_weights
 from worldenv.records.model_card import write_card
@@ -43,6 +47,7 @@ from worldenv.training.imagined import as_imagined
 from worldenv.training.lessons import LESSONS
 from worldenv.training.pretrain import Base, base_loss, sample_base_batch
 from worldenv.training.ranges import EPISODES, measure_ranges
+from worldenv.training.share import Share
 from worldenv.training.train_reflector import join, read_features, reward_loss
 from worldenv.training.world_stages import CausalStages, ComposerStages
 from worldenv.worlds.kinematics import kept_kinematics, with_kept
@@ -54,6 +59,7 @@ EXTRA_DATA = ("exploration", "again")
 # validation starts (benchmarks/LOG.md).
 STOP_ABOVE = 0.78
 KINEMATICS = "kinematics.json"
+ONE_RANK = (KINEMATICS, RANGES)  # what rank 0 makes alone
 HELD_OUT = 5  # one episode in so many measures the fitted kinematics
 MOST_OFF_CM = 1.0  # on average over a chunk, before a warning says so
 WORLDS = {"composer": ComposerStages, "causal": CausalStages}
@@ -71,9 +77,10 @@ class Pipeline:
         world: str,
         device: str = "cpu",
         suite: str = "tabletop",
+        ranks: Ranks = ALONE,
     ):
         self.folder, self.config, self.seed, self.device = folder, config, seed, torch.device(device)
-        self.models, self.data = folder.path / "models", folder.path / "data"
+        self.models, self.data, self.ranks = folder.path / "models", folder.path / "data", ranks
         self.lessons = LESSONS[suite]()
         self.suite = self.lessons.suite
         if (steps := config.causal_chunks * config.causal.chunk) > self.suite.horizon:
@@ -101,7 +108,8 @@ class Pipeline:
             if path.name in EXTRA_DATA and not self.config.extra_data:
                 continue
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                if self.ranks.first:
+                    path.parent.mkdir(parents=True, exist_ok=True)
                 self._make(path, make)
             except OSError as error:
                 raise cannot_be_written(path, error) from error
@@ -121,13 +129,17 @@ class Pipeline:
         )
 
     def _make(self, path: Path, make: Callable[[Path], None]) -> None:
-        card = path.with_suffix(".md")
-        if not path.exists():
-            card.unlink(missing_ok=True)
-            with timed(self.folder.path, str(path.relative_to(self.folder.path).with_suffix(""))):
-                make(path)
-        if path.suffix == ".safetensors" and not card.exists():
+        card, first = path.with_suffix(".md"), self.ranks.first
+        if not self.ranks.from_first(path.exists()):
+            stage = str(path.relative_to(self.folder.path).with_suffix(""))
+            if first:
+                card.unlink(missing_ok=True)
+            with timed(self.folder.path, stage) if first else nullcontext():
+                if first or path.name not in ONE_RANK:
+                    make(path)
+        if first and path.suffix == ".safetensors" and not card.exists():
             write_card(path)
+        self.ranks.wait_for(path)
 
     def stages(self) -> list[Stage]:
         """The stages in order; the world model's own stand where the data is there and nothing needs it yet."""
@@ -147,8 +159,12 @@ class Pipeline:
     def disturbed(self) -> Disturbed:
         """The pretraining episodes, made anew in each session unless the lessons keep them: they are deterministic."""
         if self._disturbed is None:
-            kept = self.data / "pretraining"
-            self._disturbed = self.lessons.disturbed(self.config.pretraining_episodes, self.seed, kept)
+            given = self.config.pretraining_episodes, self.seed, self.data / "pretraining"
+            if self.lessons.keeps and not self.ranks.first:
+                self.ranks.every(None)  # until rank 0 has kept all
+            self._disturbed = self.lessons.disturbed(*given)
+            if self.lessons.keeps and self.ranks.first:
+                self.ranks.every(None)
         return self._disturbed
 
     def clips(self) -> Clips:
@@ -172,7 +188,7 @@ class Pipeline:
         stage: str,
     ) -> dict:
         """Fit, and return what a model card says: seed, steps, batch, seconds and last figures."""
-        seconds = fit(module, loss, schedule, stage, self.folder, self.seed)
+        seconds = fit(module, loss, schedule, stage, self.folder, self.seed, self.ranks)
         last = self.folder.metrics(stage)[-1:]
         metrics = {k: v for line in last for k, v in line.items() if isinstance(v, float)}
         return {
@@ -185,41 +201,54 @@ class Pipeline:
             "metrics": {k: v for k, v in metrics.items() if k not in ("time_s", "learning_rate")},
         }
 
+    def write(self, save: Callable[..., None], path: Path, *given: Any, **more: Any) -> None:
+        """Save a model; rank 0 does."""
+        if self.ranks.first:
+            save(path, *given, **more)
+
     def make_base(self, path: Path) -> None:
         data = self.disturbed()
         base, schedule = self.new(Base, self.policy_config()), self.config.base
         tokens = base.policy.encoder.text.tokenize(data.instructions)
         with_actions = min(self.config.action_episodes, len(data.plans))  # an expert may have failed some
+        share = Share(schedule.batch, self.ranks)
 
         def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-            return base_loss(base, sample_base_batch(data, tokens, generator, schedule.batch, with_actions))
+            batch = sample_base_batch(data, tokens, generator, schedule.batch, with_actions, share.rows)
+            return base_loss(base, batch, share)
 
         made = self.train(base, loss, schedule, "base")
         weights = {name: tensor.half() for name, tensor in base.state_dict().items()}
-        save_weights(path, weights, {"kind": "base", "made": made})
+        self.write(save_weights, path, weights, {"kind": "base", "made": made})
 
     def record_demonstrations(self, path: Path) -> None:
+        """Each rank shows some of the tasks; what it keeps meanwhile is its own."""
         partial, kept = path.with_suffix(".partial"), path.with_suffix(".kept")
+        numbers, shown = range(self.config.demonstrations), []
+        for task in self.suite.tasks[self.ranks.part(len(self.suite.tasks))]:
+            own = kept / str(self.ranks.rank)
+            shown += self.lessons.demonstrate([task] * len(numbers), numbers, "train", own)
+        parts = self.ranks.to_first(shown)
+        if parts is None:
+            return
         shutil.rmtree(partial, ignore_errors=True)
-        numbers = range(self.config.demonstrations)
         with TrajectoryWriter(partial) as writer:
-            for task in self.suite.tasks:
-                for trajectory in self.lessons.demonstrate([task] * len(numbers), numbers, "train", kept):
-                    writer.write(trajectory)
+            for trajectory in (one for part in parts for one in part):
+                writer.write(trajectory)
         partial.rename(path)
         shutil.rmtree(kept, ignore_errors=True)
 
     def make_finetuned(self, path: Path) -> None:
         policy, schedule = self.base().policy, self.config.finetune
         demonstrations = self.recorded("demonstrations").in_memory()
-        loss = imitation_loss(policy, demonstrations, schedule.batch)
-        save_model(path, policy, "policy", self.train(policy, loss, schedule, "finetune"))
+        loss = imitation_loss(policy, demonstrations, schedule.batch, self.ranks)
+        self.write(save_model, path, policy, "policy", self.train(policy, loss, schedule, "finetune"))
 
     def make_policy(self, path: Path) -> None:
         """The fine-tuned policy, once it reads imagined frames as it reads true ones."""
         schedule, policy = self.config.adapt, SmallPolicy.load(self.models / "finetuned.safetensors")
-        loss = adaptation_loss(policy, *self.replays(), schedule.batch)
-        save_model(path, policy, "policy", self.train(policy, loss, schedule, "adapt"))
+        loss = adaptation_loss(policy, *self.replays(), schedule.batch, self.ranks)
+        self.write(save_model, path, policy, "policy", self.train(policy, loss, schedule, "adapt"))
 
     def record_exploration(self, path: Path) -> None:
         self.explore(path, SmallPolicy.load(self.models / "finetuned.safetensors"), EXPLORATION_START, self.seed)
@@ -231,9 +260,10 @@ class Pipeline:
         def act(numbers: range) -> list[Trajectory]:
             tasks, drawn = in_turn(self.suite, numbers.stop)[numbers.start :], seed + numbers.start
             perturb = self.config.perturb * torch.rand(len(tasks), generator=torch.Generator().manual_seed(drawn))
-            return act_in_true(policy, self.suite, tasks, [first + i for i in numbers], "train", perturb, drawn)
+            starts = [first + i for i in numbers]
+            return act_in_true(policy, self.suite, tasks, starts, "train", perturb, drawn, None, self.ranks)
 
-        _record(path, self.episodes[path.name], self.lessons.part, act)
+        _record(path, self.episodes[path.name], self.lessons.part, act, self.ranks)
 
     def record_again(self, path: Path) -> None:
         """Explored successes in turn (all explored episodes, where none succeeded)."""
@@ -243,9 +273,10 @@ class Pipeline:
         def again(numbers: range) -> list[Trajectory]:
             seed = self.seed + numbers.start
             scale = self.config.again_noise * np.random.default_rng(seed).random(len(numbers))
-            return act_again([reader[explored[i % len(explored)]] for i in numbers], scale, seed, self.suite)
+            some = [reader[explored[i % len(explored)]] for i in numbers]
+            return act_again(some, scale, seed, self.suite, self.ranks)
 
-        _record(path, self.episodes[path.name], self.lessons.part, again)
+        _record(path, self.episodes[path.name], self.lessons.part, again, self.ranks)
 
     @property
     def robot(self) -> Robot:
@@ -293,11 +324,10 @@ class Pipeline:
         schedule = self.config.head
         sets = [self.clips(), self.replays()[1]]
         with Progress(sum(map(len, sets)), "reading frames for the reflector") as progress:
-            features = join(
-                [read_features(reflector, part, self.seed, self.lessons.rivals, progress.advance) for part in sets]
-            )
-        loss = reward_loss(reflector, features, schedule.batch)
-        save_model(path, reflector, "reflector", self.train(reflector, loss, schedule, "reflector"))
+            given = self.seed, self.lessons.rivals, progress.advance, self.ranks
+            features = join([read_features(reflector, part, *given) for part in sets])
+        loss = reward_loss(reflector, features, schedule.batch, ranks=self.ranks)
+        self.write(save_model, path, reflector, "reflector", self.train(reflector, loss, schedule, "reflector"))
 
     def make_ranges(self, path: Path) -> None:
         policy, world = SmallPolicy.load(self.models / "policy.safetensors"), self.imagining()
@@ -321,7 +351,7 @@ class Pipeline:
             world.network.to(self.device)
             order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(self.seed))
             some = clips.pick(order[: max(1, round(self.config.imagined_share * len(clips)))]).in_memory()
-            self._replays = some, as_imagined(world, some, self.seed)
+            self._replays = some, as_imagined(world, some, self.seed, self.ranks)
         return self._replays
 
     def base(self) -> Base:
@@ -340,17 +370,17 @@ class Pipeline:
         return network(config).to(memory_format=torch.channels_last)
 
 
-def _record(path: Path, total: int, every: int, make: Callable[[range], list[Trajectory]]) -> None:
-    """Write the episodes that `make` returns for 0 .. total - 1, `every` at a time; a killed one goes on."""
+def _record(path: Path, total: int, every: int, make: Callable[[range], list[Trajectory]], ranks: Ranks) -> None:
+    """Write the episodes that `make` returns for 0 .. total - 1, `every` at a time; a killed one goes on. All ranks
+    call it and `make`, which returns the episodes at rank 0."""
     partial = path.with_suffix(".partial")
-    with (
-        TrajectoryWriter(partial, every, append=partial.exists()) as writer,
-        Progress(total, path.stem, done=len(writer)) as progress,
-    ):
-        while (done := len(writer)) < total:
-            first = done // every * every  # the random numbers are those of a whole part
-            numbers = range(first, min(first + every, total))
-            for trajectory in make(numbers)[done - first :]:
-                writer.write(trajectory)
-            progress.advance(numbers.stop - done)
-    partial.rename(path)
+    with TrajectoryWriter(partial, every, append=partial.exists()) if ranks.first else nullcontext([]) as writer:
+        with Progress(total, path.stem, done=len(writer)) as progress:
+            while (done := ranks.from_first(len(writer))) < total:
+                first = done // every * every  # the random numbers are those of a whole part
+                numbers = range(first, min(first + every, total))
+                for trajectory in make(numbers)[done - first :]:
+                    writer.write(trajectory)
+                progress.advance(numbers.stop - done)
+    if ranks.first:
+        partial.rename(path)

@@ -9,6 +9,7 @@ from worldenv.ops.laplace_chunk import laplace_log_prob
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
 from worldenv.suites.tabletop.demonstrate import disturb
 from worldenv.suites.tabletop.scenes import pretraining_task
+from worldenv.training.share import WHOLE, Share
 
 ACTION_SHARE = 0.25  # of a batch comes from the episodes whose actions may be seen
 
@@ -26,16 +27,16 @@ class Base(nn.Module):
         self.done = nn.Sequential(nn.ReLU(), nn.Linear(config.width, 64), nn.ReLU(), nn.Linear(64, 1))
 
 
-def base_loss(base: Base, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+def base_loss(base: Base, batch: dict[str, Tensor], share: Share = WHOLE) -> tuple[Tensor, dict[str, float]]:
     """Action L1 + Laplace NLL of the scale + pointing L1 + BCE of "is it done?"; late actions are left out."""
     policy = base.policy
     feature = policy.encoder(batch["frames"], batch["tokens"])
     mu, beta = policy.heads(feature, batch["proprio"])
     use = batch["use_action"]
-    l1 = ((mu - batch["action"]).abs().mean((1, 2)) * use).sum() / use.sum().clamp(min=1)
-    nll = -(laplace_log_prob(batch["action"], mu.detach(), beta) * use).sum() / use.sum().clamp(min=1) / mu[0].numel()
-    point = (base.point(feature) * 0.1 - batch["place"]).abs().mean()
-    done = F.binary_cross_entropy_with_logits(base.done(feature)[:, 0], batch["done"])
+    l1 = share.mean((mu - batch["action"]).abs().mean((1, 2)), use)
+    nll = -share.mean(laplace_log_prob(batch["action"], mu.detach(), beta), use) / mu[0].numel()
+    point = share.mean((base.point(feature) * 0.1 - batch["place"]).abs())
+    done = share.mean(F.binary_cross_entropy_with_logits(base.done(feature)[:, 0], batch["done"]))
     loss = l1 + 0.05 * nll + 5.0 * point + 0.2 * done
     return loss, {"l1": l1.item(), "nll": nll.item(), "point_cm": 100 * point.item(), "done_bce": done.item()}
 
@@ -46,6 +47,7 @@ def sample_base_batch(
     generator: torch.Generator,
     size: int,
     action_episodes: int,  # only the first so many have actions: pictures with answers are plenty, robot data is not
+    rows: slice = slice(None),  # those of the batch that are asked for
 ) -> dict[str, Tensor]:
     """Random frames of random episodes, with the answers and, where there are any, the K expert actions that follow."""
     n, steps = data.plans.shape[:2]
@@ -53,6 +55,7 @@ def sample_base_batch(
     with_actions = torch.randint(action_episodes, (size,), generator=generator)
     episode = torch.where(torch.rand(size, generator=generator) < ACTION_SHARE, with_actions, episode)
     step = torch.randint(steps, (size,), generator=generator)
+    episode, step = episode[rows], step[rows]
     e, s = episode.numpy(), step.numpy()
     done = torch.from_numpy(data.success[e, s])
     earlier = torch.from_numpy(data.success[e, (s - 3).clip(0)])

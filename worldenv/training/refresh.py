@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from worldenv.data.clips import Clips
+from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.model_files import RANGES, save_model
 from worldenv.records.run_folder import RunFolder
@@ -41,9 +42,10 @@ class Refresh(Pipeline):
         config: RefreshConfig,
         scratch: ScratchConfig,  # demonstrations, noise of exploration, unroll: as when the models were made
         seed: int,
+        ranks: Ranks = ALONE,
     ):
         schedules = {name: getattr(config, name) for name in ("contact", "student", "head")}
-        super().__init__(folder, replace(scratch, **schedules), seed, "composer")
+        super().__init__(folder, replace(scratch, **schedules), seed, "composer", ranks=ranks)
         self.number, self.before, self.policy = number, before, policy
         self.models = self.models / round_name(number)
         self.command = f"worldenv-train tabletop --rounds R --seed {seed}"
@@ -78,7 +80,7 @@ class Refresh(Pipeline):
 
     def make_policy(self, path: Path) -> None:
         made = {"command": f"{self.command}, practice until round {self.number}", "seed": self.seed}
-        save_model(path, self.policy, "policy", made)
+        self.write(save_model, path, self.policy, "policy", made)
 
     def record_round(self, path: Path) -> None:
         first = 10 * MOST_EPISODES * (self.number - 1)

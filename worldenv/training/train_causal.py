@@ -8,7 +8,9 @@ from torch import Tensor
 
 from worldenv.data.clips import Clips
 from worldenv.errors import UserError
+from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.robot.robot import Robot
+from worldenv.training.share import Share
 from worldenv.worlds.causal.network import CausalNetwork
 from worldenv.worlds.causal.tokenizer import PatchTokenizer
 from worldenv.worlds.causal.world import draw_maps
@@ -58,8 +60,8 @@ class Batch:
 class Sampler:
     """Draws batches of random clips. Raises UserError if no clip has so many steps or the camera is not known."""
 
-    def __init__(self, network: CausalNetwork, robot: Robot, clips: Clips, batch: int, chunks: int):
-        self.network, self.robot, self.clips, self.batch = network, robot, clips, batch
+    def __init__(self, network: CausalNetwork, robot: Robot, clips: Clips, share: Share, chunks: int):
+        self.network, self.robot, self.clips, self.share = network, robot, clips, share
         self.steps = chunks * network.config.chunk
         self.first = clips.length - self.steps  # [N], the last step that a clip may begin at
         self.usable = (self.first >= 0).nonzero()[:, 0]
@@ -70,8 +72,10 @@ class Sampler:
 
     def __call__(self, generator: torch.Generator) -> Batch:
         network, clips, device = self.network, self.clips, self.network.time_angle.device
-        episode = self.usable[torch.randint(len(self.usable), (self.batch,), generator=generator)]
-        begin = (torch.rand(self.batch, generator=generator) * (self.first[episode] + 1)).long()
+        size = self.share.size
+        episode = self.usable[torch.randint(len(self.usable), (size,), generator=generator)]
+        begin = (torch.rand(size, generator=generator) * (self.first[episode] + 1)).long()
+        episode, begin = self.share.own(episode), self.share.own(begin)
         index = begin[:, None] + torch.arange(self.steps + 1)
         poses, camera = clips.proprio[episode[:, None], index].to(device), clips.cameras_at(episode, index).to(device)
         frames = clips.frames_at(episode, index)[:, :, 0].to(device)
@@ -81,29 +85,32 @@ class Sampler:
         return Batch(clean, maps, poses, (clean[:, 1:] - clean[:, :-1]).abs().mean(-1) > CHANGE_LEVEL)
 
 
-def causal_loss(network: CausalNetwork, robot: Robot, clips: Clips, batch: int, chunks: int) -> Loss:
+def causal_loss(
+    network: CausalNetwork, robot: Robot, clips: Clips, batch: int, chunks: int, ranks: Ranks = ALONE
+) -> Loss:
     """Flow matching of the velocity noise - clean, squared error, over `chunks` chunks in a row of random episodes.
 
     Every chunk has a noise level of its own ("diffusion forcing", Chen et al. 2024), so each is at once what is to be
     denoised and the past of those after it. The first frame is clean, and each clip begins at a random step: the first
     frame of a clip stands for the observation that `CausalWorld.begin` is given.
     """
-    sampler, k = Sampler(network, robot, clips, batch, chunks), network.config.chunk
+    share, k = Share(batch, ranks), network.config.chunk
+    sampler = Sampler(network, robot, clips, share, chunks)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         part = sampler(generator)
         level = torch.rand(batch, chunks, generator=generator)
         past = torch.rand(batch, chunks, generator=generator) < CLEAN_SHARE
         past[:, -1] = False
-        level = torch.where(past, MEMORY_NOISE * level, level).repeat_interleave(k, 1)
-        t = torch.cat([torch.zeros(batch, 1), level], dim=1).to(part.clean.device)
-        noise, mix = _noise(part.clean, generator), t[..., None, None]
+        level, past = share.own(torch.where(past, MEMORY_NOISE * level, level)), share.own(past)
+        t = torch.cat([torch.zeros(len(level), 1), level.repeat_interleave(k, 1)], dim=1).to(part.clean.device)
+        noise, mix = _noise(part.clean, share, generator), t[..., None, None]
         condition = network.condition(part.maps, part.poses)
         velocity = network.velocity_of_all((1 - mix) * part.clean + mix * noise, t, condition)
         error = (velocity - (noise - part.clean)).square().mean(-1)[:, 1:]  # [B, steps, L]
         counts = ~past.repeat_interleave(k, 1)[..., None].to(part.clean.device)
         weight = (1 + CHANGE_WEIGHT * part.changed) * counts
-        return (weight * error).sum() / weight.sum(), {"mse": error.detach().mean().item()}
+        return share.mean(error, weight), {"mse": share.mean(error.detach()).item()}
 
     return loss
 
@@ -117,6 +124,7 @@ def distillation_loss(
     chunks: int,
     levels: Sequence[float],  # of the student's passes, falling, the first is 1
     teacher_steps: int = TEACHER_STEPS,
+    ranks: Ranks = ALONE,
 ) -> Loss:
     """Each of the student's few passes is to land where `teacher_steps` Euler steps of the teacher lead.
 
@@ -125,22 +133,23 @@ def distillation_loss(
     every pass is pulled to the teacher's result from the same first noise (Luhman & Luhman 2021, "knowledge
     distillation"). Squared error; tokens that change count more.
     """
-    sampler, k = Sampler(student, robot, clips, batch, chunks), student.config.chunk
+    share, k = Share(batch, ranks), student.config.chunk
+    sampler = Sampler(student, robot, clips, share, chunks)
     teacher = teacher.requires_grad_(False)
     euler = torch.linspace(1, 0, teacher_steps + 1).tolist()
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         part = sampler(generator)
-        blur = (MEMORY_NOISE * torch.rand(batch, 1, generator=generator)).to(part.clean.device)
-        past = part.clean[:, :-k]
-        past = torch.cat([past[:, :1], _mixed(past[:, 1:], _noise(past[:, 1:], generator), blur[..., None, None])], 1)
+        blur = (MEMORY_NOISE * share.own(torch.rand(batch, 1, generator=generator))).to(part.clean.device)
+        past, drawn = part.clean[:, :-k], _noise(part.clean[:, 1:-k], share, generator)
+        past = torch.cat([past[:, :1], _mixed(past[:, 1:], drawn, blur[..., None, None])], 1)
 
         def velocity(network: CausalNetwork, x: Tensor, t: float) -> Tensor:
             condition = network.condition(part.maps, part.poses)
             noise_level = torch.cat([0 * blur, blur.expand(-1, past.shape[1] - 1), torch.full_like(x[..., 0, 0], t)], 1)
             return network.velocity_of_all(torch.cat([past, x], dim=1), noise_level, condition)[:, -k:]
 
-        first = x = _noise(part.clean[:, -k:], generator)
+        first = x = _noise(part.clean[:, -k:], share, generator)
         with torch.no_grad():
             for t, t_next in zip(euler, euler[1:], strict=False):
                 x = x + (t_next - t) * velocity(teacher, x, t)
@@ -148,15 +157,15 @@ def distillation_loss(
         weight = 1 + CHANGE_WEIGHT * part.changed[:, -k:, :, None]
         for t, t_next in zip(levels, (*levels[1:], 0.0), strict=True):
             clean = x - t * velocity(student, x, t)
-            total = total + (weight * (clean - target).square()).mean() / len(levels)
-            x = _mixed(clean.detach(), _noise(clean, generator), t_next)
-        return total, {"mse": (clean.detach() - part.clean[:, -k:]).square().mean().item()}
+            total = total + share.mean(weight * (clean - target).square()) / len(levels)
+            x = _mixed(clean.detach(), _noise(clean, share, generator), t_next)
+        return total, {"mse": share.mean((clean.detach() - part.clean[:, -k:]).square()).item()}
 
     return loss
 
 
-def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator).to(like.device)
+def _noise(like: Tensor, share: Share, generator: torch.Generator) -> Tensor:
+    return share.own(torch.randn(share.size, *like.shape[1:], generator=generator)).to(like.device)
 
 
 def _mixed(clean: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:

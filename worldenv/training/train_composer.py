@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from worldenv.data.clips import Clips
+from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.nn.encoder import VisionLanguageEncoder
 from worldenv.ops.action_map import ARM_CHANNELS, action_map
 from worldenv.ops.known_pictures import known_pictures, moved
@@ -14,6 +15,7 @@ from worldenv.ops.patchify import patchify, unit
 from worldenv.ops.unpatchify import to_frames
 from worldenv.robot.robot import Robot
 from worldenv.training.layers import Layers
+from worldenv.training.share import WHOLE, Share
 from worldenv.worlds.composer.layer import POSITION
 from worldenv.worlds.composer.network import ComposerNetwork, Seen
 
@@ -124,23 +126,29 @@ def clean_background(frames: Tensor) -> Tensor:  # [N, H, W, 3] uint8 -> [H / 2,
 
 
 def teacher_loss(
-    network: ComposerNetwork, clips: Clips, layers: Layers, robot: Robot, batch: int
+    network: ComposerNetwork, clips: Clips, layers: Layers, robot: Robot, batch: int, ranks: Ranks = ALONE
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
     """Flow matching, x_t = (1 - t) x_0 + t noise, with clean frames predicted: squared error times the weight."""
+    share = Share(batch, ranks)
+
+    def noise(like: Tensor, generator: torch.Generator) -> Tensor:
+        return share.own(torch.randn(batch, *like.shape[1:], generator=generator))
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        part = ChunkBatch(clips, layers, robot, network.plate, *draw_steps(clips, layers, batch, 1, generator))
-        amount = MEMORY_NOISE * torch.rand(batch, 1, 1, 1, generator=generator)
-        last = unit(part.last) + amount * torch.randn(part.last.shape, generator=generator)
+        place = map(share.own, draw_steps(clips, layers, batch, 1, generator))
+        part = ChunkBatch(clips, layers, robot, network.plate, *place)
+        amount = MEMORY_NOISE * share.own(torch.rand(batch, 1, 1, 1, generator=generator))
+        last = unit(part.last) + amount * noise(part.last, generator)
         t = torch.rand(batch, generator=generator) * 0.95 + 0.05
         t = torch.where(torch.rand(batch, generator=generator) < PURE_NOISE_SHARE, 1.0, t)
+        t = share.own(t)
         mix = t.view(-1, 1, 1, 1, 1)
-        noisy = (1 - mix) * part.clean + mix * torch.randn(part.clean.shape, generator=generator)
+        noisy = (1 - mix) * part.clean + mix * noise(part.clean, generator)
         seen = part.seen_by(network, to_pixels(last), part.clear)
         predicted = to_frames(network.denoise(patchify(noisy), t, seen))
         weight = part.weight(predicted, unit(part.last))
-        value = (weight * (predicted - part.clean).square()).mean()
-        return value, {"mse": (predicted.detach() - part.clean).square().mean().item()}
+        value = share.mean(weight * (predicted - part.clean).square())
+        return value, {"mse": share.mean((predicted.detach() - part.clean).square()).item()}
 
     return loss
 
@@ -150,12 +158,13 @@ def unlike(
     predicted: Tensor,  # [B, K, H, W, 3]
     part: ChunkBatch,
     tokens: Tensor,  # [B, L, ...], the episodes' instructions
+    share: Share = WHOLE,
 ) -> Tensor:
     """How differently a frozen encoder reads the last predicted frames and the true ones, under the episodes'
     instructions: mean absolute difference of its features, relative to the true ones' mean absolute value."""
     with torch.no_grad():
         true = encoder(part.clean[:, -1], tokens)
-    return (encoder(predicted[:, -1], tokens) - true).abs().mean() / true.abs().mean()
+    return share.mean((encoder(predicted[:, -1], tokens) - true).abs()) / share.whole(share.mean(true.abs()))
 
 
 def student_loss(
@@ -166,6 +175,7 @@ def student_loss(
     robot: Robot,
     batch: int,
     unroll: int,
+    ranks: Ranks = ALONE,
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
     """One pass from pure noise, learned on the student's own rollouts.
 
@@ -178,25 +188,25 @@ def student_loss(
     like the true one to `encoder`, pretrained and frozen (after World-Env, arXiv 2509.24948, semantic features; here
     as a loss).
     """
-    chunk = student.config.chunk
+    chunk, share = student.config.chunk, Share(batch, ranks)
     encoder = copy.deepcopy(encoder).requires_grad_(False)
     tokens = encoder.text.tokenize(clips.instructions)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        episode, step = draw_steps(clips, layers, batch, unroll, generator)
+        episode, step = map(share.own, draw_steps(clips, layers, batch, unroll, generator))
         last, total, errors = None, torch.zeros(()), []
         for i in range(unroll):
             part = ChunkBatch(clips, layers, robot, student.plate, episode, step + i * chunk)
             if last is None:
                 last, clear = part.last, part.clear
             clear = torch.where(part.is_clear[:, None, None, None], last, clear)
-            noise = torch.randn(part.clean.shape, generator=generator)
+            noise = share.own(torch.randn(batch, *part.clean.shape[1:], generator=generator))
             seen = part.seen_by(student, last, clear)
-            predicted = to_frames(student.denoise(patchify(noise), torch.ones(batch), seen))
+            predicted = to_frames(student.denoise(patchify(noise), torch.ones(len(noise)), seen))
             weight = part.weight(predicted, unit(part.last), unit(last))
-            apart = unlike(encoder, predicted, part, tokens[episode])
-            total = total + ((weight * (predicted - part.clean).abs()).mean() + FEATURE_WEIGHT * apart) / unroll
-            errors.append((predicted.detach() - part.clean).square().mean().item())
+            apart = unlike(encoder, predicted, part, tokens[episode], share)
+            total = total + (share.mean(weight * (predicted - part.clean).abs()) + FEATURE_WEIGHT * apart) / unroll
+            errors.append(share.mean((predicted.detach() - part.clean).square()).item())
             last = to_pixels(predicted.detach()[:, -1])
         return total, {"mse_first": errors[0], "mse_last": errors[-1], "unlike_last": apart.item()}
 

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.training.contacts import PICTURE_LEVELS, Contacts
+from worldenv.training.share import Share
 from worldenv.worlds.composer.contact import COLOURS, REST_SCALE, ContactNetwork, channels, numbers
 
 GRASP_WEIGHT, REST_WEIGHT, MASK_WEIGHT = 2.0, 0.5, 4.0
@@ -15,32 +17,32 @@ BRIGHTNESS, NOISE = 0.1, 0.03  # standard deviations: of the gain of a sample's 
 
 
 def contact_loss(
-    network: ContactNetwork, contacts: Contacts, batch: int
+    network: ContactNetwork, contacts: Contacts, batch: int, ranks: Ranks = ALONE
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
     """Cross-entropy of moves, grasps and mask, absolute error of the rest.
 
     Half of the batches are seen in a mirror, and each with its colours exchanged: what happens depends on neither.
     """
-    mirror = _mirror(network.chunk)
+    mirror, share = _mirror(network.chunk), Share(batch, ranks)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        part = contacts.pick(torch.randint(len(contacts), (batch,), generator=generator))
+        part = contacts.pick(share.own(torch.randint(len(contacts), (batch,), generator=generator)))
         pictures, plan, rest, mask = part.pictures.float() / PICTURE_LEVELS, part.numbers, part.rest, part.mask / 255
         order = torch.randperm(3, generator=generator)
         pictures = pictures[:, torch.cat([order, 3 + order, torch.arange(COLOURS, channels(network.chunk))])]
         if torch.rand((), generator=generator) < 0.5:
             pictures, mask, plan = pictures.flip(3), mask.flip(2), plan * mirror
             rest = rest * rest.new_tensor((-1, 1, 1))
-        gain = 1 + BRIGHTNESS * torch.randn(batch, 1, 1, 1, generator=generator)
-        noise = NOISE * torch.randn(batch, COLOURS, *pictures.shape[2:], generator=generator)
+        gain = 1 + BRIGHTNESS * share.own(torch.randn(batch, 1, 1, 1, generator=generator))
+        noise = NOISE * share.own(torch.randn(batch, COLOURS, *pictures.shape[2:], generator=generator))
         pictures = torch.cat([pictures[:, :COLOURS] * gain + noise, pictures[:, COLOURS:]], dim=1)
         said, moves = network(pictures, plan), part.moves.float()
         weight = torch.where(part.grasps, GRASPED_WEIGHT, 1.0)
         parts = {
-            "moves": F.binary_cross_entropy_with_logits(said.moves, moves),
-            "grasps": _mean(_cross_entropy(said.grasps, part.grasps) * weight, part.closes),
-            "rest_cm": _mean((said.rest - rest).abs().mean((1, 2)) * 100, part.moves),
-            "mask": _mean(_cross_entropy(said.mask, mask).mean((1, 2)), part.moves),
+            "moves": share.mean(F.binary_cross_entropy_with_logits(said.moves, moves)),
+            "grasps": share.mean(_cross_entropy(said.grasps, part.grasps) * weight, part.closes),
+            "rest_cm": share.mean((said.rest - rest).abs().mean((1, 2)) * 100, part.moves),
+            "mask": share.mean(_cross_entropy(said.mask, mask).mean((1, 2)), part.moves),
         }
         rest_loss = parts["rest_cm"] * (REST_SCALE / 100 * 3 * network.chunk)
         value = parts["moves"] + GRASP_WEIGHT * parts["grasps"] + REST_WEIGHT * rest_loss + MASK_WEIGHT * parts["mask"]
@@ -51,11 +53,6 @@ def contact_loss(
 
 def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="none")
-
-
-def _mean(values: Tensor, use: Tensor) -> Tensor:
-    """The mean of those values that are to be used, 0 where there are none."""
-    return (values * use).sum() / use.sum().clamp(min=1)
 
 
 def _mirror(chunk: int) -> Tensor:  # [numbers(chunk)]

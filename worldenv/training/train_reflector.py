@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from worldenv.data.clips import Clips
 from worldenv.interfaces.suite import Task
+from worldenv.launch.ranks import ALONE, Ranks
+from worldenv.training.share import Share
 
 Rivals = Callable[[str], Sequence[Task]]  # name of a task -> tasks that are not done where it is acted out
 
@@ -59,18 +61,23 @@ def join(parts: Sequence[Features]) -> Features:
 
 
 def read_features(
-    reflector: Taught, clips: Clips, seed: int, rivals: Rivals, report: Callable[[int], None]
+    reflector: Taught, clips: Clips, seed: int, rivals: Rivals, report: Callable[[int], None], ranks: Ranks = ALONE
 ) -> Features:
-    """Encode everything once: the encoder is frozen. `report(n)` is called as clips are read."""
+    """Encode everything once: the encoder is frozen. `report(n)` is called as clips are read.
+
+    Several ranks share the clips, and all return all of them.
+    """
     others, every = other_instructions(clips, seed, rivals), torch.arange(clips.proprio.shape[1])
+    if len(clips) < ranks.count:
+        ranks = ALONE
     own, other = [], []
-    for i in range(0, len(clips), 8):
-        episodes = torch.arange(i, min(i + 8, len(clips)))
+    for episodes in torch.arange(len(clips))[ranks.part(len(clips))].split(8):
+        part = slice(int(episodes[0]), int(episodes[-1]) + 1)
         frames = clips.frames_at(episodes, every.expand(len(episodes), -1))
         for texts, store in ((clips.instructions, own), (others, other)):
-            store.append(reflector.features(frames, texts[i : i + 8]))
-        report(len(episodes))
-    return Features(torch.cat(own), torch.cat(other), clips.success, clips.length)
+            store.append(reflector.features(frames, texts[part]))
+        report(len(episodes) * ranks.count)
+    return Features(*ranks.gather(torch.cat(own), torch.cat(other)), clips.success, clips.length)
 
 
 def settled(success: Tensor) -> Tensor:  # [N, T + 1] bool
@@ -79,17 +86,19 @@ def settled(success: Tensor) -> Tensor:  # [N, T + 1] bool
 
 
 def reward_loss(
-    reflector: Taught, data: Features, batch: int, negatives: float = 0.25
+    reflector: Taught, data: Features, batch: int, negatives: float = 0.25, ranks: Ranks = ALONE
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
     """BCE over random episodes; a share `negatives` of them under another task's instruction, with label 0.
 
     Success and failure count alike, so that the reward is the probability of success.
     """
+    share = Share(batch, ranks)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         episode = torch.randint(len(data.own), (batch,), generator=generator)
-        feature = data.own[episode]
         wrong = torch.rand(batch, generator=generator) < negatives
+        episode, wrong = share.own(episode), share.own(wrong)
+        feature = data.own[episode]
         feature = torch.where(wrong[:, None, None], data.other[episode], feature)
         steps = feature.shape[1]
         mean = feature.cumsum(1) / torch.arange(1, steps + 1)[:, None]
@@ -97,9 +106,9 @@ def reward_loss(
         label = (settled(data.success[episode]) & ~wrong[:, None]).float()
         step = torch.arange(steps)
         use = ((step <= data.length[episode, None]) & (step % reflector.every == 0)).float()
-        bce = (F.binary_cross_entropy_with_logits(logit, label, reduction="none") * use).sum() / use.sum()
+        bce = share.mean(F.binary_cross_entropy_with_logits(logit, label, reduction="none"), use)
         stops = logit.sigmoid() > reflector.config.threshold
-        wrong_share = ((stops != label.bool()) * use).sum() / use.sum()
+        wrong_share = share.mean(stops != label.bool(), use)
         return bce, {"bce": bce.item(), "wrong_share": wrong_share.item()}
 
     return loss

@@ -80,16 +80,17 @@ class ComposerStages:
         draw = torch.Generator().manual_seed(p.seed)
         teacher.plate.data = clean_background(clips.sample_frames(draw, BACKGROUND_FRAMES)[:, 0])
         layers = Layers(clips.proprio, data.states, teacher.config.chunk, clips.frame_shape[1])
-        loss = teacher_loss(teacher, clips, layers, p.suite.robot, schedule.batch)
+        loss = teacher_loss(teacher, clips, layers, p.suite.robot, schedule.batch, p.ranks)
         made = p.train(teacher, loss, schedule, "teacher_pretraining")
-        save_model(path, teacher, "composer", made, levels=TEACHER_LEVELS)
+        p.write(save_model, path, teacher, "composer", made, levels=TEACHER_LEVELS)
 
     def make_teacher(self, path: Path) -> None:
         p, schedule = self.pipeline, self.pipeline.config.teacher
         teacher = composer(p.models / "teacher_base.safetensors")
         layers = self.layers(teacher.config.chunk)
-        loss = teacher_loss(teacher, p.clips(), layers, p.suite.robot, schedule.batch)
-        save_model(path, teacher, "composer", p.train(teacher, loss, schedule, "teacher"), levels=TEACHER_LEVELS)
+        loss = teacher_loss(teacher, p.clips(), layers, p.suite.robot, schedule.batch, p.ranks)
+        made = p.train(teacher, loss, schedule, "teacher")
+        p.write(save_model, path, teacher, "composer", made, levels=TEACHER_LEVELS)
 
     def make_contact(self, path: Path) -> None:
         teacher = composer(self.pipeline.models / TEACHER)
@@ -101,8 +102,8 @@ class ComposerStages:
         scene = Scene(to_frames(plate.detach()[None, :, :, None])[0, 0], p.suite.robot.gripper)
         beside = p.config.beside if p.config.extra_data else 0
         contacts = record_contacts(p.clips(), self.layers(network.chunk), scene, beside, p.seed)
-        made = p.train(network, contact_loss(network, contacts, schedule.batch), schedule, "contact")
-        save_weights(path, network, {"kind": "contact", "made": made})
+        made = p.train(network, contact_loss(network, contacts, schedule.batch, p.ranks), schedule, "contact")
+        p.write(save_weights, path, network, {"kind": "contact", "made": made})
 
     def make_student(self, path: Path) -> None:
         p = self.pipeline
@@ -117,9 +118,9 @@ class ComposerStages:
         load_weights(p.models / CONTACT, student.contact)
         student.contact.requires_grad_(False)
         given = p.clips(), self.layers(student.config.chunk), p.suite.robot, schedule.batch, p.config.unroll
-        loss = student_loss(student, encoder, *given)
+        loss = student_loss(student, encoder, *given, p.ranks)
         made, kept = p.train(student, loss, schedule, "student"), kept_kinematics(p.suite.robot)
-        save_model(path, student, "composer", made, levels=STUDENT_LEVELS, **kept)
+        p.write(save_model, path, student, "composer", made, levels=STUDENT_LEVELS, **kept)
 
 
 class CausalStages:
@@ -145,19 +146,19 @@ class CausalStages:
         fit_tokenizer(teacher.tokenizer, clips.sample_frames(draw, TOKENIZER_FRAMES)[:, 0])
         teacher.tokenizer.requires_grad_(False)
         teacher.to(p.device)
-        loss = causal_loss(teacher, p.robot, clips, schedule.batch, p.config.causal_chunks)
+        loss = causal_loss(teacher, p.robot, clips, schedule.batch, p.config.causal_chunks, p.ranks)
         made = p.train(teacher, loss, schedule, "causal_teacher")
-        save_model(path, teacher, "causal", made, levels=TEACHER_LEVELS)
+        p.write(save_model, path, teacher, "causal", made, levels=TEACHER_LEVELS)
 
     def make(self, path: Path) -> None:
         p, schedule = self.pipeline, self.pipeline.config.causal_student
         teacher, student = (_causal(p.models / "causal_teacher.safetensors").to(p.device) for _ in range(2))
         student.tokenizer.requires_grad_(False)
         given = p.robot, p.clips(), schedule.batch, p.config.causal_chunks, p.config.causal_levels
-        loss = distillation_loss(student, teacher, *given)
+        loss = distillation_loss(student, teacher, *given, ranks=p.ranks)
         made = p.train(student, loss, schedule, "causal_student")
         kept = kept_kinematics(p.robot)
-        save_model(path, student, "causal", made, levels=p.config.causal_levels, **kept)
+        p.write(save_model, path, student, "causal", made, levels=p.config.causal_levels, **kept)
 
 
 def composer(path: Path) -> ComposerNetwork:
