@@ -17,6 +17,7 @@ from worldenv.interfaces.observation import Key
 from worldenv.nn.cost import Cost
 from worldenv.records.released import Release
 from worldenv.rollout.fit import WORK_SHARE, Card, Work, fit
+from worldenv.worlds.causal.cost import causal_cost
 
 GIVEN = ["--card-gb", "80", "--tflops", "800", "--share", "0.5"]
 
@@ -110,6 +111,28 @@ def test_flow_policies_and_the_unet_are_counted_as_they_run(flowing):
         assert flowing.costs[role].chunk_flops == pytest.approx(flops, rel=0.05), role
     learnt = counted(lambda: policy.log_prob(decision.record, decision.action).sum().backward())
     assert flowing.costs["policy"].update_flops == pytest.approx(learnt, rel=0.15)
+
+
+@pytest.mark.parametrize("decode", ["all", "last"])
+def test_the_world_in_latents_is_counted_as_it_runs(writers, tmp_path, decode):
+    name = f"causal-latents:{writers('worlds/causal').write_latents(tmp_path)}"
+    (tmp_path / "worldenv.json").write_text(json.dumps({"decode": decode}))
+    parts = worldenv.load(world=name)
+    starts, world = parts.suite.reset(parts.suite.tasks[:1], [0], "train"), parts.world
+    cost = costs(TrainConfig(world=name))[1]["world"]
+    networks = world.network, world.network.tokenizer.frames
+    parameters = sum(p.numel() for network in networks for p in network.parameters())
+    assert cost.parameters == parameters and cost.weight_bytes == 4 * parameters
+    memory, key = world.begin(starts.seen, 4), Key(0, *torch.zeros(2, 1, dtype=torch.int64))
+    assert cost.slot_bytes == memory.bytes_each()
+    causal = causal_cost(world.network.config, world.levels, 4).chunk_flops  # its ops are compiled: torch counts none
+    frames = world.network.tokenizer.frames
+    with pytest.MonkeyPatch.context() as patch:
+        ran = []
+        patch.setattr(frames, "pixels", lambda latents, call=frames.pixels: ran.append(latents) or call(latents))
+        imagined = world.imagine(memory, starts.seen, torch.zeros(1, 4, 7), key)
+    assert imagined.finite.all() and [len(latents) for latents in ran] == [4 if decode == "all" else 1]
+    assert cost.chunk_flops - causal == counted(lambda: frames.pixels(ran[0])) > 0
 
 
 def test_a_card_is_filled_up_to_its_last_episode_and_hours_follow_from_flops():

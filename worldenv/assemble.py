@@ -51,7 +51,7 @@ from worldenv.suites.libero.tasks import HORIZONS, SMALL
 from worldenv.suites.metaworld.suite import MetaWorldSuite
 from worldenv.suites.metaworld.tasks import SETS
 from worldenv.suites.tabletop.suite import TabletopSuite
-from worldenv.worlds.causal.cost import causal_cost
+from worldenv.worlds.causal.cost import causal_cost, latents_cost
 from worldenv.worlds.causal.latents import load_causal_latents
 from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.world import ComposerWorld
@@ -103,7 +103,6 @@ REFLECTORS: dict[str, Callable[[Path, Suite], Reflector]] = {
     "rlinf-wan:FOLDER": load_rlinf_reflector,  # the reward model beside a world model
 }
 
-
 # Role and kind -> what counts a released model's cost, of its folder, the suite and the policy's chunk.
 COSTS: dict[tuple[str, str], Callable[[Path, Any, int], Cost]] = {
     ("policy", "openvla-oft"): lambda folder, suite, chunk: openvla_cost(folder, suite, suite.size),
@@ -111,6 +110,7 @@ COSTS: dict[tuple[str, str], Callable[[Path, Any, int], Cost]] = {
     ("policy", "smolvla"): lambda folder, suite, chunk: flow_cost(folder, suite, suite.size, "smolvla"),
     ("world", "rlinf-wan"): wan_cost,
     ("world", "svd"): video_cost,
+    ("world", "causal-latents"): latents_cost,
     ("reflector", "vlm"): lambda folder, suite, chunk: vlm_cost(folder, chunk, suite.size),
 }
 DEFAULT_CHUNK = 8  # where a policy's own is not told

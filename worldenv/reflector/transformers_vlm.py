@@ -100,7 +100,7 @@ class VlmReflector(nn.Module):
         return 1 if self.config.mode == "features" else self.config.every
 
     def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
-        """The vision tower with its projector, of pictures that are prepared; calling Qwen's raises UserError."""
+        """The vision tower with its projector, of pictures that are prepared."""
         shown = self.vlm.size(*size)
 
         def pixels(rows: int) -> dict[str, Tensor]:

@@ -117,7 +117,7 @@ def test_one_iteration_changes_what_learns_and_nothing_else(tiny, load, frames_o
         assert (policy.log_prob(moment, None) - before.log_prob(moment, None)).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("kind", ["l1", "tokens"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_interrupted_practice_goes_on_with_a_policy_made_anew(tiny, load, frames_of_the_tabletop, tmp_path, kind):
     whole = load(kind)
     starts = frames_of_the_tabletop[whole.views]

@@ -10,8 +10,10 @@ import torch
 pytest.importorskip("diffusers")
 
 import worldenv  # noqa: E402
+from worldenv.assemble import Parts  # noqa: E402
 from worldenv.data.clips import Clips  # noqa: E402
 from worldenv.errors import UserError  # noqa: E402
+from worldenv.export import export_onnx  # noqa: E402
 from worldenv.interfaces.observation import Key  # noqa: E402
 from worldenv.records.model_files import save_model  # noqa: E402
 from worldenv.suites.tabletop.suite import TabletopSuite  # noqa: E402
@@ -81,6 +83,16 @@ def test_tokens_are_squares_of_latents(tmp_path, make_latents, starts, tabletop,
     assert torch.equal(tokenizer.decode(tokens, 64), tokenizer._frames[0].decode(latents))
     assert not any(name.startswith("tokenizer.") for name in world.network.state_dict())
     assert imagined(world, starts.pick(torch.arange(2))).shape == (2, 8, 1, 64, 64, 3)
+
+
+@pytest.mark.parametrize(("kind", "patch", "channels"), [("AutoencoderTiny", 8, 4), ("AutoencoderKLWan", 8, 16)])
+def test_pieces_agree_under_onnxruntime(tmp_path, make_latents, tabletop, kind, patch, channels):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    world = load_causal_latents(make_latents(tmp_path / "latents", kind, patch, channels), tabletop)
+    files = export_onnx(Parts(None, None, world, None), tmp_path / "out", ("world",))["files"]
+    assert set(files) == {f"world-{piece}.onnx" for piece in ("encoder", "decoder", "denoising-step")}
+    assert max(file["difference"] for file in files.values()) <= 1e-4
 
 
 def test_it_learns_and_a_student_learns_from_it(tiny, folder, tabletop, tmp_path, starts, make_latents):

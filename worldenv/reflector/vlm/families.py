@@ -7,6 +7,7 @@ from torch import Tensor
 
 from worldenv.reflector.vlm.model import TASK, Vlm
 from worldenv.reflector.vlm.pixels import patches, whole_patches
+from worldenv.reflector.vlm.qwen_tower import qwen_tokens
 
 
 class Qwen25Vl(Vlm):
@@ -32,6 +33,12 @@ class Qwen25Vl(Vlm):
         levels = [seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())]
         rows, columns = (count // merge for count in grid)
         return torch.cat([torch.cat(list(level)).view(n, rows, columns, -1) for level in levels], -1)
+
+    def tower(self, pixels: Tensor) -> Tensor:
+        vision = self.network.config.vision_config
+        cut = patches(pixels, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+        rows, columns = (count // vision.patch_size for count in pixels.shape[2:])
+        return qwen_tokens(self.network.model.visual, cut.unflatten(0, (-1, rows * columns)), rows, columns)
 
     def positions(self, begin: int, text: int, frames: int, grid: tuple[int, int]) -> Tensor:  # [3, 1, T]
         device = self.weight.device

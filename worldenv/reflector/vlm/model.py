@@ -77,11 +77,8 @@ class Vlm(nn.Module):
         raise NotImplementedError
 
     def tower(self, pixels: Tensor) -> Tensor:
-        """`look_at` in a form that can be exported. Raises UserError where there is none."""
-        raise UserError(
-            f"the vision tower of {type(self).__name__} counts patches on the host, so it has no export for batches of "
-            "any size; name the pieces of other parts"
-        )
+        """`look_at` in a form that can be exported."""
+        raise NotImplementedError
 
     def see(self, frames: Tensor) -> Tensor:  # [N, H, W, 3] uint8 -> [N, rows, columns, row]
         """The tokens of every frame, in as many passes as the budget asks for."""

@@ -1,11 +1,15 @@
 """What a pass of the causal world model costs, from its sizes alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from worldenv.interfaces.suite import Suite
 from worldenv.nn.cost import Cost, size_of
+from worldenv.worlds.causal.latents import load_causal_latents
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 
 BF16 = 2  # bytes
@@ -43,3 +47,20 @@ def causal_cost(config: CausalConfig, levels: Sequence[float], chunk: int) -> Co
     one, passes = count(config, config.places), (len(levels) + 1) * chunk / config.chunk
     flops = passes * (one.matrix_flops + one.attention_flops)
     return Cost(*size_of(network), slot_bytes=ring, chunk_flops=flops)
+
+
+def latents_cost(folder: Path | str, suite: Suite, chunk: int) -> Cost:
+    """The same in an autoencoder's latents, with the frames that it decodes.
+
+    The folder is loaded, which is small. Raises UserError as `load_causal_latents` does.
+    """
+    world = load_causal_latents(folder, suite)
+    config, pictures = world.network.config, world.network.tokenizer.frames
+    sizes = size_of(world.network), size_of(pictures)
+    parameters, weight_bytes = (sum(pair) for pair in zip(*sizes, strict=True))
+    cost, side = causal_cost(config, world.levels, chunk), config.image_size // pictures.shrink
+    latents = torch.zeros(chunk if world.decode == "all" else 1, pictures.channels, side, side, device="meta")
+    with FlopCounterMode(display=False) as decoding:
+        pictures.to("meta").pixels(latents)
+    flops = cost.chunk_flops + decoding.get_total_flops()
+    return replace(cost, parameters=parameters, weight_bytes=weight_bytes, chunk_flops=flops)

@@ -61,6 +61,11 @@ class LatentTokenizer(nn.Module):
         self._frames[0].to(self.place.device, self.place.dtype)
         return self
 
+    @property
+    def frames(self) -> FrameTokenizer:
+        """The autoencoder."""
+        return self._frames[0]
+
     def encode(self, frames: Tensor) -> Tensor:  # [B, H, W, 3] uint8 -> [B, L, C]
         latents, s = self._frames[0].encode(frames), self.side
         b, c, height, width = latents.shape
