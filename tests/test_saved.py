@@ -264,7 +264,7 @@ def test_policy_that_was_deleted_is_written_again_by_a_resume(capsys, models, tm
 def test_run_that_makes_its_models_keeps_its_folder_open_to_the_end(capsys, models, tmp_path, monkeypatch):
     made = []
 
-    def make(config, folder):
+    def make(config, folder, ranks):
         made.append(folder)
         folder.log("base", 4, loss=1.0)
         return models
@@ -276,7 +276,7 @@ def test_run_that_makes_its_models_keeps_its_folder_open_to_the_end(capsys, mode
     assert json.loads(capsys.readouterr().out) == RunFolder(tmp_path / "run").result()
     RunFolder.resume(made[0].path).close()  # it was closed
 
-    def interrupt(config, folder):
+    def interrupt(config, folder, ranks):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(job, "_made_from_scratch", interrupt)
