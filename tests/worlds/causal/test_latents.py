@@ -87,8 +87,6 @@ def test_tokens_are_squares_of_latents(tmp_path, make_latents, starts, tabletop,
 
 @pytest.mark.parametrize(("kind", "patch", "channels"), [("AutoencoderTiny", 8, 4), ("AutoencoderKLWan", 8, 16)])
 def test_pieces_agree_under_onnxruntime(tmp_path, make_latents, tabletop, kind, patch, channels):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
     world = load_causal_latents(make_latents(tmp_path / "latents", kind, patch, channels), tabletop)
     files = export_onnx(Parts(None, None, world, None), tmp_path / "out", ("world",))["files"]
     assert set(files) == {f"world-{piece}.onnx" for piece in ("encoder", "decoder", "denoising-step")}
