@@ -46,6 +46,7 @@ from worldenv.rollout.checks import (
     check_views_named,
 )
 from worldenv.rollout.engine import Engine, EngineConfig
+from worldenv.suites.libero.panda import panda
 from worldenv.suites.libero.suite import LiberoSuite
 from worldenv.suites.libero.tasks import HORIZONS, SMALL
 from worldenv.suites.metaworld.suite import MetaWorldSuite
@@ -228,9 +229,9 @@ def _outline(name: str) -> Any:
     make = SUITES.get(name)
     if isinstance(make, partial) and make.func is LiberoSuite:
         kept = signature(LiberoSuite).parameters
-        given = {key: make.keywords.get(key, kept[key].default) for key in ("size", "views", "robot")}
+        size, views, repeat = (make.keywords.get(key, kept[key].default) for key in ("size", "views", "repeat"))
         horizon = make.keywords.get("horizon", HORIZONS[make.args[0]])
-        return SimpleNamespace(name=make.args[0], horizon=horizon, **given)
+        return SimpleNamespace(name=make.args[0], horizon=horizon, size=size, views=views, robot=panda(repeat))
     suite = _built("suite", name, SUITES)
     size = suite.reset(suite.tasks[:1], [0], "validation").seen.frames.shape[-2]
     return SimpleNamespace(name=suite.name, horizon=suite.horizon, size=size, views=suite.views, robot=suite.robot)

@@ -240,28 +240,6 @@ def test_full_disk_in_a_stage_is_one_line_that_names_what_it_was_to_make(tmp_pat
         Pipeline(RunFolder.create(tmp_path / "run", {}), CONFIG, 1, "composer").run()
 
 
-def test_robot_without_kinematics_gets_those_that_its_explored_episodes_show(folder, monkeypatch):
-    scratch = Pipeline(folder, CONFIG, 1, "causal")
-    robot = scratch.suite.robot
-    monkeypatch.setattr(scratch.suite, "robot", replace(robot, kinematics=None))
-    names = [path.name for path, _ in scratch.stages()]
-    assert names.index("again") < names.index(pipeline.KINEMATICS) < names.index("causal_teacher.safetensors")
-    path = scratch.models / pipeline.KINEMATICS
-    scratch.make_kinematics(path)
-    assert np.diag(scratch.robot.kinematics.step)[:3] == pytest.approx(
-        [robot.kinematics.translation_step] * 3, abs=2e-3
-    )
-    (line,) = folder.metrics("kinematics")
-    assert 0 <= line["chunk_mean_cm"] < 0.1 and 0 <= line["chunk_end_90_cm"] < 0.1
-    path.unlink()
-    folder.truncate("kinematics", 0)
-    with pytest.raises(
-        UserError, match="kinematics of the robot of tabletop are fitted to explored episodes: leave out"
-    ):
-        monkeypatch.setitem(pipeline.LESSONS, "tabletop", lambda: scratch.lessons)
-        Pipeline(folder, replace(CONFIG, extra_data=False), 1, "causal")
-
-
 def test_time_of_each_stage_is_recorded(folder):
     seconds = stage_seconds(folder.path)
     assert {

@@ -1,13 +1,13 @@
 """How an action moves a gripper whose arm lags behind: a linear model, fitted to recordings (worldenv/robot/fit.py)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from worldenv.errors import UserError
-from worldenv.fields import shown
+from worldenv.fields import ADDED, shown
 from worldenv.ops.constants import constant
 from worldenv.robot.kinematics import NUMBERS, check_sizes, composed, is_number
 
@@ -24,7 +24,7 @@ class FittedKinematics:
 
     Poses are x, y, z (m), axis-angle (rad), opening. `coast` [..., 7] is the state of the motion: what the next move
     will be without an action. Raises UserError if the numbers are not finite or not as many, if the opening's range is
-    empty, or if a motion would grow by itself (an eigenvalue of inertia is 1 or more).
+    empty, if a motion would grow by itself (an eigenvalue of inertia is 1 or more), or if repeat is not positive.
     """
 
     step: Matrix  # what a unit of action moves at once: m, rad, opening
@@ -32,6 +32,7 @@ class FittedKinematics:
     inertia: Matrix  # what of a move follows with the next action
     drift: tuple[float, ...]  # [7], what moves by itself
     opening: tuple[float, float]  # least and greatest
+    repeat: int = field(default=1, metadata=ADDED)  # how many times the arm carries out each action; all above: once
 
     def __post_init__(self) -> None:
         for name in ("step", "after", "inertia"):
@@ -40,6 +41,8 @@ class FittedKinematics:
         object.__setattr__(self, "opening", _checked("opening", self.opening, (2,)))
         if not self.opening[0] < self.opening[1]:
             raise UserError(f"opening is {self.opening}; the least should be below the greatest")
+        if isinstance(self.repeat, bool) or not isinstance(self.repeat, int) or self.repeat < 1:
+            raise UserError(f"repeat of the kinematics is {shown(self.repeat)}; it should be a positive integer")
         if (growth := float(np.abs(np.linalg.eigvals(np.array(self.inertia))).max())) >= 1:
             raise UserError(f"inertia makes a motion grow by itself, by {growth:.2f} with each action; it should fade")
 
@@ -55,10 +58,10 @@ class FittedKinematics:
         action: Tensor,  # [..., 7] float32, the last action
         proprio: Tensor,  # [..., 7] float32, the present pose
     ) -> Tensor:  # [..., 7] float32
-        """The motion of an arm that has been seen to move."""
+        """The motion of an arm that has been seen to move: evenly, where the action was carried out several times."""
         turn = composed(proprio[..., 3:6].double(), -before[..., 3:6].double(), torch.zeros_like(before[..., 3:6]))
         move = torch.cat([proprio[..., :3] - before[..., :3], turn, proprio[..., 6:] - before[..., 6:]], dim=-1)
-        return self._coast(move, commanded(action)).to(proprio.dtype)
+        return self._coast(move / self.repeat, commanded(action)).to(proprio.dtype)
 
     def follow(
         self,
@@ -66,12 +69,12 @@ class FittedKinematics:
         motion: Tensor,  # [..., 7] float32
         actions: Tensor,  # [..., K, 7] float32
     ) -> tuple[Tensor, Tensor]:  # [..., K, 7] float32, after each action; [..., 7] float32, after the last
-        """Where a chunk of actions leads. Computed in float64, and rounded after each action, row by row.
+        """Where a chunk of actions leads. Computed in float64, and rounded after each step, row by row.
 
         Raises ValueError if a pose or an action has another size.
         """
         check_sizes(proprio, actions)
-        u, out = commanded(actions), []
+        u, out = commanded(actions).repeat_interleave(self.repeat, dim=-2), []
         now, forced = _applied(self.step, u), _applied(self.after, u) + constant(self.drift, u)
         low, high = self.opening
         for push, late in zip(now.unbind(-2), forced.unbind(-2), strict=True):
@@ -82,7 +85,7 @@ class FittedKinematics:
             proprio = torch.cat([pose[..., :3] + move[..., :3], turned, opening], dim=-1).to(proprio.dtype)
             motion = (_applied(self.inertia, made) + late).to(proprio.dtype)
             out.append(proprio)
-        return torch.stack(out, dim=-2), motion
+        return torch.stack(out[self.repeat - 1 :: self.repeat], dim=-2), motion
 
     def _coast(self, move: Tensor, idle: Tensor) -> Tensor:
         coast = _applied(self.inertia, move.double()) + _applied(self.after, idle.double())

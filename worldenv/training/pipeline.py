@@ -4,12 +4,9 @@ Every stage writes its result once and is skipped when the result is there, so a
 ranks go through the stages together; rank 0 writes.
 """
 
-import json
 import shutil
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError
 from worldenv.evaluation.measure import in_turn
 from worldenv.evaluation.truth import act_in_true
-from worldenv.files import cannot_be_written, read_json, write_text
+from worldenv.files import cannot_be_written
 from worldenv.interfaces.world import WorldModel
 from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
@@ -35,8 +32,6 @@ from worldenv.records.progress import Progress
 from worldenv.records.run_folder import RunFolder
 from worldenv.records.stage_times import timed
 from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
-from worldenv.robot.fit import chunk_errors, fit_kinematics
-from worldenv.robot.robot import Robot
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.training.act_again import act_again
 from worldenv.training.adapt import adaptation_loss
@@ -50,7 +45,6 @@ from worldenv.training.ranges import EPISODES, measure_ranges
 from worldenv.training.share import Share
 from worldenv.training.train_reflector import join, read_features, reward_loss
 from worldenv.training.world_stages import CausalStages, ComposerStages
-from worldenv.worlds.kinematics import kept_kinematics, with_kept
 
 EXPLORATION_START = 1_000_000  # exploration uses other training starts than the demonstrations
 RANGES_START = 3_000_000
@@ -58,10 +52,6 @@ EXTRA_DATA = ("exploration", "again")
 # Where the reflector stops: stopping a little late costs nothing, a little early costs the episode. Found on 500
 # validation starts (benchmarks/LOG.md).
 STOP_ABOVE = 0.78
-KINEMATICS = "kinematics.json"
-ONE_RANK = (KINEMATICS, RANGES)  # what rank 0 makes alone
-HELD_OUT = 5  # one episode in so many measures the fitted kinematics
-MOST_OFF_CM = 1.0  # on average over a chunk, before a warning says so
 WORLDS = {"composer": ComposerStages, "causal": CausalStages}
 Stage = tuple[Path, Callable[[Path], None]]  # what the stage leaves behind, and what makes it
 
@@ -87,11 +77,6 @@ class Pipeline:
             raise UserError(
                 f"--scratch.causal-chunks is {config.causal_chunks}, of {steps} actions in all; an episode of the "
                 f"suite has {self.suite.horizon}"
-            )
-        if self.suite.robot.kinematics is None and not config.extra_data:
-            raise UserError(
-                f"the kinematics of the robot of {suite} are fitted to explored episodes: leave out "
-                "--scratch.no-extra-data"
             )
         self.world = WORLDS[world](self)
         self.command = f"worldenv-train {suite} --from-scratch --world {world} --seed {seed}"
@@ -135,7 +120,7 @@ class Pipeline:
             if first:
                 card.unlink(missing_ok=True)
             with timed(self.folder.path, stage) if first else nullcontext():
-                if first or path.name not in ONE_RANK:
+                if first or path.name != RANGES:
                     make(path)
         if first and path.suffix == ".safetensors" and not card.exists():
             write_card(path)
@@ -149,7 +134,6 @@ class Pipeline:
             (self.models / "finetuned.safetensors", self.make_finetuned),
             (self.data / "exploration", self.record_exploration),
             (self.data / "again", self.record_again),
-            *([(self.models / KINEMATICS, self.make_kinematics)] if self.suite.robot.kinematics is None else []),
             *self.world.stages(),
             (self.models / "policy.safetensors", self.make_policy),
             (self.models / "reflector.safetensors", self.make_reflector),
@@ -277,40 +261,6 @@ class Pipeline:
             return act_again(some, scale, seed, self.suite, self.ranks)
 
         _record(path, self.episodes[path.name], self.lessons.part, again, self.ranks)
-
-    @property
-    def robot(self) -> Robot:
-        """The suite's, with the fitted kinematics where it has none of its own."""
-        own, path = self.suite.robot, self.models / KINEMATICS
-        if own.kinematics is not None:
-            return own
-        try:
-            return with_kept(path, read_json(path), own)
-        except UserError as error:
-            raise CheckpointError(str(error)) from error
-
-    def make_kinematics(self, path: Path) -> None:
-        """From what the policy did: a demonstration may record another action than the one that was carried out."""
-        clips = self.recorded(*EXTRA_DATA)
-        parts = zip(clips.proprio.numpy(), clips.actions.numpy(), clips.length.tolist(), strict=True)
-        pairs = [(proprio[: n + 1], actions[:n]) for proprio, actions, n in parts]
-        fitted = fit_kinematics(pair for i, pair in enumerate(pairs) if i % HELD_OUT)
-        away, turned = chunk_errors(fitted, pairs[::HELD_OUT], self.policy_config().chunk)
-        errors = {
-            "chunk_mean_cm": 100 * float(away.mean()),
-            "chunk_end_cm": 100 * float(away[:, -1].mean()),
-            "chunk_end_90_cm": 100 * float(np.quantile(away[:, -1], 0.9)),
-            "chunk_end_deg": float(np.rad2deg(turned[:, -1].mean())),
-        }
-        self.folder.truncate("kinematics", 0)
-        self.folder.log("kinematics", len(pairs), **errors)
-        if errors["chunk_mean_cm"] > MOST_OFF_CM:
-            warnings.warn(
-                f"the fitted kinematics are off by {errors['chunk_mean_cm']:.2f} cm on average over a chunk; explore "
-                "more episodes (--scratch.exploration)",
-                stacklevel=2,
-            )
-        write_text(path, json.dumps(kept_kinematics(replace(self.suite.robot, kinematics=fitted)) | {"errors": errors}))
 
     def make_reflector(self, path: Path) -> None:
         config = SmallReflectorConfig(threshold=STOP_ABOVE, text=self.policy_config().text)

@@ -146,7 +146,7 @@ class CausalStages:
         fit_tokenizer(teacher.tokenizer, clips.sample_frames(draw, TOKENIZER_FRAMES)[:, 0])
         teacher.tokenizer.requires_grad_(False)
         teacher.to(p.device)
-        loss = causal_loss(teacher, p.robot, clips, schedule.batch, p.config.causal_chunks, p.ranks)
+        loss = causal_loss(teacher, p.suite.robot, clips, schedule.batch, p.config.causal_chunks, p.ranks)
         made = p.train(teacher, loss, schedule, "causal_teacher")
         p.write(save_model, path, teacher, "causal", made, levels=TEACHER_LEVELS)
 
@@ -154,10 +154,10 @@ class CausalStages:
         p, schedule = self.pipeline, self.pipeline.config.causal_student
         teacher, student = (_causal(p.models / "causal_teacher.safetensors").to(p.device) for _ in range(2))
         student.tokenizer.requires_grad_(False)
-        given = p.robot, p.clips(), schedule.batch, p.config.causal_chunks, p.config.causal_levels
+        given = p.suite.robot, p.clips(), schedule.batch, p.config.causal_chunks, p.config.causal_levels
         loss = distillation_loss(student, teacher, *given, ranks=p.ranks)
         made = p.train(student, loss, schedule, "causal_student")
-        kept = kept_kinematics(p.robot)
+        kept = kept_kinematics(p.suite.robot)
         p.write(save_model, path, student, "causal", made, levels=p.config.causal_levels, **kept)
 
 

@@ -70,6 +70,7 @@ class Fake:
             seen,
             f"noise {noise}, {horizon} at most, {repeat} times each",
             random.normal(size=(steps + 1, 6)).astype(np.float32),
+            actions,
         )
 
     def go_wrong(self):

@@ -31,7 +31,8 @@ def demonstrate(scene: Scene, horizon: int, repeat: int, noise: float, seed: int
     if look and any(hand.done):
         frames, camera = scene.frames_of(hand.states), scene.cameras_of(hand.states)
     states, proprio, joints, places = (np.stack(part) for part in (hand.states, hand.proprio, hand.joints, hand.places))
-    return Acted(np.stack(hand.actions), np.array(hand.done), proprio, states, joints, camera, frames, told, places)
+    actions, carried, done = np.stack(hand.actions), np.stack(hand.carried), np.array(hand.done)
+    return Acted(actions, done, proprio, states, joints, camera, frames, told, places, carried)
 
 
 class Expert:

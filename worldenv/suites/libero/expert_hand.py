@@ -64,6 +64,7 @@ class Hand:
         self._data = scene.env.sim.data._data
         self.home = self.turn
         self.actions: list[np.ndarray] = []
+        self.carried: list[np.ndarray] = []
         self.done: list[bool] = []
         self.states, self.proprio, self.joints = [scene.state()], [scene.proprio()], [scene.joints()]
         self.places = [scene.places()]
@@ -93,7 +94,8 @@ class Hand:
             self._disturbance = self._random.laplace(size=7) * self._noise * BESIDE
         meant = action.clip(-1, 1).astype(np.float32)
         self.actions.append(meant)
-        carried = (meant + share * self._disturbance).clip(-1, 1)
+        carried = (meant + share * self._disturbance).clip(-1, 1).astype(np.float32)
+        self.carried.append(carried)
         self.done.append(any([self.scene.step(carried) for _ in range(self.repeat)]))
         self.states.append(self.scene.state())
         self.proprio.append(self.scene.proprio())

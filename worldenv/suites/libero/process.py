@@ -24,6 +24,7 @@ class Acted(NamedTuple):
     frames: np.ndarray | None  # [T + 1, V, H, W, 3] uint8; None: nobody looks, or the task was not done
     told: str  # what the expert did, and how it went
     places: np.ndarray  # [T + 1, 6] float32 m, of the thing and of where it goes, from the base of the robot
+    carried: np.ndarray  # [T, 7] float32, the actions as they were carried out
 
 
 class Simulator:

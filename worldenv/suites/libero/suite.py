@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Sequence
-from math import pi, sqrt
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,31 +11,17 @@ from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError, nearest
 from worldenv.fields import shown
 from worldenv.launch.share import own_cpus
-from worldenv.ops.action_map import Gripper
 from worldenv.robot.kinematics import is_number
 from worldenv.robot.robot import Robot
 from worldenv.suites.actors import Actor, ask_once, program
 from worldenv.suites.held import HeldSuite, check_views, count, drawn_from
+from worldenv.suites.libero.panda import VIEWS, panda
 from worldenv.suites.libero.process import Acted
 from worldenv.suites.libero.tasks import HORIZONS, LiberoTask
 from worldenv.suites.offscreen import Moment
 
 PROGRAM = program("worldenv.suites.libero.process")
-VIEWS = ("agentview", "wrist")
 Pictures = Literal["fast", "official"]
-TURN = 6.2832  # rad
-PANDA = Robot(
-    ("x m", "y m", "z m", "rx rad", "ry rad", "rz rad", "opening"),
-    ("dx", "dy", "dz", "drx", "dry", "drz", "close"),
-    (-1.6, -1.0, -0.1, -TURN, -TURN, -TURN, 0.0),  # the reach of the arm, on the floor and on every table
-    (0.7, 1.0, 2.2, TURN, TURN, TURN, 1.0),
-    # robosuite's panda_gripper.xml, from the place that LIBERO reports of the fingers: their middles are 8.5 mm from it
-    # when closed and slide by 4 cm along y of the hand; z points to the tips; a hand of Franka is 20 cm wide, and its
-    # flange and the link before are above it.
-    gripper=Gripper(tip_closed_m=0.0085, tip_opening_m=0.04, finger_m=0.039, hand_half_m=0.1, tool_m=0.2),
-    gripper_turn=(pi / sqrt(2), pi / sqrt(2), 0.0),  # x to y, z to -z
-    hand_views=VIEWS[1:],
-)
 
 
 class LiberoSuite(HeldSuite):
@@ -66,7 +51,7 @@ class LiberoSuite(HeldSuite):
         workers: int | None = None,
         timeout_s: float = 180.0,
         practice_starts: int = 240,  # from how many start states practice draws
-        robot: Robot = PANDA,
+        robot: Robot | None = None,  # None: the Panda, with kinematics that hold for `repeat`
         program: Sequence[str] = PROGRAM,  # what simulates; another one in tests
     ):
         if not isinstance(name, str) or name not in HORIZONS:
@@ -79,7 +64,8 @@ class LiberoSuite(HeldSuite):
         self.size, self.repeat = count("size", size), count("repeat", repeat)
         horizon = max(1, HORIZONS[name] // self.repeat) if horizon is None else horizon
         workers = own_cpus() if workers is None else workers
-        self.name, self.robot, self.pictures = name, robot, pictures
+        self.name, self.pictures = name, pictures
+        self.robot = panda(self.repeat) if robot is None else robot
         self.horizon, self.workers = count("horizon", horizon), count("workers", workers)
         self.practice_starts = count("practice_starts", practice_starts)
         self.most = self.workers
