@@ -78,7 +78,6 @@ def test_what_is_written_back_acts_as_the_policy_that_practised(practised, pair_
 
 
 def test_no_kinematics_are_needed_where_nothing_reads_proprioception(pair_names):
-    """LIBERO's robot has none of its own: its arm follows late."""
     suite = TabletopSuite()
     suite.robot = replace(suite.robot, kinematics=None)
     with pytest.MonkeyPatch.context() as patch:

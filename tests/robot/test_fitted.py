@@ -105,6 +105,21 @@ def test_motion_is_told_by_the_last_move():
     torch.testing.assert_close(told, motion, rtol=0, atol=2e-6)
 
 
+def test_action_that_is_repeated_leads_where_as_many_equal_actions_lead():
+    begin, acted = poses(9), actions(9, 4)
+    thrice = replace(arm(), repeat=3)
+    found, motion = ways(thrice, begin, acted)
+    steps, last = ways(arm(), begin, acted.repeat_interleave(3, dim=1))
+    assert torch.equal(found, steps[:, 2::3]) and torch.equal(motion, last)
+
+
+def test_motion_of_a_repeated_action_is_told_by_an_even_move():
+    diagonal = FittedKinematics(0.01 * np.eye(7), 0 * np.eye(7), 0.5 * np.eye(7), (0.0,) * 7, (0.0, 1.0), repeat=2)
+    before, still = torch.zeros(7), torch.zeros(7)
+    after = torch.tensor([0.04, 0, 0, 0, 0, 0, 0])
+    assert diagonal.after_move(before, still, after)[0].item() == pytest.approx(0.01)  # half of a move of 2 cm
+
+
 def test_recordings_of_such_an_arm_give_its_numbers_back():
     found, true = fit_kinematics(recorded(12)), arm()
     for name in ("step", "after", "inertia", "drift", "opening"):
@@ -208,6 +223,8 @@ def test_what_is_no_episode_is_refused(part, value, message):
         ("drift", "abcdefg", "drift of the kinematics"),
         ("after", np.full((7, 7), np.inf), "after of the kinematics"),
         ("drift", None, "drift of the kinematics"),
+        ("repeat", 0, "repeat of the kinematics is 0; it should be a positive integer"),
+        ("repeat", True, "repeat of the kinematics"),
         ("opening", (1.0, 0.0), "the least should be below the greatest"),
         ("inertia", np.eye(7), "a motion grow by itself, by 1.00 with each action"),
     ],

@@ -75,6 +75,12 @@ def test_kinematics_come_back_with_the_world_model(tmp_path, tiny):
     for world, path in files(tmp_path, tiny).items():
         without = replace(EXACT, kinematics=None)  # as a suite has it, for which there is no formula
         assert world.load(path, without).robot == ROBOT
+    repeated = replace(ROBOT, kinematics=replace(LAGGING, repeat=2))
+    old = kept_kinematics(ROBOT)["kinematics"]
+    old.pop("repeat")  # as files have it from before there was such a number
+    for number, (kept, robot) in enumerate([(kept_kinematics(repeated)["kinematics"], repeated), (old, ROBOT)]):
+        save_model(tmp_path / f"{number}", tiny.simulator(), "composer", {}, levels=(1.0,), kinematics=kept)
+        assert ComposerWorld.load(tmp_path / f"{number}", EXACT).robot == robot
     assert kept_kinematics(EXACT) == {}  # the suite has the formula
     save_model(tmp_path / "exact", tiny.simulator(), "composer", {}, levels=(1.0,), **kept_kinematics(EXACT))
     assert ComposerWorld.load(tmp_path / "exact", EXACT).robot is EXACT

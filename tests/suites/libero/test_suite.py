@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import worldenv
 from worldenv.evaluation.truth import groups_of
 from worldenv.rollout.checks import check_begun, check_suite
 from worldenv.suites import actors
+from worldenv.suites.libero.panda import KINEMATICS, PANDA
 from worldenv.suites.libero.suite import LiberoSuite
 
 FAKE = Path(__file__).with_name("fake_process.py")
@@ -58,6 +60,12 @@ def test_it_is_a_suite(make):
     assert starts.instructions == ["put the red can down", "put the green can down"]
     assert starts.seen.frames.shape == (2, 2, 8, 8, 3)
     assert suite.about()["package"] == "fake" and suite.about()["repeated_episodes"] == 0
+
+
+def test_its_robot_moves_as_often_as_an_action_is_carried_out(make):
+    for repeat in (1, 2):
+        assert make(repeat=repeat).robot == replace(PANDA, kinematics=replace(KINEMATICS, repeat=repeat))
+    assert make(repeat=2, robot=PANDA).robot is PANDA
 
 
 def test_some_of_the_tasks_can_be_taken_by_number_or_name(make):
