@@ -50,6 +50,18 @@ def reflector(arguments: Sequence[str] | None = None) -> None:
     _main(work, "worldenv-reflector", arguments)
 
 
+def distill(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `worldenv-distill --world KIND:FOLDER --data FOLDER --run FOLDER [options]`."""
+
+    def work(words: Sequence[str], command: str) -> dict:
+        from worldenv import distill as module
+        from worldenv import options
+
+        return _with_memory(module.train_student, options.distillation(words), advice="lower --batch")
+
+    _main(work, "worldenv-distill", arguments)
+
+
 def convert(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-convert SOURCE TARGET [options]`."""
 
@@ -155,7 +167,7 @@ def _advice(program: str, stop: KeyboardInterrupt) -> str:
     kept = getattr(stop, "__notes__", None)
     if kept and program == "worldenv-train":
         return f"continue with: {program} --resume --run {kept[0]}"
-    if program == "worldenv-reflector":
+    if program in ("worldenv-reflector", "worldenv-distill"):
         return "continue with the same options and --resume"
     return "run it again" + ", and it goes on" * (program == "worldenv-collect")
 
