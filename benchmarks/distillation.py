@@ -49,6 +49,13 @@ AT_ONCE, ROUNDS = 32, 5  # episodes of a timed chunk; times that it is timed
 ONES = (1,) * 4  # blocks of each level of the autoencoder: 8 x 8 pixels become 4 numbers
 
 
+class Teacher(LatentCausalWorld):
+    """A world model that takes Euler steps, as the students' targets do; students go on with fresh noise."""
+
+    def _onward(self, noisy: Tensor, velocity: Tensor, t: float, t_next: float, key: Key, step: int) -> Tensor:
+        return noisy + (t_next - t) * velocity
+
+
 def recorded(parts: Parts, episodes: int, seed: int) -> list[Trajectory]:
     """True episodes, the tasks in turn; the second half with noise on the actions, more and more of it."""
     tasks = in_turn(parts.suite, episodes)
@@ -103,7 +110,10 @@ def trained(folder: RunFolder, parts: Parts, given: argparse.Namespace) -> dict[
         tokenizer.save_pretrained(path / "vae")
         save_causal_latents(path, network, {"steps": given.steps, "seed": given.seed}, few)
     view = parts.suite.views[0]
-    return {name: LatentCausalWorld(network, robot, few, view) for name, (network, few) in ways.items()}
+    return {
+        name: (Teacher if network is teacher else LatentCausalWorld)(network, robot, few, view)
+        for name, (network, few) in ways.items()
+    }
 
 
 def measure(parts: Parts, worlds: dict[str, LatentCausalWorld], tests: int, seed: int) -> dict:
