@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,6 +19,7 @@ from worldenv.data.trajectories import TrajectoryWriter  # noqa: E402
 from worldenv.distill import Distillation, train_student  # noqa: E402
 from worldenv.errors import UserError  # noqa: E402
 from worldenv.interfaces.observation import Key  # noqa: E402
+from worldenv.nn import attention  # noqa: E402
 from worldenv.suites.tabletop.demonstrate import demonstrate  # noqa: E402
 from worldenv.suites.tabletop.scenes import TASKS  # noqa: E402
 from worldenv.suites.tabletop.suite import TabletopSuite  # noqa: E402
@@ -233,7 +235,10 @@ def test_settings_that_train_nothing_are_refused(training, more, message):
         ({"size": 16}, r"the frames are \(16, 16\); the world model's are 64 pixels square"),
         ({"steps": 3}, "the longest clip has 3 steps; a chunk is 8"),
         ({"views": ("wrist",)}, "the recordings show wrist first, and the world model imagines agentview"),
-        ({"actions": 3}, "the recorded actions have 3 numbers, and the robot of the suite acts with 7"),
+        (
+            {"actions": 3},
+            "the recorded actions have 3 numbers and proprioception 7; those of the suite's robot have 7 and 7",
+        ),
     ],
 )
 def test_recordings_that_do_not_fit_are_refused(tiny, teachers, change, message):
@@ -243,6 +248,28 @@ def test_recordings_that_do_not_fit_are_refused(tiny, teachers, change, message)
     clips = Clips.of([replace(trajectory, actions=trajectory.actions[:, : change.get("actions", 7)])])
     with pytest.raises(UserError, match=message):
         student_of(world, clips, 2, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("svd", {"camera": None}, "the trajectories have no camera matrix"),
+        ("causal-latents", {"camera": None}, "the trajectories have no camera matrix"),
+        ("causal-latents", {"frames": np.zeros((10, 1, 16, 16, 3), np.uint8)}, r"frames are \(16, 16\); the world"),
+        ("svd", {"proprio": np.zeros((10, 8), np.float32)}, "7 numbers and proprioception 8; those of the suite's"),
+    ],
+)
+def test_recordings_without_what_the_kind_needs_are_refused(tiny, teachers, kind, change, message):
+    world = worldenv.load(world=f"{kind}:{teachers / kind}").world
+    with pytest.raises(UserError, match=message):
+        student_of(world, Clips.of([replace(tiny.trajectory(9, size=64), **change)]), 2, 1, 3)
+
+
+def test_attention_without_a_gradient_is_refused(teachers, recorded, monkeypatch):
+    world = worldenv.load(world=f"rlinf-wan:{teachers / 'rlinf-wan'}").world
+    monkeypatch.setattr(attention, "WANTED", "ours")
+    with pytest.raises(UserError, match="ours, which has no gradient: a student cannot learn with it"):
+        student_of(world, Clips.open(recorded), 2, 1, 3)
 
 
 def test_command_trains_and_names_the_student(teachers, recorded, tmp_path, capsys):

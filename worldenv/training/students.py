@@ -10,6 +10,7 @@ from torch import nn
 
 from worldenv.data.clips import Clips
 from worldenv.errors import UserError
+from worldenv.nn import attention
 from worldenv.training.distillation import Loss, few_step_loss
 from worldenv.training.train_causal import distillation_loss
 from worldenv.training.train_video import video_denoising
@@ -47,13 +48,17 @@ def student_of(teacher: Teacher, clips: Clips, batch: int, steps: int, teacher_s
 
     Raises UserError if the recordings do not fit the teacher.
     """
-    shown, acted = clips.views[0], clips.actions.shape[-1]
+    shown, acted, felt, robot = clips.views[0], clips.actions.shape[-1], clips.proprio.shape[-1], teacher.robot
+    if attention.WANTED == "ours":
+        raise UserError(
+            "WORLDENV_ATTENTION is ours, which has no gradient: a student cannot learn with it; leave it unset"
+        )
     if shown != teacher.views[0]:
         raise UserError(f"the recordings show {shown} first, and the world model imagines {teacher.views[0]}")
-    if acted != teacher.robot.action_size:
+    if acted != robot.action_size or (felt != robot.proprio_size and not isinstance(teacher, WanWorld)):
         raise UserError(
-            f"the recorded actions have {acted} numbers, and the robot of the suite acts with "
-            f"{teacher.robot.action_size}: give the recordings of this robot, or another --suite"
+            f"the recorded actions have {acted} numbers and proprioception {felt}; those of the suite's robot have "
+            f"{robot.action_size} and {robot.proprio_size}: give recordings of this robot, or another --suite"
         )
     with torch.random.fork_rng(devices=[]):
         return MAKERS[type(teacher)](teacher, clips, batch, steps, teacher_steps)

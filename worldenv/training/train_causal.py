@@ -58,7 +58,10 @@ class Batch:
 
 
 class Sampler:
-    """Draws batches of random clips. Raises UserError if no clip has so many steps or the camera is not known."""
+    """Draws batches of random clips.
+
+    Raises UserError if no clip has so many steps, if frames are of another size or if the camera is not known.
+    """
 
     def __init__(self, network: CausalNetwork, robot: Robot, clips: Clips, share: Share, chunks: int):
         self.network, self.robot, self.clips, self.share = network, robot, clips, share
@@ -67,6 +70,9 @@ class Sampler:
         self.usable = (self.first >= 0).nonzero()[:, 0]
         if not len(self.usable):
             raise UserError(f"the longest clip has {int(clips.length.max())} steps; {chunks} chunks are {self.steps}")
+        size = (network.config.image_size,) * 2
+        if clips.frame_shape[1:] != size:
+            raise UserError(f"the frames are {clips.frame_shape[1:]}; the world model's are {size[0]} pixels square")
         if clips.camera is None:
             raise UserError("the causal world model draws the gripper; the trajectories have no camera matrix")
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.data.clips import Clips
-from worldenv.errors import UserError
 from worldenv.training.distillation import Denoiser, Denoising, Loss
 from worldenv.training.windows import Windows
 from worldenv.worlds.video.network import Known, VideoUNet, log_normal
@@ -43,7 +42,7 @@ def video_loss(network: VideoUNet, clips: Clips, batch: int) -> Loss:
 
     Each example has a first frame, which the encoders look at, and a present one, at or after it; the memory is what it
     would be if the episode had begun at the first one. Raises UserError if no clip has so many steps, or if the camera
-    is not known.
+    is not known or moves.
     """
     config, draw = network.config, _batches(network, clips, batch)
 
@@ -76,9 +75,7 @@ def video_denoising(network: VideoUNet, clips: Clips, batch: int) -> Callable[[t
 
 def _batches(network: VideoUNet, clips: Clips, batch: int) -> Callable[[torch.Generator], Batch]:
     config, m = network.config, network.config.memory
-    windows = Windows(clips, config.size, m, config.chunk, batch)
-    if clips.camera is None:
-        raise UserError("the world model draws the gripper; the trajectories have no camera matrix")
+    windows, camera = Windows(clips, config.size, m, config.chunk, batch), clips.still_camera()
 
     def draw(generator: torch.Generator) -> Batch:
         device, window = network.place.device, windows(generator)
@@ -89,7 +86,7 @@ def _batches(network: VideoUNet, clips: Clips, batch: int) -> Callable[[torch.Ge
             latents[:, :m],
             latents[:, m:],
             clips.proprio[episode[:, None], index].to(device),
-            clips.camera[episode].to(device),
+            camera[episode].to(device),
             clips.action_chunks(episode, window.present, config.chunk).to(device).clamp(-1, 1),
             network.conditioning.features(frames[:, 0]),
         )
