@@ -6,11 +6,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
-from worldenv.errors import UserError
+from worldenv.errors import Terminated, UserError
 from worldenv.launch.config import RayConfig
 from worldenv.launch.join import EXCHANGE_S
 from worldenv.launch.ray_rank import Said, Work, do
@@ -39,7 +40,7 @@ def start(work: Work, given: RayConfig, device: str) -> int:
         each = ScalingConfig(num_workers=1, **asked).total_resources
     except ValueError as error:
         raise UserError(f"--launch.ray.resources-per-worker does not go with --device {device}: {error}") from error
-    with _connected(ray):
+    with _connected(ray, work.run) as out:
         _check_room(ray, given, each)
         said = ray.remote(num_cpus=0)(Said).remote()
         limits = {"max_failures": given.max_failures, "controller_failure_limit": given.max_failures}
@@ -49,23 +50,38 @@ def start(work: Work, given: RayConfig, device: str) -> int:
             run_config=RunConfig(storage_path=given.storage, failure_config=FailureConfig(**limits)),
             torch_config=TorchConfig("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout_s=int(EXCHANGE_S)),
         )
-        return _followed(ray, trainer, said, work)
+        return _followed(ray, trainer, said, work, out)
 
 
 @contextmanager
-def _connected(ray: Any) -> Iterator[None]:
+def _connected(ray: Any, run: Path) -> Iterator[TextIO]:
+    """Inside there is a Ray cluster. Gives stdout, to which Ray would print messages of its own."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is started here reports to nobody
-    handler = signal.getsignal(signal.SIGTERM)
+    os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # prints would appear twice, and the result on stderr too
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    is_main, out = threading.current_thread() is threading.main_thread(), sys.stdout
+    asked = [KeyboardInterrupt()]
+
+    def terminate(*_: object) -> None:
+        asked.append(Terminated())
+        raise asked[-1]
+
     try:
         ray.init(log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"the Ray cluster cannot be reached: {error}; look at RAY_ADDRESS and `ray status`") from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process without a word
     try:
-        yield
+        if is_main:
+            signal.signal(signal.SIGTERM, terminate)
+        with redirect_stdout(sys.stderr):
+            yield out
+    except (KeyboardInterrupt, SystemExit):  # what Ray makes of both signals
+        asked[-1].add_note(str(run))
+        raise asked[-1] from None
     finally:
         ray.shutdown()
+        for number, handler in handlers.items() if is_main else ():
+            signal.signal(number, handler)
 
 
 def _check_room(ray: Any, given: RayConfig, each: Mapping[str, float]) -> None:
@@ -90,34 +106,43 @@ def _check_room(ray: Any, given: RayConfig, each: Mapping[str, float]) -> None:
         time.sleep(LOOK_S)
 
 
-def _followed(ray: Any, trainer: Any, said: Any, work: Work) -> int:
-    """Fit, and print what the ranks print, until the end; returns the exit code."""
-    failures: list[Exception] = []
-
-    def fit() -> None:
-        try:
+def _followed(ray: Any, trainer: Any, said: Any, work: Work, out: TextIO) -> int:
+    """Fit to the end, and print what the ranks print; returns the exit code."""
+    refused, failure = False, None
+    try:
+        with _printed(ray, said, out):
             trainer.fit()
-        except Exception as error:
-            failures.append(error)
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        failure = error
+    with suppress(ray.exceptions.RayError):
+        refused = ray.get(said.is_refused.remote())
+    if refused:
+        return 2
+    if failure is None:
+        return 0
+    reason = " ".join(str(failure).split())[:200]
+    advice = f"; continue with: {work.program} --resume --run {work.run}"
+    print(f"{work.program}: Ray gave up ({reason}){advice}", file=sys.stderr)
+    return 1
 
-    # In a thread of its own, because in the main one Ray replaces what Ctrl-C does.
-    thread = threading.Thread(target=fit, daemon=True)
+
+@contextmanager
+def _printed(ray: Any, said: Any, out: TextIO) -> Iterator[None]:
+    """Inside, what the ranks print appears here."""
+    over, streams = threading.Event(), {"stdout": out, "stderr": sys.stderr}
+
+    def work() -> None:
+        is_last = False
+        with suppress(ray.exceptions.RayError):  # the cluster is gone, which is said elsewhere
+            while not is_last:
+                is_last = over.wait(LOOK_S)
+                for stream, text in ray.get(said.take.remote()):
+                    print(text, file=streams[stream], end="", flush=True)
+
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        while True:
-            is_over = not thread.is_alive()
-            for stream, text in ray.get(said.take.remote()):
-                print(text, file=getattr(sys, stream), end="", flush=True)
-            if is_over:
-                break
-            thread.join(LOOK_S)
-    except KeyboardInterrupt as stop:
-        stop.add_note(str(work.run))
-        raise
-    if ray.get(said.is_refused.remote()):
-        return 2
-    if failures:
-        reason = " ".join(str(failures[0]).split())[:200]
-        advice = f"; continue with: {work.program} --resume --run {work.run}"
-        print(f"{work.program}: Ray gave up ({reason}){advice}", file=sys.stderr)
-    return int(bool(failures))
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -96,9 +96,13 @@ def _done(work: Work, is_new: bool) -> int:
     except OSError as error:
         print(f"{work.program}: {error}: begin in a folder that all machines of the cluster have", file=sys.stderr)
         return 2
-    made = is_new and (work.run / "config.json").exists()  # by an attempt before this one
+    words = list(work.words)
+    if is_new and (work.run / "config.json").exists():  # made by an attempt before this one
+        words.append("--resume")
+        if os.environ.get("RANK") == "0":
+            print(f"{work.program}: Ray has started the ranks again, and {work.run} goes on", file=sys.stderr)
     try:
-        work.command([*work.words, *(["--resume"] if made else [])])
+        work.command(words)
     except SystemExit as end:
         return exit_code(end)
     except Exception:
