@@ -92,12 +92,10 @@ def _check_room(ray: Any, given: RayConfig, each: Mapping[str, float]) -> None:
     needs = " ".join(f"{name}={amount:g}" for name, amount in each.items())
     asked = f"--launch.ray.workers is {given.workers}, each with {needs}"
     if room < given.workers:
-        raise UserError(
-            f"{asked}, and the Ray cluster has room for {room}: start fewer, or add machines to the cluster"
-        )
+        raise UserError(f"{asked}, and the Ray cluster has room for {room}: start fewer, or add machines to it")
     if len(nodes) > 1 and given.storage_path is None:
         raise UserError(
-            f"the Ray cluster has {len(nodes)} machines: name a folder they share, --launch.ray.storage-path"
+            f"the Ray cluster has {len(nodes)} machines: give a folder that they share, --launch.ray.storage-path"
         )
     until = time.monotonic() + FREE_S
     while any(ray.available_resources().get(name, 0) < given.workers * amount for name, amount in each.items()):
