@@ -43,9 +43,10 @@ def start(work: Work, given: RayConfig, device: str) -> int:
     with _connected(ray, work.run) as out:
         _check_room(ray, given, each)
         said = ray.remote(num_cpus=0)(Said).remote()
+        is_new = not (work.run / "config.json").exists()
         limits = {"max_failures": given.max_failures, "controller_failure_limit": given.max_failures}
         trainer = TorchTrainer(
-            partial(do, work, not (work.run / "config.json").exists(), said),
+            partial(do, work, is_new, said),
             scaling_config=ScalingConfig(num_workers=given.workers, **asked),
             run_config=RunConfig(storage_path=given.storage, failure_config=FailureConfig(**limits)),
             torch_config=TorchConfig("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout_s=int(EXCHANGE_S)),
@@ -58,7 +59,7 @@ def _connected(ray: Any, run: Path) -> Iterator[TextIO]:
     """Inside there is a Ray cluster. Gives stdout, to which Ray would print messages of its own."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is started here reports to nobody
     os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # prints would appear twice, and the result on stderr too
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
     is_main, out = threading.current_thread() is threading.main_thread(), sys.stdout
     asked = [KeyboardInterrupt()]
 
@@ -68,7 +69,7 @@ def _connected(ray: Any, run: Path) -> Iterator[TextIO]:
 
     try:
         ray.init(log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise UserError(f"the Ray cluster cannot be reached: {error}; look at RAY_ADDRESS and `ray status`") from error
     try:
         if is_main:
@@ -80,8 +81,8 @@ def _connected(ray: Any, run: Path) -> Iterator[TextIO]:
         raise asked[-1] from None
     finally:
         ray.shutdown()
-        for number, handler in handlers.items() if is_main else ():
-            signal.signal(number, handler)
+        for kind, handler in handlers.items() if is_main else ():
+            signal.signal(kind, handler)
 
 
 def _check_room(ray: Any, given: RayConfig, each: Mapping[str, float]) -> None:
@@ -119,7 +120,7 @@ def _followed(ray: Any, trainer: Any, said: Any, work: Work, out: TextIO) -> int
     if failure is None:
         return 0
     reason = " ".join(str(failure).split())[:200]
-    advice = f"; continue with: {work.program} --resume --run {work.run}"
+    advice = f"; continue with: {work.program} --resume --run {work.run}" if work.program == "worldenv-train" else ""
     print(f"{work.program}: Ray gave up ({reason}){advice}", file=sys.stderr)
     return 1
 
