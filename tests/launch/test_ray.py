@@ -21,6 +21,7 @@ from worldenv.errors import UserError
 from worldenv.launch import on_ray
 from worldenv.launch.config import LaunchConfig, RayConfig
 from worldenv.launch.ranks import ALONE
+from worldenv.launch.ray_rank import Said, Work
 from worldenv.ranked import check_ranks
 from worldenv.records.run_folder import RunFolder
 
@@ -148,6 +149,36 @@ def test_cluster_that_cannot_run_all_workers_is_refused(ray, message, monkeypatc
     monkeypatch.setattr(on_ray, "FREE_S", 0)
     with pytest.raises(UserError, match=message):
         on_ray._check_room(ray, RayConfig(workers=3), {"CPU": 2.0})
+
+
+class Lost(Exception):
+    worker_failures = {1: OSError()}
+
+
+@pytest.mark.parametrize(
+    ("program", "failure", "line"),
+    [
+        (
+            "worldenv-train",
+            Lost("[Rank 1]\n..."),
+            "rank 1 was lost or failed; continue with: worldenv-train --resume --run {run}",
+        ),
+        ("worldenv-eval", Lost("Traceback\n..."), "rank 1 was lost or failed"),
+        ("worldenv-eval", OSError("Traceback\n  File\nPermissionError: x\n"), "PermissionError: x"),
+    ],
+)
+def test_failure_that_ray_does_not_mend_is_one_line(program, failure, line, capsys, tmp_path):
+    def fit():
+        raise failure
+
+    (tmp_path / "config.json").touch()
+    said = Said()
+    said.write("stderr", "before\n")
+    remote = {name: SimpleNamespace(remote=getattr(said, name)) for name in ("take", "is_refused")}
+    errors = {"train": SimpleNamespace(TrainingFailedError=Lost), "exceptions": SimpleNamespace(RayError=OSError)}
+    ray, work = SimpleNamespace(get=lambda value: value, **errors), Work(cli.train, program, [], tmp_path)
+    assert on_ray._followed(ray, SimpleNamespace(fit=fit), SimpleNamespace(**remote), work, sys.stdout) == 1
+    assert capsys.readouterr() == ("", f"before\n{program}: Ray gave up: {line.format(run=tmp_path)}\n")
 
 
 def test_ray_that_is_not_installed_is_named(monkeypatch, capsys):

@@ -119,10 +119,18 @@ def _followed(ray: Any, trainer: Any, said: Any, work: Work, out: TextIO) -> int
         return 2
     if failure is None:
         return 0
-    reason = " ".join(str(failure).split())[:200]
-    advice = f"; continue with: {work.program} --resume --run {work.run}" if work.program == "worldenv-train" else ""
-    print(f"{work.program}: Ray gave up ({reason}){advice}", file=sys.stderr)
+    can_go_on = work.program == "worldenv-train" and (work.run / "config.json").exists()
+    advice = f"; continue with: {work.program} --resume --run {work.run}" if can_go_on else ""
+    print(f"{work.program}: Ray gave up: {_reason(failure)}{advice}", file=sys.stderr)
     return 1
+
+
+def _reason(failure: Exception) -> str:
+    ranks = sorted(getattr(failure, "worker_failures", ()))
+    if ranks:
+        return f"{', '.join(f'rank {rank}' for rank in ranks)} was lost or failed"
+    lines = str(failure).split("\n")  # of a traceback, the last one says what was wrong
+    return next((line.strip() for line in reversed(lines) if line.strip()), type(failure).__name__)[:300]
 
 
 @contextmanager
