@@ -39,7 +39,7 @@ from worldenv.worlds.causal.network import CausalConfig
         ({"rounds": 2, "world": "causal"}, "the run has --world causal"),
         (
             {"rounds": 2, "rl": PostTrainConfig(off_policy=True)},
-            "rounds is 2; a round begins with models .* off-policy",
+            "rounds is 2; a round begins with models .*off-policy",
         ),
         ({"rounds": 2, "reflector": "zero-shot"}, "the run has --reflector zero-shot"),
     ],

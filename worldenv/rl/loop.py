@@ -68,11 +68,7 @@ def post_train(
     progress = Progress(config.iterations, "practising in imagination", done=first)
     with progress, ranks.between_saves(), ahead or nullcontext():
         for iteration in range(first, config.iterations):
-            began = time.monotonic()
-            renewed = renew(iteration) if renew is not None else None
-            if renewed is not None and ahead is not None:
-                raise UserError(f"another engine is to imagine, and the old one has already done so: {REMEDY}")
-            refresh = {} if renewed is None else {"refresh_s": time.monotonic() - began}
+            renewed, refresh = _renewed(renew, iteration, ahead)
             engine = renewed or engine
             figures = _iterate(engine, learner, imagine, ahead, iteration, counts) | refresh
             check_names(engine.policy, names)
@@ -94,6 +90,17 @@ def _learner(policy: Policy, config: PostTrainConfig, ranks: Ranks, shard: bool)
     from worldenv.rl.sharded_learner import ShardedLearner  # imports FSDP, which only large policies need
 
     return ShardedLearner(policy, config, ranks)
+
+
+def _renewed(
+    renew: Callable[[int], Engine | None] | None, iteration: int, ahead: Ahead | None
+) -> tuple[Engine | None, dict[str, float]]:
+    """The engine that imagines from an iteration on, if it is another one, and the seconds that it took to make."""
+    began = time.monotonic()
+    renewed = renew(iteration) if renew is not None else None
+    if renewed is not None and ahead is not None:
+        raise UserError(f"another engine is to imagine, and the old one has already done so: {REMEDY}")
+    return renewed, {} if renewed is None else {"refresh_s": time.monotonic() - began}
 
 
 def _imagine(
