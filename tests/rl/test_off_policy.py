@@ -158,6 +158,21 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(tiny, tmp_path, same_wei
     assert len(figures(again)) == 3 and not same_weights(whole.policy, tiny.policy())
 
 
+def test_looks_at_practice_beside_what_is_imagined_change_nothing(tiny, tmp_path, same_weights):
+    plain, looked_at, seen = tiny.engine(horizon=8), tiny.engine(horizon=8), []
+
+    def validate():
+        seen.append(looked_at.run(tiny.starts(5), 1, 9, explore=False).action)
+        return {}
+
+    practised(plain, tiny.starts(6), tmp_path / "plain")
+    with RunFolder.create(tmp_path / "run", {}) as folder:
+        post_train(looked_at, tiny.starts(6), CONFIG, folder, 4, validate, every=1)
+    assert same_weights(plain.policy, looked_at.policy)
+    last = tiny.engine(horizon=8, policy=plain.policy).run(tiny.starts(5), 1, 9, explore=False)
+    assert torch.equal(seen[-1], last.action) and not torch.equal(seen[0], seen[1])  # of the policy that learns
+
+
 def test_frozen_weights_are_there_once(tiny, tmp_path, monkeypatch):
     engine, copies, original = tiny.engine(horizon=8), [], Engine.with_policy
     monkeypatch.setattr(Engine, "with_policy", lambda me, policy: copies.append(policy) or original(me, policy))
