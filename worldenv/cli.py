@@ -111,15 +111,30 @@ def _on_ranks(what: str, words: Sequence[str], command: str) -> dict | None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings with stacks about ranks that are gone
     from worldenv import job, options
     from worldenv.launch.join import joined
+    from worldenv.launch.ray_rank import is_worker
     from worldenv.launch.start import start
 
     parse, run = {"train": (options.training, job.train), "eval": (options.evaluation, job.evaluate)}[what]
     with joined(f"worldenv-{what}") as ranks:
         config = parse(words)
+        if config.launch.ray.workers and not is_worker():
+            raise SystemExit(_on_ray(what, words, config))
         if config.launch.count > 1 and ranks.count == 1:
             raise SystemExit(start([what, *words], config.launch))
         result = _with_memory(run, config, command, ranks)
         return result if ranks.first else None
+
+
+def _on_ray(what: str, words: Sequence[str], config: Any) -> int:
+    from worldenv.evaluation.videos import file_name
+    from worldenv.launch import on_ray, ray_rank
+    from worldenv.records.run_folder import default_run_path
+
+    command, name = {"train": (train, file_name(str(config.suite))), "eval": (evaluate, "eval")}[what]
+    run = config.run or default_run_path(name)  # known before the ranks begin: those that begin again continue it
+    words = words if config.run else [*words, "--run", str(run)]
+    work = ray_rank.Work(command, f"worldenv-{what}", words, run.absolute())
+    return on_ray.start(work, config.launch.ray, config.device or "cpu")
 
 
 def _with_memory(run: Callable[..., dict], config: Any, *more: Any, advice: str = LESS_MEMORY) -> dict:

@@ -60,8 +60,7 @@ def student_of(teacher: Teacher, clips: Clips, batch: int, steps: int, teacher_s
             f"the recorded actions have {acted} numbers and proprioception {felt}; those of the suite's robot have "
             f"{robot.action_size} and {robot.proprio_size}: give recordings of this robot, or another --suite"
         )
-    with torch.random.fork_rng(devices=[]):
-        return MAKERS[type(teacher)](teacher, clips, batch, steps, teacher_steps)
+    return MAKERS[type(teacher)](teacher, clips, batch, steps, teacher_steps)
 
 
 def _of_video(teacher: VideoWorld, clips: Clips, batch: int, steps: int, teacher_steps: int) -> Student:
