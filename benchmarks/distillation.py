@@ -1,6 +1,6 @@
 """What distillation costs a causal world model in latents: a teacher of 20 steps, its students of 2 and 1, same data.
 
-    python benchmarks/distillation.py --run FOLDER [--steps 3000] [--student-steps 600] [--name NAME]
+    python benchmarks/distillation.py --run FOLDER [--steps 2000] [--student-steps 150] [--name NAME]
 
 Records true episodes of tabletop with the shipped policy, half of them with noise; trains an autoencoder of diffusers
 on their frames, a teacher in its latents, and two students of the teacher. A stopped run continues. Then the policy
@@ -49,6 +49,13 @@ AT_ONCE, ROUNDS = 32, 5  # episodes of a timed chunk; times that it is timed
 ONES = (1,) * 4  # blocks of each level of the autoencoder: 8 x 8 pixels become 4 numbers
 
 
+class Teacher(LatentCausalWorld):
+    """A world model that takes Euler steps, as the students' targets do; students go on with fresh noise."""
+
+    def _onward(self, noisy: Tensor, velocity: Tensor, t: float, t_next: float, key: Key, step: int) -> Tensor:
+        return noisy + (t_next - t) * velocity
+
+
 def recorded(parts: Parts, episodes: int, seed: int) -> list[Trajectory]:
     """True episodes, the tasks in turn; the second half with noise on the actions, more and more of it."""
     tasks = in_turn(parts.suite, episodes)
@@ -83,7 +90,9 @@ def autoencoder(folder: RunFolder, clips: Clips, schedule: Schedule, width: int,
 def trained(folder: RunFolder, parts: Parts, given: argparse.Namespace) -> dict[str, LatentCausalWorld]:
     """Teacher and students as world models; each is also kept as a folder that `--world causal-latents:` takes."""
     robot, clips = parts.suite.robot, Clips.of(recorded(parts, given.episodes, given.seed))
-    tokenizer = autoencoder(folder, clips, Schedule(given.steps, 32, 1e-3), given.autoencoder_width, given.seed)
+    tokenizer = autoencoder(
+        folder, clips, Schedule(given.autoencoder_steps, 32, 3e-3), given.autoencoder_width, given.seed
+    )
     config = CausalConfig(patch=16, channels=16, width=given.width, layers=given.layers)
     torch.manual_seed(given.seed)
     teacher = LatentCausalNetwork(config, FrameTokenizer(tokenizer))
@@ -103,7 +112,10 @@ def trained(folder: RunFolder, parts: Parts, given: argparse.Namespace) -> dict[
         tokenizer.save_pretrained(path / "vae")
         save_causal_latents(path, network, {"steps": given.steps, "seed": given.seed}, few)
     view = parts.suite.views[0]
-    return {name: LatentCausalWorld(network, robot, few, view) for name, (network, few) in ways.items()}
+    return {
+        name: (Teacher if network is teacher else LatentCausalWorld)(network, robot, few, view)
+        for name, (network, few) in ways.items()
+    }
 
 
 def measure(parts: Parts, worlds: dict[str, LatentCausalWorld], tests: int, seed: int) -> dict:
@@ -181,10 +193,11 @@ def show(found: dict) -> None:
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of the training; made, or continued")
-    parser.add_argument("--steps", type=int, default=3000, help="of the autoencoder, and of the teacher")
-    parser.add_argument("--student-steps", type=int, default=600, help="of each student")
+    parser.add_argument("--autoencoder-steps", type=int, default=1500, help="of its training")
+    parser.add_argument("--steps", type=int, default=2000, help="of the teacher's training")
+    parser.add_argument("--student-steps", type=int, default=150, help="of each student's training")
     parser.add_argument("--episodes", type=int, default=600, help="true ones, to learn from")
-    parser.add_argument("--tests", type=int, default=200, help="true ones, to be imagined")
+    parser.add_argument("--tests", type=int, default=100, help="true ones, to be imagined")
     parser.add_argument("--width", type=int, default=128, help="of the transformer")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--autoencoder-width", type=int, default=16)

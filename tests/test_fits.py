@@ -147,6 +147,8 @@ def test_a_card_is_filled_up_to_its_last_episode_and_hours_follow_from_flops():
     assert found.rollout_hours == pytest.approx(9 * 6 * 2 * 4 / 3600)
     assert found.update_hours == pytest.approx(9 * 6 * 2 * 5 * 2 / 3600)
     assert found.apart_s == pytest.approx(2 * 2000 / 10e9)
+    more = fit(policy, [world], card, replace(work, off_policy=True))  # a copy that acts, and records once more
+    assert found.room_bytes - more.room_bytes == 4 * 10 + 6 * 2 * 5
     unknown = fit(policy, [Cost(7, 2000)], card, work)
     assert unknown.rollout_hours is None and unknown.update_hours == found.update_hours
 
@@ -188,6 +190,7 @@ def test_idle_parts_wait_in_host_memory_where_the_card_is_too_small_for_all(on_a
     assert "wait in host memory while the policy learns: the card is too small for all" in capsys.readouterr().err
     assert on_a_card(-1000, offload="off") == "off" and on_a_card(1000, offload="on") == "on"
     assert on_a_card(-1e12) == "off"  # it would not help
+    assert on_a_card(-1000, off_policy=True) == "off"  # nothing is idle then
     assert fits.offload(TrainConfig()) == "off"
 
 

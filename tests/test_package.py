@@ -20,7 +20,7 @@ FORBIDDEN_NAMES = {"utils", "helpers", "common", "core", "base"}
 LAYERS = (
     {"__main__"},
     {"cli", "info"},
-    {"options", "convert", "collect", "export"},
+    {"options", "convert", "collect", "distill", "export"},
     {"job"},
     {"fits"},
     {"assemble"},

@@ -46,8 +46,7 @@ from worldenv.rollout.checks import (
     check_views_named,
 )
 from worldenv.rollout.engine import Engine, EngineConfig
-from worldenv.suites.libero.panda import panda
-from worldenv.suites.libero.suite import LiberoSuite
+from worldenv.suites.libero.suite import LiberoSuite, panda
 from worldenv.suites.libero.tasks import HORIZONS, SMALL
 from worldenv.suites.metaworld.suite import MetaWorldSuite
 from worldenv.suites.metaworld.tasks import SETS
@@ -212,7 +211,7 @@ def costs(config: TrainConfig) -> tuple[Any, dict[str, Cost]]:
     begin an episode. LIBERO need not be installed. Raises UserError as `load` does.
     """
     check_names(*(getattr(config, name) for name in INTERFACES))
-    suite, models, chunk, found = _outline(config.suite), config.models or shipped(), 0, {}
+    suite, models, chunk, found = outline(config.suite), config.models or shipped(), 0, {}
     for role, known in zip(ROLES, (POLICIES, WORLDS, REFLECTORS), strict=True):
         name = getattr(config, role)
         if (kind := released(name)) is not None:
@@ -225,7 +224,7 @@ def costs(config: TrainConfig) -> tuple[Any, dict[str, Cost]]:
     return suite, found
 
 
-def _outline(name: str) -> Any:
+def outline(name: str) -> Any:
     make = SUITES.get(name)
     if isinstance(make, partial) and make.func is LiberoSuite:
         kept = signature(LiberoSuite).parameters

@@ -50,6 +50,18 @@ def reflector(arguments: Sequence[str] | None = None) -> None:
     _main(work, "worldenv-reflector", arguments)
 
 
+def distill(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `worldenv-distill --world KIND:FOLDER --data FOLDER --run FOLDER [options]`."""
+
+    def work(words: Sequence[str], command: str) -> dict:
+        from worldenv import distill as module
+        from worldenv import options
+
+        return _with_memory(module.train_student, options.distillation(words), advice="lower --batch")
+
+    _main(work, "worldenv-distill", arguments)
+
+
 def convert(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-convert SOURCE TARGET [options]`."""
 
@@ -99,15 +111,30 @@ def _on_ranks(what: str, words: Sequence[str], command: str) -> dict | None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings with stacks about ranks that are gone
     from worldenv import job, options
     from worldenv.launch.join import joined
+    from worldenv.launch.ray_rank import is_worker
     from worldenv.launch.start import start
 
     parse, run = {"train": (options.training, job.train), "eval": (options.evaluation, job.evaluate)}[what]
     with joined(f"worldenv-{what}") as ranks:
         config = parse(words)
+        if config.launch.ray.workers and not is_worker():
+            raise SystemExit(_on_ray(what, words, config))
         if config.launch.count > 1 and ranks.count == 1:
             raise SystemExit(start([what, *words], config.launch))
         result = _with_memory(run, config, command, ranks)
         return result if ranks.first else None
+
+
+def _on_ray(what: str, words: Sequence[str], config: Any) -> int:
+    from worldenv.evaluation.videos import file_name
+    from worldenv.launch import on_ray, ray_rank
+    from worldenv.records.run_folder import default_run_path
+
+    command, name = {"train": (train, file_name(str(config.suite))), "eval": (evaluate, "eval")}[what]
+    run = config.run or default_run_path(name)  # known before the ranks begin: those that begin again continue it
+    words = words if config.run else [*words, "--run", str(run)]
+    work = ray_rank.Work(command, f"worldenv-{what}", words, run.absolute())
+    return on_ray.start(work, config.launch.ray, config.device or "cpu")
 
 
 def _with_memory(run: Callable[..., dict], config: Any, *more: Any, advice: str = LESS_MEMORY) -> dict:
@@ -155,7 +182,7 @@ def _advice(program: str, stop: KeyboardInterrupt) -> str:
     kept = getattr(stop, "__notes__", None)
     if kept and program == "worldenv-train":
         return f"continue with: {program} --resume --run {kept[0]}"
-    if program == "worldenv-reflector":
+    if program in ("worldenv-reflector", "worldenv-distill"):
         return "continue with the same options and --resume"
     return "run it again" + ", and it goes on" * (program == "worldenv-collect")
 

@@ -89,6 +89,11 @@ class TrainConfig:
                 f"rounds is {self.rounds}; it should not exceed the iterations that the rounds share, "
                 f"--rl.iterations {self.rl.iterations}"
             )
+        if self.rounds > 1 and self.rl.off_policy:
+            raise FieldError(
+                f"rounds is {self.rounds}; a round begins with models that learn from the policy before, and "
+                "--rl.off-policy has already imagined with the old ones: take rounds 1, or leave out --rl.off-policy"
+            )
         other = [f"--{name} {getattr(self, name)}" for name in PARTS if getattr(self, name) != REFRESHED[name]]
         if self.rounds > 1 and other:
             raise FieldError(

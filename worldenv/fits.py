@@ -51,6 +51,7 @@ def plan(config: TrainConfig, card: Card) -> Plan:
         epochs=rl.epochs,
         at_once=rl.accumulate or rl.minibatch,
         frame_bytes=3 * len(suite.views) * suite.size**2,
+        off_policy=rl.off_policy,
     )
     return Plan(suite, found, work, fit(found["policy"], [found["world"], found["reflector"]], card, work))
 
@@ -63,9 +64,10 @@ def is_too_small(found: Fit) -> bool:
 def offload(config: TrainConfig) -> str:
     """--rl.offload of a run that is about to practise, on or off: auto is decided by what fits, and then said.
 
-    It is off on a CPU, and where a part is of the user's own, which nothing is known of before it is loaded.
+    It is off on a CPU, with --rl.off-policy, which needs all parts at a time, and where a part is of the user's own,
+    which nothing is known of before it is loaded.
     """
-    wanted, own = config.rl.offload, [name for name in (getattr(config, role) for role in PARTS) if _is_own(name)]
+    wanted, own = _wanted(config), [name for name in (getattr(config, role) for role in PARTS) if _is_own(name)]
     if wanted != "auto" or config.device == "cpu" or own or config.from_scratch:
         return "off" if wanted == "auto" else wanted
     device = torch.device(config.device)
@@ -79,6 +81,10 @@ def offload(config: TrainConfig) -> str:
         file=sys.stderr,
     )
     return "on"
+
+
+def _wanted(config: TrainConfig) -> str:
+    return "off" if config.rl.off_policy else config.rl.offload
 
 
 def _is_own(name: str) -> bool:
@@ -100,14 +106,15 @@ def predict(config: TrainConfig, given: argparse.Namespace) -> dict[str, Any]:
     tflops = measured_tflops(device) if given.measure else given.tflops
     card = Card(given.card_gb or free_bytes(device) / GB, tflops, given.share, given.link_gbs)
     suite, found, work, result = plan(config, card)
-    is_apart = is_too_small(result) if config.rl.offload == "auto" else config.rl.offload == "on"
+    wanted = _wanted(config)
+    is_apart = is_too_small(result) if wanted == "auto" else wanted == "on"
     return {
         "parts": {role: {"name": getattr(config, role), **asdict(cost)} for role, cost in found.items()},
         "suite": {"name": config.suite, "horizon": suite.horizon, "size": suite.size, "views": list(suite.views)},
         "card": asdict(card) | {"measured_tflops": given.measure},
         "work": asdict(work),
         "fit": asdict(result),
-        "offload": {"wanted": config.rl.offload, "is_on": is_apart},
+        "offload": {"wanted": wanted, "is_on": is_apart},
         "fits": (result.apart_resident if is_apart else result.resident) > 0,
     }
 

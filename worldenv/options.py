@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from worldenv.config import PARTS, EvaluateConfig, TrainConfig, presets
+from worldenv.distill import Distillation
 from worldenv.errors import UserError, nearest
 from worldenv.fields import FieldError, shown
 from worldenv.records.run_folder import RunFolder
@@ -34,6 +35,10 @@ REFLECTOR_HELP = """Train a released vision-language model to judge.
 The recordings must say for every step whether the task is done.
 
 Then:  worldenv-train tabletop --reflector vlm:RUN
+"""
+DISTILL_HELP = """Train a copy of a released world model that needs only one or a few denoising steps.
+
+Then:  worldenv-train ... --world KIND:RUN/world
 """
 WHERE = re.compile(r"Error parsing (?:__tyro-dummy-inner__\.)?([a-z][\w.-]*):")  # in what tyro prints
 LONGEST_PROBLEM = 200  # characters; it may quote a number of thousands of digits
@@ -102,6 +107,15 @@ def reflector(words: Sequence[str]) -> VlmTraining:
     flat = (tyro.conf.OmitArgPrefixes,)  # --mode for --ask.mode, --steps for --schedule.steps
     return _parsed(
         lambda: tyro.cli(VlmTraining, args=words, prog="worldenv-reflector", description=REFLECTOR_HELP, config=flat)
+    )
+
+
+def distillation(words: Sequence[str]) -> Distillation:
+    """The configuration that `worldenv-distill` is given; as `training`."""
+    _given(words)  # no empty words
+    flat = (tyro.conf.OmitArgPrefixes,)  # --batch for --schedule.batch
+    return _parsed(
+        lambda: tyro.cli(Distillation, args=words, prog="worldenv-distill", description=DISTILL_HELP, config=flat)
     )
 
 

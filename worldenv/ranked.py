@@ -20,6 +20,8 @@ def check_ranks(config: TrainConfig | EvaluateConfig, ranks: Ranks) -> None:
     trains = isinstance(config, TrainConfig)
     if config.launch.shard and not trains:
         raise UserError("--launch.shard shares a policy out while it learns, and an evaluation does not; leave it out")
+    if config.launch.ray.max_failures and not trains:
+        raise UserError("--launch.ray.max-failures lets a run be resumed, and an evaluation is not; leave it out")
     if ranks.count == 1:
         if config.launch.shard:
             raise UserError("--launch.shard shares a policy out to several ranks, and there is one; leave it out")

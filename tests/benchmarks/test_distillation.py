@@ -11,7 +11,7 @@ import distillation  # noqa: E402
 import worldenv  # noqa: E402
 
 WORDS = ["--steps", "2", "--student-steps", "1", "--episodes", "10", "--tests", "10", "--width", "32", "--layers", "1"]
-WORDS += ["--autoencoder-width", "4"]
+WORDS += ["--autoencoder-width", "4", "--autoencoder-steps", "2"]
 STEPS = 3  # of the teacher, here
 
 

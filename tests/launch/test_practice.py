@@ -20,7 +20,7 @@ from worldenv.rollout.engine import EngineConfig
 from worldenv.suites.tabletop.suite import TabletopSuite
 
 CONFIG = PostTrainConfig(iterations=3, starts=5, siblings=4, minibatch=32, signal=1e-6)
-TIMES = ("time_s", "rollout_s", "update_s")
+TIMES = ("time_s", "rollout_s", "update_s", "ahead_s")
 
 
 def practise(engine, starts, path, ranks, config=CONFIG):
@@ -104,6 +104,23 @@ def test_run_goes_on_with_another_number_of_ranks(tiny, tmp_path, begin, same_we
         else:
             begin(count, lambda ranks, c=config: practise(tiny.engine(horizon=8), starts, path, ranks, c)).results()
     for mine, line in zip(logged(path), logged(tmp_path / "whole"), strict=True):
+        assert mine == pytest.approx(line, abs=1e-3)
+
+
+def test_one_step_off_policy_ranks_learn_what_one_process_does(tiny, tmp_path, begin):
+    starts, paths = tiny.starts(6), (tmp_path / "whole", tmp_path / "run")
+
+    def work(path, ranks=ALONE, iterations=3):
+        config = SameRates(**vars(CONFIG) | {"iterations": iterations, "off_policy": True})
+        return practise(tiny.engine(horizon=8, capacity=1, batch=1), starts, path, ranks, config)[:2]
+
+    counts, alone = work(paths[0])
+    ranks = begin(2, lambda ranks: work(paths[1], ranks, 2)).results()
+    assert farthest(ranks[0][1], ranks[1][1]) == 0
+    again, weights = work(paths[1])  # another number of ranks goes on, with the weights that were to act next
+    assert again == counts
+    assert_alike(weights, alone)
+    for mine, line in zip(logged(paths[1]), logged(paths[0]), strict=True):
         assert mine == pytest.approx(line, abs=1e-3)
 
 

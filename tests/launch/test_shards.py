@@ -1,5 +1,6 @@
 """A policy in shards learns what a whole one learns, and any number of ranks takes up its state."""
 
+import re
 import shutil
 from dataclasses import dataclass, replace
 
@@ -198,6 +199,13 @@ def test_whole_state_is_taken_up_in_shards(tiny, tmp_path, begin):
     assert_alike(results[0], alone)
 
 
+def test_one_step_off_policy_shards_learn_what_a_whole_policy_does(tiny, tmp_path, begin):
+    alone = practise(tiny, tmp_path / "alone", off_policy=True)
+    begin(2, lambda ranks: practise(tiny, tmp_path / "run", ranks, True, off_policy=True, iterations=1)).results()
+    results = begin(2, lambda ranks: practise(tiny, tmp_path / "run", ranks, True, off_policy=True)).results()
+    assert_alike(results[0], alone)
+
+
 def test_damaged_shards_are_named(tiny, tmp_path, begin):
     path = tmp_path / "run"
     begin(2, lambda ranks: practise(tiny, path, ranks, True, iterations=1)).results()
@@ -223,6 +231,24 @@ def test_policy_that_does_not_call_its_layers_is_named_before_practice(tiny):
     with pytest.raises(UserError, match="with parts of its `layers` without calling them.* leave out --launch.shard"):
         needs(tiny.engine(horizon=8, policy=Uncalled()), *given)
     assert "each imagines at most 12 of the 20 episodes" in needs(tiny.engine(horizon=8, policy=LargePolicy()), *given)
+
+
+def test_one_step_off_policy_needs_a_copy_of_what_learns_and_records_twice(tiny):
+    engine = tiny.engine(horizon=8, policy=LargePolicy())
+    wide = [replace(CONFIG, siblings=50_000, off_policy=off_policy) for off_policy in (False, True)]
+    plain, off = (needs(engine, tiny.starts(1), config, Ranks(0, 2)) for config in wide)
+    weights, episodes = (re.compile(rf"{name} ([\d,.]+) MB") for name in ("weights", "episodes"))
+    assert numbers(weights, off) == pytest.approx(numbers(weights, plain) + learnt_mb(engine.policy), abs=0.11)
+    _, record = engine.bytes_per_episode(tiny.starts(1))
+    assert numbers(episodes, off) == pytest.approx(numbers(episodes, plain) + 150_000 * record / 1e6, abs=0.11)
+
+
+def numbers(pattern, line):
+    return float(pattern.search(line)[1].replace(",", ""))
+
+
+def learnt_mb(policy):
+    return sum(p.numel() * p.element_size() for p in policy.trainable()) / 1e6
 
 
 def test_what_cannot_be_sharded_is_refused():

@@ -48,8 +48,8 @@ def fake_graphs(monkeypatch):
             self.again()
 
     @contextmanager
-    def record(graph, pool, stream):
-        assert stream == "its own"
+    def record(graph, pool, stream, capture_error_mode):
+        assert stream == "its own" and capture_error_mode == "thread_local"
         graph.pool = pool
         recorded.append(graph)
         yield

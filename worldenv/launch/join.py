@@ -21,6 +21,7 @@ from worldenv.launch.share import number, own_cpus, ranks_here
 from worldenv.launch.watch import Watch, beat_of
 
 JOIN_S = 120.0  # from the first rank to the last
+LINGER_S = 4.0  # more than a rank needs to say why all end; under Ray, which ends all when one has ended
 EXCHANGE_S = 6 * 3600.0  # that a rank may wait for a slower one: rank 0 does some work alone
 
 
@@ -74,8 +75,16 @@ def _join(program: str) -> Ranks:
     store.set(beat_of(rank), "1")  # a sign of life, before others can look for one
     store.set(f"here/{rank}", json.dumps(own))
     others = _all_come(store, rank, count)
-    watch = Watch(store, rank, [other["name"] for other in others], program)
+    has_group = distributed.is_initialized()  # Ray has made it
+    linger_s = LINGER_S if has_group else 0.0
+    watch = Watch(store, rank, [other["name"] for other in others], program, linger_s)
     watch.begin()  # from here on nobody waits for one that has died
+    if not has_group:
+        _make_group(store, rank, count, watch)
+    return Ranks(rank, count, watch)
+
+
+def _make_group(store: PrefixStore, rank: int, count: int, watch: Watch) -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and distributed.is_nccl_available() else "gloo"
     own_store = PrefixStore(
         "group", store.clone()
@@ -86,18 +95,18 @@ def _join(program: str) -> Ranks:
     except RuntimeError:
         watch.roll_call()  # has one died?
         raise
-    return Ranks(rank, count, watch)
 
 
 def _store(rank: int) -> TCPStore:
-    """The store of torchrun, or one that rank 0 makes."""
+    """The store of torchrun or Ray, or one that rank 0 makes."""
     address, port = os.environ.get("MASTER_ADDR", ""), number("MASTER_PORT")
     if not address:
         raise UserError(
             "the environment variable MASTER_ADDR is not set; start the ranks with torchrun, or with "
             "--launch.processes (docs/clusters.md)"
         )
-    is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    is_made = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or distributed.is_initialized()
+    is_master = rank == 0 and not is_made
     made: list[TCPStore | RuntimeError] = []
 
     def connect() -> None:

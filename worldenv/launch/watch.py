@@ -28,8 +28,9 @@ ALARM = "alarm"
 class Watch:
     """Ends this process when another rank is lost or has failed. One rank of the job says why."""
 
-    def __init__(self, store: Store, rank: int, names: Sequence[str], program: str):
+    def __init__(self, store: Store, rank: int, names: Sequence[str], program: str, linger_s: float = 0.0):
         self.store, self.rank, self.names, self.program = store, rank, names, program
+        self.linger_s = linger_s  # in which this process stays when another one says why the job ends
         self.run: object = None  # the run folder, once there is one
         self._over, self._ticks = threading.Event(), 0
         self._watched = [0] if rank else list(range(1, len(names)))
@@ -78,6 +79,7 @@ class Watch:
                 if rank == self.rank:  # this one has something to say yet
                     return
                 self._let_others_see()
+                time.sleep(self.linger_s)
                 os._exit(code)
             limit = ALARMED if self.store.check([ALARM]) else SILENT
             beats = self.store.multi_get(keys)

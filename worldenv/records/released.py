@@ -4,8 +4,11 @@ Nothing of a folder is executed, and nothing is fetched from a network. Weights 
 headers say names and shapes. A pickle is read by name only, and of its content tensors only.
 """
 
+import os
 import pickle
-from collections.abc import Callable, Collection, Iterable, Mapping
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +23,7 @@ from torch import Tensor, nn
 
 from worldenv.errors import UserError
 from worldenv.fields import from_document, shown
-from worldenv.files import read_json
+from worldenv.files import cannot_be_written, read_json, sync, temporary_folder
 from worldenv.records.checkpoint import CheckpointError, check_file, one_line
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -296,6 +299,26 @@ def settings_in(folder: Path, kind: type[Config]) -> Config:
     """
     path = folder / SETTINGS
     return from_document(kind, asdict(kind()) | read_json(path), str(path)) if path.exists() else kind()
+
+
+@contextmanager
+def written_like(source: Path, target: Path | str, *other: str) -> Iterator[Path]:
+    """A copy of a folder, without the files of the `other` names (patterns), which the block writes into it.
+
+    Then it appears as `target`, whole or not at all. Raises UserError if there is something already.
+    """
+    target = Path(target).expanduser()
+    if os.path.lexists(target):
+        raise UserError(f"{target} is there already; give a folder that is not")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(target) as made:
+            shutil.copytree(source, made, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*other))
+            yield made
+            os.replace(made, target)
+        sync(target.parent)
+    except OSError as error:
+        raise cannot_be_written(target, error) from error
 
 
 def check_finite(file: Path, key: str, tensor: Tensor) -> None:

@@ -24,6 +24,8 @@ class PostTrainConfig:
     guard: float = 0.0  # a rollout has the weight (1 - how unsure its outcome is) ** guard; 0: all have the same
     # World model and reflector wait in host memory while the policy learns. auto: where the card is too small for all.
     offload: Literal["auto", "on", "off"] = field(default="auto", metadata=ADDED)
+    # One step off policy: an iteration is imagined while the policy learns from the one before (docs/clusters.md).
+    off_policy: bool = field(default=False, metadata=ADDED)
     max_skipped: int = 20  # updates with a non-finite loss or gradient before the run ends
 
     def __post_init__(self) -> None:
@@ -46,6 +48,11 @@ class PostTrainConfig:
         if self.starts * self.siblings > MOST:
             raise FieldError(
                 f"starts is {self.starts}, siblings {self.siblings}; the product should not exceed {MOST:,}"
+            )
+        if self.off_policy and self.offload == "on":
+            raise FieldError(
+                "off_policy and offload are both on; world model and reflector are needed while the policy learns, so "
+                "leave one of the two out"
             )
         if self.accumulate is not None and self.accumulate > self.minibatch:
             raise FieldError(f"accumulate is {self.accumulate}; it should not exceed minibatch, {self.minibatch}")

@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 
@@ -19,6 +20,7 @@ from worldenv.rl.checks import check_names, check_saveable
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.learner import Learner
 from worldenv.rl.needs import check_enough_groups
+from worldenv.rl.off_policy import REMEDY, Ahead, Imagined
 from worldenv.rl.practice_state import STAGE, resume, save
 from worldenv.rollout.engine import Engine
 
@@ -40,7 +42,8 @@ def post_train(
     Of several ranks, each imagines its part of the starts with all their siblings, and rank 0 writes the folder, which
     all can read. An episode has the same number, and so the same randomness, on any number of ranks. SIGTERM then ends
     all of them once the iteration is saved (Terminated). With `shard`, what learns is shared out as well
-    (worldenv/launch/shards.py).
+    (worldenv/launch/shards.py). With config.off_policy, an iteration is imagined while the policy learns from the one
+    before, by the policy as it was before that update, so `renew` may then give no engine.
 
     The figures of `validate` are logged with those of the iteration; nothing else depends on them. config.offload
     "auto" means "off" here: which card there is, is known to whoever calls. `renew` is called
@@ -56,24 +59,25 @@ def post_train(
     check_enough_groups(ranks.count, config)
     learner, names = _learner(engine.policy, config, ranks, shard), engine.policy.state_dict().keys()
     run = identity(seed, engine.policy)
-    first, counts = resume(folder, learner, run)
+    imagine = partial(_imagine, config, ranks, starts, seed)
+    ahead = Ahead(engine, imagine, config.iterations) if config.off_policy else None
+    first, counts = resume(folder, learner, run, ahead)
     ranks.every(None)  # all have read the folder
     if ranks.first:
         folder.truncate(STAGE, first)
-    with Progress(config.iterations, "practising in imagination", done=first) as progress, ranks.between_saves():
+    progress = Progress(config.iterations, "practising in imagination", done=first)
+    with progress, ranks.between_saves(), ahead or nullcontext():
         for iteration in range(first, config.iterations):
-            began = time.monotonic()
-            renewed = renew(iteration) if renew is not None else None
-            refresh = {} if renewed is None else {"refresh_s": time.monotonic() - began}
+            renewed, refresh = _renewed(renew, iteration, ahead)
             engine = renewed or engine
-            figures = _iterate(engine, learner, starts, iteration, seed, counts) | refresh
+            figures = _iterate(engine, learner, imagine, ahead, iteration, counts) | refresh
             check_names(engine.policy, names)
             if every and validate is not None and (iteration + 1) % every == 0:
                 began = time.monotonic()
                 figures |= validate() | {"validate_s": time.monotonic() - began}
             if ranks.first:
                 folder.log(STAGE, iteration, **figures)
-            save(folder, learner, run, iteration + 1, counts)
+            save(folder, learner, run, iteration + 1, counts, ahead)
             progress.advance(reward=figures["reward"], success=f"{100 * figures['imagined_success']:.0f} %")
             if ranks.to_end():
                 raise Terminated
@@ -88,16 +92,43 @@ def _learner(policy: Policy, config: PostTrainConfig, ranks: Ranks, shard: bool)
     return ShardedLearner(policy, config, ranks)
 
 
-def _iterate(
-    engine: Engine, learner: Learner, starts: Starts, iteration: int, seed: int, counts: dict[str, int]
-) -> dict[str, float]:
-    config, ranks = learner.config, learner.ranks
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
+def _renewed(
+    renew: Callable[[int], Engine | None] | None, iteration: int, ahead: Ahead | None
+) -> tuple[Engine | None, dict[str, float]]:
+    """The engine that imagines from an iteration on, if it is another one, and the seconds that it took to make."""
     began = time.monotonic()
+    renewed = renew(iteration) if renew is not None else None
+    if renewed is not None and ahead is not None:
+        raise UserError(f"another engine is to imagine, and the old one has already done so: {REMEDY}")
+    return renewed, {} if renewed is None else {"refresh_s": time.monotonic() - began}
+
+
+def _imagine(
+    config: PostTrainConfig, ranks: Ranks, starts: Starts, seed: int, engine: Engine, iteration: int
+) -> Imagined:
+    """This rank's rollouts of an iteration."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
     picked = torch.randint(len(starts), (config.starts,), generator=generator).to(starts.device)
     part = ranks.part(config.starts)  # whole groups
     first = (iteration * config.starts + part.start) * config.siblings
-    rollouts = engine.run(starts.pick(picked[part]), config.siblings, seed, first)
+    return engine.run(starts.pick(picked[part]), config.siblings, seed, first), generator
+
+
+def _iterate(
+    engine: Engine,
+    learner: Learner,
+    imagine: Callable[[Engine, int], Imagined],
+    ahead: Ahead | None,
+    iteration: int,
+    counts: dict[str, int],
+) -> dict[str, float]:
+    config, ranks = learner.config, learner.ranks
+    began, meanwhile = time.monotonic(), {}
+    if ahead is None:
+        rollouts, generator = imagine(engine, iteration)
+    else:
+        (rollouts, generator), seconds = ahead.take(iteration)
+        meanwhile = {"ahead_s": seconds}
     advantage, flat = group_advantage(rollouts, config.siblings, config.signal, config.guard)
     own = rollouts.broken, rollouts.final_reward(), rollouts.stopped, rollouts.unsure(), rollouts.stop
     broken, reward, stopped, unsure, stop = ranks.gather(*own)
@@ -110,6 +141,8 @@ def _iterate(
             f"{config.signal}; lower it for a reflector whose rewards lie close together",
             stacklevel=2,
         )
+    if ahead is not None:
+        ahead.begin(iteration + 1)
     learner.set_rates(iteration)
     imagined, is_apart = time.monotonic(), config.offload == "on"
     with engine.set_aside() if is_apart else nullcontext():
@@ -133,4 +166,5 @@ def _iterate(
         "rollout_s": imagined - began,
         "update_s": learnt - ready,
         **offload,
+        **meanwhile,
     }

@@ -42,10 +42,12 @@ def needs(engine: Engine, start: Starts, config: PostTrainConfig, ranks: Ranks, 
     with calls_layers(engine.policy) if shard else nullcontext():
         slot, record = engine.bytes_per_episode(start)
     episodes, whole = most_episodes(ranks, config), config.starts * config.siblings
-    held = episodes * record + min(engine.capacity or episodes, episodes) * slot
+    held = (1 + config.off_policy) * episodes * record + min(engine.capacity or episodes, episodes) * slot
     learnt = sum(parameter.numel() for parameter in trainable(engine.policy) if parameter.requires_grad)
     networks = {network_of(part) for part in (engine.policy, engine.world, engine.reflector)} - {None}
     weights = sum(_bytes(network.parameters()) + _bytes(network.buffers()) for network in networks)
+    if config.off_policy:  # a copy of what learns acts
+        weights += _bytes(trainable(engine.policy))
     steps = config.epochs * -(-whole * engine.horizon // config.minibatch)
     others = (ranks.count - 1) / ranks.count
     sent = 2 * others * 4 * learnt * steps  # a ring, whose gradients are float32

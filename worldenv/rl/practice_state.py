@@ -14,6 +14,7 @@ from worldenv.records.resumption import check_state
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.learner import Learner
+from worldenv.rl.off_policy import Ahead
 
 STAGE = "post_train"
 COUNTS = ("groups", "groups_without_signal", "broken_episodes", "skipped_steps")
@@ -27,7 +28,14 @@ def path_of(folder: RunFolder) -> Path:
     return folder.checkpoints / f"{STAGE}.state.safetensors"
 
 
-def save(folder: RunFolder, learner: Learner, run: dict[str, Any], iteration: int, counts: dict[str, int]) -> None:
+def save(
+    folder: RunFolder,
+    learner: Learner,
+    run: dict[str, Any],
+    iteration: int,
+    counts: dict[str, int],
+    ahead: Ahead | None = None,
+) -> None:
     """Write the state; all ranks call it. A policy in shards is written by all of them, beside the file of rank 0."""
     path = path_of(folder)
     optimizer, shards = learner.optimizer.state_dict(), SHARDS.replace("*", str(iteration))
@@ -39,6 +47,8 @@ def save(folder: RunFolder, learner: Learner, run: dict[str, Any], iteration: in
         parts = {"shards": shards, "optimizer": optimizer | {"state": steps}}
     else:
         parts = {"policy": learner.policy.state_dict(), "optimizer": optimizer}
+    if ahead is not None:
+        parts["acts"] = ahead.state()
     if learner.ranks.first:
         save_state(path, run=run, iteration=iteration, counts=counts, **parts)
         for folder_before in path.parent.glob(SHARDS):
@@ -46,8 +56,10 @@ def save(folder: RunFolder, learner: Learner, run: dict[str, Any], iteration: in
                 shutil.rmtree(folder_before, ignore_errors=True)
 
 
-def resume(folder: RunFolder, learner: Learner, run: dict[str, Any]) -> tuple[int, dict[str, int]]:
-    """Put the state of the run, if there is one, into the learner; returns the iterations done and the counts.
+def resume(
+    folder: RunFolder, learner: Learner, run: dict[str, Any], ahead: Ahead | None = None
+) -> tuple[int, dict[str, int]]:
+    """Put the state of the run, if there is one, into learner and `ahead`; returns the iterations done and the counts.
 
     Whoever wrote it, one process or many, in shards or not. Raises CheckpointError and UserError as `post_train` says.
     """
@@ -56,10 +68,16 @@ def resume(folder: RunFolder, learner: Learner, run: dict[str, Any]) -> tuple[in
         state = load_state(path)
         if "shards" in state:
             state |= _from_shards(path, state, learner)
-        check_state(path, state, PARTS, run, learner.policy, "policy", learner.optimizer)
+        kinds = PARTS if ahead is None else PARTS | {"acts": dict}
+        check_state(path, state, kinds, run, learner.policy, "policy", learner.optimizer)
+        if ahead is not None and not ahead.fits(state["acts"]):
+            raise CheckpointError(f"{path}: the weights that act next are damaged; begin again with another --run")
         _check_progress(path, state["iteration"], state["counts"], learner.config)
         _check_lines(path, state["iteration"], folder)
         learner.take_up(state["policy"], state["optimizer"], state["counts"]["skipped_steps"])
+        if ahead is not None:
+            ahead.take_up(state["acts"])
+            learner.begun = True  # the policy that acts is another one from the first step on
         return state["iteration"], state["counts"]
     if len(folder.metrics(STAGE)) > 1:  # more than the one line that a kill can leave without a state
         warnings.warn(

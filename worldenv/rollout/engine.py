@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -84,6 +85,7 @@ class Engine:
         self.runner = Runner(world, reflector, given, self.chunk, config.batch, config.graphs, policy=policy)
         self.horizon = -(-config.horizon // self.chunk)  # T, in chunks
         self.rows = torch.zeros(0, dtype=torch.long, device=CPU)  # [E], episodes.row on the host
+        self.ended = False
 
     @property
     def policy(self) -> Policy:
@@ -125,6 +127,15 @@ class Engine:
                 out.video[:, 0] = starts.seen.frames.repeat_interleave(siblings, 0)
                 out.proprio[:, 0] = starts.seen.proprio.repeat_interleave(siblings, 0)
         return out
+
+    def end(self) -> None:
+        """For another thread: any `run`, also one that is under way, raises CancelledError before its next chunk."""
+        self.ended = True
+
+    def with_policy(self, policy: Policy) -> "Engine":
+        """An engine of the same models and settings with another policy; the slots of this one are freed."""
+        self.runner.give_up_slots()
+        return Engine(policy, self.world, self.reflector, self.config)
 
     def bytes_per_episode(self, starts: Starts, video: bool = False) -> tuple[int, int]:
         """Bytes of a slot and of an episode's records, for episodes that begin like these."""
@@ -195,6 +206,8 @@ class Engine:
         """Imagine all episodes of a run; with half the slots where memory runs out."""
         over = self._all_over(run)
         while len(over):
+            if self.ended:
+                raise CancelledError
             slots = max(len(over), 0 if self.runner.episodes is None else len(self.runner.episodes))
             try:
                 over = self._advance(over, run)

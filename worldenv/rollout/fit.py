@@ -29,6 +29,7 @@ class Work:
     epochs: int
     at_once: int  # chunks of a backward pass
     frame_bytes: int  # of the frames that a resident episode shows
+    off_policy: bool = False  # a copy of what learns acts, and the records of two iterations are there at a time
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Fit:
     """What a card can hold, and hours; None where a part is not counted."""
 
     weight_bytes: int
-    learning_bytes: int  # gradients and moments
+    learning_bytes: int  # gradients and moments; off policy the copy that acts, too
     update_bytes: int  # activations of a backward pass
     record_bytes: int  # of all episodes of an iteration
     slot_bytes: int  # of one episode
@@ -58,9 +59,10 @@ def fit(policy: Cost, others: Sequence[Cost], card: Card, work: Work) -> Fit:
     """
     parts = [policy, *others]
     weights = sum(part.weight_bytes for part in parts)
-    learning, update = OPTIMISER_BYTES * policy.learns, work.at_once * (policy.update_bytes or 0)
+    learning = (OPTIMISER_BYTES + 4 * work.off_policy) * policy.learns
+    update = work.at_once * (policy.update_bytes or 0)
     slot = work.frame_bytes + sum(part.slot_bytes or 0 for part in parts)
-    records = work.episodes * work.chunks * (policy.record_bytes or 0)
+    records = (1 + work.off_policy) * work.episodes * work.chunks * (policy.record_bytes or 0)
     idle = sum(part.weight_bytes for part in others)
     room = int((1 - WORK_SHARE) * card.gigabytes * 1e9) - weights - learning - update - records
     while_learning = room + idle

@@ -63,7 +63,8 @@ class Graphs:
         self.stream = self.stream or torch.cuda.Stream()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            mode = "thread_local"  # another thread may learn meanwhile, and allocate memory
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode=mode):
                 thought = think(live, *numbers)
         except RuntimeError as error:
             if ran_out(error):

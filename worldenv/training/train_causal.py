@@ -1,6 +1,6 @@
 """Train the causal world model: a tokenizer in closed form, a teacher of many steps, a student of one or two."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from worldenv.data.clips import Clips
 from worldenv.errors import UserError
 from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.robot.robot import Robot
+from worldenv.training.distillation import Denoiser, Denoising, Loss, few_step_loss
 from worldenv.training.share import Share
 from worldenv.worlds.causal.network import CausalNetwork
 from worldenv.worlds.causal.tokenizer import PatchTokenizer
@@ -20,7 +21,6 @@ CHANGE_LEVEL = 0.1  # what counts as different: mean absolute difference of a to
 CLEAN_SHARE = 0.5  # of the chunks are given as the past is when imagining: clean, but for MEMORY_NOISE
 MEMORY_NOISE = 0.1  # highest noise level of such a chunk: blunts drift
 TEACHER_STEPS = 8  # Euler steps of the teacher when it shows the student where a noise leads
-Loss = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
 
 
 @torch.no_grad()
@@ -58,7 +58,10 @@ class Batch:
 
 
 class Sampler:
-    """Draws batches of random clips. Raises UserError if no clip has so many steps or the camera is not known."""
+    """Draws batches of random clips.
+
+    Raises UserError if no clip has so many steps, if frames are of another size or if the camera is not known.
+    """
 
     def __init__(self, network: CausalNetwork, robot: Robot, clips: Clips, share: Share, chunks: int):
         self.network, self.robot, self.clips, self.share = network, robot, clips, share
@@ -67,6 +70,9 @@ class Sampler:
         self.usable = (self.first >= 0).nonzero()[:, 0]
         if not len(self.usable):
             raise UserError(f"the longest clip has {int(clips.length.max())} steps; {chunks} chunks are {self.steps}")
+        size = (network.config.image_size,) * 2
+        if clips.frame_shape[1:] != size:
+            raise UserError(f"the frames are {clips.frame_shape[1:]}; the world model's are {size[0]} pixels square")
         if clips.camera is None:
             raise UserError("the causal world model draws the gripper; the trajectories have no camera matrix")
 
@@ -126,42 +132,39 @@ def distillation_loss(
     teacher_steps: int = TEACHER_STEPS,
     ranks: Ranks = ALONE,
 ) -> Loss:
-    """Each of the student's few passes is to land where `teacher_steps` Euler steps of the teacher lead.
+    """`few_step_loss` of a causal network, in which tokens that change count more.
 
-    The last of `chunks` chunks is made from noise; the past is true, with a little noise on it. The student goes
-    through `levels` as the sampler of `CausalWorld` does, with fresh noise between two passes. Its clean prediction of
-    every pass is pulled to the teacher's result from the same first noise (Luhman & Luhman 2021, "knowledge
-    distillation"). Squared error; tokens that change count more.
+    The last of `chunks` chunks is made from noise; the past is true, with a little noise on it. Between two passes of
+    the student there is fresh noise, as in `CausalWorld`.
     """
     share, k = Share(batch, ranks), student.config.chunk
     sampler = Sampler(student, robot, clips, share, chunks)
-    teacher = teacher.requires_grad_(False)
-    euler = torch.linspace(1, 0, teacher_steps + 1).tolist()
 
-    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def draw(generator: torch.Generator) -> Denoising:
         part = sampler(generator)
         blur = (MEMORY_NOISE * share.own(torch.rand(batch, 1, generator=generator))).to(part.clean.device)
         past, drawn = part.clean[:, :-k], _noise(part.clean[:, 1:-k], share, generator)
         past = torch.cat([past[:, :1], _mixed(past[:, 1:], drawn, blur[..., None, None])], 1)
 
-        def velocity(network: CausalNetwork, x: Tensor, t: float) -> Tensor:
+        def denoiser(network: CausalNetwork) -> Denoiser:
             condition = network.condition(part.maps, part.poses)
-            noise_level = torch.cat([0 * blur, blur.expand(-1, past.shape[1] - 1), torch.full_like(x[..., 0, 0], t)], 1)
-            return network.velocity_of_all(torch.cat([past, x], dim=1), noise_level, condition)[:, -k:]
 
-        first = x = _noise(part.clean[:, -k:], share, generator)
-        with torch.no_grad():
-            for t, t_next in zip(euler, euler[1:], strict=False):
-                x = x + (t_next - t) * velocity(teacher, x, t)
-        target, x, total = x, first, 0.0
-        weight = 1 + CHANGE_WEIGHT * part.changed[:, -k:, :, None]
-        for t, t_next in zip(levels, (*levels[1:], 0.0), strict=True):
-            clean = x - t * velocity(student, x, t)
-            total = total + share.mean(weight * (clean - target).square()) / len(levels)
-            x = _mixed(clean.detach(), _noise(clean, share, generator), t_next)
-        return total, {"mse": share.mean((clean.detach() - part.clean[:, -k:]).square()).item()}
+            def denoise(noisy: Tensor, t: float) -> Tensor:
+                here = torch.full_like(noisy[..., 0, 0], t)
+                level = torch.cat([0 * blur, blur.expand(-1, past.shape[1] - 1), here], dim=1)
+                velocity = network.velocity_of_all(torch.cat([past, noisy], dim=1), level, condition)[:, -k:]
+                return noisy - t * velocity
 
-    return loss
+            return denoise
+
+        def onward(noisy: Tensor, clean: Tensor, before: float, after: float) -> Tensor:
+            return _mixed(clean, _noise(clean, share, generator), after)
+
+        clean, weight = part.clean[:, -k:], 1 + CHANGE_WEIGHT * part.changed[:, -k:, :, None]
+        return Denoising(_noise(clean, share, generator), clean, denoiser, weight, onward)
+
+    many = torch.linspace(1, 0, teacher_steps + 1).tolist()
+    return few_step_loss(student, teacher, draw, (*levels, 0.0), many, share)
 
 
 def _noise(like: Tensor, share: Share, generator: torch.Generator) -> Tensor:

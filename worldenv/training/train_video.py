@@ -1,12 +1,15 @@
 """Train a video-diffusion U-Net on recorded episodes: the denoising loss of Karras et al. (2022)."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from worldenv.data.clips import Clips
-from worldenv.errors import UserError
-from worldenv.training.train_causal import Loss
-from worldenv.worlds.video.network import VideoUNet, log_normal
+from worldenv.training.distillation import Denoiser, Denoising, Loss
+from worldenv.training.windows import Windows
+from worldenv.worlds.video.network import Known, VideoUNet, log_normal
 
 
 def learning(network: VideoUNet) -> nn.Module:
@@ -17,46 +20,79 @@ def learning(network: VideoUNet) -> nn.Module:
     return network
 
 
+@dataclass(frozen=True)
+class Batch:
+    """B chunks of K frames, each with its past; on the device of the network."""
+
+    past: Tensor  # [B, M, C, h, w] float32 latents
+    clean: Tensor  # [B, K, C, h, w] float32 latents
+    poses: Tensor  # [B, M + K, P] float32
+    camera: Tensor  # [B, V, 3, 4] float32
+    actions: Tensor  # [B, K, A] float32, in [-1, 1]
+    features: dict[str, Tensor]  # [B, L, D] each, what the encoders see in the first frame
+
+    def known(self, network: VideoUNet) -> Known:
+        """What a pass is given, with a gradient for what learns of it."""
+        tokens = network.conditioning.tokens(self.features)
+        return network.know(self.past, self.poses, self.camera, self.actions, tokens)
+
+
 def video_loss(network: VideoUNet, clips: Clips, batch: int) -> Loss:
     """Squared error of the clean latents of a chunk at a random noise level, weighted by 1 + 1 / sigma^2.
 
     Each example has a first frame, which the encoders look at, and a present one, at or after it; the memory is what it
     would be if the episode had begun at the first one. Raises UserError if no clip has so many steps, or if the camera
-    is not known.
+    is not known or moves.
     """
-    config, k, m = network.config, network.config.chunk, network.config.memory
-    usable = (clips.length >= k).nonzero()[:, 0]
-    if not len(usable):
-        raise UserError(f"the longest clip has {int(clips.length.max())} steps; a chunk is {k}")
-    if clips.camera is None:
-        raise UserError("the world model draws the gripper; the trajectories have no camera matrix")
-    if clips.frame_shape[1:] != (config.size, config.size):
-        raise UserError(f"the frames are {clips.frame_shape[1:]}; the world model's are {config.size} pixels square")
+    config, draw = network.config, _batches(network, clips, batch)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        device = network.place.device
-        episode = usable[torch.randint(len(usable), (batch,), generator=generator)]
-        present = (torch.rand(batch, generator=generator) * (clips.length[episode] - k + 1)).long()
-        first = (torch.rand(batch, generator=generator) * (present + 1)).long()
-        index = _indices(first, present, m, k)
-        frames = clips.frames_at(episode, index)[:, :, 0].to(device)
-        poses = clips.proprio[episode[:, None], index].to(device)
-        actions = clips.action_chunks(episode, present, k).to(device)
-        latents = network.tokenizer.encode(frames.flatten(0, 1)).unflatten(0, index.shape).float()
-        past, clean = latents[:, :m], latents[:, m:]
-        tokens = network.conditioning.tokens(network.conditioning.features(frames[:, 0]))
-        known = network.know(past, poses, clips.camera[episode].to(device), actions.clamp(-1, 1), tokens)
+        part = draw(generator)
         drawn = torch.randn(batch, generator=generator)
-        sigma = log_normal(config.sigma_mean, config.sigma_std, drawn).to(device)
-        noise, wide = torch.randn(clean.shape, generator=generator).to(device), sigma[:, None, None, None, None]
-        error = (network.denoised(clean + wide * noise, sigma, known) - clean).square()
+        sigma = log_normal(config.sigma_mean, config.sigma_std, drawn).to(part.clean.device)
+        noise, wide = _noise(part.clean, generator), sigma[:, None, None, None, None]
+        error = (network.denoised(part.clean + wide * noise, sigma, part.known(network)) - part.clean).square()
         return ((1 + wide**-2) * error).mean(), {"mse": error.detach().mean().item()}
 
     return loss
 
 
-def _indices(first: Tensor, present: Tensor, memory: int, chunk: int) -> Tensor:  # [B], [B] -> [B, M + K]
-    """Steps of the memory's frames, the first one and the latest before and at present, and of the chunk's."""
-    latest = present[:, None] + torch.arange(2 - memory, 1)
-    latest = torch.maximum(latest, first[:, None])
-    return torch.cat([first[:, None], latest, present[:, None] + 1 + torch.arange(chunk)], dim=1)
+def video_denoising(network: VideoUNet, clips: Clips, batch: int) -> Callable[[torch.Generator], Denoising]:
+    """What a student of such a network learns from, for `few_step_loss`: noise of sigma_max. Raises as `video_loss`."""
+    draw = _batches(network, clips, batch)
+
+    def task(generator: torch.Generator) -> Denoising:
+        part = draw(generator)
+
+        def denoiser(network: VideoUNet) -> Denoiser:
+            known = part.known(network)
+            return lambda noisy, sigma: network.denoised(noisy, noisy.new_full((batch,), sigma), known)
+
+        return Denoising(network.config.sigma_max * _noise(part.clean, generator), part.clean, denoiser)
+
+    return task
+
+
+def _batches(network: VideoUNet, clips: Clips, batch: int) -> Callable[[torch.Generator], Batch]:
+    config, m = network.config, network.config.memory
+    windows, camera = Windows(clips, config.size, m, config.chunk, batch), clips.still_camera()
+
+    def draw(generator: torch.Generator) -> Batch:
+        device, window = network.place.device, windows(generator)
+        episode, index = window.episode, window.index
+        frames = clips.frames_at(episode, index)[:, :, 0].to(device)
+        latents = network.tokenizer.encode(frames.flatten(0, 1)).unflatten(0, index.shape).float()
+        return Batch(
+            latents[:, :m],
+            latents[:, m:],
+            clips.proprio[episode[:, None], index].to(device),
+            camera[episode].to(device),
+            clips.action_chunks(episode, window.present, config.chunk).to(device).clamp(-1, 1),
+            network.conditioning.features(frames[:, 0]),
+        )
+
+    return draw
+
+
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator).to(like.device)

@@ -13,7 +13,8 @@ from worldenv.interfaces.world import WorldModel
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.loop import post_train
-from worldenv.training.train_video import _indices, learning, video_loss
+from worldenv.training.train_video import learning, video_loss
+from worldenv.training.windows import steps_of
 
 SEED = 3
 
@@ -113,7 +114,7 @@ def test_training_lowers_the_loss_and_frozen_parts_stay(load, clips, starts, tmp
 
 
 def test_examples_have_the_memory_that_a_rollout_would_have():
-    index = _indices(torch.tensor([2, 0, 5]), torch.tensor([2, 7, 6]), memory=4, chunk=2)
+    index = steps_of(torch.tensor([2, 0, 5]), torch.tensor([2, 7, 6]), memory=4, chunk=2)
     assert index.tolist() == [[2, 2, 2, 2, 3, 4], [0, 5, 6, 7, 8, 9], [5, 5, 5, 6, 7, 8]]
 
 

@@ -46,6 +46,11 @@ class RlinfConfig:
         if self.chunk % GROUP:
             raise FieldError(f"chunk is {self.chunk}; it should be a multiple of the {GROUP} frames of a latent")
 
+    def sigmas(self) -> list[float]:
+        """Falling noise levels of the sampler, from 1 to 0."""
+        even = [1 - step / self.steps for step in range(self.steps + 1)]
+        return [self.shift * s / (1 + (self.shift - 1) * s) for s in even]
+
 
 def rlinf_starts(folder: Path | str, suite: Suite, config: RlinfConfig | None = None) -> Starts:
     """The first frames of the trajectories in `dataset/`, with their instructions: where practice may begin.

@@ -14,7 +14,7 @@ from worldenv.interfaces.pieces import Piece
 from worldenv.interfaces.suite import Suite
 from worldenv.records.checkpoint import CheckpointError
 from worldenv.records.model_files import load_model, save_model
-from worldenv.records.released import AGAIN, folder_of, settings_in
+from worldenv.records.released import AGAIN, folder_of, settings_in, written_like
 from worldenv.robot.robot import Robot
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import LEVELS, CausalWorld
@@ -104,15 +104,27 @@ class LatentCausalWorld(CausalWorld):
         levels: Sequence[float] = LEVELS,
         view: str = "agentview",
         decode: Literal["all", "last"] = "all",
+        folder: Path | None = None,
     ):
         super().__init__(network, robot, levels, view)
-        self.decode = decode
+        self.decode, self.folder = decode, folder
 
     def _shown(self, latents: Tensor, frames: Tensor) -> Tensor:
         if self.decode == "all":
             return super()._shown(latents, frames)
         last = super()._shown(latents[:, -1:], frames)
         return torch.cat([frames.expand(-1, latents.shape[1] - 1, -1, -1, -1), last], dim=1)
+
+    def write_back(self, folder: Path | str) -> Path:
+        """Write the world model as it is now, in the layout in which it was loaded; weights in half precision.
+
+        The folder appears whole or not at all. Raises UserError if there is something already.
+        """
+        if self.folder is None:
+            raise UserError("this world model was made from parts, not from a folder; save its network yourself")
+        with written_like(self.folder, folder, FILE) as made:
+            save_causal_latents(made, self.network, {}, self.levels)
+        return Path(folder).expanduser()
 
 
 def read_tokenizer(folder: Path | str) -> FrameTokenizer:
@@ -145,4 +157,4 @@ def load_causal_latents(folder: Path | str, suite: Suite, config: LatentsConfig 
         raise CheckpointError(f"{folder} has no folder {VAE}, its autoencoder; {AGAIN}")
     tokenizer, path = read_tokenizer(folder / VAE), folder / FILE
     network, about = load_model(path, KIND, LatentCausalNetwork, CausalConfig, tokenizer=tokenizer)
-    return LatentCausalWorld(network, suite.robot, levels_of(path, about), suite.views[0], config.decode)
+    return LatentCausalWorld(network, suite.robot, levels_of(path, about), suite.views[0], config.decode, folder)

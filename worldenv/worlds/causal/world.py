@@ -95,9 +95,13 @@ class CausalWorld:
         x = philox(*key, Use.FRAME, (tokens, config.channels), normal=True).to(condition.dtype)
         for step, (t, t_next) in enumerate(zip(self.levels, (*self.levels[1:], 0.0), strict=True)):
             velocity = network.velocity(x, x.new_full((len(x),), t), condition, *here)
-            x = denoise_step(x, velocity, t, t_next, *key, Use.AGAIN + step)
+            x = self._onward(x, velocity, t, t_next, key, step)
         network.remember(x, condition, *here)
         return x
+
+    def _onward(self, noisy: Tensor, velocity: Tensor, t: float, t_next: float, key: Key, step: int) -> Tensor:
+        """The latents at the next noise level, with fresh noise: as students of few steps are trained."""
+        return denoise_step(noisy, velocity, t, t_next, *key, Use.AGAIN + step)
 
     def _shown(self, latents: Tensor, frames: Tensor) -> Tensor:  # [B, K, L, C], [B, 1, H, W, 3] -> [B, K, H, W, 3]
         """The pictures of a chunk; `frames` is the one that it began with."""

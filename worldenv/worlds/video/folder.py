@@ -1,7 +1,5 @@
 """The folder of a video-diffusion pipeline in diffusers' layout: looked through before anything large is read."""
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from json import dumps
@@ -11,12 +9,11 @@ import torch
 from torch import nn
 
 from worldenv.errors import UserError
-from worldenv.files import cannot_be_written, sync, temporary_folder
 from worldenv.interfaces.suite import Suite
 from worldenv.nn.compiled import compile_if_wanted
 from worldenv.ops.action_map import SIZE_MIN_PX
 from worldenv.records.checkpoint import CheckpointError, load_weights, save_weights
-from worldenv.records.released import AGAIN, CONFIG, DTYPES, SETTINGS, folder_of, settings_in
+from worldenv.records.released import AGAIN, CONFIG, DTYPES, SETTINGS, folder_of, settings_in, written_like
 from worldenv.robot.robot import Robot
 from worldenv.worlds.components import Component, Encoder, inspect_diffusers, inspect_transformers
 from worldenv.worlds.conditioning import ClipEncoder, Conditioning, FrameEncoder, GeometryEncoder
@@ -81,7 +78,7 @@ def read_video(found: Found, own: Mapping[str, FrameEncoder]) -> VideoUNet:
     unet = network.unet
     compile_if_wanted(unet)
     if (found.folder / OURS).exists():
-        load_weights(found.folder / OURS, _Ours(network))
+        load_weights(found.folder / OURS, Ours(network))
     for module in (network.actions, network.conditioning.projections):
         module.to(unet.conv_in.weight.dtype)
     network.place.data = network.place.data.to(unet.conv_in.weight.dtype)
@@ -110,7 +107,7 @@ def joined(
         return VideoUNet(unet, tokenizer, Conditioning(encoders, cross_width(unet)), found.config, found.robot)
 
 
-class _Ours(nn.Module):
+class Ours(nn.Module):
     """What a pipeline does not have."""
 
     def __init__(self, network: VideoUNet):
@@ -124,21 +121,11 @@ def write_video(network: VideoUNet, source: Path, target: Path | str) -> Path:
 
     The folder appears whole or not at all. Raises UserError if there is something already.
     """
-    target = Path(target).expanduser()
-    if os.path.lexists(target):
-        raise UserError(f"{target} is there already; give a folder that is not")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(target) as made:
-            shutil.copytree(source, made, dirs_exist_ok=True, ignore=shutil.ignore_patterns(UNET, OURS, SETTINGS))
-            network.unet.save_pretrained(made / UNET)
-            save_weights(made / OURS, _Ours(network), {"kind": "video"})
-            (made / SETTINGS).write_text(dumps(asdict(network.config), indent=1) + "\n", encoding="utf-8")
-            os.replace(made, target)
-        sync(target.parent)
-    except OSError as error:
-        raise cannot_be_written(target, error) from error
-    return target
+    with written_like(source, target, UNET, OURS, SETTINGS) as made:
+        network.unet.save_pretrained(made / UNET)
+        save_weights(made / OURS, Ours(network), {"kind": "video"})
+        (made / SETTINGS).write_text(dumps(asdict(network.config), indent=1) + "\n", encoding="utf-8")
+    return Path(target).expanduser()
 
 
 def _check_suite(folder: Path, suite: Suite) -> None:

@@ -65,6 +65,11 @@ class VideoConfig:
         if not self.sigma_min < self.sigma_max:
             raise FieldError(f"sigma_min is {self.sigma_min}; it should be below sigma_max, {self.sigma_max}")
 
+    def sigmas(self) -> list[float]:
+        """Falling noise levels of the sampler, the last 0."""
+        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        return [(high + i / max(1, self.steps - 1) * (low - high)) ** self.rho for i in range(self.steps)] + [0.0]
+
 
 @dataclass(frozen=True)
 class Known:
@@ -134,12 +139,6 @@ class VideoUNet(nn.Module):
         ids = constant(TIME_IDS, sigma).to(dtype).expand(b, -1)
         out = self.unet(sample, sigma.log() / 4, known.context, added_time_ids=ids, return_dict=False)[0][:, m:]
         return noisy * scale.square() - (wide * scale) * out.float()
-
-    def sigmas(self) -> list[float]:
-        """Falling noise levels of the sampler, the last 0."""
-        c = self.config
-        high, low = c.sigma_max ** (1 / c.rho), c.sigma_min ** (1 / c.rho)
-        return [(high + i / max(1, c.steps - 1) * (low - high)) ** c.rho for i in range(c.steps)] + [0.0]
 
 
 def cross_width(unet: nn.Module) -> int:

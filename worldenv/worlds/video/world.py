@@ -86,7 +86,7 @@ class VideoWorld:
 
     def _pass(self, known: Known, key: Key) -> Tensor:  # [B, K, C, h, w]
         """Euler steps of the probability flow from noise (Karras et al. 2022, algorithm 1 without noise added)."""
-        sigmas = self.network.sigmas()
+        sigmas = self.network.config.sigmas()
         past = known.latents
         noise = philox(*key, Use.FRAME, (self.chunk, *past.shape[2:]), normal=True)
         x = noise * sigmas[0]

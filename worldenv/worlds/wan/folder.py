@@ -1,7 +1,9 @@
 """The folder of a Wan world model as RLinf publishes it: looked through before anything large is read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from worldenv.records.checkpoint import CheckpointError
 from worldenv.records.released import (
     AGAIN,
     DTYPES,
+    SETTINGS,
     Entry,
     Release,
     Shape,
@@ -26,10 +29,11 @@ from worldenv.records.released import (
     put,
     read_pickle,
     settings_in,
+    written_like,
 )
 from worldenv.worlds.components import attend
-from worldenv.worlds.wan import network, vae
-from worldenv.worlds.wan.network import WanNetwork, WanSizes
+from worldenv.worlds.wan import vae
+from worldenv.worlds.wan.network import WanNetwork, WanSizes, names_in_file
 
 TRANSFORMER, VAE = "model-*.safetensors", "Wan2.2_VAE.pth"
 UNUSED = "text_embedding."  # of the text that the actions have replaced; some files still have it
@@ -63,7 +67,7 @@ def inspect_wan(path: Path | str, suite: Suite, config: RlinfConfig | None = Non
     except UserError as error:
         raise CheckpointError(f"{folder / TRANSFORMER}: {error}; give the folder of such a world model") from error
     transformer = sizes.build()
-    _check(folder / TRANSFORMER, used, transformer, network.names_in_file(transformer))
+    _check(folder / TRANSFORMER, used, transformer, names_in_file(transformer))
     if sizes.actions != suite.robot.action_size:
         raise UserError(
             f"{folder} takes actions of {sizes.actions} numbers, the robot of {suite.name} acts with "
@@ -79,7 +83,7 @@ def inspect_wan(path: Path | str, suite: Suite, config: RlinfConfig | None = Non
 def read_wan(found: Found) -> WanNetwork:
     """Read the weights. Raises CheckpointError for a tensor that is not finite."""
     dtype = DTYPES[found.config.dtype]
-    names = network.names_in_file(found.transformer)
+    names = names_in_file(found.transformer)
     found.release.fill(found.transformer, names, dtype)
     found.sizes.finish(found.transformer)
     attend(found.transformer)
@@ -90,6 +94,19 @@ def read_wan(found: Found) -> WanNetwork:
         check_finite(found.folder / VAE, key, tensor)
         put(found.vae, names[key], tensor.to(stored, copy=True))
     return WanNetwork(found.transformer, vae.WanVae(found.vae)).requires_grad_(False).eval()
+
+
+def write_wan(network: WanNetwork, config: RlinfConfig, source: Path, target: Path | str) -> Path:
+    """Write a folder like `source`, with the transformer's present weights under the authors' names and in their types.
+
+    The folder appears whole or not at all. Raises UserError if there is something already.
+    """
+    release, state = _transformer(source), network.transformer.state_dict()
+    names = names_in_file(network.transformer)
+    with written_like(source, target, TRANSFORMER, SETTINGS) as made:
+        release.write_weights(made, {theirs: partial(state.__getitem__, ours) for theirs, ours in names.items()})
+        (made / SETTINGS).write_text(dumps(asdict(config), indent=1) + "\n", encoding="utf-8")
+    return Path(target).expanduser()
 
 
 def _check_suite(folder: Path, suite: Suite) -> None:

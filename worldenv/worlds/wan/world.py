@@ -1,6 +1,7 @@
 """RLinf's Wan world models behind the interface `WorldModel`: the past is two latents and five actions."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from worldenv.interfaces.suite import Suite
 from worldenv.interfaces.world import Imagined
 from worldenv.ops.philox import Use, philox
 from worldenv.robot.robot import Robot
-from worldenv.worlds.wan.folder import inspect_wan, read_wan
+from worldenv.worlds.wan.folder import inspect_wan, read_wan, write_wan
 from worldenv.worlds.wan.network import CONTEXT, KNOWN, TIMES, WanNetwork
 
 OPEN = -1.0  # what the gripper is told before the first action
@@ -39,11 +40,16 @@ class WanWorld:
     only a policy that does not read it fits (`moves_proprio`).
     """
 
-    def __init__(self, network: WanNetwork, robot: Robot, config: RlinfConfig, view: str = "agentview"):
-        self.network, self.robot, self.config = network, robot, config
+    def __init__(
+        self,
+        network: WanNetwork,
+        robot: Robot,
+        config: RlinfConfig,
+        view: str = "agentview",
+        folder: Path | None = None,
+    ):
+        self.network, self.robot, self.config, self.folder = network, robot, config, folder
         self.views, self.size, self.chunk = (view,), (config.size, config.size), config.chunk
-        even = [1 - step / config.steps for step in range(config.steps + 1)]
-        self.sigmas = [config.shift * s / (1 + (config.shift - 1) * s) for s in even]  # from 1 to 0
 
     @property
     def moves_proprio(self) -> bool:
@@ -64,10 +70,9 @@ class WanWorld:
                 f"this world model imagines {self.chunk} frames per pass; a chunk should be a multiple of that, not "
                 f"{chunk}"
             )
-        first = self._turned(seen.frames[:, 0])  # a copy
+        first = self.turned(seen.frames[:, 0])  # a copy
         latents = self.network.vae.encode(first[:, None].expand(-1, CONTEXT, -1, -1, -1))
-        actions = seen.proprio.new_zeros(len(first), CONTEXT, self.robot.action_size)
-        actions[..., -1] = OPEN
+        actions = self.rest(seen.proprio)
         motion = self.robot.kinematics.rest(seen.proprio) if self.moves_proprio else None
         return WanMemory(latents, actions, first if self.config.context == "frames" else None, motion)
 
@@ -84,10 +89,16 @@ class WanWorld:
             video = None
             if is_shown or self.config.context == "frames":
                 video = self.network.vae.decode(torch.cat([memory.latents, new], dim=2), skip=KNOWN)
-            frames.append(self._turned(video) if is_shown else shown[:, None].expand(-1, self.chunk, -1, -1, -1))
+            frames.append(self.turned(video) if is_shown else shown[:, None].expand(-1, self.chunk, -1, -1, -1))
             shown = frames[-1][:, -1]
             self._remember(memory, part, new, video)
         return Imagined(torch.cat(frames, dim=1)[:, :, None], proprio, torch.stack(finite).all(0))
+
+    def rest(self, like: Tensor) -> Tensor:  # [B, ...] -> [B, 5, A]
+        """The actions of robots that stand still with open grippers."""
+        actions = like.new_zeros(len(like), CONTEXT, self.robot.action_size)
+        actions[..., -1] = OPEN
+        return actions
 
     def _led(self, memory: WanMemory, seen: Observation, action: Tensor) -> Tensor:  # [B, K, P]
         """Where the actions lead."""
@@ -104,7 +115,7 @@ class WanWorld:
         actions = torch.cat([memory.actions, action], dim=1)
         shape = (known.shape[1], self.chunk // GROUP, *known.shape[3:])
         new = philox(*key, Use.FRAME, shape, normal=True).to(known.dtype)
-        for sigma, after in zip(self.sigmas, self.sigmas[1:], strict=False):
+        for sigma, after in pairwise(self.config.sigmas()):
             new = new + (after - sigma) * self.network.velocity(torch.cat([known, new], dim=2), sigma, actions)
         return new
 
@@ -137,10 +148,16 @@ class WanWorld:
             "denoising-step": Piece(self.network, self.network.velocity_at, noisy, ("velocity",)),
         }
 
-    def _turned(self, frames: Tensor) -> Tensor:  # [..., H, W, 3]; its own inverse
+    def turned(self, frames: Tensor) -> Tensor:  # [..., H, W, 3]; its own inverse
         """Copies of upright pictures in their orientation, or of theirs upright."""
         rows, columns = STEPS[self.config.orientation]
         return frames.flip([axis for axis, step in ((-3, rows), (-2, columns)) if step < 0])
+
+    def write_back(self, folder: Path | str) -> Path:
+        """Write the world model as it is now, in the layout in which it was loaded; see `write_wan`."""
+        if self.folder is None:
+            raise UserError("this world model was made from parts, not from a folder; save its network yourself")
+        return write_wan(self.network, self.config, self.folder, folder)
 
 
 def load_wan(folder: Path | str, suite: Suite, config: RlinfConfig | None = None) -> WanWorld:
@@ -149,4 +166,4 @@ def load_wan(folder: Path | str, suite: Suite, config: RlinfConfig | None = None
     Raises UserError, before anything large is read, as `inspect_wan` does.
     """
     found = inspect_wan(folder, suite, config)
-    return WanWorld(read_wan(found), suite.robot, found.config, suite.views[0])
+    return WanWorld(read_wan(found), suite.robot, found.config, suite.views[0], found.folder)

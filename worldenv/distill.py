@@ -1,0 +1,93 @@
+"""`worldenv-distill`: a student of one or a few denoising steps, of a released world model and recorded episodes."""
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from worldenv.assemble import WORLDS, check_names, named, outline
+from worldenv.config import released
+from worldenv.data.clips import Clips
+from worldenv.errors import UserError
+from worldenv.fields import Within, check_fields
+from worldenv.records.run_folder import FolderTaken, RunFolder
+from worldenv.training.fit import Schedule, fit
+from worldenv.training.students import student_of
+
+STAGE, WORLD = "student", "world"  # names in the run folder: of the stage, and of the student's own folder
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Train a student of a released world model on recorded episodes: the options of worldenv-distill."""
+
+    world: str  # the teacher: svd:FOLDER, rlinf-wan:FOLDER or causal-latents:FOLDER
+    data: tuple[Path, ...]  # folders or files of episodes
+    run: Path  # new folder for the result; the student is in RUN/world
+    suite: str = "tabletop"  # as in worldenv-train; the robot and the view of the recordings
+    denoising_steps: int = 1  # of the student
+    teacher_steps: int = 20  # denoising steps by which the teacher shows where a noise leads
+    resume: bool = False  # continue the interrupted training in `run`
+    seed: int = 0
+    device: Literal["cpu", "cuda"] = "cpu"
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=2000, batch=4, learning_rate=1e-5))
+
+    def __post_init__(self) -> None:
+        count = Within(1, 1000)
+        check_fields(self, denoising_steps=count, teacher_steps=count, seed=Within(0, 2**32 - 1))
+        kind = released(self.world)
+        if kind is None or f"{kind[0]}:FOLDER" not in WORLDS or not kind[1]:
+            kinds = " or ".join(name for name in WORLDS if name.endswith(":FOLDER"))
+            raise UserError(f"--world is {self.world[:100]!r}; it should be the teacher: {kinds}")
+        if self.denoising_steps >= self.teacher_steps:
+            raise UserError(
+                f"--denoising-steps is {self.denoising_steps}, and --teacher-steps {self.teacher_steps}: a student "
+                "should have fewer"
+            )
+        if not self.data:
+            raise UserError("data names no recorded episodes; give at least one folder")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device is cuda, but torch finds no CUDA device; take --device cpu")
+
+
+def train_student(config: Distillation) -> dict[str, Any]:
+    """Train, and write the student to `config.run`/world in its teacher's layout. Returns the last figures.
+
+    The teacher's folder never changes. An interrupted training goes on where it was, with the same settings, or ends at
+    once if it had ended. Raises UserError for settings, models or recordings that do not fit.
+    """
+    if config.resume:
+        RunFolder(config.run)  # this and the next: else said only after minutes of loading
+    elif os.path.lexists(config.run):
+        raise FolderTaken(f"{config.run} is there already; choose another --run, or continue it with --resume")
+    kept = {"distill": _document(config)}
+    teacher = _teacher(config)
+    clips = Clips.open(config.data)
+    schedule = config.schedule
+    student = student_of(teacher, clips, schedule.batch, config.denoising_steps, config.teacher_steps)
+    with RunFolder.resume(config.run) if config.resume else RunFolder.create(config.run, kept) as folder:
+        if folder.config != kept:
+            raise UserError(f"{config.run} is no run of worldenv-distill, or has other settings: choose another --run")
+        seconds = fit(student.learns, student.loss, schedule, STAGE, folder, config.seed)
+        last = {k: v for line in folder.metrics(STAGE)[-1:] for k, v in line.items() if isinstance(v, float)}
+        if not os.path.lexists(folder.path / WORLD):
+            student.write(folder.path / WORLD)
+        made = {"seed": config.seed, "steps": schedule.steps, "training_s": seconds, "metrics": last}
+        name = f"{released(config.world)[0]}:{folder.path / WORLD}"
+        return {"world": name, "denoising_steps": config.denoising_steps, "episodes": len(clips), **made}
+
+
+def _teacher(config: Distillation) -> Any:
+    check_names(config.suite, "small", config.world, "small")
+    world = named("world", config.world, WORLDS)(Path(), outline(config.suite))
+    world.network.to(config.device)
+    return world
+
+
+def _document(config: Distillation) -> dict[str, Any]:
+    values = asdict(config) | {"run": None, "resume": False, "device": None}
+    kind, folder = released(config.world)
+    values["data"] = [str(path.resolve()) for path in config.data]
+    return values | {"world": f"{kind}:{Path(folder).expanduser().resolve()}"}

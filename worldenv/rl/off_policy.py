@@ -1,0 +1,112 @@
+"""One step off policy: the next iteration is imagined while the policy learns from the present one."""
+
+import copy
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worldenv.errors import UserError
+from worldenv.rl.checks import trainable
+from worldenv.rollout.engine import Engine
+from worldenv.rollout.episodes import Rollouts
+
+Imagined = tuple[Rollouts, torch.Generator]  # rollouts of an iteration, and what drew its starts
+REMEDY = "leave out --rl.off-policy"
+
+
+class Ahead:
+    """A thread in which a copy of the policy acts: as the policy was before the update that is under way.
+
+    `take` gives what the copy imagined, `begin` lets it imagine the next iteration. What it imagines depends on its
+    weights and on the number of the iteration, and not on when it does so. Leaving the block ends what is under way.
+    Raises UserError for a policy that cannot be copied.
+    """
+
+    def __init__(self, engine: Engine, imagine: Callable[[Engine, int], Imagined], iterations: int):
+        self.imagine, self.iterations = imagine, iterations
+        self.learnt = trainable(engine.policy)
+        acts = _copy(engine.policy, self.learnt)
+        self.weights = trainable(acts)  # what the copy does not share with the policy
+        self.engine = engine.with_policy(acts)
+        self.coming: Future | None = None
+        modes = torch.get_num_threads(), torch.get_default_device()
+        self.thread = ThreadPoolExecutor(1, "imagine", _settle, modes)
+        self.stream = torch.cuda.Stream(engine.world.device) if engine.world.device.type == "cuda" else None
+
+    def __enter__(self) -> "Ahead":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.end()
+        self.thread.shutdown()
+
+    def take(self, iteration: int) -> tuple[Imagined, float]:
+        """What was imagined for an iteration, and the seconds that it took; in a new session it is imagined now."""
+        coming = self.coming or self._submit(iteration)
+        self.coming = None
+        return coming.result()
+
+    @torch.no_grad()
+    def begin(self, iteration: int) -> None:
+        """Let the copy take over the present weights and imagine an iteration, if the run has one of that number."""
+        for mine, now in zip(self.weights, self.learnt, strict=True):
+            mine.copy_(now)
+        if iteration < self.iterations:
+            self.coming = self._submit(iteration)
+
+    def state(self) -> dict[int, Tensor]:
+        """The weights with which the next iteration is imagined, for `take_up` in a later session."""
+        return dict(enumerate(self.weights))
+
+    def fits(self, state: dict[Any, Any]) -> bool:
+        """Whether these are weights for `take_up`."""
+        return state.keys() == self.state().keys() and all(
+            isinstance(state[i], Tensor) and state[i].shape == mine.shape for i, mine in self.state().items()
+        )
+
+    @torch.no_grad()
+    def take_up(self, state: dict[int, Tensor]) -> None:
+        for i, mine in self.state().items():
+            mine.copy_(state[i])
+
+    def _submit(self, iteration: int) -> Future:
+        if self.stream is None:
+            return self.thread.submit(self._timed, iteration)
+        learns = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(learns)  # it writes the weights
+        return self.thread.submit(self._on_stream, iteration, learns)
+
+    def _timed(self, iteration: int) -> tuple[Imagined, float]:
+        began = time.monotonic()
+        imagined = self.imagine(self.engine, iteration)
+        return imagined, time.monotonic() - began
+
+    def _on_stream(self, iteration: int, learns: torch.cuda.Stream) -> tuple[Imagined, float]:
+        torch.cuda.set_device(self.stream.device)  # a new thread has the first one
+        with torch.cuda.stream(self.stream):
+            imagined, seconds = self._timed(iteration)
+        self.stream.synchronize()
+        for tensor in imagined[0].tensors():
+            tensor.record_stream(learns)  # so that its memory is not given away while the learner still reads it
+        return imagined, seconds
+
+
+def _copy(policy: Any, learnt: list[nn.Parameter]) -> Any:
+    """A policy of its own where this one learns; it shares all other parameters with it."""
+    own = {*map(id, learnt)}
+    parameters = policy.parameters() if isinstance(policy, nn.Module) else ()
+    try:
+        return copy.deepcopy(policy, {id(one): one for one in parameters if id(one) not in own})
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise UserError(f"the policy cannot be copied, so no copy of it can act ({error}); {REMEDY}") from error
+
+
+def _settle(threads: int, device: torch.device) -> None:
+    """A new thread computes as its maker does."""
+    torch.set_num_threads(threads)
+    if device.type != "cpu":
+        torch.set_default_device(device)

@@ -1,0 +1,82 @@
+"""Students of few denoising steps, of any teacher that predicts the clean latents of a chunk: one loss for all."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from worldenv.training.share import WHOLE, Share
+
+Loss = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
+Denoiser = Callable[[Tensor, float], Tensor]  # noisy [B, ...] float32, noise level -> clean [B, ...] float32
+
+
+def euler(
+    noisy: Tensor,  # [B, ...], at the level `before`
+    clean: Tensor,  # [B, ...], as predicted from it
+    before: float,
+    after: float,
+) -> Tensor:  # [B, ...], at the level `after`
+    """One Euler step of the probability flow, the same expression for every kind of world model here.
+
+        noisy(after) = clean + after / before (noisy(before) - clean)
+
+    Flow matching (Lipman et al. 2023): noisy = (1 - t) clean + t noise, the level is t from 1 to 0, and the network
+    predicts velocity = noise - clean, so clean = noisy - t velocity. The causal transformer and RLinf-Wan do so.
+
+    EDM (Karras et al. 2022, equations 1 to 7): noisy = clean + sigma noise, the level is sigma from sigma_max to 0, and
+    clean = c_skip noisy + c_out F(c_in noisy). Stable Video Diffusion does so: c_skip = 1 / (sigma^2 + 1), c_out =
+    -sigma / sqrt(sigma^2 + 1), c_in = 1 / sqrt(sigma^2 + 1).
+
+    Either is the other with noisy divided by 1 - t, and sigma = t / (1 - t). What is shared is therefore the clean
+    prediction at a level; how it comes about is left to each network.
+    """
+    return clean + after / before * (noisy - clean)
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """A batch of B chunks that are to be denoised, each given its past and its actions."""
+
+    noisy: Tensor  # [B, ...] float32, at the highest noise level: noise alone
+    clean: Tensor  # [B, ...] float32, the recorded latents; they only give a figure
+    denoiser: Callable[[nn.Module], Denoiser]  # of a network, for this batch
+    weight: Tensor | float = 1.0  # how much each number counts
+    # noisy, clean, before, after -> noisy; how the sampler goes on after a pass of the student
+    onward: Callable[[Tensor, Tensor, float, float], Tensor] = euler
+
+
+def few_step_loss(
+    student: nn.Module,
+    teacher: nn.Module,  # frozen from here on
+    draw: Callable[[torch.Generator], Denoising],
+    levels: Sequence[float],  # of the student's passes, falling, and then 0
+    teacher_levels: Sequence[float],  # of the teacher's, likewise; both begin with the same
+    share: Share = WHOLE,
+) -> Loss:
+    """Each of the student's few passes is to land where the teacher's Euler steps lead from the same noise.
+
+    "Knowledge distillation" (Luhman & Luhman 2021), squared error. The student goes through its levels as the sampler
+    does, so a later pass learns to correct what the passes before it give. The figures are the mean squared distances
+    of the student's last pass from the recorded latents (`mse`) and from the teacher's (`teacher_mse`).
+    """
+    teacher.requires_grad_(False)
+    passes = len(levels) - 1
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        part = draw(generator)
+        with torch.no_grad():
+            target, predict = part.noisy, part.denoiser(teacher)
+            for before, after in pairwise(teacher_levels):
+                target = euler(target, predict(target, before), before, after)
+        x, total, predict = part.noisy, 0.0, part.denoiser(student)
+        for before, after in pairwise(levels):
+            clean = predict(x, before)
+            total = total + share.mean(part.weight * (clean - target).square()) / passes
+            x = part.onward(x, clean.detach(), before, after)
+        away = {"mse": part.clean, "teacher_mse": target}
+        return total, {name: share.mean((clean.detach() - to).square()).item() for name, to in away.items()}
+
+    return loss
