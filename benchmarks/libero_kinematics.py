@@ -62,7 +62,9 @@ def record(scene: tuple[str, int], folder: Path) -> None:
                 proprio.append(actor.answer().proprio)
             out |= {f"random.{repeat}.{start}.proprio": np.stack(proprio), f"random.{repeat}.{start}.actions": actions}
     actor.end()
-    np.savez_compressed(path, **out)
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(partial, **out)
+    partial.rename(path)
 
 
 def random_actions(drawn: np.random.Generator) -> np.ndarray:  # [ACTIONS, 7] float32
@@ -87,7 +89,7 @@ def rounded(fitted: FittedKinematics) -> FittedKinematics:
 
 
 def errors(kinematics: FittedKinematics, episodes: list[Episode]) -> dict[str, float]:
-    """Over the chunks of the episodes, in cm and degrees; `episode_cm`: after 48 actions, from the first pose alone."""
+    """Over the chunks of the episodes, in cm and degrees; `episode_cm`: from the first pose alone, after 48 actions."""
     away, turned = chunk_errors(kinematics, episodes, CHUNK)
     far = [
         (found - torch.from_numpy(poses)[48])[:3].norm().item()
@@ -125,10 +127,9 @@ def main() -> None:
         rivals = {"these numbers": replace(found, repeat=repeat), "shipped": panda(repeat).kinematics}
         rivals |= {"fitted for this repeat": fit(FITTED, repeat), "fitted to libero_object": fit(OBJECT, repeat)}
         for name, motion, scene in product(rivals, MOTIONS, (HELD_OUT, *((one,) for one in HELD_OUT))):
-            if rivals[name] is not None:
-                measured = errors(rivals[name], some(given.recorded, scene, (motion,), repeat))
-                on = "all" if scene == HELD_OUT else " ".join(map(str, scene[0]))
-                rows.append({"of": name, "repeat": repeat, "motion": motion, "on": on} | measured)
+            measured = errors(rivals[name], some(given.recorded, scene, (motion,), repeat))
+            on = "all" if scene == HELD_OUT else " ".join(map(str, scene[0]))
+            rows.append({"of": name, "repeat": repeat, "motion": motion, "on": on} | measured)
     print(json.dumps({"numbers": asdict(found), "errors": rows}))
 
 
