@@ -16,7 +16,7 @@ class RayConfig:
 
     workers: int = 0  # ranks that Ray starts; 0: Ray is not used
     resources_per_worker: tuple[str, ...] = ()  # such as CPU=2 GPU=1; default: CPU=1, with --device cuda GPU=1
-    max_failures: int = 0  # how many times Ray starts all ranks again after one is lost; -1: any number of times
+    max_failures: int = 0  # how often Ray starts all ranks again after one is lost or fails; -1: any number of times
     storage_path: str | None = None  # folder for Ray's own files, shared by all machines; default: ~/ray_results
 
     def __post_init__(self) -> None:
