@@ -264,7 +264,7 @@ def test_what_it_excludes_is_refused(tiny, tmp_path):
     with pytest.raises(FieldError, match="off_policy and offload are both on"):
         replace(CONFIG, offload="on")
     engine = tiny.engine(horizon=8)
-    with RunFolder.create(tmp_path / "run", {}) as folder, pytest.raises(UserError, match="another engine is to"):
+    with RunFolder.create(tmp_path / "run", {}) as folder, pytest.raises(UserError, match="gives another engine"):
         post_train(engine, tiny.starts(6), CONFIG, folder, 4, renew=lambda iteration: engine)
     engine.policy.lock = threading.Lock()
     with pytest.raises(UserError, match="the policy cannot be copied, so no copy of it can act .* --rl.off-policy"):
