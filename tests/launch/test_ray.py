@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from worldenv import cli
-from worldenv.config import EvaluateConfig
+from worldenv.config import EvaluateConfig, TrainConfig
 from worldenv.errors import UserError
 from worldenv.launch import on_ray
 from worldenv.launch.config import LaunchConfig, RayConfig
@@ -24,6 +24,7 @@ from worldenv.launch.ranks import ALONE
 from worldenv.launch.ray_rank import Said, Work
 from worldenv.ranked import check_ranks
 from worldenv.records.run_folder import RunFolder
+from worldenv.saved import document
 
 ITERATIONS = 8
 COMMAND = [sys.executable, "-P", "-m", "worldenv", "tabletop-quick", "--rl.iterations", str(ITERATIONS)]
@@ -151,6 +152,13 @@ def test_cluster_that_cannot_run_all_workers_is_refused(ray, message, monkeypatc
         on_ray._check_room(ray, RayConfig(workers=3), {"CPU": 2.0})
 
 
+@pytest.mark.parametrize(("each", "workers"), [(0.2, 5), (0.1, 10), (0.5, 2)])
+def test_parts_of_a_processor_fill_it(each, workers):
+    on_ray._check_room(cluster({"CPU": 1.0}, free=1.0), RayConfig(workers=workers), {"CPU": each})
+    with pytest.raises(UserError, match=f"has room for {workers}: start fewer"):
+        on_ray._check_room(cluster({"CPU": 1.0}), RayConfig(workers=workers + 1), {"CPU": each})
+
+
 class Lost(Exception):
     worker_failures = {1: OSError()}
 
@@ -179,6 +187,26 @@ def test_failure_that_ray_does_not_mend_is_one_line(program, failure, line, caps
     ray, work = SimpleNamespace(get=lambda value: value, **errors), Work(cli.train, program, [], tmp_path)
     assert on_ray._followed(ray, SimpleNamespace(fit=fit), SimpleNamespace(**remote), work, sys.stdout) == 1
     assert capsys.readouterr() == ("", f"before\n{program}: Ray gave up: {line.format(run=tmp_path)}\n")
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_interruption_names_the_run_once_it_is_there(is_there, tmp_path):
+    if is_there:
+        (tmp_path / "config.json").touch()
+    errors = SimpleNamespace(RayError=OSError)
+    ray = SimpleNamespace(init=lambda **_: None, shutdown=lambda: None, exceptions=errors)
+    with pytest.raises(KeyboardInterrupt) as stop, on_ray._connected(ray, tmp_path):
+        raise KeyboardInterrupt
+    assert getattr(stop.value, "__notes__", []) == [str(tmp_path)] * is_there
+
+
+@pytest.mark.parametrize(("device", "reserved"), [(None, "cuda"), ("cpu", "cpu")])
+def test_evaluation_reserves_the_device_that_the_run_used(device, reserved, monkeypatch, tmp_path):
+    RunFolder.create(tmp_path / "run", document(TrainConfig()) | {"device": "cuda"}).close()
+    started = []
+    monkeypatch.setattr(on_ray, "start", lambda work, given, device: started.append(device) or 0)
+    config = EvaluateConfig(models=tmp_path / "run", device=device, launch=LaunchConfig(ray=RayConfig(workers=2)))
+    assert cli._on_ray("eval", [], config) == 0 and started == [reserved]
 
 
 def test_ray_that_is_not_installed_is_named(monkeypatch, capsys):
