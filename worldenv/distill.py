@@ -41,6 +41,8 @@ class Distillation:
         if kind is None or f"{kind[0]}:FOLDER" not in WORLDS or not kind[1]:
             kinds = " or ".join(name for name in WORLDS if name.endswith(":FOLDER"))
             raise UserError(f"--world is {self.world[:100]!r}; it should be the teacher: {kinds}")
+        if self.run.resolve().is_relative_to(Path(kind[1]).expanduser().resolve()):  # a student is a copy of the folder
+            raise UserError(f"--run {self.run} lies in the folder of the teacher; choose another --run")
         if self.denoising_steps >= self.teacher_steps:
             raise UserError(
                 f"--denoising-steps is {self.denoising_steps}, and --teacher-steps {self.teacher_steps}: a student "
@@ -58,18 +60,16 @@ def train_student(config: Distillation) -> dict[str, Any]:
     The teacher's folder never changes. An interrupted training goes on where it was, with the same settings, or ends at
     once if it had ended. Raises UserError for settings, models or recordings that do not fit.
     """
-    if config.resume:
-        RunFolder(config.run)  # this and the next: else said only after minutes of loading
+    kept = {"distill": _document(config)}
+    if config.resume:  # this and the next two: else said only after minutes of loading
+        if RunFolder(config.run).config != kept:
+            raise UserError(f"{config.run} is no run of worldenv-distill, or has other settings: choose another --run")
     elif os.path.lexists(config.run):
         raise FolderTaken(f"{config.run} is there already; choose another --run, or continue it with --resume")
-    kept = {"distill": _document(config)}
-    teacher = _teacher(config)
     clips = Clips.open(config.data)
-    schedule = config.schedule
+    teacher, schedule = _teacher(config), config.schedule
     student = student_of(teacher, clips, schedule.batch, config.denoising_steps, config.teacher_steps)
     with RunFolder.resume(config.run) if config.resume else RunFolder.create(config.run, kept) as folder:
-        if folder.config != kept:
-            raise UserError(f"{config.run} is no run of worldenv-distill, or has other settings: choose another --run")
         seconds = fit(student.learns, student.loss, schedule, STAGE, folder, config.seed)
         last = {k: v for line in folder.metrics(STAGE)[-1:] for k, v in line.items() if isinstance(v, float)}
         if not os.path.lexists(folder.path / WORLD):
