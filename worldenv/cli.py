@@ -128,15 +128,13 @@ def _on_ranks(what: str, words: Sequence[str], command: str) -> dict | None:
 def _on_ray(what: str, words: Sequence[str], config: Any) -> int:
     from worldenv.evaluation.videos import file_name
     from worldenv.launch import on_ray, ray_rank
-    from worldenv.records.run_folder import RunFolder, default_run_path
-    from worldenv.saved import is_run
+    from worldenv.records.run_folder import default_run_path
 
     command, name = {"train": (train, file_name(str(config.suite))), "eval": (evaluate, "eval")}[what]
     run = config.run or default_run_path(name)  # known before the ranks begin: those that begin again continue it
     words = words if config.run else [*words, "--run", str(run)]
     work = ray_rank.Work(command, f"worldenv-{what}", words, run.absolute())
-    device = config.device or (RunFolder(config.models).config.get("device") if is_run(config.models) else None)
-    return on_ray.start(work, config.launch.ray, device or "cpu")
+    return on_ray.start(work, config.launch.ray, config.device or "cpu")
 
 
 def _with_memory(run: Callable[..., dict], config: Any, *more: Any, advice: str = LESS_MEMORY) -> dict:

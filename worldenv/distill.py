@@ -41,8 +41,6 @@ class Distillation:
         if kind is None or f"{kind[0]}:FOLDER" not in WORLDS or not kind[1]:
             kinds = " or ".join(name for name in WORLDS if name.endswith(":FOLDER"))
             raise UserError(f"--world is {self.world[:100]!r}; it should be the teacher: {kinds}")
-        if self.run.resolve().is_relative_to(Path(kind[1]).expanduser().resolve()):  # a student is a copy of the folder
-            raise UserError(f"--run {self.run} lies in the folder of the teacher; choose another --run")
         if self.denoising_steps >= self.teacher_steps:
             raise UserError(
                 f"--denoising-steps is {self.denoising_steps}, and --teacher-steps {self.teacher_steps}: a student "
@@ -61,6 +59,8 @@ def train_student(config: Distillation) -> dict[str, Any]:
     once if it had ended. Raises UserError for settings, models or recordings that do not fit.
     """
     kept = {"distill": _document(config)}
+    if Path(os.path.realpath(config.run)).is_relative_to(_folder(config)):  # of which the student will be a copy
+        raise UserError(f"--run {config.run} lies in the folder of the teacher; choose another --run")
     if config.resume:  # this and the next two: else said only after minutes of loading
         if RunFolder(config.run).config != kept:
             raise UserError(f"{config.run} is no run of worldenv-distill, or has other settings: choose another --run")
@@ -88,6 +88,10 @@ def _teacher(config: Distillation) -> Any:
 
 def _document(config: Distillation) -> dict[str, Any]:
     values = asdict(config) | {"run": None, "resume": False, "device": None}
-    kind, folder = released(config.world)
-    values["data"] = [str(path.resolve()) for path in config.data]
-    return values | {"world": f"{kind}:{Path(folder).expanduser().resolve()}"}
+    values["data"] = [os.path.realpath(path) for path in config.data]
+    return values | {"world": f"{released(config.world)[0]}:{_folder(config)}"}
+
+
+def _folder(config: Distillation) -> str:
+    """That of the teacher. Of a link to itself nothing is said here: whoever opens it does."""
+    return os.path.realpath(Path(released(config.world)[1]).expanduser())

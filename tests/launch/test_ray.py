@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from worldenv import cli
-from worldenv.config import EvaluateConfig, TrainConfig
+from worldenv.config import EvaluateConfig
 from worldenv.errors import UserError
 from worldenv.launch import on_ray
 from worldenv.launch.config import LaunchConfig, RayConfig
@@ -24,7 +24,6 @@ from worldenv.launch.ranks import ALONE
 from worldenv.launch.ray_rank import Said, Work
 from worldenv.ranked import check_ranks
 from worldenv.records.run_folder import RunFolder
-from worldenv.saved import document
 
 ITERATIONS = 8
 COMMAND = [sys.executable, "-P", "-m", "worldenv", "tabletop-quick", "--rl.iterations", str(ITERATIONS)]
@@ -198,15 +197,6 @@ def test_interruption_names_the_run_once_it_is_there(is_there, tmp_path):
     with pytest.raises(KeyboardInterrupt) as stop, on_ray._connected(ray, tmp_path):
         raise KeyboardInterrupt
     assert getattr(stop.value, "__notes__", []) == [str(tmp_path)] * is_there
-
-
-@pytest.mark.parametrize(("device", "reserved"), [(None, "cuda"), ("cpu", "cpu")])
-def test_evaluation_reserves_the_device_that_the_run_used(device, reserved, monkeypatch, tmp_path):
-    RunFolder.create(tmp_path / "run", document(TrainConfig()) | {"device": "cuda"}).close()
-    started = []
-    monkeypatch.setattr(on_ray, "start", lambda work, given, device: started.append(device) or 0)
-    config = EvaluateConfig(models=tmp_path / "run", device=device, launch=LaunchConfig(ray=RayConfig(workers=2)))
-    assert cli._on_ray("eval", [], config) == 0 and started == [reserved]
 
 
 def test_ray_that_is_not_installed_is_named(monkeypatch, capsys):
