@@ -1,9 +1,9 @@
 """The rollout engine as a Ray actor: python examples/ray_engine.py
 
-For a pipeline of your own on Ray: the policy's weights go out by object reference, rollouts come back. Each engine
-imagines its share of the starts, with all siblings of a start. The number of an episode, and so its randomness, does
-not depend on the number of engines. `worldenv-train --launch.ray.workers N` needs none of this (docs/clusters.md).
-Needs pip install "worldenv[ray]".
+For a pipeline of your own on Ray: the engines get the policy's weights by object reference and return rollouts. Each
+engine imagines its share of the starts, with all siblings of a start. With the same number of starts in all, an episode
+has the same number, and so the same randomness, on any number of engines. `worldenv-train --launch.ray.workers N` needs
+none of this (docs/clusters.md). Install with pip install "worldenv[ray]".
 """
 
 import argparse
@@ -29,8 +29,8 @@ class Engine:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--engines", type=int, default=2, help="each reserves a processor of the cluster")
-    parser.add_argument("--starts", type=int, default=10, help="of each engine in an iteration")
+    parser.add_argument("--engines", type=int, default=2, help="actors; each reserves a processor of the cluster")
+    parser.add_argument("--starts", type=int, default=10, help="starts of each engine in an iteration")
     parser.add_argument("--siblings", type=int, default=8, help="episodes of each start")
     parser.add_argument("--iterations", type=int, default=3)
     args = parser.parse_args()

@@ -131,7 +131,7 @@ def _on_ray(what: str, words: Sequence[str], config: Any) -> int:
     from worldenv.records.run_folder import default_run_path
 
     command, name = {"train": (train, file_name(str(config.suite))), "eval": (evaluate, "eval")}[what]
-    run = config.run or default_run_path(name)  # known before the ranks begin: those that begin again continue it
+    run = config.run or default_run_path(name)  # fixed before the ranks start: ranks that Ray starts again continue it
     words = words if config.run else [*words, "--run", str(run)]
     work = ray_rank.Work(command, f"worldenv-{what}", words, run.absolute())
     return on_ray.start(work, config.launch.ray, config.device or "cpu")

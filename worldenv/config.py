@@ -91,8 +91,9 @@ class TrainConfig:
             )
         if self.rounds > 1 and self.rl.off_policy:
             raise FieldError(
-                f"rounds is {self.rounds}; a round begins with models that learn from the policy before, and "
-                "--rl.off-policy has already imagined with the old ones: take rounds 1, or leave out --rl.off-policy"
+                f"rounds is {self.rounds}; a round begins with models that were trained further, and with "
+                "--rl.off-policy the old ones have already imagined its first iteration: take rounds 1, or leave out "
+                "--rl.off-policy"
             )
         other = [f"--{name} {getattr(self, name)}" for name in PARTS if getattr(self, name) != REFRESHED[name]]
         if self.rounds > 1 and other:

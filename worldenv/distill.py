@@ -1,4 +1,4 @@
-"""`worldenv-distill`: a student of one or a few denoising steps, of a released world model and recorded episodes."""
+"""`worldenv-distill`: trains a few-step student of a released world model on recorded episodes."""
 
 import os
 from dataclasses import asdict, dataclass, field
@@ -26,11 +26,11 @@ class Distillation:
     world: str  # the teacher: svd:FOLDER, rlinf-wan:FOLDER or causal-latents:FOLDER
     data: tuple[Path, ...]  # folders or files of episodes
     run: Path  # new folder for the result; the student is in RUN/world
-    suite: str = "tabletop"  # as in worldenv-train; the robot and the view of the recordings
-    denoising_steps: int = 1  # of the student
-    teacher_steps: int = 20  # denoising steps by which the teacher shows where a noise leads
+    suite: str = "tabletop"  # as in worldenv-train; it has the robot and the view of the recordings
+    denoising_steps: int = 1  # of the student, fewer than --teacher-steps
+    teacher_steps: int = 20  # denoising steps of the teacher; the student learns to reach their result
     resume: bool = False  # continue the interrupted training in `run`
-    seed: int = 0
+    seed: int = 0  # of the batches and their noise
     device: Literal["cpu", "cuda"] = "cpu"
     schedule: Schedule = field(default_factory=lambda: Schedule(steps=2000, batch=4, learning_rate=1e-5))
 
@@ -44,7 +44,7 @@ class Distillation:
         if self.denoising_steps >= self.teacher_steps:
             raise UserError(
                 f"--denoising-steps is {self.denoising_steps}, and --teacher-steps {self.teacher_steps}: a student "
-                "should have fewer"
+                "should have fewer steps than its teacher"
             )
         if not self.data:
             raise UserError("data names no recorded episodes; give at least one folder")
@@ -55,15 +55,18 @@ class Distillation:
 def train_student(config: Distillation) -> dict[str, Any]:
     """Train, and write the student to `config.run`/world in its teacher's layout. Returns the last figures.
 
-    The teacher's folder never changes. An interrupted training goes on where it was, with the same settings, or ends at
-    once if it had ended. Raises UserError for settings, models or recordings that do not fit.
+    The teacher's folder never changes. With `config.resume`, an interrupted training continues, if its other settings
+    are the same, and a finished one returns at once. Raises UserError for settings, models or recordings that do not
+    fit.
     """
     kept = {"distill": _document(config)}
     if Path(os.path.realpath(config.run)).is_relative_to(_folder(config)):  # of which the student will be a copy
         raise UserError(f"--run {config.run} lies in the folder of the teacher; choose another --run")
-    if config.resume:  # this and the next two: else said only after minutes of loading
+    if config.resume:  # this check and the next two come before minutes of loading
         if RunFolder(config.run).config != kept:
-            raise UserError(f"{config.run} is no run of worldenv-distill, or has other settings: choose another --run")
+            raise UserError(
+                f"{config.run} is not a run of worldenv-distill, or has other settings: choose another --run"
+            )
     elif os.path.lexists(config.run):
         raise FolderTaken(f"{config.run} is there already; choose another --run, or continue it with --resume")
     clips = Clips.open(config.data)

@@ -62,10 +62,10 @@ def is_too_small(found: Fit) -> bool:
 
 
 def offload(config: TrainConfig) -> str:
-    """--rl.offload of a run that is about to practise, on or off: auto is decided by what fits, and then said.
+    """--rl.offload of a run that is about to practise, on or off. auto depends on what fits; a line says if it is on.
 
-    It is off on a CPU, with --rl.off-policy, which needs all parts at a time, and where a part is of the user's own,
-    which nothing is known of before it is loaded.
+    auto is off on a CPU; with --from-scratch; with --rl.off-policy, which needs all parts at the same time; and if a
+    part is the user's own, because nothing is known of it before it is loaded.
     """
     wanted, own = _wanted(config), [name for name in (getattr(config, role) for role in PARTS) if _is_own(name)]
     if wanted != "auto" or config.device == "cpu" or own or config.from_scratch:

@@ -65,7 +65,7 @@ def train(config: TrainConfig, command: str = "", ranks: Ranks = ALONE) -> dict 
         engine = make_engine(parts, config.engine, config.precision)
         trainable(parts.policy)  # this and the next: else said only after minutes of measuring
         check_saveable(parts.policy)
-        kept = (1 + config.rl.off_policy) * most_episodes(ranks, config.rl)  # of two iterations at a time
+        kept = (1 + config.rl.off_policy) * most_episodes(ranks, config.rl)  # off policy: of two iterations
         start = _check_memory(parts, engine, config, kept)
         if ranks.count > 1:
             print(needs(engine, start, config.rl, ranks, config.launch.shard), file=sys.stderr)

@@ -36,7 +36,7 @@ The recordings must say for every step whether the task is done.
 
 Then:  worldenv-train tabletop --reflector vlm:RUN
 """
-DISTILL_HELP = """Train a copy of a released world model that needs only one or a few denoising steps.
+DISTILL_HELP = """Train a student: a copy of a released world model that needs only one or a few denoising steps.
 
 Then:  worldenv-train ... --world KIND:RUN/world
 """

@@ -21,7 +21,9 @@ def check_ranks(config: TrainConfig | EvaluateConfig, ranks: Ranks) -> None:
     if config.launch.shard and not trains:
         raise UserError("--launch.shard shares a policy out while it learns, and an evaluation does not; leave it out")
     if config.launch.ray.max_failures and not trains:
-        raise UserError("--launch.ray.max-failures lets a run be resumed, and an evaluation is not; leave it out")
+        raise UserError(
+            "--launch.ray.max-failures lets a run be resumed, and an evaluation is not resumed: leave the option out"
+        )
     if ranks.count == 1:
         if config.launch.shard:
             raise UserError("--launch.shard shares a policy out to several ranks, and there is one; leave it out")

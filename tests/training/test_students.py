@@ -249,7 +249,7 @@ def test_what_needs_no_teacher_is_refused_before_it_is_loaded(training, tmp_path
         with pytest.raises(UserError, match=message):
             train_student(training("svd", data=(tmp_path / name,)))
     RunFolder.create(tmp_path / "run", {"rl": {}}).close()
-    with pytest.raises(UserError, match="no run of worldenv-distill, or has other settings"):
+    with pytest.raises(UserError, match="not a run of worldenv-distill, or has other settings"):
         train_student(training("svd", resume=True))
 
 

@@ -14,10 +14,10 @@ MOST_NODES = 65_536
 class RayConfig:
     """Ray starts the ranks, as the workers of its TorchTrainer (docs/clusters.md)."""
 
-    workers: int = 0  # ranks that Ray starts; 0: it starts none
-    resources_per_worker: tuple[str, ...] = ()  # by Ray's names: CPU=2 GPU=1; default: CPU=1, on the device cuda GPU=1
-    max_failures: int = 0  # of workers, after each of which Ray starts all again and the run goes on; -1: any number
-    storage_path: str | None = None  # folder that all machines share, for Ray's own files; default: ~/ray_results
+    workers: int = 0  # ranks that Ray starts; 0: Ray is not used
+    resources_per_worker: tuple[str, ...] = ()  # such as CPU=2 GPU=1; default: CPU=1, with --device cuda GPU=1
+    max_failures: int = 0  # how often Ray starts all ranks again after one is lost or fails; -1: any number of times
+    storage_path: str | None = None  # folder for Ray's own files, shared by all machines; default: ~/ray_results
 
     def __post_init__(self) -> None:
         check_fields(self, workers=Within(0, MOST_NODES), max_failures=Within(-1, MOST))
@@ -26,7 +26,7 @@ class RayConfig:
             if not name or not _is_amount(number):
                 raise FieldError(f"resources_per_worker has {word!r}; it should be NAME=NUMBER, such as CPU=2")
         if not self.workers and any(vars(self).values()):
-            raise FieldError("workers is 0, and other options of Ray are given: say how many workers it should start")
+            raise FieldError("workers is 0, and other options of Ray are given: say how many workers Ray should start")
 
     @property
     def storage(self) -> str | None:

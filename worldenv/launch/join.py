@@ -21,7 +21,7 @@ from worldenv.launch.share import number, own_cpus, ranks_here
 from worldenv.launch.watch import Watch, beat_of
 
 JOIN_S = 120.0  # from the first rank to the last
-LINGER_S = 4.0  # more than a rank needs to say why all end; under Ray, which ends all when one has ended
+LINGER_S = 4.0  # under Ray, which ends all ranks when one has ended: time for another to say why
 EXCHANGE_S = 6 * 3600.0  # that a rank may wait for a slower one: rank 0 does some work alone
 
 
@@ -75,7 +75,7 @@ def _join(program: str) -> Ranks:
     store.set(beat_of(rank), "1")  # a sign of life, before others can look for one
     store.set(f"here/{rank}", json.dumps(own))
     others = _all_come(store, rank, count)
-    has_group = distributed.is_initialized()  # Ray has made it
+    has_group = distributed.is_initialized()  # made by Ray
     linger_s = LINGER_S if has_group else 0.0
     watch = Watch(store, rank, [other["name"] for other in others], program, linger_s)
     watch.begin()  # from here on nobody waits for one that has died

@@ -17,16 +17,16 @@ from worldenv.launch.join import EXCHANGE_S
 from worldenv.launch.ray_rank import Said, Work, do
 from worldenv.launch.share import number
 
-FREE_S = 10  # in which the resources of a job that has just ended become free
-UNITS = 10_000  # in 1 of a resource
-LOOK_S = 0.2  # between two looks at what the ranks have printed
+FREE_S = 10  # seconds within which the resources of a job that has ended become free
+UNITS = 10_000  # Ray counts in ten-thousandths of a resource
+LOOK_S = 0.2  # seconds between two looks at what the ranks have printed
 
 
 def start(work: Work, given: RayConfig, device: str) -> int:
     """Do the work in the workers of a Ray cluster, to the end; returns the exit code. What rank 0 prints appears here.
 
-    The cluster is the one that RAY_ADDRESS names, or that runs on this machine, else one is started for the job. Raises
-    UserError, before the work begins, if Ray is not installed, or if the cluster has no room for the workers.
+    The cluster is the one that RAY_ADDRESS names, or else the one on this machine; if there is none, one is started.
+    Raises UserError, before the work begins, if Ray is not installed, or if the cluster has no room for the workers.
     """
     if number("WORLD_SIZE", 1) > 1:
         raise UserError("--launch.ray.workers lets Ray start the ranks, and torchrun has started some: leave one out")
@@ -40,7 +40,7 @@ def start(work: Work, given: RayConfig, device: str) -> int:
     try:
         each = ScalingConfig(num_workers=1, **asked).total_resources
     except ValueError as error:
-        raise UserError(f"--launch.ray.resources-per-worker does not go with --device {device}: {error}") from error
+        raise UserError(f"--launch.ray.resources-per-worker does not fit --device {device}: {error}") from error
     with _connected(ray, work.run) as out:
         _check_room(ray, given, each)
         said = ray.remote(num_cpus=0)(Said).remote()
@@ -57,7 +57,7 @@ def start(work: Work, given: RayConfig, device: str) -> int:
 
 @contextmanager
 def _connected(ray: Any, run: Path) -> Iterator[TextIO]:
-    """Inside there is a Ray cluster. Gives stdout, to which Ray would print messages of its own."""
+    """Inside the block there is a Ray cluster, whose own messages go to stderr. Yields stdout."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is started here reports to nobody
     os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # prints would appear twice, and the result on stderr too
     handlers = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
@@ -77,7 +77,7 @@ def _connected(ray: Any, run: Path) -> Iterator[TextIO]:
             signal.signal(signal.SIGTERM, terminate)
         with redirect_stdout(sys.stderr):
             yield out
-    except (KeyboardInterrupt, SystemExit):  # what Ray makes of both signals
+    except (KeyboardInterrupt, SystemExit):  # Ray turns both signals into these
         if (run / "config.json").exists():
             asked[-1].add_note(str(run))
         raise asked[-1] from None
@@ -111,7 +111,7 @@ def _check_room(ray: Any, given: RayConfig, each: Mapping[str, float]) -> None:
 
 
 def _units(amount: float) -> int:
-    """An amount of a resource as Ray counts it, without the rounding of floats: 1 // 0.2 is 4."""
+    """The amount of a resource in the units of Ray. In floats, 1 // 0.2 is 4."""
     return round(UNITS * amount)
 
 
@@ -139,18 +139,18 @@ def _reason(failure: Exception) -> str:
     ranks = sorted(getattr(failure, "worker_failures", ()))
     if ranks:
         return f"{', '.join(f'rank {rank}' for rank in ranks)} was lost or failed"
-    lines = str(failure).split("\n")  # of a traceback, the last one says what was wrong
+    lines = str(failure).split("\n")  # the last line of a traceback says what was wrong
     return next((line.strip() for line in reversed(lines) if line.strip()), type(failure).__name__)[:300]
 
 
 @contextmanager
 def _printed(ray: Any, said: Any, out: TextIO) -> Iterator[None]:
-    """Inside, what the ranks print appears here."""
+    """Inside the block, what the ranks print appears here."""
     over, streams = threading.Event(), {"stdout": out, "stderr": sys.stderr}
 
     def work() -> None:
         is_last = False
-        with suppress(ray.exceptions.RayError):  # the cluster is gone, which is said elsewhere
+        with suppress(ray.exceptions.RayError):  # the cluster is gone, which is reported elsewhere
             while not is_last:
                 is_last = over.wait(LOOK_S)
                 for stream, text in ray.get(said.take.remote()):

@@ -1,4 +1,4 @@
-"""A rank that Ray has started: it does what the ranks of torchrun do, and prints where the job was begun."""
+"""A rank that Ray has started: it works like a rank of torchrun, and prints where the command was given."""
 
 import io
 import os
@@ -19,10 +19,10 @@ WORKER = "WORLDENV_RAY_WORKER"  # environment variable of a rank that Ray has st
 
 @dataclass(frozen=True)
 class Work:
-    """What every worker does: a command, in the folder and for the terminal of the process that makes this."""
+    """The command that every worker runs, in the folder and for the terminal of the process that makes this."""
 
     command: Callable[[Sequence[str]], None]
-    program: str  # its name
+    program: str  # name of the command
     words: Sequence[str]
     run: Path  # the run folder, whether or not the words name it
     folder: str = field(default_factory=os.getcwd)
@@ -73,10 +73,10 @@ class _Stream(io.TextIOBase):
 
 
 def do(work: Work, is_new: bool, said: Any) -> None:
-    """Do the work as a rank. Raises RuntimeError where Ray should start all ranks again."""
+    """Do the work as a rank. Raises RuntimeError if Ray should start all ranks again."""
     import ray
 
-    if ray.get(said.is_refused.remote()):  # wrong use does not become right by another attempt
+    if ray.get(said.is_refused.remote()):  # another attempt would be refused, too
         return
     os.environ |= {WORKER: "1", "COLUMNS": str(work.columns)}
     sys.stdout = _Stream(said, "stdout")
@@ -85,7 +85,7 @@ def do(work: Work, is_new: bool, said: Any) -> None:
     if code == 2:
         ray.get(said.refuse.remote())
     elif code:
-        time.sleep(LINGER_S)  # Ray ends all ranks when one has ended, and another may have something to say yet
+        time.sleep(LINGER_S)  # Ray ends all ranks when one has ended, and another may still have to say why
         raise RuntimeError(f"a rank ended with exit code {code}")
 
 
@@ -94,7 +94,8 @@ def _done(work: Work, is_new: bool) -> int:
     try:
         os.chdir(work.folder)
     except OSError as error:
-        print(f"{work.program}: {error}: begin in a folder that all machines of the cluster have", file=sys.stderr)
+        advice = "give the command in a folder that all machines of the cluster have"
+        print(f"{work.program}: {error}: {advice}", file=sys.stderr)
         return 2
     words = list(work.words)
     if is_new and (work.run / "config.json").exists():  # made by an attempt before this one

@@ -30,7 +30,7 @@ class Watch:
 
     def __init__(self, store: Store, rank: int, names: Sequence[str], program: str, linger_s: float = 0.0):
         self.store, self.rank, self.names, self.program = store, rank, names, program
-        self.linger_s = linger_s  # in which this process stays when another one says why the job ends
+        self.linger_s = linger_s  # how long this process stays when another rank says why the job ends
         self.run: object = None  # the run folder, once there is one
         self._over, self._ticks = threading.Event(), 0
         self._watched = [0] if rank else list(range(1, len(names)))

@@ -303,9 +303,9 @@ def settings_in(folder: Path, kind: type[Config]) -> Config:
 
 @contextmanager
 def written_like(source: Path, target: Path | str, *other: str) -> Iterator[Path]:
-    """A copy of a folder, without the files of the `other` names (patterns), which the block writes into it.
+    """Copy a folder, without files that match the patterns `other`; the block writes these into the copy.
 
-    Then it appears as `target`, whole or not at all. Raises UserError if there is something already.
+    After the block the copy appears as `target`, whole or not at all. Raises UserError if there is something already.
     """
     target = Path(target).expanduser()
     if os.path.lexists(target):

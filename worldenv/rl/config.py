@@ -22,7 +22,7 @@ class PostTrainConfig:
     accumulate: int | None = None  # chunks per backward pass; gradients add up to a whole minibatch; None: all at once
     signal: float = 0.25  # a group of siblings whose advantages are all smaller is left out: they differ by chance
     guard: float = 0.0  # a rollout has the weight (1 - how unsure its outcome is) ** guard; 0: all have the same
-    # World model and reflector wait in host memory while the policy learns. auto: where the card is too small for all.
+    # World model and reflector wait in host memory while the policy learns. auto: if the card is too small for all.
     offload: Literal["auto", "on", "off"] = field(default="auto", metadata=ADDED)
     # One step off policy: an iteration is imagined while the policy learns from the one before (docs/clusters.md).
     off_policy: bool = field(default=False, metadata=ADDED)

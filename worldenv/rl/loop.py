@@ -43,7 +43,7 @@ def post_train(
     all can read. An episode has the same number, and so the same randomness, on any number of ranks. SIGTERM then ends
     all of them once the iteration is saved (Terminated). With `shard`, what learns is shared out as well
     (worldenv/launch/shards.py). With config.off_policy, an iteration is imagined while the policy learns from the one
-    before, by the policy as it was before that update, so `renew` may then give no engine.
+    before; a copy of the policy as it was before that update acts. `renew` may then return no engine.
 
     The figures of `validate` are logged with those of the iteration; nothing else depends on them. config.offload
     "auto" means "off" here: which card there is, is known to whoever calls. `renew` is called
@@ -95,11 +95,11 @@ def _learner(policy: Policy, config: PostTrainConfig, ranks: Ranks, shard: bool)
 def _renewed(
     renew: Callable[[int], Engine | None] | None, iteration: int, ahead: Ahead | None
 ) -> tuple[Engine | None, dict[str, float]]:
-    """The engine that imagines from an iteration on, if it is another one, and the seconds that it took to make."""
+    """The new engine that `renew` gives for an iteration, or None, and how many seconds it took."""
     began = time.monotonic()
     renewed = renew(iteration) if renew is not None else None
     if renewed is not None and ahead is not None:
-        raise UserError(f"another engine is to imagine, and the old one has already done so: {REMEDY}")
+        raise UserError(f"`renew` gives another engine, but the old one has already imagined this iteration: {REMEDY}")
     return renewed, {} if renewed is None else {"refresh_s": time.monotonic() - began}
 
 

@@ -46,7 +46,7 @@ def needs(engine: Engine, start: Starts, config: PostTrainConfig, ranks: Ranks, 
     learnt = sum(parameter.numel() for parameter in trainable(engine.policy) if parameter.requires_grad)
     networks = {network_of(part) for part in (engine.policy, engine.world, engine.reflector)} - {None}
     weights = sum(_bytes(network.parameters()) + _bytes(network.buffers()) for network in networks)
-    if config.off_policy:  # a copy of what learns acts
+    if config.off_policy:  # a copy of the weights that learn acts
         weights += _bytes(trainable(engine.policy))
     steps = config.epochs * -(-whole * engine.horizon // config.minibatch)
     others = (ranks.count - 1) / ranks.count

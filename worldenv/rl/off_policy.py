@@ -15,7 +15,7 @@ from worldenv.rollout.engine import Engine
 from worldenv.rollout.episodes import Rollouts
 from worldenv.rollout.modes import network_of, put_in_evaluation
 
-Imagined = tuple[Rollouts, torch.Generator]  # rollouts of an iteration, and what drew its starts
+Imagined = tuple[Rollouts, torch.Generator]  # rollouts of an iteration, and the generator that drew its starts
 REMEDY = "leave out --rl.off-policy"
 
 
@@ -23,7 +23,8 @@ class Ahead:
     """A thread in which a copy of the policy acts: as the policy was before the update that is under way.
 
     `take` gives what the copy imagined, `begin` lets it imagine the next iteration. What it imagines depends on its
-    weights and on the number of the iteration, and not on when it does so. Leaving the block ends what is under way.
+    weights and on the number of the iteration, and not on when it does so. Leaving the block ends imagining at
+    the next chunk.
     Raises UserError for a policy that cannot be copied.
     """
 
@@ -48,7 +49,7 @@ class Ahead:
         self.thread.shutdown()
 
     def take(self, iteration: int) -> tuple[Imagined, float]:
-        """What was imagined for an iteration, and the seconds that it took; in a new session it is imagined now."""
+        """What was imagined for an iteration, and the seconds that it took. The first time, it is imagined now."""
         coming = self.coming or self._submit(iteration)
         self.coming = None
         return coming.result()
@@ -80,7 +81,7 @@ class Ahead:
         if self.stream is None:
             return self.thread.submit(self._timed, iteration)
         learns = torch.cuda.current_stream(self.stream.device)
-        self.stream.wait_stream(learns)  # it writes the weights
+        self.stream.wait_stream(learns)  # learning writes the weights
         return self.thread.submit(self._on_stream, iteration, learns)
 
     def _timed(self, iteration: int) -> tuple[Imagined, float]:
@@ -89,7 +90,7 @@ class Ahead:
         return imagined, time.monotonic() - began
 
     def _on_stream(self, iteration: int, learns: torch.cuda.Stream) -> tuple[Imagined, float]:
-        torch.cuda.set_device(self.stream.device)  # a new thread has the first one
+        torch.cuda.set_device(self.stream.device)  # a new thread begins on the first GPU
         with torch.cuda.stream(self.stream):
             imagined, seconds = self._timed(iteration)
         self.stream.synchronize()
@@ -99,7 +100,7 @@ class Ahead:
 
 
 def _copy(policy: Any, learnt: list[nn.Parameter]) -> Any:
-    """A policy of its own where this one learns; it shares all other parameters with it."""
+    """A copy of the policy, with parameters of its own for those that learn; it shares all others."""
     own = {*map(id, learnt)}
     parameters = policy.parameters() if isinstance(policy, nn.Module) else ()
     try:

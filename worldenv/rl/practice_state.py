@@ -61,7 +61,8 @@ def resume(
 ) -> tuple[int, dict[str, int]]:
     """Put the state of the run, if there is one, into learner and `ahead`; returns the iterations done and the counts.
 
-    Whoever wrote it, one process or many, in shards or not. Raises CheckpointError and UserError as `post_train` says.
+    One process or many may have written it, in shards or whole. Raises CheckpointError and UserError as `post_train`
+    says.
     """
     path = path_of(folder)
     if os.path.lexists(path):

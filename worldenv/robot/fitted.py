@@ -24,7 +24,8 @@ class FittedKinematics:
 
     Poses are x, y, z (m), axis-angle (rad), opening. `coast` [..., 7] is the state of the motion: what the next move
     will be without an action. Raises UserError if the numbers are not finite or not as many, if the opening's range is
-    empty, if a motion would grow by itself (an eigenvalue of inertia is 1 or more), or if repeat is not positive.
+    empty, if a motion would grow by itself (an eigenvalue of inertia is 1 or more), or if repeat is not a positive
+    integer.
     """
 
     step: Matrix  # what a unit of action moves at once: m, rad, opening
@@ -32,7 +33,7 @@ class FittedKinematics:
     inertia: Matrix  # what of a move follows with the next action
     drift: tuple[float, ...]  # [7], what moves by itself
     opening: tuple[float, float]  # least and greatest
-    repeat: int = field(default=1, metadata=ADDED)  # how many times the arm carries out each action; all above: once
+    repeat: int = field(default=1, metadata=ADDED)  # how often each action is carried out; all above are for once
 
     def __post_init__(self) -> None:
         for name in ("step", "after", "inertia"):
@@ -58,7 +59,7 @@ class FittedKinematics:
         action: Tensor,  # [..., 7] float32, the last action
         proprio: Tensor,  # [..., 7] float32, the present pose
     ) -> Tensor:  # [..., 7] float32
-        """The motion of an arm that has been seen to move: evenly, where the action was carried out several times."""
+        """The motion of an arm that has been seen to move; several repetitions are taken as even."""
         turn = composed(proprio[..., 3:6].double(), -before[..., 3:6].double(), torch.zeros_like(before[..., 3:6]))
         move = torch.cat([proprio[..., :3] - before[..., :3], turn, proprio[..., 6:] - before[..., 6:]], dim=-1)
         return self._coast(move / self.repeat, commanded(action)).to(proprio.dtype)

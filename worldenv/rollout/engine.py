@@ -129,7 +129,7 @@ class Engine:
         return out
 
     def end(self) -> None:
-        """For another thread: any `run`, also one that is under way, raises CancelledError before its next chunk."""
+        """Called by another thread: any `run`, also one under way, raises CancelledError before its next chunk."""
         self.ended = True
 
     def with_policy(self, policy: Policy) -> "Engine":

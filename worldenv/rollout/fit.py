@@ -29,7 +29,7 @@ class Work:
     epochs: int
     at_once: int  # chunks of a backward pass
     frame_bytes: int  # of the frames that a resident episode shows
-    off_policy: bool = False  # a copy of what learns acts, and the records of two iterations are there at a time
+    off_policy: bool = False  # a copy of the weights that learn acts, and the records of two iterations are kept
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Fit:
     """What a card can hold, and hours; None where a part is not counted."""
 
     weight_bytes: int
-    learning_bytes: int  # gradients and moments; off policy the copy that acts, too
+    learning_bytes: int  # gradients and moments; off policy, also the copy that acts
     update_bytes: int  # activations of a backward pass
     record_bytes: int  # of all episodes of an iteration
     slot_bytes: int  # of one episode

@@ -207,7 +207,7 @@ def libero_scratch() -> ScratchConfig:
 
 
 def tiny_libero_scratch() -> ScratchConfig:
-    """As `tiny_scratch`; its suite has one task, so that more of it is explored, and one episode to pretrain on."""
+    """As `tiny_scratch`, but with more exploration, because its suite has one task, and one episode of pretraining."""
     causal = CausalConfig(patch=16, channels=16, width=64, layers=2, heads=2, key_heads=1)
     few = {"pretraining_episodes": 1, "action_episodes": 1, "exploration": 10, "again": 8}
     return replace(tiny_scratch(), causal=causal, causal_levels=(1.0,), **few)

@@ -1,4 +1,4 @@
-"""Students of few denoising steps, of any teacher that predicts the clean latents of a chunk: one loss for all."""
+"""One loss for students of few denoising steps, of any teacher that predicts the clean latents of a chunk."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ def euler(
         noisy(after) = clean + after / before (noisy(before) - clean)
 
     Flow matching (Lipman et al. 2023): noisy = (1 - t) clean + t noise, the level is t from 1 to 0, and the network
-    predicts velocity = noise - clean, so clean = noisy - t velocity. The causal transformer and RLinf-Wan do so.
+    predicts velocity = noise - clean, so clean = noisy - t velocity. The causal transformer and RLinf-Wan do this.
 
     EDM (Karras et al. 2022, equations 1 to 7): noisy = clean + sigma noise, the level is sigma from sigma_max to 0, and
-    clean = c_skip noisy + c_out F(c_in noisy). Stable Video Diffusion does so: c_skip = 1 / (sigma^2 + 1), c_out =
+    clean = c_skip noisy + c_out F(c_in noisy). Stable Video Diffusion does this: c_skip = 1 / (sigma^2 + 1), c_out =
     -sigma / sqrt(sigma^2 + 1), c_in = 1 / sqrt(sigma^2 + 1).
 
-    Either is the other with noisy divided by 1 - t, and sigma = t / (1 - t). What is shared is therefore the clean
-    prediction at a level; how it comes about is left to each network.
+    Divide noisy of flow matching by 1 - t and set sigma = t / (1 - t): that is EDM. So both share the clean prediction
+    at a noise level; each network computes it in its own way.
     """
     return clean + after / before * (noisy - clean)
 
@@ -41,9 +41,9 @@ class Denoising:
     """A batch of B chunks that are to be denoised, each given its past and its actions."""
 
     noisy: Tensor  # [B, ...] float32, at the highest noise level: noise alone
-    clean: Tensor  # [B, ...] float32, the recorded latents; they only give a figure
-    denoiser: Callable[[nn.Module], Denoiser]  # of a network, for this batch
-    weight: Tensor | float = 1.0  # how much each number counts
+    clean: Tensor  # [B, ...] float32, the recorded latents; used for the figure `mse` only
+    denoiser: Callable[[nn.Module], Denoiser]  # makes the denoiser of a network for this batch
+    weight: Tensor | float = 1.0  # of each number's squared error
     # noisy, clean, before, after -> noisy; how the sampler goes on after a pass of the student
     onward: Callable[[Tensor, Tensor, float, float], Tensor] = euler
 
@@ -52,8 +52,8 @@ def few_step_loss(
     student: nn.Module,
     teacher: nn.Module,  # frozen from here on
     draw: Callable[[torch.Generator], Denoising],
-    levels: Sequence[float],  # of the student's passes, falling, and then 0
-    teacher_levels: Sequence[float],  # of the teacher's, likewise; both begin with the same
+    levels: Sequence[float],  # noise levels of the student's passes, falling; the last is 0
+    teacher_levels: Sequence[float],  # of the teacher's passes, likewise; both begin with the same level
     share: Share = WHOLE,
 ) -> Loss:
     """Each of the student's few passes is to land where the teacher's Euler steps lead from the same noise.

@@ -1,4 +1,4 @@
-"""Few-step students of released world models: a copy with the teacher's layout, what learns of it, and its loss."""
+"""Few-step students of released world models: a copy with the teacher's layout, its part that learns, and its loss."""
 
 import copy
 from collections.abc import Callable
@@ -23,8 +23,8 @@ from worldenv.worlds.wan.network import WanNetwork
 from worldenv.worlds.wan.world import WanWorld
 
 Teacher = VideoWorld | WanWorld | LatentCausalWorld
-# The last noise level of a student of several passes where the sampler ends at sigma_min: there, as good as nothing is
-# left for a pass to do (0.002 in Stable Video Diffusion). 1 is t = 1/2 of flow matching.
+# The noise level of the last pass, for a student of several passes. The sampler's own sigma_min (0.002 in Stable Video
+# Diffusion) would leave almost nothing for that pass to do. 1 is t = 1/2 of flow matching.
 LAST_SIGMA = 1.0
 
 
@@ -54,7 +54,10 @@ def student_of(teacher: Teacher, clips: Clips, batch: int, steps: int, teacher_s
             "WORLDENV_ATTENTION is ours, which has no gradient: a student cannot learn with it; leave it unset"
         )
     if shown != teacher.views[0]:
-        raise UserError(f"the recordings show {shown} first, and the world model imagines {teacher.views[0]}")
+        raise UserError(
+            f"the recordings show {shown} first, and the world model imagines {teacher.views[0]}; "
+            "give recordings that have this view first"
+        )
     if acted != robot.action_size or (felt != robot.proprio_size and not isinstance(teacher, WanWorld)):
         raise UserError(
             f"the recorded actions have {acted} numbers and proprioception {felt}; those of the suite's robot have "
@@ -86,7 +89,7 @@ def _of_wan(teacher: WanWorld, clips: Clips, batch: int, steps: int, teacher_ste
 def _of_latents(teacher: LatentCausalWorld, clips: Clips, batch: int, steps: int, teacher_steps: int) -> Student:
     network = _copied(teacher.network, teacher.network.tokenizer.frames).requires_grad_(True)
     levels, config = tuple(1 - step / steps for step in range(steps)), network.config
-    chunks = max(1, min(1 + config.window // config.chunk, int(clips.length.max()) // config.chunk))  # its memory
+    chunks = max(1, min(1 + config.window // config.chunk, int(clips.length.max()) // config.chunk))  # its whole memory
     given = teacher.network, teacher.robot, clips, batch, chunks, levels, teacher_steps
     world = LatentCausalWorld(network, teacher.robot, levels, teacher.views[0], teacher.decode, teacher.folder)
     return Student(world, network, distillation_loss(network, *given), network.see.weight.dtype)

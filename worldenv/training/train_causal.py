@@ -134,8 +134,8 @@ def distillation_loss(
 ) -> Loss:
     """`few_step_loss` of a causal network, in which tokens that change count more.
 
-    The last of `chunks` chunks is made from noise; the past is true, with a little noise on it. Between two passes of
-    the student there is fresh noise, as in `CausalWorld`.
+    The last of `chunks` chunks is made from noise; those before it are recorded, with a little noise added. Between two
+    passes of the student, fresh noise is added, as in `CausalWorld`.
     """
     share, k = Share(batch, ranks), student.config.chunk
     sampler = Sampler(student, robot, clips, share, chunks)

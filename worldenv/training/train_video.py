@@ -32,7 +32,7 @@ class Batch:
     features: dict[str, Tensor]  # [B, L, D] each, what the encoders see in the first frame
 
     def known(self, network: VideoUNet) -> Known:
-        """What a pass is given, with a gradient for what learns of it."""
+        """What a pass of the network is given; parts of it that learn have a gradient."""
         tokens = network.conditioning.tokens(self.features)
         return network.know(self.past, self.poses, self.camera, self.actions, tokens)
 
@@ -58,7 +58,7 @@ def video_loss(network: VideoUNet, clips: Clips, batch: int) -> Loss:
 
 
 def video_denoising(network: VideoUNet, clips: Clips, batch: int) -> Callable[[torch.Generator], Denoising]:
-    """What a student of such a network learns from, for `few_step_loss`: noise of sigma_max. Raises as `video_loss`."""
+    """Draws batches for `few_step_loss`, which begin with noise of sigma_max. Raises UserError as `video_loss` does."""
     draw = _batches(network, clips, batch)
 
     def task(generator: torch.Generator) -> Denoising:

@@ -1,4 +1,4 @@
-"""What a student of RLinf's Wan world model learns from: recorded episodes, as its rollouts see them."""
+"""What a student of RLinf's Wan world model learns from: recorded episodes, with the past that its rollouts have."""
 
 from collections.abc import Callable
 
@@ -42,7 +42,7 @@ def wan_denoising(world: WanWorld, clips: Clips, batch: int) -> Callable[[torch.
 
 
 def _led(world: WanWorld, clips: Clips, window: Window) -> Tensor:  # [B, CONTEXT, A]
-    """The actions that led to the known frames: rest before the first one, as when an episode begins."""
+    """The actions that led to the known frames; before the first frame, rest, as when an episode begins."""
     before = window.index[:, :CONTEXT] - 1
     led = clips.actions[window.episode[:, None], before.clamp(min=0)].clamp(-1, 1)
     return torch.where((before < window.first[:, None])[..., None], world.rest(led), led)

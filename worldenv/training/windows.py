@@ -20,9 +20,9 @@ class Window:
 
 
 class Windows:
-    """Draws batches of them. The memory is what it would be if the episode had begun at the first step.
+    """Draws batches of windows. The memory is what it would be if the episode had begun at the first step.
 
-    Raises UserError if no clip has so many steps, or if the frames are not of the size that is wanted.
+    Raises UserError if no clip has as many steps as a chunk, or if the frames have another size.
     """
 
     def __init__(self, clips: Clips, size: int, memory: int, chunk: int, batch: int):
@@ -42,7 +42,7 @@ class Windows:
 
 
 def steps_of(first: Tensor, present: Tensor, memory: int, chunk: int) -> Tensor:  # [B], [B] -> [B, M + K]
-    """Steps of the memory's frames, the first one and the latest before and at present, and of the chunk's."""
+    """Steps of the memory's frames (the first one, and the latest up to the present) and of the chunk's frames."""
     latest = present[:, None] + torch.arange(2 - memory, 1)
     latest = torch.maximum(latest, first[:, None])
     return torch.cat([first[:, None], latest, present[:, None] + 1 + torch.arange(chunk)], dim=1)

@@ -51,7 +51,7 @@ class LiberoSuite(HeldSuite):
         workers: int | None = None,
         timeout_s: float = 180.0,
         practice_starts: int = 240,  # from how many start states practice draws
-        robot: Robot | None = None,  # None: the Panda, with kinematics that hold for `repeat`
+        robot: Robot | None = None,  # None: the Panda, with kinematics for this `repeat`
         program: Sequence[str] = PROGRAM,  # what simulates; another one in tests
     ):
         if not isinstance(name, str) or name not in HORIZONS:

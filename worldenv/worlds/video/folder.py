@@ -108,7 +108,7 @@ def joined(
 
 
 class Ours(nn.Module):
-    """What a pipeline does not have."""
+    """The modules that a pipeline of diffusers does not have."""
 
     def __init__(self, network: VideoUNet):
         super().__init__()

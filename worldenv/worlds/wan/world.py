@@ -149,7 +149,7 @@ class WanWorld:
         }
 
     def turned(self, frames: Tensor) -> Tensor:  # [..., H, W, 3]; its own inverse
-        """Copies of upright pictures in their orientation, or of theirs upright."""
+        """Copies of upright pictures in the authors' orientation, or of the authors' pictures upright."""
         rows, columns = STEPS[self.config.orientation]
         return frames.flip([axis for axis, step in ((-3, rows), (-2, columns)) if step < 0])
 
