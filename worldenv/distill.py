@@ -59,20 +59,20 @@ def train_student(config: Distillation) -> dict[str, Any]:
     are the same, and a finished one returns at once. Raises UserError for settings, models or recordings that do not
     fit.
     """
-    if config.resume:
-        RunFolder(config.run)  # this check and the next come before minutes of loading
-    elif os.path.lexists(config.run):
-        raise FolderTaken(f"{config.run} is there already; choose another --run, or continue it with --resume")
     kept = {"distill": _document(config)}
-    teacher = _teacher(config)
-    clips = Clips.open(config.data)
-    schedule = config.schedule
-    student = student_of(teacher, clips, schedule.batch, config.denoising_steps, config.teacher_steps)
-    with RunFolder.resume(config.run) if config.resume else RunFolder.create(config.run, kept) as folder:
-        if folder.config != kept:
+    if Path(os.path.realpath(config.run)).is_relative_to(_folder(config)):  # of which the student will be a copy
+        raise UserError(f"--run {config.run} lies in the folder of the teacher; choose another --run")
+    if config.resume:  # this check and the next two come before minutes of loading
+        if RunFolder(config.run).config != kept:
             raise UserError(
                 f"{config.run} is not a run of worldenv-distill, or has other settings: choose another --run"
             )
+    elif os.path.lexists(config.run):
+        raise FolderTaken(f"{config.run} is there already; choose another --run, or continue it with --resume")
+    clips = Clips.open(config.data)
+    teacher, schedule = _teacher(config), config.schedule
+    student = student_of(teacher, clips, schedule.batch, config.denoising_steps, config.teacher_steps)
+    with RunFolder.resume(config.run) if config.resume else RunFolder.create(config.run, kept) as folder:
         seconds = fit(student.learns, student.loss, schedule, STAGE, folder, config.seed)
         last = {k: v for line in folder.metrics(STAGE)[-1:] for k, v in line.items() if isinstance(v, float)}
         if not os.path.lexists(folder.path / WORLD):
@@ -91,6 +91,10 @@ def _teacher(config: Distillation) -> Any:
 
 def _document(config: Distillation) -> dict[str, Any]:
     values = asdict(config) | {"run": None, "resume": False, "device": None}
-    kind, folder = released(config.world)
-    values["data"] = [str(path.resolve()) for path in config.data]
-    return values | {"world": f"{kind}:{Path(folder).expanduser().resolve()}"}
+    values["data"] = [os.path.realpath(path) for path in config.data]
+    return values | {"world": f"{released(config.world)[0]}:{_folder(config)}"}
+
+
+def _folder(config: Distillation) -> str:
+    """That of the teacher. Of a link to itself nothing is said here: whoever opens it does."""
+    return os.path.realpath(Path(released(config.world)[1]).expanduser())

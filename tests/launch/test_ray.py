@@ -151,6 +151,13 @@ def test_cluster_that_cannot_run_all_workers_is_refused(ray, message, monkeypatc
         on_ray._check_room(ray, RayConfig(workers=3), {"CPU": 2.0})
 
 
+@pytest.mark.parametrize(("each", "workers"), [(0.2, 5), (0.1, 10), (0.5, 2)])
+def test_parts_of_a_processor_fill_it(each, workers):
+    on_ray._check_room(cluster({"CPU": 1.0}, free=1.0), RayConfig(workers=workers), {"CPU": each})
+    with pytest.raises(UserError, match=f"has room for {workers}: start fewer"):
+        on_ray._check_room(cluster({"CPU": 1.0}), RayConfig(workers=workers + 1), {"CPU": each})
+
+
 class Lost(Exception):
     worker_failures = {1: OSError()}
 
@@ -179,6 +186,17 @@ def test_failure_that_ray_does_not_mend_is_one_line(program, failure, line, caps
     ray, work = SimpleNamespace(get=lambda value: value, **errors), Work(cli.train, program, [], tmp_path)
     assert on_ray._followed(ray, SimpleNamespace(fit=fit), SimpleNamespace(**remote), work, sys.stdout) == 1
     assert capsys.readouterr() == ("", f"before\n{program}: Ray gave up: {line.format(run=tmp_path)}\n")
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_interruption_names_the_run_once_it_is_there(is_there, tmp_path):
+    if is_there:
+        (tmp_path / "config.json").touch()
+    errors = SimpleNamespace(RayError=OSError)
+    ray = SimpleNamespace(init=lambda **_: None, shutdown=lambda: None, exceptions=errors)
+    with pytest.raises(KeyboardInterrupt) as stop, on_ray._connected(ray, tmp_path):
+        raise KeyboardInterrupt
+    assert getattr(stop.value, "__notes__", []) == [str(tmp_path)] * is_there
 
 
 def test_ray_that_is_not_installed_is_named(monkeypatch, capsys):

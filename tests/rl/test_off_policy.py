@@ -173,6 +173,15 @@ def test_looks_at_practice_beside_what_is_imagined_change_nothing(tiny, tmp_path
     assert torch.equal(seen[-1], last.action) and not torch.equal(seen[0], seen[1])  # of the policy that learns
 
 
+def test_a_policy_in_training_mode_learns_in_evaluation_mode(tiny, tmp_path, monkeypatch):
+    """As on policy, where the engine puts the policy that learns into that mode: dropout would be in its ratios."""
+    engine, update, modes = tiny.engine(horizon=8), Learner.update, []
+    engine.policy.train()
+    monkeypatch.setattr(Learner, "update", lambda me, *given: modes.append(me.policy.training) or update(me, *given))
+    practised(engine, tiny.starts(6), tmp_path / "run", replace(CONFIG, iterations=1))
+    assert modes == [False]
+
+
 def test_frozen_weights_are_there_once(tiny, tmp_path, monkeypatch):
     engine, copies, original = tiny.engine(horizon=8), [], Engine.with_policy
     monkeypatch.setattr(Engine, "with_policy", lambda me, policy: copies.append(policy) or original(me, policy))

@@ -1,6 +1,7 @@
 """Few-step students of released world models: nearer to their teachers, kept in their layout, resumed, refused."""
 
 import json
+import resource
 import shutil
 from dataclasses import replace
 
@@ -13,20 +14,21 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import worldenv  # noqa: E402
-from worldenv import cli  # noqa: E402
+from worldenv import cli, distill  # noqa: E402
 from worldenv.data.clips import Clips  # noqa: E402
 from worldenv.data.trajectories import TrajectoryWriter  # noqa: E402
 from worldenv.distill import Distillation, train_student  # noqa: E402
 from worldenv.errors import UserError  # noqa: E402
 from worldenv.interfaces.observation import Key  # noqa: E402
 from worldenv.nn import attention  # noqa: E402
+from worldenv.records.run_folder import RunFolder  # noqa: E402
 from worldenv.suites.tabletop.demonstrate import demonstrate  # noqa: E402
 from worldenv.suites.tabletop.scenes import TASKS  # noqa: E402
 from worldenv.suites.tabletop.suite import TabletopSuite  # noqa: E402
 from worldenv.training import fit as loop  # noqa: E402
 from worldenv.training.distillation import euler  # noqa: E402
 from worldenv.training.fit import Schedule  # noqa: E402
-from worldenv.training.students import student_of  # noqa: E402
+from worldenv.training.students import Student, student_of  # noqa: E402
 from worldenv.training.train_wan import wan_denoising  # noqa: E402
 from worldenv.training.windows import Window, Windows, steps_of  # noqa: E402
 from worldenv.worlds.wan.network import CONTEXT  # noqa: E402
@@ -209,6 +211,46 @@ def test_interrupted_training_ends_as_if_it_had_not_been(training, monkeypatch):
         train_student(replace(resumed, denoising_steps=2))
     with pytest.raises(UserError, match="run is there already; choose another --run, or continue it with --resume"):
         train_student(config)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("svd", 1 << 20), ("rlinf-wan", 8 << 10)])  # bytes that a file may have
+def test_disk_that_is_full_when_the_student_is_written_is_named(training, kind, size, monkeypatch):
+    config = training(kind, steps=1, teacher_steps=2)
+    limits, write = resource.getrlimit(resource.RLIMIT_FSIZE), Student.write
+
+    def full(student, folder):  # the system refuses the data as a full disk does
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            return write(student, folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(Student, "write", full)
+    with pytest.raises(UserError, match="world cannot be written .*free some space"):
+        train_student(config)
+    assert not [entry.name for entry in config.run.iterdir() if "world" in entry.name]
+    monkeypatch.setattr(Student, "write", write)
+    assert worldenv.load(world=train_student(replace(config, resume=True))["world"]).world
+
+
+def test_run_inside_the_teacher_is_refused(training, teachers, tmp_path):
+    shutil.copytree(teachers / "svd", tmp_path / "svd")
+    (tmp_path / "link").symlink_to(tmp_path / "svd")
+    for run in (tmp_path / "svd" / "deep" / "run", tmp_path / "link" / "run"):
+        with pytest.raises(UserError, match="--run .*run lies in the folder of the teacher; choose another --run"):
+            train_student(training("svd", world=f"svd:{tmp_path / 'svd'}", run=run))
+    assert not run.exists() and not (tmp_path / "svd" / "deep").exists()
+
+
+def test_what_needs_no_teacher_is_refused_before_it_is_loaded(training, tmp_path, monkeypatch):
+    monkeypatch.setattr(distill, "_teacher", lambda config: pytest.fail("it was loaded"))
+    (tmp_path / "loop").symlink_to("loop")
+    for name, message in (("nothing", "nothing"), ("loop", "Too many levels of symbolic links")):
+        with pytest.raises(UserError, match=message):
+            train_student(training("svd", data=(tmp_path / name,)))
+    RunFolder.create(tmp_path / "run", {"rl": {}}).close()
+    with pytest.raises(UserError, match="not a run of worldenv-distill, or has other settings"):
+        train_student(training("svd", resume=True))
 
 
 @pytest.mark.parametrize(

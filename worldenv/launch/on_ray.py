@@ -18,6 +18,7 @@ from worldenv.launch.ray_rank import Said, Work, do
 from worldenv.launch.share import number
 
 FREE_S = 10  # seconds within which the resources of a job that has ended become free
+UNITS = 10_000  # Ray counts in ten-thousandths of a resource
 LOOK_S = 0.2  # seconds between two looks at what the ranks have printed
 
 
@@ -77,7 +78,8 @@ def _connected(ray: Any, run: Path) -> Iterator[TextIO]:
         with redirect_stdout(sys.stderr):
             yield out
     except (KeyboardInterrupt, SystemExit):  # Ray turns both signals into these
-        asked[-1].add_note(str(run))
+        if (run / "config.json").exists():
+            asked[-1].add_note(str(run))
         raise asked[-1] from None
     finally:
         ray.shutdown()
@@ -88,8 +90,11 @@ def _connected(ray: Any, run: Path) -> Iterator[TextIO]:
 def _check_room(ray: Any, given: RayConfig, each: Mapping[str, float]) -> None:
     """Raise UserError if the cluster cannot run all workers at once: Ray would wait for other machines for ever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fits = [min((node.get(name, 0) // need for name, need in each.items()), default=given.workers) for node in nodes]
-    room = int(sum(fits))
+    needed = {name: _units(need) for name, need in each.items() if _units(need)}
+    fits = [
+        min((_units(node.get(name, 0)) // n for name, n in needed.items()), default=given.workers) for node in nodes
+    ]
+    room = sum(fits)
     needs = " ".join(f"{name}={amount:g}" for name, amount in each.items())
     asked = f"--launch.ray.workers is {given.workers}, each with {needs}"
     if room < given.workers:
@@ -99,10 +104,15 @@ def _check_room(ray: Any, given: RayConfig, each: Mapping[str, float]) -> None:
             f"the Ray cluster has {len(nodes)} machines: give a folder that they share, --launch.ray.storage-path"
         )
     until = time.monotonic() + FREE_S
-    while any(ray.available_resources().get(name, 0) < given.workers * amount for name, amount in each.items()):
+    while any(_units(ray.available_resources().get(name, 0)) < given.workers * n for name, n in needed.items()):
         if time.monotonic() > until:
             raise UserError(f"{asked}, and other jobs use too much of the Ray cluster: look at `ray status`")
         time.sleep(LOOK_S)
+
+
+def _units(amount: float) -> int:
+    """The amount of a resource in the units of Ray. In floats, 1 // 0.2 is 4."""
+    return round(UNITS * amount)
 
 
 def _followed(ray: Any, trainer: Any, said: Any, work: Work, out: TextIO) -> int:

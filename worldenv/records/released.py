@@ -319,6 +319,8 @@ def written_like(source: Path, target: Path | str, *other: str) -> Iterator[Path
         sync(target.parent)
     except OSError as error:
         raise cannot_be_written(target, error) from error
+    except SafetensorError as error:  # the system's, which safetensors hides in its own
+        raise cannot_be_written(target, OSError(str(error))) from error
 
 
 def check_finite(file: Path, key: str, tensor: Tensor) -> None:

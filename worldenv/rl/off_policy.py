@@ -13,6 +13,7 @@ from worldenv.errors import UserError
 from worldenv.rl.checks import trainable
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.episodes import Rollouts
+from worldenv.rollout.modes import network_of, put_in_evaluation
 
 Imagined = tuple[Rollouts, torch.Generator]  # rollouts of an iteration, and the generator that drew its starts
 REMEDY = "leave out --rl.off-policy"
@@ -29,6 +30,8 @@ class Ahead:
 
     def __init__(self, engine: Engine, imagine: Callable[[Engine, int], Imagined], iterations: int):
         self.imagine, self.iterations = imagine, iterations
+        if (network := network_of(engine.policy)) is not None:
+            put_in_evaluation(network)  # as acting would: here only the copy acts
         self.learnt = trainable(engine.policy)
         acts = _copy(engine.policy, self.learnt)
         self.weights = trainable(acts)  # what the copy does not share with the policy
