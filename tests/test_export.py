@@ -116,7 +116,6 @@ def test_part_without_pieces_and_unknown_pieces_are_named(refused):
         ([], "arguments are required: folder"),
         (["out"], "nothing to export: name at least one of --policy, --world, --reflector"),
         ([".", "--policy", "small"], "is there already"),
-        (["out", "--world", "composer"], "ComposerWorld, which offers no pieces"),
     ],
 )
 def test_command_refuses_in_one_line(words, message, tmp_path, monkeypatch, capsys):

@@ -12,6 +12,7 @@ from worldenv.data.formats.rlinf import RlinfConfig
 from worldenv.data.orientation import STEPS
 from worldenv.errors import UserError
 from worldenv.interfaces.observation import Observation
+from worldenv.interfaces.pieces import Piece
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.suite import Suite
 from worldenv.records.checkpoint import CheckpointError
@@ -92,11 +93,21 @@ class RlinfReflector(nn.Module):
     @torch.no_grad()
     def judge(self, frames: Tensor, state: Judged) -> tuple[Tensor, Tensor]:
         """Reward and stop [B, K] after each frame [B, K, V, H, W, 3], of the first view."""
+        reward = self._reward(frames[:, :, 0].flatten(0, 1)).unflatten(0, frames.shape[:2])
+        return reward, reward > self.config.threshold
+
+    def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
+        """The whole network, of frames as they are."""
+
+        def frames(rows: int) -> dict[str, Tensor]:
+            return {"frames": torch.randint(256, (rows, *size, 3), dtype=torch.uint8)}
+
+        return {"reward": Piece(self, self._reward, frames, ("reward",))}
+
+    def _reward(self, frames: Tensor) -> Tensor:  # [N, H, W, 3] uint8 -> [N]
         rows, columns = STEPS[self.config.orientation]
         turned = [axis for axis, step in ((-3, rows), (-2, columns)) if step < 0]
-        pictures = frames[:, :, 0].flatten(0, 1).flip(turned).movedim(-1, 1)
-        reward = self.net(pictures.float() / 127.5 - 1)[:, 0].unflatten(0, frames.shape[:2])
-        return reward, reward > self.config.threshold
+        return self.net(frames.flip(turned).movedim(-1, 1).float() / 127.5 - 1)[:, 0]
 
 
 def load_rlinf_reflector(folder: Path | str, suite: Suite) -> RlinfReflector:

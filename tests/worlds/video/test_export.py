@@ -7,6 +7,7 @@ from worldenv.assemble import Parts
 from worldenv.errors import UserError
 from worldenv.export import export_onnx
 from worldenv.nn import attention
+from worldenv.worlds.tokenizers import FrameTokenizer
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -24,6 +25,23 @@ def test_denoising_step_agrees_under_onnxruntime(load, tmp_path):
     found = session.run(None, {name: x.numpy() for name, x in inputs.items()})[0]
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), piece.call(*inputs.values()), rtol=1e-4, atol=1e-4)
+
+
+class Pictures:
+    """A world model as far as its autoencoder goes."""
+
+    size = (32, 48)
+
+    def __init__(self, tokenizer):
+        self.pieces = tokenizer.pieces
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderKLTemporalDecoder", "AutoencoderDC"])
+def test_autoencoder_agrees_under_onnxruntime(make_autoencoder, tmp_path, kind):
+    world = Pictures(FrameTokenizer(make_autoencoder(kind)))
+    files = export_onnx(Parts(None, None, world, None), tmp_path / "out", ("world",))["files"]
+    assert set(files) == {"world-encoder.onnx", "world-decoder.onnx"}
+    assert max(file["difference"] for file in files.values()) <= 1e-4
 
 
 def test_unet_refuses_attention_that_it_cannot_use(load, monkeypatch):

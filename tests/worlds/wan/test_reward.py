@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from worldenv.assemble import Parts
 from worldenv.errors import UserError
+from worldenv.export import export_onnx
 from worldenv.interfaces.reflector import Reflector
 from worldenv.reflector.rlinf_resnet import load_rlinf_reflector
 
@@ -45,6 +47,23 @@ def test_the_reward_is_the_networks_probability(written, tabletop, draw):
 def test_a_state_dict_alone_is_read_too(release, tabletop, draw, same_weights, written):
     torch.save(dict(draw[FILE]()), release / FILE)
     assert same_weights(load_rlinf_reflector(release, tabletop), load_rlinf_reflector(written, tabletop))
+
+
+def test_the_network_agrees_under_onnxruntime(written, tabletop, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    reflector = load_rlinf_reflector(written, tabletop)
+    files = export_onnx(Parts(None, None, Sized(), reflector), tmp_path / "out", ("reflector",))["files"]
+    assert files["reflector-reward.onnx"]["difference"] <= 1e-4
+    frames = torch.randint(256, (5, 64, 64, 3), dtype=torch.uint8)
+    session = onnxruntime.InferenceSession(str(tmp_path / "out/reflector-reward.onnx"))
+    found = torch.from_numpy(session.run(None, {"frames": frames.numpy()})[0])
+    wanted, _ = reflector.judge(frames[:, None, None], None)  # turned and scaled as it sees them
+    torch.testing.assert_close(found, wanted[:, 0], rtol=0, atol=1e-4)
+
+
+class Sized:
+    size = (64, 64)
 
 
 class Evil:

@@ -41,12 +41,24 @@ class FlowNetwork(nn.Module):
     state_numbers: int
     width: int  # W, of the expert
 
+    def seen(self, pixels: Tensor) -> Tensor:
+        """What the vision tower makes of pictures [B, V, 3, S, S]: [B, V * L, D], as the language model takes it."""
+        raise NotImplementedError
+
     def prefix(self, pixels: Tensor, tokens: Tensor, state: Tensor) -> Any:
         """What the steps need of pictures [B, V, 3, S, S], prompts [B, L] and states [B, D]."""
         raise NotImplementedError
 
     def velocity(self, prefix: Any, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """Velocity [B, K, D] and state of the expert [B, K, W], float32, at x [B, K, D] and time [B], 1 to 0."""
+        raise NotImplementedError
+
+    def kept(self, prefix: Any) -> dict[str, Tensor]:
+        """What `step` takes of a prefix: keys and values [B, layers, L, heads, size], real [B, L] bool, and more."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor, time: Tensor, *kept: Tensor) -> tuple[Tensor, Tensor]:
+        """`velocity`, of float32, from tensors alone: what can be exported."""
         raise NotImplementedError
 
     def off_meta(self) -> None:

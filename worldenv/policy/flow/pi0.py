@@ -9,6 +9,7 @@ from torch import Tensor
 
 from worldenv.errors import UserError
 from worldenv.policy.flow.config import FlowConfig
+from worldenv.policy.flow.layers import attended, heads, passed, turned
 from worldenv.policy.flow.layout import Architecture, FlowNetwork, features, matched, refuse, vlm_folders, whole
 from worldenv.policy.flow.prompt import Prompt
 from worldenv.records.checkpoint import CheckpointError, one_line
@@ -66,10 +67,12 @@ class Pi0Network(FlowNetwork):
     def dtype(self) -> torch.dtype:
         return self.net.model.dit.norm.weight.dtype
 
+    def seen(self, pixels: Tensor) -> Tensor:
+        seen = self.net.model.vlm.get_image_features(pixels.flatten(0, 1).to(self.dtype)).pooler_output
+        return seen.unflatten(0, pixels.shape[:2]).flatten(1, 2)
+
     def prefix(self, pixels: Tensor, tokens: Tensor, state: Tensor) -> Prefix:
-        vlm = self.net.model.vlm
-        seen = vlm.get_image_features(pixels.flatten(0, 1).to(self.dtype)).pooler_output
-        seen = seen.unflatten(0, pixels.shape[:2]).flatten(1, 2)  # [B, V * L, D]
+        vlm, seen = self.net.model.vlm, self.seen(pixels)
         said = vlm.get_input_embeddings()(tokens.clamp(min=0))
         x = torch.cat([seen.to(said.dtype), said], dim=1)
         mask = torch.cat([torch.ones_like(x[:, : seen.shape[1], 0], dtype=torch.int64), (tokens >= 0).long()], dim=1)
@@ -91,6 +94,30 @@ class Pi0Network(FlowNetwork):
         # A step looks at the prefix and at no step before. What is cropped from a step without gradient has none.
         for layer, (keys, values) in zip(cache.layers, prefix.kept, strict=True):
             layer.keys, layer.values = keys, values
+        return self.net.action_out_proj(hidden), hidden
+
+    def kept(self, prefix: Prefix) -> dict[str, Tensor]:
+        keys, values = (torch.stack(part, 1).transpose(2, 3) for part in zip(*prefix.kept, strict=True))
+        return {"keys": keys, "values": values, "real": prefix.mask > 0, "state": prefix.state}
+
+    def step(
+        self, x: Tensor, time: Tensor, keys: Tensor, values: Tensor, real: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        # transformers' forward pass writes into a cache of its own class, which no exporter takes.
+        expert, h = self.net.model.dit, self.net.embed_action_time(state, x, time)
+        own = torch.arange(1 + self.horizon, device=x.device)  # the state, then the actions
+        place = real.sum(1, keepdim=True) + own
+        rotary = expert.rotary_emb
+        angle = (place[..., None].float() * rotary.inv_freq)[:, :, None]
+        turn = angle.cos() * rotary.attention_scaling, angle.sin() * rotary.attention_scaling
+        block = (own == 0) | (own > 0)[:, None]  # [1 + K, 1 + K]: the state sees no action
+        mask = torch.cat([real[:, None].expand(-1, len(own), -1), block.expand(len(x), -1, -1)], dim=2)
+        for i, layer in enumerate(expert.layers):
+            n = layer.input_layernorm(h)
+            key = torch.cat([keys[:, i], turned(heads(layer, "k", n), turn)], dim=1)
+            value = torch.cat([values[:, i], heads(layer, "v", n)], dim=1)
+            h = passed(layer, h, attended(turned(heads(layer, "q", n), turn), key, value, mask))
+        hidden = expert.norm(h)[:, 1:].float()
         return self.net.action_out_proj(hidden), hidden
 
     def off_meta(self) -> None:

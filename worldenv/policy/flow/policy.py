@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.interfaces.observation import Key, Observation
+from worldenv.interfaces.pieces import Piece
 from worldenv.interfaces.policy import Decision
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.suite import Suite
@@ -123,6 +124,28 @@ class FlowPolicy(Adapted):
     def action(self, x: Tensor) -> Tensor:  # [B, K, D] -> [B, chunk, A] float32
         """What of the flow's end is carried out, in the environment's units."""
         return self.units.action(x[:, : self.chunk, : self.actions])
+
+    def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
+        """The vision tower, and one step of the flow over the language model's keys and values; adapters are applied.
+
+        `size` is of no matter: pictures are prepared for the tower.
+        """
+        network, s, longest = self.network, self.found.architecture.size, self.prompt.longest
+
+        def pixels(rows: int) -> dict[str, Tensor]:
+            return {"pixels": torch.rand(rows, len(self.views), 3, s, s) * 2 - 1}
+
+        def moment(rows: int) -> dict[str, Tensor]:
+            tokens = torch.randint(2, (rows, longest))  # any ids do, and prompts of several lengths
+            tokens[torch.arange(longest) > torch.arange(rows)[:, None] + longest // 2] = -1
+            prefix = network.prefix(pixels(rows)["pixels"], tokens, torch.randn(rows, network.state_numbers))
+            noisy = torch.randn(rows, network.horizon, network.numbers)
+            return {"noisy": noisy, "time": torch.rand(rows), **network.kept(prefix)}
+
+        return {
+            "vision-tower": Piece(network, network.seen, pixels, ("patches",)),
+            "denoising-step": Piece(network, network.step, moment, ("velocity", "hidden")),
+        }
 
     def write_back(self, folder: Path | str) -> Path:
         """Write the policy as it is now in its authors' layout, so that their code runs it; see `write_policy`."""

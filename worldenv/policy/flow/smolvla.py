@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from worldenv.errors import UserError
 from worldenv.files import read_json
 from worldenv.policy.flow.config import FlowConfig
+from worldenv.policy.flow.layers import attended, heads, passed, turned
 from worldenv.policy.flow.layout import Architecture, FlowNetwork, features, matched, refuse, vlm_folders, whole
 from worldenv.policy.flow.prompt import Prompt
 from worldenv.records.checkpoint import CheckpointError, one_line
@@ -84,11 +85,14 @@ class SmolVLANetwork(FlowNetwork):
         """Whether a layer of the expert looks at the expert's own keys, too."""
         return not self.sizes.crossed or (self.sizes.every > 0 and layer % self.sizes.every == 0)
 
-    def prefix(self, pixels: Tensor, tokens: Tensor, state: Tensor) -> Prefix:
+    def seen(self, pixels: Tensor) -> Tensor:
         model = self.vlm_with_expert.vlm.model
-        text, vision = model.text_model, model.vision_model
+        vision = model.vision_model
         seen = vision(pixels.flatten(0, 1).to(vision.post_layernorm.weight.dtype)).last_hidden_state
-        seen = model.connector(seen).unflatten(0, pixels.shape[:2]).flatten(1, 2)  # [B, V * L, D]
+        return model.connector(seen).unflatten(0, pixels.shape[:2]).flatten(1, 2)
+
+    def prefix(self, pixels: Tensor, tokens: Tensor, state: Tensor) -> Prefix:
+        text, seen = self.vlm_with_expert.vlm.model.text_model, self.seen(pixels)
         said, root = text.embed_tokens(tokens.clamp(min=0)), math.sqrt(seen.shape[-1])
         own = self.state_proj(state.to(self.state_proj.weight.dtype))[:, None]
         x = torch.cat([seen * root, said * root, own], dim=1).to(text.norm.weight.dtype)
@@ -128,6 +132,13 @@ class SmolVLANetwork(FlowNetwork):
         hidden = expert.norm(h).float()
         return self.action_out_proj(hidden), hidden
 
+    def kept(self, prefix: Prefix) -> dict[str, Tensor]:
+        keys, values = (torch.stack(part, dim=1) for part in zip(*prefix.keys, strict=True))
+        return {"keys": keys, "values": values, "real": prefix.real}
+
+    def step(self, x: Tensor, time: Tensor, keys: Tensor, values: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        return self.velocity(Prefix(list(zip(keys.unbind(1), values.unbind(1), strict=True)), real), x, time)
+
     def _embedded(self, x: Tensor, time: Tensor) -> Tensor:  # [B, K, D], [B] -> [B, K, W]
         low, high = self.sizes.periods
         share = torch.linspace(0.0, 1.0, self.sizes.width // 2, dtype=torch.float64, device=x.device)
@@ -140,33 +151,11 @@ class SmolVLANetwork(FlowNetwork):
         """There is nothing: positions are computed where they are needed."""
 
 
-def heads(layer: nn.Module, kind: str, x: Tensor) -> Tensor:  # [B, L, D] -> [B, L, heads, size]
-    return getattr(layer.self_attn, f"{kind}_proj")(x).unflatten(-1, (-1, layer.self_attn.head_dim))
-
-
 def rotary(position: Tensor, size: int) -> tuple[Tensor, Tensor]:  # [B, L] -> cosine and sine [B, L, 1, size / 2]
     """The turn of each position."""
     scale = WAVELENGTH ** (2 / size * torch.arange(size // 2, dtype=torch.float32, device=position.device))
     angle = (position[..., None].float() / scale)[:, :, None]
     return angle.cos(), angle.sin()
-
-
-def turned(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:  # [B, L, heads, size]
-    one, other = x.float().chunk(2, dim=-1)
-    cos, sin = turn
-    return torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1).to(x.dtype)
-
-
-def attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Attention of query [B, L, heads, size] to fewer heads of keys, where mask [B, L, M] is True: [B, L, D]."""
-    groups = query.shape[2] // key.shape[2]
-    q, k, v = query.transpose(1, 2), *(x.repeat_interleave(groups, 2).transpose(1, 2) for x in (key, value))
-    return F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=mask[:, None]).transpose(1, 2).flatten(2)
-
-
-def passed(layer: nn.Module, x: Tensor, attention: Tensor) -> Tensor:  # [B, L, D]
-    x = x + layer.self_attn.o_proj(attention)
-    return x + layer.mlp(layer.post_attention_layernorm(x))
 
 
 def architecture(release: Release, config: FlowConfig) -> Architecture:

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from worldenv.errors import UserError
 from worldenv.interfaces.observation import Key, Observation
+from worldenv.interfaces.pieces import Piece
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.world import Imagined
-from worldenv.nn.int8 import Ranges, in_int8
+from worldenv.nn.int8 import Ranges, in_int8, is_copy
 from worldenv.ops.known_pictures import known_pictures
 from worldenv.ops.patchify import PATCH
 from worldenv.ops.philox import Use, philox
 from worldenv.ops.unpatchify import to_frames, unpatchify
 from worldenv.records.model_files import load_model
+from worldenv.robot.camera import tabletop_camera
 from worldenv.robot.robot import Robot
 from worldenv.worlds.composer.contact import Scene, follow
 from worldenv.worlds.composer.layer import POSITION, Layer
@@ -96,6 +98,28 @@ class ComposerWorld:
         else:
             passed = parts_of_passes(imagine_pass, memory, poses, key.chunk, self.chunk)
         return Imagined(passed.frames[:, :, None], proprio, passed.finite, passed.doubt)
+
+    def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
+        """One denoising step of the network in floats, from known pictures and poses. Raises UserError for 8 bits."""
+        network, side = self.network, self.size[0]
+        if is_copy(network):
+            raise UserError("a composer in 8 bits has no export: give the one in floats that it was made of")
+
+        def given(rows: int) -> dict[str, Tensor]:
+            shape = rows, side // 2, side // 2
+            camera = torch.from_numpy(tabletop_camera(side).projection)  # one that sees the poses
+            return {
+                "noisy": torch.randn(*shape, self.chunk, PATCH),
+                "noise_level": torch.rand(rows),
+                "pictures": torch.randint(256, (*shape, network.config.sources - 1, PATCH), dtype=torch.uint8),
+                "poses": torch.randn(rows, self.chunk + 1, 7) * 0.1,
+                "camera": camera.repeat(rows, 1, 1, 1),
+            }
+
+        def step(noisy: Tensor, level: Tensor, pictures: Tensor, poses: Tensor, camera: Tensor) -> Tensor:
+            return network.denoise(noisy, level, network.see(pictures, poses, camera, self.robot.gripper))
+
+        return {"denoising-step": Piece(network, step, given, ("clean",))}
 
     def _pass(
         self,
