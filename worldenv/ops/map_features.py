@@ -20,7 +20,7 @@ def map_features_reference(
 ) -> Tensor:  # [B, V, H / 2, W / 2, D] float32
     """The meaning of `map_features`, in plain PyTorch; it has a gradient with respect to `weight`."""
     maps = action_map_reference(poses.flatten(0, 1), _of_every_pose(camera, poses), gripper, height, width)
-    return _convolve(maps, weight, len(poses))
+    return _convolve(maps, weight, poses.shape[0])
 
 
 def _draw_then_convolve(
@@ -28,7 +28,7 @@ def _draw_then_convolve(
 ) -> Tensor:
     # The same with the face of `action_map` that the device has.
     maps = torch.ops.worldenv.action_map(poses.flatten(0, 1), _of_every_pose(camera, poses), gripper, height, width)
-    return _convolve(maps, weight, len(poses))
+    return _convolve(maps, weight, poses.shape[0])
 
 
 def _of_every_pose(camera: Tensor, poses: Tensor) -> Tensor:  # [B, V, 3, 4], [B, N, P] -> [B * N, V, 3, 4]

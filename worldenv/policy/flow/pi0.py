@@ -111,7 +111,7 @@ class Pi0Network(FlowNetwork):
         angle = (place[..., None].float() * rotary.inv_freq)[:, :, None]
         turn = angle.cos() * rotary.attention_scaling, angle.sin() * rotary.attention_scaling
         block = (own == 0) | (own > 0)[:, None]  # [1 + K, 1 + K]: the state sees no action
-        mask = torch.cat([real[:, None].expand(-1, len(own), -1), block.expand(len(x), -1, -1)], dim=2)
+        mask = torch.cat([real[:, None].expand(-1, own.shape[0], -1), block.expand(x.shape[0], -1, -1)], dim=2)
         for i, layer in enumerate(expert.layers):
             n = layer.input_layernorm(h)
             key = torch.cat([keys[:, i], turned(heads(layer, "k", n), turn)], dim=1)

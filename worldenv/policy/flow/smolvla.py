@@ -115,10 +115,10 @@ class SmolVLANetwork(FlowNetwork):
         h = self._embedded(x.to(self.action_in_proj.weight.dtype), time).to(expert.norm.weight.dtype)
         places = torch.arange(x.shape[1], device=x.device)
         size = expert.layers[0].self_attn.head_dim
-        alone = rotary(places[None].expand(len(x), -1), size)
+        alone = rotary(places[None].expand(x.shape[0], -1), size)
         after = rotary(real.sum(1, keepdim=True) + places, size)
         past = real[:, None].expand(-1, x.shape[1], -1)  # [B, K, L]
-        causal = (places <= places[:, None]).expand(len(x), -1, -1)  # [B, K, K]
+        causal = (places <= places[:, None]).expand(x.shape[0], -1, -1)  # [B, K, K]
         for i, layer in enumerate(expert.layers):
             key, value = (tensor.to(h.dtype) for tensor in prefix.keys[i])
             n, mask, turn = layer.input_layernorm(h), past, alone
