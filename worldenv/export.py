@@ -194,7 +194,7 @@ def _compared(name: str, path: Path, inputs: dict[str, Tensor], wanted: dict[str
         raise UserError(f"{name} does not run under onnxruntime with a batch of {rows}: {_cause(error)}") from error
     worst = 0.0
     for (output, right), numbers in zip(wanted.items(), found, strict=True):
-        got = torch.from_numpy(numbers)
+        got, right = torch.from_numpy(numbers).double(), right.double()
         if got.shape != right.shape:
             raise UserError(f"{name}: {output} is {list(got.shape)} under onnxruntime, {list(right.shape)} in torch")
         if not got.isfinite().all():

@@ -13,7 +13,7 @@ class Sized:
 
 @pytest.mark.parametrize("kind", ["pi0", "smolvla"])
 @torch.no_grad()
-def test_step_that_is_exported_is_the_one_it_acts_with(load, kind):
+def test_what_is_exported_is_what_it_acts_with(load, kind):
     policy = load(kind, cameras=2)
     network, time = policy.network, torch.tensor([1.0, 0.6, 0.1])
     pixels, x = (
@@ -21,10 +21,17 @@ def test_step_that_is_exported_is_the_one_it_acts_with(load, kind):
         torch.randn(3, 6, 12),
     )
     tokens = torch.tensor([[5, 6, 7, 4], [5, 6, -1, -1], [9, -1, -1, -1]])
-    prefix = network.prefix(pixels, tokens, torch.randn(3, 12))
+    state = torch.randn(3, 12)
+    prefix = network.prefix(pixels, tokens, state)
     wanted = network.velocity(prefix, x, time)
-    for found, right in zip(network.step(x, time, **network.kept(prefix)), wanted, strict=True):
+    kept = network.kept(prefix)
+    for found, right in zip(network.step(x, time, **kept), wanted, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
+    given = network.seen(pixels), tokens, *([] if network.state_in_step else [state])
+    *found, real = network.language(*given)
+    assert torch.equal(real, kept["real"]) and not real.all()
+    for one, right in zip(found, (kept["keys"], kept["values"]), strict=True):
+        torch.testing.assert_close(one.movedim(2, 1)[real], right.movedim(2, 1)[real], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["pi0", "smolvla"])
@@ -32,7 +39,8 @@ def test_pieces_agree_under_onnxruntime(load, tmp_path, kind):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     files = export_onnx(Parts(None, load(kind, cameras=2), Sized(), None), tmp_path / "out", ("policy",))["files"]
-    assert set(files) == {"policy-vision-tower.onnx", "policy-denoising-step.onnx"}
+    print(kind, {name: file["difference"] for name, file in files.items()})
+    assert set(files) == {f"policy-{piece}.onnx" for piece in ("vision-tower", "language-model", "denoising-step")}
     assert max(file["difference"] for file in files.values()) <= 1e-4
     step = files["policy-denoising-step.onnx"]
     width = {"pi0": 16, "smolvla": 24}[kind]

@@ -40,6 +40,7 @@ class FlowNetwork(nn.Module):
     numbers: int  # D, numbers of each, filled up with 0
     state_numbers: int
     width: int  # W, of the expert
+    state_in_step: bool  # whether the expert reads the state, in every step; False: the language model does
 
     def seen(self, pixels: Tensor) -> Tensor:
         """What the vision tower makes of pictures [B, V, 3, S, S]: [B, V * L, D], as the language model takes it."""
@@ -55,6 +56,10 @@ class FlowNetwork(nn.Module):
 
     def kept(self, prefix: Any) -> dict[str, Tensor]:
         """What `step` takes of a prefix: keys and values [B, layers, L, heads, size], real [B, L] bool, and more."""
+        raise NotImplementedError
+
+    def language(self, seen: Tensor, tokens: Tensor, *state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values and real of `kept`, from tensors alone: what can be exported."""
         raise NotImplementedError
 
     def step(self, x: Tensor, time: Tensor, *kept: Tensor) -> tuple[Tensor, Tensor]:

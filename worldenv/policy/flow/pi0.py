@@ -5,7 +5,7 @@ import re
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldenv.errors import UserError
 from worldenv.policy.flow.config import FlowConfig
@@ -49,6 +49,7 @@ class Prefix(NamedTuple):
 class Pi0Network(FlowNetwork):
     """transformers' network, called as its own `sample_actions` calls it, with a gradient."""
 
+    state_in_step = True
     head = "net.action_out_proj"
     expert = r"net\.(model\.dit|embed_action_time)\..*"
 
@@ -72,11 +73,8 @@ class Pi0Network(FlowNetwork):
         return seen.unflatten(0, pixels.shape[:2]).flatten(1, 2)
 
     def prefix(self, pixels: Tensor, tokens: Tensor, state: Tensor) -> Prefix:
-        vlm, seen = self.net.model.vlm, self.seen(pixels)
-        said = vlm.get_input_embeddings()(tokens.clamp(min=0))
-        x = torch.cat([seen.to(said.dtype), said], dim=1)
-        mask = torch.cat([torch.ones_like(x[:, : seen.shape[1], 0], dtype=torch.int64), (tokens >= 0).long()], dim=1)
-        out = vlm(
+        x, mask = self._together(self.seen(pixels), tokens)
+        out = self.net.model.vlm(
             inputs_embeds=x,
             attention_mask=mask,
             position_ids=mask.cumsum(-1) - 1,
@@ -100,24 +98,28 @@ class Pi0Network(FlowNetwork):
         keys, values = (torch.stack(part, 1).transpose(2, 3) for part in zip(*prefix.kept, strict=True))
         return {"keys": keys, "values": values, "real": prefix.mask > 0, "state": prefix.state}
 
+    def _together(self, seen: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:  # [B, L, D], [B, L] int64
+        said = self.net.model.vlm.get_input_embeddings()(tokens.clamp(min=0))
+        x = torch.cat([seen.to(said.dtype), said], dim=1)
+        return x, torch.cat([torch.ones_like(x[:, : seen.shape[1], 0], dtype=torch.int64), (tokens >= 0).long()], 1)
+
+    def language(self, seen: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, mask = self._together(seen, tokens)
+        real = mask > 0
+        everywhere = real[:, None].expand(-1, x.shape[1], -1)
+        _, keys, values = _through(self.net.model.vlm.language_model, x, mask.cumsum(-1) - 1, everywhere)
+        return keys, values, real
+
     def step(
         self, x: Tensor, time: Tensor, keys: Tensor, values: Tensor, real: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        # transformers' forward pass writes into a cache of its own class, which no exporter takes.
-        expert, h = self.net.model.dit, self.net.embed_action_time(state, x, time)
         own = torch.arange(1 + self.horizon, device=x.device)  # the state, then the actions
-        place = real.sum(1, keepdim=True) + own
-        rotary = expert.rotary_emb
-        angle = (place[..., None].float() * rotary.inv_freq)[:, :, None]
-        turn = angle.cos() * rotary.attention_scaling, angle.sin() * rotary.attention_scaling
         block = (own == 0) | (own > 0)[:, None]  # [1 + K, 1 + K]: the state sees no action
-        mask = torch.cat([real[:, None].expand(-1, own.shape[0], -1), block.expand(x.shape[0], -1, -1)], dim=2)
-        for i, layer in enumerate(expert.layers):
-            n = layer.input_layernorm(h)
-            key = torch.cat([keys[:, i], turned(heads(layer, "k", n), turn)], dim=1)
-            value = torch.cat([values[:, i], heads(layer, "v", n)], dim=1)
-            h = passed(layer, h, attended(turned(heads(layer, "q", n), turn), key, value, mask))
-        hidden = expert.norm(h)[:, 1:].float()
+        h = self.net.embed_action_time(state, x, time)
+        rows, many = h.shape[:2]
+        mask = torch.cat([real[:, None].expand(-1, many, -1), block.expand(rows, -1, -1)], dim=2)
+        h, *_ = _through(self.net.model.dit, h, real.sum(1, keepdim=True) + own, mask, (keys, values))
+        hidden = h[:, 1:].float()
         return self.net.action_out_proj(hidden), hidden
 
     def off_meta(self) -> None:
@@ -133,6 +135,26 @@ class Pi0Network(FlowNetwork):
                 part._buffers["position_ids"] = torch.arange(part.position_ids.shape[-1])[None]
         if left := [name for name, buffer in self.named_buffers() if buffer.is_meta]:
             raise UserError(f"this version of transformers has {left[0]} in pi0, which is not known here; take 5.24")
+
+
+def _through(
+    part: nn.Module,  # transformers' Gemma
+    x: Tensor,  # [B, M, D]
+    place: Tensor,  # [B, M] int64
+    mask: Tensor,  # [B, M, P + M] bool
+    past: tuple[Tensor, Tensor] | None = None,  # keys and values [B, layers, P, heads, size]; None: P is 0
+) -> tuple[Tensor, Tensor, Tensor]:  # [B, M, D], and x's own keys and values [B, layers, M, heads, size]
+    """What the layers make of x, in tensors alone: transformers' forward pass writes into a cache of its own class."""
+    angle = (place[..., None].float() * part.rotary_emb.inv_freq)[:, :, None]
+    turn = tuple(f(angle) * part.rotary_emb.attention_scaling for f in (torch.cos, torch.sin))
+    kept = []
+    for i, layer in enumerate(part.layers):
+        n = layer.input_layernorm(x)
+        own = turned(heads(layer, "k", n), turn), heads(layer, "v", n)
+        kept.append(own)
+        key, value = own if past is None else (torch.cat([p[:, i], o], 1) for p, o in zip(past, own, strict=True))
+        x = passed(layer, x, attended(turned(heads(layer, "q", n), turn), key, value, mask))
+    return part.norm(x), *(torch.stack(each, 1) for each in zip(*kept, strict=True))
 
 
 def architecture(release: Release, config: FlowConfig) -> Architecture:

@@ -126,7 +126,7 @@ class FlowPolicy(Adapted):
         return self.units.action(x[:, : self.chunk, : self.actions])
 
     def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
-        """The vision tower, and one step of the flow over the language model's keys and values; adapters are applied.
+        """Vision tower, language model, and one step of the flow over its keys and values; adapters are applied.
 
         `size` is of no matter: pictures are prepared for the tower.
         """
@@ -135,15 +135,24 @@ class FlowPolicy(Adapted):
         def pixels(rows: int) -> dict[str, Tensor]:
             return {"pixels": torch.rand(rows, len(self.views), 3, s, s) * 2 - 1}
 
-        def moment(rows: int) -> dict[str, Tensor]:
+        def read(rows: int) -> dict[str, Tensor]:
             tokens = torch.randint(2, (rows, longest))  # any ids do, and prompts of several lengths
             tokens[torch.arange(longest) > torch.arange(rows)[:, None] + longest // 2] = -1
-            prefix = network.prefix(pixels(rows)["pixels"], tokens, torch.randn(rows, network.state_numbers))
-            noisy = torch.randn(rows, network.horizon, network.numbers)
-            return {"noisy": noisy, "time": torch.rand(rows), **network.kept(prefix)}
+            return {"tokens": tokens, "state": torch.randn(rows, network.state_numbers)}
+
+        def said(rows: int) -> dict[str, Tensor]:
+            given = {"patches": network.seen(**pixels(rows)), **read(rows)}
+            if network.state_in_step:
+                del given["state"]
+            return given
+
+        def moment(rows: int) -> dict[str, Tensor]:
+            kept = network.kept(network.prefix(**pixels(rows), **read(rows)))
+            return {"noisy": torch.randn(rows, network.horizon, network.numbers), "time": torch.rand(rows), **kept}
 
         return {
             "vision-tower": Piece(network, network.seen, pixels, ("patches",)),
+            "language-model": Piece(network, network.language, said, ("keys", "values", "real")),
             "denoising-step": Piece(network, network.step, moment, ("velocity", "hidden")),
         }
 

@@ -52,6 +52,7 @@ class Prefix(NamedTuple):
 class SmolVLANetwork(FlowNetwork):
     """Under the names that LeRobot's files use, but for their first, `model.`"""
 
+    state_in_step = False
     head = "action_out_proj"
     expert = r"vlm_with_expert\.lm_expert\..*|action_(in_proj|time_mlp_in|time_mlp_out)"
 
@@ -92,14 +93,18 @@ class SmolVLANetwork(FlowNetwork):
         return model.connector(seen).unflatten(0, pixels.shape[:2]).flatten(1, 2)
 
     def prefix(self, pixels: Tensor, tokens: Tensor, state: Tensor) -> Prefix:
-        text, seen = self.vlm_with_expert.vlm.model.text_model, self.seen(pixels)
+        return self._prefix(self.seen(pixels), tokens, state)
+
+    def _prefix(self, seen: Tensor, tokens: Tensor, state: Tensor) -> Prefix:
+        text = self.vlm_with_expert.vlm.model.text_model
         said, root = text.embed_tokens(tokens.clamp(min=0)), math.sqrt(seen.shape[-1])
         own = self.state_proj(state.to(self.state_proj.weight.dtype))[:, None]
         x = torch.cat([seen * root, said * root, own], dim=1).to(text.norm.weight.dtype)
         others = torch.ones_like(x[:, :, 0], dtype=torch.bool)
         real = torch.cat([others[:, : seen.shape[1]], tokens >= 0, others[:, :1]], dim=1)
-        mask = real[:, None].repeat(1, x.shape[1], 1)  # [B, L, L]; what a padded place sees, nothing looks at
-        mask[:, :-1, -1] = False  # the state sees all, and nothing but actions sees it
+        last = torch.arange(x.shape[1], device=x.device) == x.shape[1] - 1
+        # [B, L, L]: the state sees all, and nothing but actions sees it; what a padded place sees, nothing looks at.
+        mask = real[:, None] & (last[:, None] | ~last)
         turn, keys = rotary(real.cumsum(1) - 1, text.layers[0].self_attn.head_dim), []
         for layer in text.layers:
             h = layer.input_layernorm(x)
@@ -135,6 +140,9 @@ class SmolVLANetwork(FlowNetwork):
     def kept(self, prefix: Prefix) -> dict[str, Tensor]:
         keys, values = (torch.stack(part, dim=1) for part in zip(*prefix.keys, strict=True))
         return {"keys": keys, "values": values, "real": prefix.real}
+
+    def language(self, seen: Tensor, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(self.kept(self._prefix(seen, tokens, state)).values())
 
     def step(self, x: Tensor, time: Tensor, keys: Tensor, values: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         return self.velocity(Prefix(list(zip(keys.unbind(1), values.unbind(1), strict=True)), real), x, time)
