@@ -161,13 +161,13 @@ def test_small_parts_are_counted_as_they_run(reflector, monkeypatch):
         "reflector": counted(lambda: judge.judge(frames, watched)),
     }
     for role, flops in ran.items():
-        assert cost[role].chunk_flops == pytest.approx(flops, rel=0.05), role
+        assert cost[role].chunk_flops == pytest.approx(flops, rel=0.001), role
     learnt = counted(lambda: policy.log_prob(decision.record, decision.action).sum().backward())
-    assert cost["policy"].update_flops == pytest.approx(learnt, rel=0.15)
+    assert cost["policy"].update_flops == pytest.approx(learnt, rel=0.001)
     longer, six = world.begin(seen, 6), composer_cost(world, 6)  # chunks that end within a pass
     assert six.slot_bytes == longer.bytes_each() > memory.bytes_each()
     again = counted(lambda: world.imagine(longer, seen, torch.zeros(1, 6, 7), key))
-    assert six.chunk_flops == pytest.approx(again, rel=0.05)
+    assert six.chunk_flops == pytest.approx(again, rel=0.001)
 
 
 @pytest.mark.parametrize("size", [64, 100])
@@ -179,7 +179,7 @@ def test_the_reward_network_of_rlinf_is_counted_as_it_runs(pair_names, size):
     judged = Judged(torch.zeros(1, dtype=torch.int64))
     assert cost.slot_bytes == judged.bytes_each()
     frames = torch.zeros(1, 3, 1, size, size, 3, dtype=torch.uint8)
-    assert cost.chunk_flops == pytest.approx(counted(lambda: judge.judge(frames, judged)), rel=0.05)
+    assert cost.chunk_flops == pytest.approx(counted(lambda: judge.judge(frames, judged)), rel=0.001)
     assert (
         costs(TrainConfig(**pair_names | {"reflector": pair_names["world"]}))[1]["reflector"].parameters == parameters
     )
