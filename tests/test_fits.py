@@ -254,6 +254,8 @@ def test_preset_is_told_without_a_weight_being_read_and_without_libero(pair_name
     info.main(["rlinf-wan-libero", *GIVEN, *words])
     printed = capsys.readouterr().out
     assert "yes, with all 64 episodes of an iteration at a time" in printed and "800.0 TFLOP/s (given)" in printed
+    info.main(["rlinf-wan-libero", *GIVEN, *words, "--reflector", pair_names["world"]])
+    assert capsys.readouterr().out.count("not counted") == 1  # where the last line explains it
     info.main(["rlinf-wan-libero", "--card-gb", "0.001", *words])
     printed = capsys.readouterr().out
     assert "  fits if offloaded   no: " in printed and "--rl.offload auto    they stay on the card" in printed
