@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,14 +11,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import worldenv
-from worldenv import fits, info
+from worldenv import fits, info, ops
 from worldenv.assemble import costs
 from worldenv.config import TrainConfig
 from worldenv.interfaces.observation import Key
 from worldenv.nn.cost import Cost
 from worldenv.records.released import Release
+from worldenv.reflector.rlinf_resnet import Judged, load_rlinf_reflector, rlinf_reflector_cost
 from worldenv.rollout.fit import WORK_SHARE, Card, Work, fit
 from worldenv.worlds.causal.cost import causal_cost
+from worldenv.worlds.composer.cost import composer_cost
 
 GIVEN = ["--card-gb", "80", "--tflops", "800", "--share", "0.5"]
 
@@ -135,6 +138,53 @@ def test_the_world_in_latents_is_counted_as_it_runs(writers, tmp_path, decode):
     assert cost.chunk_flops - causal == counted(lambda: frames.pixels(ran[0])) > 0
 
 
+@pytest.mark.parametrize("reflector", ["small", "zero-shot"])
+def test_small_parts_are_counted_as_they_run(reflector, monkeypatch):
+    monkeypatch.setattr(ops, "BACKEND", "reference")  # torch counts nothing of compiled ops
+    everyone = "worldenv.worlds.composer.contact.rows_with"
+    monkeypatch.setattr(everyone, lambda mask: torch.arange(len(mask)))  # as on a GPU
+    parts, cost = worldenv.load(reflector=reflector), costs(TrainConfig(reflector=reflector))[1]
+    policy, world, judge = parts.policy, parts.world, parts.reflector
+    starts, key = parts.suite.reset(parts.suite.tasks[:1], [0], "train"), Key(0, *torch.zeros(2, 1, dtype=torch.int64))
+    seen, read, heard = starts.seen, policy.read(starts.texts), judge.read(starts.texts)
+    decision, memory, watched = policy.act(seen, read, key, True), world.begin(seen, 4), judge.begin(seen, heard)
+    frames = world.imagine(memory, seen, decision.action, key).frames
+    for role, part in parts.networks().items():
+        parameters = sum(p.numel() for p in part.parameters())
+        assert cost[role].parameters == parameters and cost[role].weight_bytes == 4 * parameters, role
+    assert cost["policy"].learns == sum(p.numel() for p in policy.trainable()) and cost["policy"].chunk == policy.chunk
+    assert cost["policy"].record_bytes == decision.record.bytes_each()
+    assert cost["world"].slot_bytes == memory.bytes_each() and cost["reflector"].slot_bytes == watched.bytes_each()
+    ran = {
+        "policy": counted(lambda: policy.act(seen, read, key, True)),
+        "world": counted(lambda: world.imagine(memory, seen, decision.action, key)),
+        "reflector": counted(lambda: judge.judge(frames, watched)),
+    }
+    for role, flops in ran.items():
+        assert cost[role].chunk_flops == pytest.approx(flops, rel=0.001), role
+    learnt = counted(lambda: policy.log_prob(decision.record, decision.action).sum().backward())
+    assert cost["policy"].update_flops == pytest.approx(learnt, rel=0.001)
+    longer, six = world.begin(seen, 6), composer_cost(world, 6)  # chunks that end within a pass
+    assert six.slot_bytes == longer.bytes_each() > memory.bytes_each()
+    again = counted(lambda: world.imagine(longer, seen, torch.zeros(1, 6, 7), key))
+    assert six.chunk_flops == pytest.approx(again, rel=0.001)
+
+
+@pytest.mark.parametrize("size", [64, 100])
+def test_the_reward_network_of_rlinf_is_counted_as_it_runs(pair_names, size):
+    folder = pair_names["world"].partition(":")[2]
+    judge, cost = load_rlinf_reflector(folder, None), rlinf_reflector_cost(folder, size, 3)
+    parameters = sum(p.numel() for p in judge.parameters())
+    assert cost.parameters == parameters and cost.weight_bytes == 4 * parameters
+    judged = Judged(torch.zeros(1, dtype=torch.int64))
+    assert cost.slot_bytes == judged.bytes_each()
+    frames = torch.zeros(1, 3, 1, size, size, 3, dtype=torch.uint8)
+    assert cost.chunk_flops == pytest.approx(counted(lambda: judge.judge(frames, judged)), rel=0.001)
+    assert (
+        costs(TrainConfig(**pair_names | {"reflector": pair_names["world"]}))[1]["reflector"].parameters == parameters
+    )
+
+
 def test_a_card_is_filled_up_to_its_last_episode_and_hours_follow_from_flops():
     policy = Cost(11, 1000, 10, 8, 0, 5, chunk_flops=1e12, update_flops=2e12, update_bytes=30)
     world = Cost(7, 2000, slot_bytes=40, chunk_flops=3e12)
@@ -204,6 +254,8 @@ def test_preset_is_told_without_a_weight_being_read_and_without_libero(pair_name
     info.main(["rlinf-wan-libero", *GIVEN, *words])
     printed = capsys.readouterr().out
     assert "yes, with all 64 episodes of an iteration at a time" in printed and "800.0 TFLOP/s (given)" in printed
+    info.main(["rlinf-wan-libero", *GIVEN, *words, "--reflector", pair_names["world"]])
+    assert capsys.readouterr().out.count("not counted") == 1  # where the last line explains it
     info.main(["rlinf-wan-libero", "--card-gb", "0.001", *words])
     printed = capsys.readouterr().out
     assert "  fits if offloaded   no: " in printed and "--rl.offload auto    they stay on the card" in printed
@@ -212,10 +264,22 @@ def test_preset_is_told_without_a_weight_being_read_and_without_libero(pair_name
     assert "fits                  no: " in printed and "hours are not predicted: give --tflops" in printed
 
 
-def test_parts_of_this_package_are_told_as_far_as_they_are_counted(capsys):
+def own_reflector(models, suite):
+    return torch.nn.Linear(3, 2)
+
+
+def test_small_parts_are_told_and_your_own_as_far_as_they_are_counted(capsys):
     info.main(["tabletop-quick", "--card-gb", "1", "--measure"])
     printed = capsys.readouterr().out
-    assert "rollout not counted" in printed and "(measured)" in printed and "yes, with all 16 episodes" in printed
+    assert "rollout not counted" not in printed and "(measured)" in printed and "yes, with all 16 episodes" in printed
+    info.main(["tabletop-quick", "--card-gb", "1", "--tflops", "0.002", "--share", "0.1"])
+    known = re.search(r"2 iterations: rollout \d+ min \d\d s, (update [.\d]+ s), at 10%", capsys.readouterr().out)
+    words = ["--card-gb", "1", "--tflops", "0.002", "--share", "0.1", "--reflector", f"{__name__}:own_reflector"]
+    info.main(["tabletop-quick", *words])
+    printed = capsys.readouterr().out
+    assert (
+        f"2 iterations: rollout not counted, {known[1]}, at 10%" in printed and "reflector               8 " in printed
+    )
 
 
 @pytest.mark.parametrize(

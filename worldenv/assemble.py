@@ -30,11 +30,10 @@ from worldenv.policy.flow.cost import flow_cost
 from worldenv.policy.flow.policy import load_pi0, load_smolvla
 from worldenv.policy.openvla_oft.cost import openvla_cost
 from worldenv.policy.openvla_oft.policy import load_openvla_oft
-from worldenv.policy.small import SmallPolicy
+from worldenv.policy.small import SmallPolicy, small_policy_cost
 from worldenv.records.model_files import RANGES, ROLES, load_ranges, shipped
-from worldenv.records.released import folder_of, header
-from worldenv.reflector.rlinf_resnet import load_rlinf_reflector
-from worldenv.reflector.small import SmallReflector
+from worldenv.reflector.rlinf_resnet import load_rlinf_reflector, rlinf_reflector_cost
+from worldenv.reflector.small import SmallReflector, small_reflector_cost
 from worldenv.reflector.transformers_vlm import load_vlm_reflector
 from worldenv.reflector.vlm.cost import vlm_cost
 from worldenv.rollout.checks import (
@@ -54,6 +53,7 @@ from worldenv.suites.tabletop.suite import TabletopSuite
 from worldenv.worlds.causal.cost import causal_cost, latents_cost
 from worldenv.worlds.causal.latents import load_causal_latents
 from worldenv.worlds.causal.world import CausalWorld
+from worldenv.worlds.composer.cost import composer_cost
 from worldenv.worlds.composer.world import ComposerWorld
 from worldenv.worlds.video.cost import video_cost
 from worldenv.worlds.video.world import load_video
@@ -112,6 +112,14 @@ COSTS: dict[tuple[str, str], Callable[[Path, Any, int], Cost]] = {
     ("world", "svd"): video_cost,
     ("world", "causal-latents"): latents_cost,
     ("reflector", "vlm"): lambda folder, suite, chunk: vlm_cost(folder, chunk, suite.size),
+    ("reflector", "rlinf-wan"): lambda folder, suite, chunk: rlinf_reflector_cost(folder, suite.size, chunk),
+}
+# Class -> the same of a small part that is there.
+COSTS_OF: dict[type, Callable[[Any, Any, int], Cost]] = {
+    SmallPolicy: lambda part, suite, _: small_policy_cost(part, suite.size, suite.robot.proprio_size),
+    ComposerWorld: lambda part, suite, chunk: composer_cost(part, chunk),
+    CausalWorld: lambda part, suite, chunk: causal_cost(part.network.config, part.levels, chunk),
+    SmallReflector: lambda part, suite, chunk: small_reflector_cost(part, suite.size, chunk),
 }
 DEFAULT_CHUNK = 8  # where a policy's own is not told
 
@@ -207,17 +215,15 @@ def load(
 def costs(config: TrainConfig) -> tuple[Any, dict[str, Cost]]:
     """An outline of the suite (name, views, horizon, robot, size), and what policy, world model and reflector need.
 
-    Of a released model, only configuration and headers are read; parts of other kinds are loaded, which are small, and
-    begin an episode. LIBERO need not be installed. Raises UserError as `load` does.
+    Of a released model, only configuration and headers are read; parts of other kinds are loaded, which are small.
+    LIBERO need not be installed. Raises UserError as `load` does.
     """
     check_names(*(getattr(config, name) for name in INTERFACES))
     suite, models, chunk, found = outline(config.suite), config.models or shipped(), 0, {}
     for role, known in zip(ROLES, (POLICIES, WORLDS, REFLECTORS), strict=True):
         name = getattr(config, role)
         if (kind := released(name)) is not None:
-            given = Path(kind[1]).expanduser(), suite, chunk
-            count = COSTS.get((role, kind[0]))
-            cost = count(*given) if count else Cost(*_in_headers(given[0]), slot_bytes=None, record_bytes=None)
+            cost = COSTS[role, kind[0]](Path(kind[1]).expanduser(), suite, chunk)
         else:
             cost = _of_small(_built(role, name, known, models, suite), suite, chunk)
         found[role], chunk = cost, chunk or cost.chunk or DEFAULT_CHUNK
@@ -236,20 +242,11 @@ def outline(name: str) -> Any:
     return SimpleNamespace(name=suite.name, horizon=suite.horizon, size=size, views=suite.views, robot=suite.robot)
 
 
-def _in_headers(folder: Path) -> tuple[int, int]:
-    """Parameters and bytes of all weights in a folder."""
-    files = sorted(folder_of(folder).rglob("*.safetensors"))
-    if not files:
-        raise UserError(f"{folder} has no safetensors files, the weights of a released model; download it again, whole")
-    shapes = [shape for file in files for shape in header(file).values()]
-    return sum(torch.Size(shape).numel() for shape in shapes), sum(file.stat().st_size for file in files)
-
-
 def _of_small(part: Any, suite: Any, chunk: int) -> Cost:
-    """Of a part that is there: what can be told of it without acting."""
+    """Of a part that is there: all, or, where it is the user's own, what can be told of it without acting."""
+    if count := COSTS_OF.get(type(part)):
+        return count(part, suite, chunk)
     size, learns = size_of(_network(part)), 0
-    if isinstance(part, CausalWorld):
-        return causal_cost(part.network.config, part.levels, chunk)
     if hasattr(part, "trainable") and hasattr(part, "act"):
         learns = sum(parameter.numel() for parameter in part.trainable())
     return Cost(*size, learns, getattr(part, "chunk", None), slot_bytes=None, record_bytes=None, update_bytes=None)

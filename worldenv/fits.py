@@ -15,6 +15,7 @@ from worldenv.assemble import DEFAULT_CHUNK, costs
 from worldenv.config import PARTS, TrainConfig, released
 from worldenv.errors import UserError
 from worldenv.nn.cost import Cost
+from worldenv.records.progress import human_seconds
 from worldenv.rollout.fit import Card, Fit, Work, fit
 from worldenv.rollout.memory import free_bytes
 
@@ -182,7 +183,7 @@ def _hours(found: Fit, work: Work, card: dict[str, Any]) -> str:
     how = "measured" if card["measured_tflops"] else "given"
     at = f"at {card['share']:.0%} of {card['tflops']:.1f} TFLOP/s ({how})"
     pair = [("rollout", found.rollout_hours), ("update", found.update_hours)]
-    said = [f"{name} {'not counted' if hours is None else f'{hours:.2f} h'}" for name, hours in pair]
+    said = [f"{name} {'not counted' if hours is None else human_seconds(3600 * hours)}" for name, hours in pair]
     return f"{work.iterations} iterations: {', '.join(said)}, {at}"
 
 
@@ -195,4 +196,4 @@ def _mb(count: int | None) -> str:
 
 
 def _gflop(count: float | None) -> str:
-    return "not counted" if count is None else f"{count / 1e9:,.0f} GFLOP"
+    return "not counted" if count is None else f"{count / 1e9:,.{0 if count >= 1e10 else 3}f} GFLOP"

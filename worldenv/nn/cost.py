@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from worldenv.nn.int8 import Linear
+
+FLOAT32 = 4  # bytes
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -33,6 +37,15 @@ def size_of(module: nn.Module, number: int | None = None) -> tuple[int, int]:
 def matrices(module: nn.Module) -> int:
     """Numbers of all weights of linear layers: the multiply-adds of a token that goes through each once."""
     return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def picture_flops(*modules: nn.Module, places: int) -> float:
+    """A pass of one picture through convolutions that make `places` pixels each, or through layers of its tokens.
+
+    A plain linear layer among them reads what is one for the whole picture.
+    """
+    parts = [part for module in modules for part in module.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+    return 2.0 * sum(p.weight.numel() * (places if isinstance(p, nn.Conv2d | Linear) else 1) for p in parts)
 
 
 def transformer_flops(numbers: int, tokens: int, layers: int, width: int) -> float:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from worldenv.interfaces.pieces import Piece
+from worldenv.nn.cost import picture_flops
 from worldenv.nn.instruction import InstructionEncoder
 from worldenv.nn.int8 import Conv, in_8_bits
 from worldenv.nn.sentence import SentenceEncoder
@@ -69,7 +70,7 @@ class VisionLanguageEncoder(nn.Module):
 
     def __init__(self, width: int = 256, channels: int = 64, blocks: int = 2, context: int = 64, text: Text = "words"):
         super().__init__()
-        self.text = TEXTS[text](context)
+        self.text, self.context = TEXTS[text](context), context
         self.stem = Stem(channels)
         self.blocks = nn.ModuleList(FilmBlock(channels, context) for _ in range(blocks))
         self.look = nn.Sequential(nn.ReLU(), Conv(channels, channels, 1), SpatialSoftmax())
@@ -79,13 +80,19 @@ class VisionLanguageEncoder(nn.Module):
         context = self.text(tokens)
         return self.out(torch.cat([self._see(frames, context), context], dim=-1))
 
+    def flops(self, size: int) -> float:
+        """Of a frame of `size` x `size`, as `nn.cost` counts; the instruction has been read."""
+        fine, coarse = size // 2, (size // 2 + 1) // 2
+        _, first, _, *rest = self.stem
+        after = picture_flops(*rest, self.blocks, self.look, self.out, places=coarse**2)
+        return picture_flops(first, places=fine**2) + after
+
     def piece(self, size: tuple[int, int]) -> Piece:
         """What can be exported; the instruction enters as `text` makes it [B, C]."""
-        context = self.out.in_features - 3 * self.look[1].out_channels
 
         def given(rows: int) -> dict[str, Tensor]:
             frames = torch.randint(256, (rows, *size, 3), dtype=torch.uint8)
-            return {"frames": frames, "instruction": torch.randn(rows, context)}
+            return {"frames": frames, "instruction": torch.randn(rows, self.context)}
 
         return Piece(self, self, given, ("feature",))
 

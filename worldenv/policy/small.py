@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from worldenv.fields import LARGEST, FieldError, Within, check_fields
 from worldenv.interfaces.observation import Observation
 from worldenv.interfaces.pieces import Piece
+from worldenv.nn.cost import FLOAT32, Cost, matrices, size_of
 from worldenv.nn.encoder import Text, VisionLanguageEncoder
 from worldenv.nn.int8 import by_rows
 from worldenv.ops.constants import constant
@@ -112,3 +113,21 @@ class SmallPolicy(LaplacePolicy):
             "encoder": self.encoder.piece(size),
             "heads": Piece(self, self.heads, feature, ("mu", "beta")),
         }
+
+
+def small_policy_cost(policy: SmallPolicy, size: int, proprio: int) -> Cost:
+    """Of a chunk that is decided on from a frame of `size` x `size`, and of one that is learnt from: the heads alone.
+
+    `proprio` numbers are recorded. Only the sizes of the policy are read.
+    """
+    layers = [policy.proprio, *policy.trunk[::2], *policy.action_head[::2], *policy.scale_head[::2]]
+    heads = 2.0 * sum(map(matrices, layers))
+    return Cost(
+        *size_of(policy),
+        sum(parameter.numel() for parameter in policy.trainable()),
+        policy.chunk,
+        record_bytes=FLOAT32 * (policy.config.width + proprio),
+        chunk_flops=policy.encoder.flops(size) + heads,
+        update_flops=3 * heads,  # back, weights and inputs need a gradient
+        update_bytes=FLOAT32 * sum(layer.in_features + layer.out_features for layer in layers),
+    )

@@ -15,6 +15,7 @@ from worldenv.interfaces.observation import Observation
 from worldenv.interfaces.pieces import Piece
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.suite import Suite
+from worldenv.nn.cost import Cost, picture_flops, size_of
 from worldenv.records.checkpoint import CheckpointError
 from worldenv.records.released import (
     AGAIN,
@@ -29,6 +30,7 @@ from worldenv.records.released import (
 
 FILE, WITHIN = "resnet_rm.pth", "model_state_dict"
 BLOCKS = 4  # levels, of two residual blocks each
+INT64 = 8  # bytes
 
 
 class Residual(nn.Module):
@@ -115,6 +117,28 @@ def load_rlinf_reflector(folder: Path | str, suite: Suite) -> RlinfReflector:
 
     Raises UserError naming the file for one that is missing, of another kind or damaged.
     """
+    path, config, network, tensors = _read(folder)
+    for key, tensor in tensors.items():
+        check_finite(path, key, tensor)
+        put(network, key.removeprefix("net."), tensor.to(copy=True))
+    return RlinfReflector(network, config).requires_grad_(False).eval()
+
+
+def rlinf_reflector_cost(folder: Path | str, size: int, chunk: int) -> Cost:
+    """Of a policy's chunk of `chunk` frames of `size` x `size`, from shapes alone. Raises as the function above."""
+    _, _, network, tensors = _read(folder)
+    stem, *levels = list(network)[: 1 + BLOCKS]
+    side = -(-size // 2)
+    flops = picture_flops(stem, network[-2], places=side**2)
+    for level in levels:
+        side = -(-side // 2)
+        flops += picture_flops(level, places=side**2)
+    number = next(iter(tensors.values())).element_size()
+    return Cost(*size_of(network, number), slot_bytes=INT64, chunk_flops=chunk * flops)
+
+
+def _read(folder: Path | str) -> tuple[Path, RlinfConfig, RewardNetwork, dict[str, Tensor]]:
+    """The file, its settings, an outline of the network, and the tensors that fit it, mapped into memory."""
     folder = folder_of(folder)
     config, path = settings_in(folder, RlinfConfig), folder / FILE
     if not path.exists():
@@ -127,10 +151,7 @@ def load_rlinf_reflector(folder: Path | str, suite: Suite) -> RlinfReflector:
         network = RewardNetwork(_widths(path, shapes))
     wanted = {f"net.{key}": tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     check_shapes(path, shapes, wanted, AGAIN)
-    for key, tensor in tensors.items():
-        check_finite(path, key, tensor)
-        put(network, key.removeprefix("net."), tensor.to(copy=True))
-    return RlinfReflector(network, config).requires_grad_(False).eval()
+    return path, config, network, tensors
 
 
 def _widths(path: Path, shapes: Mapping[str, Shape]) -> list[int]:

@@ -11,6 +11,7 @@ from worldenv.fields import LARGEST, Within, check_fields
 from worldenv.interfaces.observation import Observation
 from worldenv.interfaces.pieces import Piece
 from worldenv.interfaces.slots import Slots
+from worldenv.nn.cost import FLOAT32, Cost, matrices, size_of
 from worldenv.nn.encoder import Text, VisionLanguageEncoder
 from worldenv.nn.int8 import by_rows
 from worldenv.ops.reward_head import reward_head
@@ -148,3 +149,11 @@ class SmallReflector(nn.Module):
             return torch.sigmoid(self.logit(feature, first, mean))
 
         return {"encoder": self.encoder.piece(size), "head": Piece(self, reward, given, ("reward",))}
+
+
+def small_reflector_cost(reflector: SmallReflector, size: int, chunk: int) -> Cost:
+    """Of a policy's chunk of `chunk` frames of `size` x `size`. Only the sizes of the reflector are read."""
+    head, encoder = reflector.done if reflector.zero_shot else reflector.head, reflector.encoder
+    kept = encoder.context + 2 * reflector.config.width + 1  # as in `Pooled`
+    flops = chunk * (encoder.flops(size) + 2.0 * matrices(head))
+    return Cost(*size_of(reflector), slot_bytes=FLOAT32 * kept, chunk_flops=flops)

@@ -43,6 +43,11 @@ class HasPass(Protocol):
     begun: Pass
 
 
+def passes_of(chunk: int, size: int) -> int:
+    """Passes that a chunk takes: as many as the episode that needs most; all take as many."""
+    return -(-(size - gcd(chunk, size) + chunk) // size)
+
+
 def whole_passes(
     imagine_pass: ImaginePass,
     frame: Tensor,  # [B, H, W, 3] uint8
@@ -71,7 +76,7 @@ def parts_of_passes(
     """A chunk of k actions that begins or ends within a pass. A pass is doubted once, when it is complete."""
     begun, k = memory.begun, poses.shape[1] - 1
     first, shown = chunk * k // size, chunk * k % size  # [B]: number of the present pass; frames of it that were shown
-    passes = -(-(size - gcd(k, size) + k) // size)  # as many as the episode that needs most; all take as many
+    passes = passes_of(k, size)
     at = torch.arange(passes * size + 1, device=poses.device)
     index = torch.where(at <= shown[:, None], at, size + (at - shown[:, None] - 1).clamp(max=k - 1))
     poses = _pick(torch.cat([begun.poses, poses[:, 1:]], dim=1), index)  # [B, passes K + 1, P], the last pose repeated
