@@ -22,7 +22,8 @@ from worldenv.saved import document, resolved
 
 COMMANDS = {"worldenv-train": cli.train, "worldenv-eval": cli.evaluate}
 MAY_BE_ZERO = {"seed", "start_seed", "videos", "max_skipped", "window", "signal", "warmup", "weight_decay"}
-MAY_BE_ZERO |= {"save_every_s", "perturb", "again_noise", "every", "guard"}
+MAY_BE_ZERO |= {"save_every_s", "perturb", "again_noise", "every", "guard", "workers", "max_failures"}
+LOWEST = {"start_seed": -(2**32), "max_failures": -1}  # of all others: 0
 LARGEST = 2**32  # of any number that may be accepted
 NUMBERS = ["0", "-1", "1", "2", "3", "7", "8", "64", "100", "1000", "0.5", "1e-3", "1e3", "nan", "inf", "-inf", "-0.0"]
 NUMBERS += [
@@ -141,7 +142,7 @@ def edited(rng: random.Random) -> Case:
     """A run whose config.json somebody edited is resumed or evaluated."""
     program = rng.choice(list(COMMANDS))
     words = ["--resume", "--run", "run"] if program == "worldenv-train" else ["--models", "run"]
-    option = rng.choice(list(KNOWN["worldenv-train"]))
+    option = rng.choice([name for name in KNOWN["worldenv-train"] if not name.startswith("--launch.")])  # not kept
     value = rng.choice(
         [None, True, -1, 0, 1e3, 10**30, math.nan, math.inf, "", "x", "a\0b", [], [1, math.nan], {}, "DROP"]
     )
@@ -230,8 +231,7 @@ def check(config: TrainConfig | EvaluateConfig, program: str, words: list[str]) 
             if isinstance(number, bool | str | Path | None):
                 continue
             name = option.rpartition(".")[2].lstrip("-").replace("-", "_")
-            lowest = -LARGEST if name == "start_seed" else 0
-            if not lowest <= number <= LARGEST or (number == 0 and name not in MAY_BE_ZERO):
+            if not LOWEST.get(name, 0) <= number <= LARGEST or (number == 0 and name not in MAY_BE_ZERO):
                 raise Silent(f"{option} is {number}")
     if bool(have.get("--from-scratch")) and have["--models"] is not None:
         raise Silent("models given and made from scratch")
