@@ -3,7 +3,8 @@
     python benchmarks/distillation.py --run FOLDER [--steps 2000] [--student-steps 150] [--name NAME]
 
 Records true episodes of tabletop with the shipped policy, half of them with noise; trains an autoencoder of diffusers
-on their frames, a teacher in its latents, and two students of the teacher. A stopped run continues. Then the policy
+on their frames, a teacher in its latents, and students of the teacher by both methods of worldenv-distill: trajectory,
+one for each number of steps, and consistency, one that takes either number. A stopped run continues. Then the policy
 acts on validation starts; teacher and students imagine the same episodes, along its true actions and with the policy
 acting in imagination, and so does the teacher itself in as few steps as the students. The last line of stdout is one
 JSON document; with --name it is also benchmarks/results/distillation-NAME.json.
@@ -101,11 +102,17 @@ def trained(folder: RunFolder, parts: Parts, given: argparse.Namespace) -> dict[
     teacher.eval().requires_grad_(False)
     levels = tuple(1 - i / STEPS for i in range(STEPS))
     ways = {f"teacher, {STEPS} steps": (teacher, levels)}
+
+    def student(stage: str, steps: int, few: tuple[float, ...], method: str) -> LatentCausalNetwork:
+        made = copy.deepcopy(teacher).requires_grad_(True)
+        loss = distillation_loss(made, teacher, robot, clips, BATCH, CHUNKS, few, STEPS, method=method)
+        fit(made, loss, Schedule(steps, BATCH, 3e-4), stage, folder, given.seed)
+        return made.eval().requires_grad_(False)
+
+    consistent = student("consistency", given.consistency_steps, max(STUDENTS.values(), key=len), "consistency")
     for steps, few in STUDENTS.items():
-        student = copy.deepcopy(teacher).requires_grad_(True)
-        loss = distillation_loss(student, teacher, robot, clips, BATCH, CHUNKS, few, STEPS)
-        fit(student, loss, Schedule(given.student_steps, BATCH, 3e-4), f"student_{steps}", folder, given.seed)
-        ways[f"student, {steps} steps"] = student.eval().requires_grad_(False), few
+        ways[f"student, {steps} steps"] = student(f"student_{steps}", given.student_steps, few, "trajectory"), few
+        ways[f"consistency, {steps} steps"] = consistent, few
         ways[f"teacher, {steps} steps"] = teacher, few
     for name, (network, few) in ways.items():
         path = folder.path / name.replace(", ", "-").replace(" ", "-")
@@ -195,7 +202,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of the training; made, or continued")
     parser.add_argument("--autoencoder-steps", type=int, default=1500, help="of its training")
     parser.add_argument("--steps", type=int, default=2000, help="of the teacher's training")
-    parser.add_argument("--student-steps", type=int, default=150, help="of each student's training")
+    parser.add_argument("--student-steps", type=int, default=150, help="of each student's training, trajectory")
+    parser.add_argument("--consistency-steps", type=int, default=600, help="of the student's training, consistency")
     parser.add_argument("--episodes", type=int, default=600, help="true ones, to learn from")
     parser.add_argument("--tests", type=int, default=100, help="true ones, to be imagined")
     parser.add_argument("--width", type=int, default=128, help="of the transformer")

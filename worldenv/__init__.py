@@ -75,6 +75,7 @@ _PUBLIC = {
     "causal_loss": "training.train_causal",
     "distillation_loss": "training.train_causal",
     "few_step_loss": "training.distillation",
+    "consistency_loss": "training.distillation",
     "Denoising": "training.distillation",
     "Distillation": "distill",
     "train_student": "distill",

@@ -13,6 +13,7 @@ from worldenv.data.clips import Clips
 from worldenv.errors import UserError
 from worldenv.fields import Within, check_fields
 from worldenv.records.run_folder import FolderTaken, RunFolder
+from worldenv.training.distillation import Method
 from worldenv.training.fit import Schedule, fit
 from worldenv.training.students import student_of
 
@@ -29,6 +30,8 @@ class Distillation:
     suite: str = "tabletop"  # as in worldenv-train; it has the robot and the view of the recordings
     denoising_steps: int = 1  # of the student, fewer than --teacher-steps
     teacher_steps: int = 20  # denoising steps of the teacher; the student learns to reach their result
+    # trajectory: the student learns where the teacher's steps end; consistency: to predict the same at all their levels
+    method: Method = "trajectory"
     resume: bool = False  # continue the interrupted training in `run`
     seed: int = 0  # of the batches and their noise
     device: Literal["cpu", "cuda"] = "cpu"
@@ -71,7 +74,8 @@ def train_student(config: Distillation) -> dict[str, Any]:
         raise FolderTaken(f"{config.run} is there already; choose another --run, or continue it with --resume")
     clips = Clips.open(config.data)
     teacher, schedule = _teacher(config), config.schedule
-    student = student_of(teacher, clips, schedule.batch, config.denoising_steps, config.teacher_steps)
+    counts = config.denoising_steps, config.teacher_steps
+    student = student_of(teacher, clips, schedule.batch, *counts, config.method)
     with RunFolder.resume(config.run) if config.resume else RunFolder.create(config.run, kept) as folder:
         seconds = fit(student.learns, student.loss, schedule, STAGE, folder, config.seed)
         last = {k: v for line in folder.metrics(STAGE)[-1:] for k, v in line.items() if isinstance(v, float)}

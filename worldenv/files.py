@@ -105,7 +105,7 @@ def cannot_be_written(path: Path, error: OSError) -> UserError:
     """The error of the user for one of the system."""
     return UserError(
         f"{path} cannot be written ({reason(error)}): free some space or mend what is wrong there, then try again "
-        "(worldenv-train --resume continues a run)"
+        "(--resume continues an interrupted training)"
     )
 
 

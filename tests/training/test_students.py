@@ -103,6 +103,28 @@ def test_student_of_one_step_is_nearer_to_its_teacher_than_the_teacher_in_one_st
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_methods_are_one_where_the_teacher_takes_one_step_and_differ_elsewhere(recorded, teachers, kind):
+    """Whether either reaches what the teacher does: tests/training/test_distillation.py."""
+    teacher, clips = worldenv.load(world=f"{kind}:{teachers / kind}").world, Clips.open(recorded)
+
+    def loss(method, teacher_steps):
+        student = student_of(teacher, clips, 2, 1, teacher_steps, method)
+        torch.manual_seed(5)
+        with torch.no_grad():
+            for parameter in student.learns.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        value, figures = student.loss(torch.Generator().manual_seed(7))
+        value.backward()
+        assert any(parameter.grad.abs().max() > 0 for parameter in student.learns.parameters())
+        return value.item(), figures
+
+    (one, figures), (other, its) = (loss(method, 1) for method in ("trajectory", "consistency"))
+    assert one > 1e-3 and other == pytest.approx(one, rel=1e-3)
+    assert its["target_mse"] == pytest.approx(figures["teacher_mse"], rel=1e-3)
+    assert abs(loss("consistency", 4)[0] / loss("trajectory", 4)[0] - 1) > 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_student_of_two_steps_is_read_again_as_it_was_and_the_teacher_stays(recorded, teachers, tmp_path, kind):
     name, clips = f"{kind}:{teachers / kind}", Clips.open(recorded)
     teacher, before = worldenv.load(world=name).world, worldenv.load(world=name).world
@@ -263,6 +285,7 @@ def test_what_needs_no_teacher_is_refused_before_it_is_loaded(training, tmp_path
         ({"denoising_steps": 20}, "--denoising-steps is 20, and --teacher-steps 20: a student should have fewer"),
         ({"denoising_steps": 0}, "denoising_steps is 0"),
         ({"data": ()}, "names no recorded episodes"),
+        ({"method": "dmd"}, "method is 'dmd'; it should be trajectory or consistency"),
         ({"device": "tpu"}, "device is 'tpu'; it should be cpu or cuda"),
     ],
 )
@@ -314,13 +337,15 @@ def test_attention_without_a_gradient_is_refused(teachers, recorded, monkeypatch
         student_of(world, Clips.open(recorded), 2, 1, 3)
 
 
-def test_command_trains_and_names_the_student(teachers, recorded, tmp_path, capsys):
+@pytest.mark.parametrize("method", ["trajectory", "consistency"])
+def test_command_trains_and_names_the_student(teachers, recorded, tmp_path, capsys, method):
     words = ["--world", f"rlinf-wan:{teachers / 'rlinf-wan'}", "--data", str(recorded), "--run", str(tmp_path / "run")]
-    words += ["--teacher-steps", "3", "--denoising-steps", "2", "--steps", "2", "--batch", "2"]
+    words += ["--teacher-steps", "3", "--denoising-steps", "2", "--steps", "2", "--batch", "2", "--method", method]
     cli.distill(words)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["world"] == f"rlinf-wan:{tmp_path / 'run' / 'world'}" and result["episodes"] == 3
     assert worldenv.load(world=result["world"]).world.config.steps == 2
+    assert {"trajectory": "teacher_mse", "consistency": "target_mse"}[method] in result["metrics"]
     with pytest.raises(SystemExit) as ended:
         cli.distill([*words[:5], str(tmp_path / "other"), "--world", f"svd:{tmp_path / 'nothing'}"])
     error = capsys.readouterr().err.splitlines()

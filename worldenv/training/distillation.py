@@ -1,8 +1,9 @@
-"""One loss for students of few denoising steps, of any teacher that predicts the clean latents of a chunk."""
+"""Two losses for students of few denoising steps, of any teacher that predicts the clean latents of a chunk."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from worldenv.training.share import WHOLE, Share
 
 Loss = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
+Method = Literal["trajectory", "consistency"]
 Denoiser = Callable[[Tensor, float], Tensor]  # noisy [B, ...] float32, noise level -> clean [B, ...] float32
 
 
@@ -41,7 +43,7 @@ class Denoising:
     """A batch of B chunks that are to be denoised, each given its past and its actions."""
 
     noisy: Tensor  # [B, ...] float32, at the highest noise level: noise alone
-    clean: Tensor  # [B, ...] float32, the recorded latents; used for the figure `mse` only
+    clean: Tensor  # [B, ...] float32, the recorded latents
     denoiser: Callable[[nn.Module], Denoiser]  # makes the denoiser of a network for this batch
     weight: Tensor | float = 1.0  # of each number's squared error
     # noisy, clean, before, after -> noisy; how the sampler goes on after a pass of the student
@@ -80,3 +82,41 @@ def few_step_loss(
         return total, {name: share.mean((clean.detach() - to).square()).item() for name, to in away.items()}
 
     return loss
+
+
+def consistency_loss(
+    student: nn.Module,
+    teacher: nn.Module,  # frozen from here on
+    draw: Callable[[torch.Generator], Denoising],
+    levels: Sequence[float],  # noise levels of the student's passes, falling; the last is 0
+    teacher_levels: Sequence[float],  # of the teacher's passes, likewise; both begin with the same level
+    share: Share = WHOLE,
+) -> Loss:
+    """From a recorded chunk with noise, and from where one Euler step of the teacher leads, the student is to predict
+    the same clean latents.
+
+    "Consistency distillation" (Song et al. 2023, algorithm 2), squared error. The target has no gradient, and is the
+    student's own (no average of earlier weights: Song & Dhariwal 2024); at level 0 it is where the teacher led. The
+    levels are those of both, and one is drawn for the whole batch. So a training step costs two passes of the student
+    and one of the teacher, however many steps the teacher takes. The figures are the mean squared distances of the
+    prediction from the recorded latents (`mse`) and from the target (`target_mse`).
+    """
+    teacher.requires_grad_(False)
+    grid = sorted({*levels, *teacher_levels}, reverse=True)
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        part, i = draw(generator), int(torch.randint(len(grid) - 1, (), generator=generator))
+        before, after = grid[i : i + 2]
+        noisy = euler(part.noisy, part.clean, grid[0], before)
+        with torch.no_grad():
+            target = euler(noisy, part.denoiser(teacher)(noisy, before), before, after)
+            target = part.denoiser(student)(target, after) if after else target
+        clean = part.denoiser(student)(noisy, before)
+        total = share.mean(part.weight * (clean - target).square())
+        away = {"mse": part.clean, "target_mse": target}
+        return total, {name: share.mean((clean.detach() - to).square()).item() for name, to in away.items()}
+
+    return loss
+
+
+METHODS: dict[Method, Callable[..., Loss]] = {"trajectory": few_step_loss, "consistency": consistency_loss}

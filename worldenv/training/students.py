@@ -11,7 +11,7 @@ from torch import nn
 from worldenv.data.clips import Clips
 from worldenv.errors import UserError
 from worldenv.nn import attention
-from worldenv.training.distillation import Loss, few_step_loss
+from worldenv.training.distillation import METHODS, Loss, Method
 from worldenv.training.train_causal import distillation_loss
 from worldenv.training.train_video import video_denoising
 from worldenv.training.train_wan import wan_denoising
@@ -43,7 +43,9 @@ class Student:
         return self.world.write_back(folder)
 
 
-def student_of(teacher: Teacher, clips: Clips, batch: int, steps: int, teacher_steps: int) -> Student:
+def student_of(
+    teacher: Teacher, clips: Clips, batch: int, steps: int, teacher_steps: int, method: Method = "trajectory"
+) -> Student:
     """A student of `steps` denoising steps that begins with the teacher's weights.
 
     Raises UserError if the recordings do not fit the teacher.
@@ -63,36 +65,40 @@ def student_of(teacher: Teacher, clips: Clips, batch: int, steps: int, teacher_s
             f"the recorded actions have {acted} numbers and proprioception {felt}; those of the suite's robot have "
             f"{robot.action_size} and {robot.proprio_size}: give recordings of this robot, or another --suite"
         )
-    return MAKERS[type(teacher)](teacher, clips, batch, steps, teacher_steps)
+    return MAKERS[type(teacher)](teacher, clips, batch, steps, teacher_steps, method)
 
 
-def _of_video(teacher: VideoWorld, clips: Clips, batch: int, steps: int, teacher_steps: int) -> Student:
+def _of_video(teacher: VideoWorld, clips: Clips, batch: int, steps: int, teacher_steps: int, method: Method) -> Student:
     network: VideoUNet = _copied(teacher.network, teacher.network.tokenizer, teacher.network.conditioning.encoders)
     config, dtype = teacher.config, network.dtype
     network.config = replace(config, steps=steps, sigma_min=LAST_SIGMA if steps > 1 else config.sigma_min)
     learns = nn.ModuleList([network.unet, Ours(network)]).float().requires_grad_(True)
     draw = video_denoising(teacher.network, clips, batch)
     many = replace(config, steps=teacher_steps).sigmas()
-    loss = few_step_loss(network, teacher.network, draw, network.config.sigmas(), many)
+    loss = METHODS[method](network, teacher.network, draw, network.config.sigmas(), many)
     return Student(VideoWorld(network, teacher.views[0], teacher.folder), learns, loss, dtype)
 
 
-def _of_wan(teacher: WanWorld, clips: Clips, batch: int, steps: int, teacher_steps: int) -> Student:
+def _of_wan(teacher: WanWorld, clips: Clips, batch: int, steps: int, teacher_steps: int, method: Method) -> Student:
     network: WanNetwork = _copied(teacher.network, teacher.network.vae)
     config, dtype = replace(teacher.config, steps=steps), network.dtype
     learns = network.transformer.float().requires_grad_(True)
     many = replace(config, steps=teacher_steps).sigmas()
-    loss = few_step_loss(network, teacher.network, wan_denoising(teacher, clips, batch), config.sigmas(), many)
+    draw = wan_denoising(teacher, clips, batch)
+    loss = METHODS[method](network, teacher.network, draw, config.sigmas(), many)
     return Student(WanWorld(network, teacher.robot, config, teacher.views[0], teacher.folder), learns, loss, dtype)
 
 
-def _of_latents(teacher: LatentCausalWorld, clips: Clips, batch: int, steps: int, teacher_steps: int) -> Student:
+def _of_latents(
+    teacher: LatentCausalWorld, clips: Clips, batch: int, steps: int, teacher_steps: int, method: Method
+) -> Student:
     network = _copied(teacher.network, teacher.network.tokenizer.frames).requires_grad_(True)
     levels, config = tuple(1 - step / steps for step in range(steps)), network.config
     chunks = max(1, min(1 + config.window // config.chunk, int(clips.length.max()) // config.chunk))  # its whole memory
     given = teacher.network, teacher.robot, clips, batch, chunks, levels, teacher_steps
     world = LatentCausalWorld(network, teacher.robot, levels, teacher.views[0], teacher.decode, teacher.folder)
-    return Student(world, network, distillation_loss(network, *given), network.see.weight.dtype)
+    loss = distillation_loss(network, *given, method=method)
+    return Student(world, network, loss, network.see.weight.dtype)
 
 
 def _copied(network: nn.Module, *shared: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from worldenv.data.clips import Clips
 from worldenv.errors import UserError
 from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.robot.robot import Robot
-from worldenv.training.distillation import Denoiser, Denoising, Loss, few_step_loss
+from worldenv.training.distillation import METHODS, Denoiser, Denoising, Loss, Method
 from worldenv.training.share import Share
 from worldenv.worlds.causal.network import CausalNetwork
 from worldenv.worlds.causal.tokenizer import PatchTokenizer
@@ -131,8 +131,9 @@ def distillation_loss(
     levels: Sequence[float],  # of the student's passes, falling, the first is 1
     teacher_steps: int = TEACHER_STEPS,
     ranks: Ranks = ALONE,
+    method: Method = "trajectory",
 ) -> Loss:
-    """`few_step_loss` of a causal network, in which tokens that change count more.
+    """`few_step_loss` or `consistency_loss` of a causal network, in which tokens that change count more.
 
     The last of `chunks` chunks is made from noise; those before it are recorded, with a little noise added. Between two
     passes of the student, fresh noise is added, as in `CausalWorld`.
@@ -164,7 +165,7 @@ def distillation_loss(
         return Denoising(_noise(clean, share, generator), clean, denoiser, weight, onward)
 
     many = torch.linspace(1, 0, teacher_steps + 1).tolist()
-    return few_step_loss(student, teacher, draw, (*levels, 0.0), many, share)
+    return METHODS[method](student, teacher, draw, (*levels, 0.0), many, share)
 
 
 def _noise(like: Tensor, share: Share, generator: torch.Generator) -> Tensor:

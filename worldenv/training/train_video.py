@@ -58,7 +58,7 @@ def video_loss(network: VideoUNet, clips: Clips, batch: int) -> Loss:
 
 
 def video_denoising(network: VideoUNet, clips: Clips, batch: int) -> Callable[[torch.Generator], Denoising]:
-    """Draws batches for `few_step_loss`, which begin with noise of sigma_max. Raises UserError as `video_loss` does."""
+    """Draws batches for distillation, which begin with noise of sigma_max. Raises UserError as `video_loss` does."""
     draw = _batches(network, clips, batch)
 
     def task(generator: torch.Generator) -> Denoising:

@@ -13,7 +13,7 @@ from worldenv.worlds.wan.world import WanWorld
 
 
 def wan_denoising(world: WanWorld, clips: Clips, batch: int) -> Callable[[torch.Generator], Denoising]:
-    """Chunks of random episodes for `few_step_loss`, from noise alone. Raises UserError as `Windows` does.
+    """Chunks of random episodes for distillation, from noise alone. Raises UserError as `Windows` does.
 
     A pass knows the first frame and the last four, and the actions that led to these; the autoencoder makes the same
     latents of them whether or not the chunk's frames follow.
