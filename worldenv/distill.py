@@ -16,6 +16,7 @@ from worldenv.records.run_folder import FolderTaken, RunFolder
 from worldenv.training.distillation import Method
 from worldenv.training.fit import Schedule, fit
 from worldenv.training.students import student_of
+from worldenv.worlds.causal.latents import KIND
 
 STAGE, WORLD = "student", "world"  # names in the run folder: of the stage, and of the student's own folder
 
@@ -27,6 +28,7 @@ class Distillation:
     world: str  # the teacher: svd:FOLDER, rlinf-wan:FOLDER or causal-latents:FOLDER
     data: tuple[Path, ...]  # folders or files of episodes
     run: Path  # new folder for the result; the student is in RUN/world
+    student: str = ""  # causal-latents:FOLDER: what learns from a teacher svd:FOLDER, in place of a copy of it
     suite: str = "tabletop"  # as in worldenv-train; it has the robot and the view of the recordings
     denoising_steps: int = 1  # of the student, fewer than --teacher-steps
     teacher_steps: int = 20  # denoising steps of the teacher; the student learns to reach their result
@@ -44,6 +46,13 @@ class Distillation:
         if kind is None or f"{kind[0]}:FOLDER" not in WORLDS or not kind[1]:
             kinds = " or ".join(name for name in WORLDS if name.endswith(":FOLDER"))
             raise UserError(f"--world is {self.world[:100]!r}; it should be the teacher: {kinds}")
+        if self.student and not (
+            self.student.startswith(f"{KIND}:") and kind[0] == "svd" and released(self.student)[1]
+        ):
+            raise UserError(
+                f"--student is {self.student[:100]!r}, and --world {self.world[:100]!r}; they should be {KIND}:FOLDER "
+                "and svd:FOLDER; leave --student out for a student of the teacher's own kind"
+            )
         if self.denoising_steps >= self.teacher_steps:
             raise UserError(
                 f"--denoising-steps is {self.denoising_steps}, and --teacher-steps {self.teacher_steps}: a student "
@@ -63,8 +72,9 @@ def train_student(config: Distillation) -> dict[str, Any]:
     fit.
     """
     kept = {"distill": _document(config)}
-    if Path(os.path.realpath(config.run)).is_relative_to(_folder(config)):  # of which the student will be a copy
-        raise UserError(f"--run {config.run} lies in the folder of the teacher; choose another --run")
+    run = Path(os.path.realpath(config.run))
+    if any(run.is_relative_to(_folder(name)) for name in (config.world, config.student) if name):  # one will be copied
+        raise UserError(f"--run {config.run} lies in the folder of the teacher or student; choose another --run")
     if config.resume:  # this check and the next two come before minutes of loading
         if RunFolder(config.run).config != kept:
             raise UserError(
@@ -73,22 +83,22 @@ def train_student(config: Distillation) -> dict[str, Any]:
     elif os.path.lexists(config.run):
         raise FolderTaken(f"{config.run} is there already; choose another --run, or continue it with --resume")
     clips = Clips.open(config.data)
-    teacher, schedule = _teacher(config), config.schedule
-    counts = config.denoising_steps, config.teacher_steps
-    student = student_of(teacher, clips, schedule.batch, *counts, config.method)
+    teacher, begun = _world(config, config.world), _world(config, config.student) if config.student else None
+    counts, schedule = (config.denoising_steps, config.teacher_steps), config.schedule
+    student = student_of(teacher, clips, schedule.batch, *counts, config.method, begun)
     with RunFolder.resume(config.run) if config.resume else RunFolder.create(config.run, kept) as folder:
         seconds = fit(student.learns, student.loss, schedule, STAGE, folder, config.seed)
         last = {k: v for line in folder.metrics(STAGE)[-1:] for k, v in line.items() if isinstance(v, float)}
         if not os.path.lexists(folder.path / WORLD):
             student.write(folder.path / WORLD)
         made = {"seed": config.seed, "steps": schedule.steps, "training_s": seconds, "metrics": last}
-        name = f"{released(config.world)[0]}:{folder.path / WORLD}"
+        name = f"{released(config.student or config.world)[0]}:{folder.path / WORLD}"
         return {"world": name, "denoising_steps": config.denoising_steps, "episodes": len(clips), **made}
 
 
-def _teacher(config: Distillation) -> Any:
-    check_names(config.suite, "small", config.world, "small")
-    world = named("world", config.world, WORLDS)(Path(), outline(config.suite))
+def _world(config: Distillation, name: str) -> Any:
+    check_names(config.suite, "small", name, "small")
+    world = named("world", name, WORLDS)(Path(), outline(config.suite))
     world.network.to(config.device)
     return world
 
@@ -96,9 +106,10 @@ def _teacher(config: Distillation) -> Any:
 def _document(config: Distillation) -> dict[str, Any]:
     values = asdict(config) | {"run": None, "resume": False, "device": None}
     values["data"] = [os.path.realpath(path) for path in config.data]
-    return values | {"world": f"{released(config.world)[0]}:{_folder(config)}"}
+    names = {role: getattr(config, role) for role in ("world", "student")}
+    return values | {role: name and f"{released(name)[0]}:{_folder(name)}" for role, name in names.items()}
 
 
-def _folder(config: Distillation) -> str:
-    """That of the teacher. Of a link to itself nothing is said here: whoever opens it does."""
-    return os.path.realpath(Path(released(config.world)[1]).expanduser())
+def _folder(name: str) -> str:
+    """That of a released model. Of a link to itself nothing is said here: whoever opens it does."""
+    return os.path.realpath(Path(released(name)[1]).expanduser())

@@ -259,13 +259,15 @@ def test_run_inside_the_teacher_is_refused(training, teachers, tmp_path):
     shutil.copytree(teachers / "svd", tmp_path / "svd")
     (tmp_path / "link").symlink_to(tmp_path / "svd")
     for run in (tmp_path / "svd" / "deep" / "run", tmp_path / "link" / "run"):
-        with pytest.raises(UserError, match="--run .*run lies in the folder of the teacher; choose another --run"):
+        with pytest.raises(
+            UserError, match="--run .*run lies in the folder of the teacher or student; choose another --run"
+        ):
             train_student(training("svd", world=f"svd:{tmp_path / 'svd'}", run=run))
     assert not run.exists() and not (tmp_path / "svd" / "deep").exists()
 
 
 def test_what_needs_no_teacher_is_refused_before_it_is_loaded(training, tmp_path, monkeypatch):
-    monkeypatch.setattr(distill, "_teacher", lambda config: pytest.fail("it was loaded"))
+    monkeypatch.setattr(distill, "_world", lambda *_: pytest.fail("it was loaded"))
     (tmp_path / "loop").symlink_to("loop")
     for name, message in (("nothing", "nothing"), ("loop", "Too many levels of symbolic links")):
         with pytest.raises(UserError, match=message):

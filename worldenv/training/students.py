@@ -6,16 +6,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from worldenv.data.clips import Clips
 from worldenv.errors import UserError
 from worldenv.nn import attention
-from worldenv.training.distillation import METHODS, Loss, Method
-from worldenv.training.train_causal import distillation_loss
-from worldenv.training.train_video import video_denoising
+from worldenv.training.distillation import METHODS, Denoiser, Loss, Method
+from worldenv.training.share import Share
+from worldenv.training.train_causal import Batch, causal_denoising, distillation_loss
+from worldenv.training.train_video import batch_of, video_denoising
 from worldenv.training.train_wan import wan_denoising
+from worldenv.training.windows import Window, steps_of
 from worldenv.worlds.causal.latents import LatentCausalWorld
+from worldenv.worlds.causal.network import CausalConfig
 from worldenv.worlds.video.folder import Ours
 from worldenv.worlds.video.network import VideoUNet
 from worldenv.worlds.video.world import VideoWorld
@@ -44,9 +47,15 @@ class Student:
 
 
 def student_of(
-    teacher: Teacher, clips: Clips, batch: int, steps: int, teacher_steps: int, method: Method = "trajectory"
+    teacher: Teacher,
+    clips: Clips,
+    batch: int,
+    steps: int,
+    teacher_steps: int,
+    method: Method = "trajectory",
+    begun: LatentCausalWorld | None = None,
 ) -> Student:
-    """A student of `steps` denoising steps that begins with the teacher's weights.
+    """A student of `steps` denoising steps that begins with the teacher's weights, or with those of `begun`.
 
     Raises UserError if the recordings do not fit the teacher.
     """
@@ -65,6 +74,8 @@ def student_of(
             f"the recorded actions have {acted} numbers and proprioception {felt}; those of the suite's robot have "
             f"{robot.action_size} and {robot.proprio_size}: give recordings of this robot, or another --suite"
         )
+    if begun is not None:
+        return causal_student_of(teacher, begun, clips, batch, steps, teacher_steps, method)
     return MAKERS[type(teacher)](teacher, clips, batch, steps, teacher_steps, method)
 
 
@@ -94,11 +105,63 @@ def _of_latents(
 ) -> Student:
     network = _copied(teacher.network, teacher.network.tokenizer.frames).requires_grad_(True)
     levels, config = tuple(1 - step / steps for step in range(steps)), network.config
-    chunks = max(1, min(1 + config.window // config.chunk, int(clips.length.max()) // config.chunk))  # its whole memory
-    given = teacher.network, teacher.robot, clips, batch, chunks, levels, teacher_steps
+    given = teacher.network, teacher.robot, clips, batch, _chunks(config, clips), levels, teacher_steps
     world = LatentCausalWorld(network, teacher.robot, levels, teacher.views[0], teacher.decode, teacher.folder)
     loss = distillation_loss(network, *given, method=method)
     return Student(world, network, loss, network.see.weight.dtype)
+
+
+def causal_student_of(
+    teacher: Teacher, begun: LatentCausalWorld, clips: Clips, batch: int, steps: int, teacher_steps: int, method: Method
+) -> Student:
+    """A causal student of a video-diffusion U-Net, in the latents of the same autoencoder; it begins as `begun` is.
+
+    Both predict the clean latents of a chunk: the U-Net at sigma, the student at t = sigma / (1 + sigma) (see `euler`).
+    Raises UserError if the two, or the recordings, do not fit.
+    """
+    _check_same_latents(teacher, begun)
+    unet, network, config = teacher.network, begun.network.requires_grad_(True), begun.network.config
+    many = [sigma / (1 + sigma) for sigma in replace(teacher.config, steps=teacher_steps).sigmas()]
+    levels, read, k = tuple(1 - step / steps for step in range(steps)), batch_of(unet, clips), config.chunk
+
+    def other(part: Batch) -> Denoiser:
+        first, present = part.index[:, 0], part.index[:, -1 - k]
+        window = Window(part.episode, first, present, steps_of(first, present, teacher.config.memory, k))
+        known, cutter = read(window).known(unet), network.tokenizer
+
+        def denoise(noisy: Tensor, t: float) -> Tensor:  # [B, K, L, C]
+            whole = cutter.joined(noisy.flatten(0, 1), config.image_size).unflatten(0, noisy.shape[:2])
+            clean = unet.denoised(whole / (1 - t), whole.new_full((len(whole),), t / (1 - t)), known)
+            return cutter.cut(clean.flatten(0, 1)).unflatten(0, noisy.shape[:2])
+
+        return denoise
+
+    draw = causal_denoising(network, begun.robot, clips, _chunks(config, clips), Share(batch), many[0], other)
+    loss = METHODS[method](network, unet, draw, (many[0], *levels[1:], 0.0), many)
+    world = LatentCausalWorld(network, begun.robot, levels, begun.views[0], begun.decode, begun.folder)
+    return Student(world, network, loss, network.see.weight.dtype)
+
+
+def _check_same_latents(teacher: Teacher, begun: LatentCausalWorld) -> None:
+    if not isinstance(teacher, VideoWorld):
+        raise UserError("a causal student learns from a teacher of the kind svd; without --student, from its own kind")
+    if (teacher.chunk, teacher.size) != (begun.chunk, begun.size):
+        raise UserError(
+            f"the student imagines {begun.chunk} frames of {begun.size[0]} pixels at a time, the teacher "
+            f"{teacher.chunk} of {teacher.size[0]}: make a student with `chunk` and `image_size` of the teacher"
+        )
+    theirs, ours = teacher.network.tokenizer, begun.network.tokenizer.frames
+    old, new = theirs.state_dict(), ours.state_dict()
+    is_same = old.keys() == new.keys() and (theirs.scale, theirs.shift) == (ours.scale, ours.shift)
+    if not (is_same and all(torch.equal(old[name].float(), new[name].float()) for name in new)):
+        raise UserError(
+            "the student's autoencoder is another than the teacher's, so their latents differ: copy the folder vae/ of "
+            "the teacher into that of the student before it is made"
+        )
+
+
+def _chunks(config: CausalConfig, clips: Clips) -> int:  # in a row: the whole memory, where clips are so long
+    return max(1, min(1 + config.window // config.chunk, int(clips.length.max()) // config.chunk))
 
 
 def _copied(network: nn.Module, *shared: nn.Module) -> nn.Module:

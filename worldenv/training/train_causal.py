@@ -1,10 +1,10 @@
 """Train the causal world model: a tokenizer in closed form, a teacher of many steps, a student of one or two."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldenv.data.clips import Clips
 from worldenv.errors import UserError
@@ -55,6 +55,8 @@ class Batch:
     maps: Tensor  # [B, N, 4, h, w] float32, action maps
     poses: Tensor  # [B, N, P] float32
     changed: Tensor  # [B, N - 1, L] bool, tokens that differ from those of the frame before
+    episode: Tensor  # [B] int64
+    index: Tensor  # [B, N] int64, steps of the frames
 
 
 class Sampler:
@@ -88,7 +90,8 @@ class Sampler:
         with torch.no_grad():
             clean = network.tokenizer.encode(frames.flatten(0, 1)).unflatten(0, index.shape)
         maps = draw_maps(poses, camera, self.robot, network.config)
-        return Batch(clean, maps, poses, (clean[:, 1:] - clean[:, :-1]).abs().mean(-1) > CHANGE_LEVEL)
+        changed = (clean[:, 1:] - clean[:, :-1]).abs().mean(-1) > CHANGE_LEVEL
+        return Batch(clean, maps, poses, changed, episode, index)
 
 
 def causal_loss(
@@ -133,13 +136,27 @@ def distillation_loss(
     ranks: Ranks = ALONE,
     method: Method = "trajectory",
 ) -> Loss:
-    """`few_step_loss` or `consistency_loss` of a causal network, in which tokens that change count more.
+    """`few_step_loss` or `consistency_loss` of a causal network, in which tokens that change count more."""
+    share, many = Share(batch, ranks), torch.linspace(1, 0, teacher_steps + 1).tolist()
+    draw = causal_denoising(student, robot, clips, chunks, share)
+    return METHODS[method](student, teacher, draw, (*levels, 0.0), many, share)
+
+
+def causal_denoising(
+    student: CausalNetwork,
+    robot: Robot,
+    clips: Clips,
+    chunks: int,
+    share: Share,
+    top: float = 1.0,  # the noise level that begins
+    other: Callable[[Batch], Denoiser] | None = None,  # of a batch, makes what denoises in place of a causal teacher
+) -> Callable[[torch.Generator], Denoising]:
+    """Draws batches for distillation.
 
     The last of `chunks` chunks is made from noise; those before it are recorded, with a little noise added. Between two
     passes of the student, fresh noise is added, as in `CausalWorld`.
     """
-    share, k = Share(batch, ranks), student.config.chunk
-    sampler = Sampler(student, robot, clips, share, chunks)
+    sampler, batch, k = Sampler(student, robot, clips, share, chunks), share.size, student.config.chunk
 
     def draw(generator: torch.Generator) -> Denoising:
         part = sampler(generator)
@@ -147,7 +164,9 @@ def distillation_loss(
         past, drawn = part.clean[:, :-k], _noise(part.clean[:, 1:-k], share, generator)
         past = torch.cat([past[:, :1], _mixed(past[:, 1:], drawn, blur[..., None, None])], 1)
 
-        def denoiser(network: CausalNetwork) -> Denoiser:
+        def denoiser(network: nn.Module) -> Denoiser:
+            if other is not None and network is not student:
+                return other(part)
             condition = network.condition(part.maps, part.poses)
 
             def denoise(noisy: Tensor, t: float) -> Tensor:
@@ -162,10 +181,9 @@ def distillation_loss(
             return _mixed(clean, _noise(clean, share, generator), after)
 
         clean, weight = part.clean[:, -k:], 1 + CHANGE_WEIGHT * part.changed[:, -k:, :, None]
-        return Denoising(_noise(clean, share, generator), clean, denoiser, weight, onward)
+        return Denoising(top * _noise(clean, share, generator), clean, denoiser, weight, onward)
 
-    many = torch.linspace(1, 0, teacher_steps + 1).tolist()
-    return METHODS[method](student, teacher, draw, (*levels, 0.0), many, share)
+    return draw
 
 
 def _noise(like: Tensor, share: Share, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from worldenv.data.clips import Clips
 from worldenv.training.distillation import Denoiser, Denoising, Loss
-from worldenv.training.windows import Windows
+from worldenv.training.windows import Window, Windows
 from worldenv.worlds.video.network import Known, VideoUNet, log_normal
 
 
@@ -74,12 +74,17 @@ def video_denoising(network: VideoUNet, clips: Clips, batch: int) -> Callable[[t
 
 
 def _batches(network: VideoUNet, clips: Clips, batch: int) -> Callable[[torch.Generator], Batch]:
-    config, m = network.config, network.config.memory
-    windows, camera = Windows(clips, config.size, m, config.chunk, batch), clips.still_camera()
+    config = network.config
+    windows, known = Windows(clips, config.size, config.memory, config.chunk, batch), batch_of(network, clips)
+    return lambda generator: known(windows(generator))
 
-    def draw(generator: torch.Generator) -> Batch:
-        device, window = network.place.device, windows(generator)
-        episode, index = window.episode, window.index
+
+def batch_of(network: VideoUNet, clips: Clips) -> Callable[[Window], Batch]:
+    """What the network is given of a window. Raises UserError if the camera is not known or moves."""
+    config, m, camera = network.config, network.config.memory, clips.still_camera()
+
+    def read(window: Window) -> Batch:
+        device, episode, index = network.place.device, window.episode, window.index
         frames = clips.frames_at(episode, index)[:, :, 0].to(device)
         latents = network.tokenizer.encode(frames.flatten(0, 1)).unflatten(0, index.shape).float()
         return Batch(
@@ -91,7 +96,7 @@ def _batches(network: VideoUNet, clips: Clips, batch: int) -> Callable[[torch.Ge
             network.conditioning.features(frames[:, 0]),
         )
 
-    return draw
+    return read
 
 
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:

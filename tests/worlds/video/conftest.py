@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
@@ -85,6 +86,59 @@ def trunk():
     torch.manual_seed(3)
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
     return transformers.Dinov2Model(transformers.Dinov2Config(**sizes, image_size=42, patch_size=14))
+
+
+VGGT = 16, 8, 32, 2, 4  # width, of a head, hidden, layers, registers
+
+
+def vggt():
+    """VGGT's tensors under the names in the authors' file, and some of what is not read."""
+    torch.manual_seed(0)
+    width, head, hidden, layers, registers = VGGT
+    s = {}
+
+    def add(name, *shape, about=0.0):
+        s[f"aggregator.{name}"] = about + 0.3 * torch.randn(shape)
+
+    def block(name, normed):
+        for norm in ("norm1", "norm2", *(("attn.q_norm", "attn.k_norm") if normed else ())):
+            n = head if "attn" in norm else width
+            add(f"{name}.{norm}.weight", n, about=1.0)
+            add(f"{name}.{norm}.bias", n)
+        for layer, out, inside in (
+            ("attn.qkv", 3 * width, width),
+            ("attn.proj", width, width),
+            ("mlp.fc1", hidden, width),
+            ("mlp.fc2", width, hidden),
+        ):
+            add(f"{name}.{layer}.weight", out, inside)
+            add(f"{name}.{layer}.bias", out)
+        for scale in ("ls1", "ls2"):
+            add(f"{name}.{scale}.gamma", width, about=0.5)
+
+    add("camera_token", 1, 2, 1, width)
+    add("register_token", 1, 2, registers, width)
+    add("patch_embed.cls_token", 1, 1, width)
+    add("patch_embed.pos_embed", 1, 1 + 4, width)
+    add("patch_embed.register_tokens", 1, registers, width)
+    add("patch_embed.mask_token", 1, width)
+    add("patch_embed.patch_embed.proj.weight", width, 3, 14, 14)
+    add("patch_embed.patch_embed.proj.bias", width)
+    add("patch_embed.norm.weight", width, about=1.0)
+    add("patch_embed.norm.bias", width)
+    for i in range(layers):
+        block(f"patch_embed.blocks.{i}", False)
+        block(f"frame_blocks.{i}", True)
+        block(f"global_blocks.{i}", True)
+    s["camera_head.token_norm.weight"] = torch.ones(2 * width)
+    return s
+
+
+def write_vggt(path: Path) -> Path:
+    path.mkdir(exist_ok=True)
+    save_file(vggt(), path / "model.safetensors")
+    (path / "config.json").write_text('{"img_size": 518, "patch_size": 14, "embed_dim": 1024}')
+    return path
 
 
 def write_pipeline(path: Path, **settings) -> Path:

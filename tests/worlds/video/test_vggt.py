@@ -10,59 +10,18 @@ from torch.nn import functional as F
 from worldenv.errors import UserError
 from worldenv.worlds.vggt import inspect_vggt
 
-D, HEAD, HIDDEN, LAYERS, REGISTERS = 16, 8, 32, 2, 4
+D, HEAD, HIDDEN, LAYERS, REGISTERS = 16, 8, 32, 2, 4  # as tests/worlds/video/conftest.py writes it
 FILE = "model.safetensors"
 
 
-def state():
-    """Under the names in the authors' file, and some of what is not read."""
-    torch.manual_seed(0)
-    s = {}
-
-    def add(name, *shape, about=0.0):
-        s[f"aggregator.{name}"] = about + 0.3 * torch.randn(shape)
-
-    def block(name, normed):
-        for norm in ("norm1", "norm2", *(("attn.q_norm", "attn.k_norm") if normed else ())):
-            n = HEAD if "attn" in norm else D
-            add(f"{name}.{norm}.weight", n, about=1.0)
-            add(f"{name}.{norm}.bias", n)
-        for layer, out, inside in (
-            ("attn.qkv", 3 * D, D),
-            ("attn.proj", D, D),
-            ("mlp.fc1", HIDDEN, D),
-            ("mlp.fc2", D, HIDDEN),
-        ):
-            add(f"{name}.{layer}.weight", out, inside)
-            add(f"{name}.{layer}.bias", out)
-        for scale in ("ls1", "ls2"):
-            add(f"{name}.{scale}.gamma", D, about=0.5)
-
-    add("camera_token", 1, 2, 1, D)
-    add("register_token", 1, 2, REGISTERS, D)
-    add("patch_embed.cls_token", 1, 1, D)
-    add("patch_embed.pos_embed", 1, 1 + 4, D)
-    add("patch_embed.register_tokens", 1, REGISTERS, D)
-    add("patch_embed.mask_token", 1, D)
-    add("patch_embed.patch_embed.proj.weight", D, 3, 14, 14)
-    add("patch_embed.patch_embed.proj.bias", D)
-    add("patch_embed.norm.weight", D, about=1.0)
-    add("patch_embed.norm.bias", D)
-    for i in range(LAYERS):
-        block(f"patch_embed.blocks.{i}", False)
-        block(f"frame_blocks.{i}", True)
-        block(f"global_blocks.{i}", True)
-    s["camera_head.token_norm.weight"] = torch.ones(2 * D)
-    return s
+@pytest.fixture(scope="module")
+def state(writers):
+    return writers("worlds/video").vggt
 
 
 @pytest.fixture
-def folder(tmp_path):
-    path = tmp_path / "geometry"
-    path.mkdir()
-    save_file(state(), path / FILE)
-    (path / "config.json").write_text('{"img_size": 518, "patch_size": 14, "embed_dim": 1024}')
-    return path
+def folder(tmp_path, writers):
+    return writers("worlds/video").write_vggt(tmp_path / "geometry")
 
 
 NAMES = (  # the library's -> theirs
@@ -77,7 +36,7 @@ NAMES = (  # the library's -> theirs
 
 
 @pytest.mark.parametrize("side", [28, 56])
-def test_patches_are_those_of_the_librarys_dinov2(folder, side):
+def test_patches_are_those_of_the_librarys_dinov2(folder, state, side):
     from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
     sizes = {"hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": D // HEAD, "mlp_ratio": HIDDEN // D}
@@ -137,7 +96,7 @@ def by_hand(s, patches, side):
     return torch.cat([within, x], -1)[:, 1 + REGISTERS :]
 
 
-def test_features_are_those_of_the_authors(folder):
+def test_features_are_those_of_the_authors(folder, state):
     encoder = inspect_vggt(folder, size=50).read(None)
     frames = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8)
     pictures = encoder.prepare(frames)

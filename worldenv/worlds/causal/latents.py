@@ -67,16 +67,20 @@ class LatentTokenizer(nn.Module):
         return self._frames[0]
 
     def encode(self, frames: Tensor) -> Tensor:  # [B, H, W, 3] uint8 -> [B, L, C]
-        latents, s = self._frames[0].encode(frames), self.side
-        b, c, height, width = latents.shape
-        split = latents.view(b, c, height // s, s, width // s, s)
-        return split.permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * s * s)
+        return self.cut(self._frames[0].encode(frames))
 
     def decode(self, latents: Tensor, width: int) -> Tensor:  # [B, L, C] -> [B, H, W, 3] uint8
+        return self._frames[0].decode(self.joined(latents, width))
+
+    def cut(self, latents: Tensor) -> Tensor:  # [B, c, h, w], of the autoencoder -> [B, L, C]
+        (b, c, height, width), s = latents.shape, self.side
+        split = latents.reshape(b, c, height // s, s, width // s, s)
+        return split.permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * s * s)
+
+    def joined(self, tokens: Tensor, width: int) -> Tensor:  # [B, L, C] -> [B, c, h, w]
         s, columns = self.side, width // self.patch
-        split = latents.view(len(latents), -1, columns, self.channels // s**2, s, s)
-        whole = split.permute(0, 3, 1, 4, 2, 5).flatten(2, 3).flatten(3)
-        return self._frames[0].decode(whole)
+        split = tokens.reshape(len(tokens), -1, columns, self.channels // s**2, s, s)
+        return split.permute(0, 3, 1, 4, 2, 5).flatten(2, 3).flatten(3)
 
     def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
         """The autoencoder's encoder and decoder, of latents that are not cut into tokens."""
