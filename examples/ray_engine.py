@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--siblings", type=int, default=8, help="episodes of each start")
     parser.add_argument("--iterations", type=int, default=3)
     args = parser.parse_args()
-    # The actors get this folder. Otherwise they would search the current one, which may be a clone without compiled modules.
+    # Without this, the actors import from the current folder, which may be a clone without compiled modules.
     ray.init(log_to_driver=False, runtime_env={"working_dir": str(Path(__file__).parent)})
     engines = [Engine.remote() for _ in range(args.engines)]
     parts, config = worldenv.load(), worldenv.PostTrainConfig(signal=0.0)

@@ -209,7 +209,7 @@ def _end(line: str, code: int) -> None:
 
 @contextmanager
 def _signals_kept() -> Iterator[list[KeyboardInterrupt]]:
-    """Inside, SIGTERM raises Terminated, unless the caller has a handler of its own. Yields what signals have raised."""
+    """Inside, SIGTERM raises Terminated, unless the caller has a handler of its own. Yields all that signals raised."""
     came: list[KeyboardInterrupt] = []
 
     def stop(number: int, _: object) -> None:
