@@ -32,7 +32,7 @@ class Distillation:
     suite: str = "tabletop"  # as in worldenv-train; it has the robot and the view of the recordings
     denoising_steps: int = 1  # of the student, fewer than --teacher-steps
     teacher_steps: int = 20  # denoising steps of the teacher; the student learns to reach their result
-    # trajectory: the student learns where the teacher's steps end; consistency: to predict the same at all their levels
+    # trajectory: learn where the teacher's steps end; consistency: learn to predict the same at all levels of its steps
     method: Method = "trajectory"
     resume: bool = False  # continue the interrupted training in `run`
     seed: int = 0  # of the batches and their noise
@@ -65,11 +65,11 @@ class Distillation:
 
 
 def train_student(config: Distillation) -> dict[str, Any]:
-    """Train, and write the student to `config.run`/world in its teacher's layout. Returns the last figures.
+    """Train, and write the student to `config.run`/world in the layout of what it began as. Returns the last figures.
 
-    The teacher's folder never changes. With `config.resume`, an interrupted training continues, if its other settings
-    are the same, and a finished one returns at once. Raises UserError for settings, models or recordings that do not
-    fit.
+    The folders of teacher and student never change. With `config.resume`, an interrupted training continues, if its
+    other settings are the same, and a finished one returns at once. Raises UserError for settings, models or recordings
+    that do not fit.
     """
     kept = {"distill": _document(config)}
     run = Path(os.path.realpath(config.run))
