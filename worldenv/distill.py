@@ -16,7 +16,6 @@ from worldenv.records.run_folder import FolderTaken, RunFolder
 from worldenv.training.distillation import Method
 from worldenv.training.fit import Schedule, fit
 from worldenv.training.students import student_of
-from worldenv.worlds.causal.latents import KIND
 
 STAGE, WORLD = "student", "world"  # names in the run folder: of the stage, and of the student's own folder
 
@@ -46,12 +45,11 @@ class Distillation:
         if kind is None or f"{kind[0]}:FOLDER" not in WORLDS or not kind[1]:
             kinds = " or ".join(name for name in WORLDS if name.endswith(":FOLDER"))
             raise UserError(f"--world is {self.world[:100]!r}; it should be the teacher: {kinds}")
-        if self.student and not (
-            self.student.startswith(f"{KIND}:") and kind[0] == "svd" and released(self.student)[1]
-        ):
+        learner, folder = released(self.student) or ("", "")
+        if self.student and not (folder and (learner, kind[0]) == ("causal-latents", "svd")):
             raise UserError(
-                f"--student is {self.student[:100]!r}, and --world {self.world[:100]!r}; they should be {KIND}:FOLDER "
-                "and svd:FOLDER; leave --student out for a student of the teacher's own kind"
+                f"--student is {self.student[:100]!r}, and --world {self.world[:100]!r}; they should be "
+                "causal-latents:FOLDER and svd:FOLDER; leave --student out for a student of the teacher's own kind"
             )
         if self.denoising_steps >= self.teacher_steps:
             raise UserError(
