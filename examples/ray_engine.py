@@ -9,6 +9,7 @@ none of this (docs/clusters.md). Install with pip install "worldenv[ray]".
 import argparse
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import ray
 import torch
@@ -34,7 +35,8 @@ def main() -> None:
     parser.add_argument("--siblings", type=int, default=8, help="episodes of each start")
     parser.add_argument("--iterations", type=int, default=3)
     args = parser.parse_args()
-    ray.init(log_to_driver=False)
+    # Without this, the actors import from the current folder, which may be a clone without compiled modules.
+    ray.init(log_to_driver=False, runtime_env={"working_dir": str(Path(__file__).parent)})
     engines = [Engine.remote() for _ in range(args.engines)]
     parts, config = worldenv.load(), worldenv.PostTrainConfig(signal=0.0)
     starts, learner = worldenv.practice_starts(parts.suite, 0), worldenv.Learner(parts.policy, config)

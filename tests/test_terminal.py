@@ -179,7 +179,7 @@ cli._main(work, "worldenv-train", [])
 
 def test_handler_of_the_caller_stays(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    with cli._ended_by_sigterm(), pytest.raises(cli.Terminated):
+    with cli._signals_kept(), pytest.raises(cli.Terminated):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -189,7 +189,7 @@ def test_handler_of_the_caller_stays(monkeypatch):
 
     signal.signal(signal.SIGTERM, mine)
     try:
-        with cli._ended_by_sigterm():
+        with cli._signals_kept():
             assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)

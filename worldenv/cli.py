@@ -148,20 +148,25 @@ def _with_memory(run: Callable[..., dict], config: Any, *more: Any, advice: str 
 def _main(work: Callable[[Sequence[str], str], dict | None], program: str, arguments: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot write to the home folder
-    with patient_streams(), _ended_by_sigterm():
+    with patient_streams(), _signals_kept() as came:
         try:
             _check_place()
             result = work(words, " ".join([program, *words]))
         except KeyboardInterrupt as stop:
-            how = "terminated" if isinstance(stop, Terminated) else "interrupted"
-            _end(f"\n{program}: {how}; {_advice(program, stop)}", exit_code(stop))
+            _end_interrupted(program, stop)
         except (UserError, ImportError, Warning) as error:  # a warning where PYTHONWARNINGS makes it an error
+            if came and isinstance(error, ImportError):
+                _end_interrupted(program, came[-1])
             _end(f"{program}: {_in_one_line(error)}", 2)
         except OSError as error:
             if error.errno is None:  # not from the system
                 raise
             place = "" if error.filename is None else f"{error.filename}: "
             _end(f"{program}: {_in_one_line(f'{place}{error.strerror}')}", 1)
+        except Exception:
+            if not came:
+                raise
+            _end_interrupted(program, came[-1])  # the import of a library has swallowed it, and left the library half
         else:
             if result is not None and (problem := print_result(json.dumps(result, allow_nan=False))):
                 _end(f"{program}: {not_printed(problem, result.get('run'))}", 1)
@@ -190,17 +195,24 @@ def _in_one_line(message: object) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(message).split()))
 
 
+def _end_interrupted(program: str, stop: KeyboardInterrupt) -> None:
+    how = "terminated" if isinstance(stop, Terminated) else "interrupted"
+    _end(f"\n{program}: {how}; {_advice(program, stop)}", exit_code(stop))
+
+
 def _end(line: str, code: int) -> None:
     print(line, file=sys.stderr)
     raise SystemExit(code) from None
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM raises Terminated, unless the caller has a handler of its own."""
+def _signals_kept() -> Iterator[list[KeyboardInterrupt]]:
+    """Inside, SIGTERM raises Terminated, unless the caller has a handler of its own. Yields all that signals raised."""
+    came: list[KeyboardInterrupt] = []
 
-    def stop(*_: object) -> None:
-        raise Terminated
+    def stop(number: int, _: object) -> None:
+        came.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
+        raise came[-1]
 
     def stop_again(ignored: Any) -> None:
         """Send the signal again if it arrived in a destructor or the like, whose exceptions Python ignores."""
@@ -212,13 +224,17 @@ def _ended_by_sigterm() -> Iterator[None]:
 
     is_ours = threading.current_thread() is threading.main_thread()
     if not is_ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
+        yield came
         return
     hook = sys.unraisablehook
     sys.unraisablehook = stop_again
-    signal.signal(signal.SIGTERM, stop)
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    ours = {number: handler for number, handler in usual.items() if signal.getsignal(number) is handler}
+    for number in ours:
+        signal.signal(number, stop)
     try:
-        yield
+        yield came
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in ours.items():
+            signal.signal(number, handler)
         sys.unraisablehook = hook

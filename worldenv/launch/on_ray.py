@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import chdir, contextmanager, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -71,7 +71,8 @@ def _connected(ray: Any, run: Path) -> Iterator[TextIO]:
         raise asked[-1]
 
     try:
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        with chdir("/"):  # Ray's workers search the current folder first: that may be a clone without compiled modules
+            ray.init(log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise UserError(f"the Ray cluster cannot be reached: {error}; look at RAY_ADDRESS and `ray status`") from error
     try:
