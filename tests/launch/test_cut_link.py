@@ -105,9 +105,9 @@ def steps(run):
 
 
 def outcome(run):
-    result = RunFolder(run).result()
-    weights = load_file(run / "checkpoints" / "policy.safetensors")
-    return weights, result["success_after"], result["imagined_success_after"]
+    folder = RunFolder(run)
+    lines = [{k: v for k, v in line.items() if not k.endswith("_s")} for line in folder.metrics("post_train")]
+    return load_file(run / "checkpoints" / "policy.safetensors"), lines, folder.result()["success_after"]
 
 
 def test_cut_link_ends_both_machines_and_the_run_resumes_to_the_same_result(machines, tiny, tmp_path, port):
@@ -124,9 +124,7 @@ def test_cut_link_ends_both_machines_and_the_run_resumes_to_the_same_result(mach
         assert time.monotonic() < until and cut.launched[0].poll() is None, cut.lines()
         time.sleep(0.02)
     machines.link("down")
-    began = time.monotonic()
     assert cut.codes() == [1, 1], cut.lines()
-    print(f"ended after {time.monotonic() - began:.1f} s")
     assert 0 < len(steps(run)) < ITERATIONS
     (first,), (other,) = cut.lines()
     advice = f"; continue with: worldenv-train --resume --run {run}"
@@ -139,5 +137,5 @@ def test_cut_link_ends_both_machines_and_the_run_resumes_to_the_same_result(mach
     printed, nothing = [command.stdout.read() for command in resumed.launched]
     assert json.loads(printed) == RunFolder(run).result() and not nothing
     (one, *figures), (another, *same) = outcome(run), outcome(tmp_path / "whole")
-    assert figures == same and steps(run) == list(range(ITERATIONS))
+    assert figures == same and len(figures[0]) == ITERATIONS
     assert all(torch.equal(one[name], tensor) for name, tensor in another.items())

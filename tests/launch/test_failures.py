@@ -4,9 +4,11 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,6 +94,23 @@ def test_error_of_one_rank_ends_all_with_its_message(begin):
     assert job.end() == [2, 2, 2]
     (said,) = job.said()
     assert re.fullmatch(f"UserError: {NAME.format(1)}: the disk is full", said)
+
+
+def test_no_thread_asks_the_store_any_more_once_a_job_has_ended(monkeypatch):
+    """C++ aborts a process that ends meanwhile."""
+    monkeypatch.setattr(watch, "TICK_S", 0.05)
+    asked, threads = threading.Event(), threading.active_count()
+
+    def add(*_):
+        asked.set()
+        time.sleep(0.5)
+
+    store = SimpleNamespace(add=add, check=lambda keys: False, multi_get=lambda keys: [b""] * len(keys))
+    one = watch.Watch(store, 1, ["rank 0", "rank 1"], "worldenv-train")
+    one.begin()
+    assert asked.wait(5) and threading.active_count() == threads + 2
+    one.end()
+    assert threading.active_count() == threads
 
 
 def test_slow_rank_is_waited_for(begin, monkeypatch):
