@@ -81,7 +81,7 @@ def _end_after_ranks() -> None:
         if ended is not None:
             time.sleep(LEAVE_S)  # the agent looks ten times a second
             if _ended(os.P_PID, ended.si_pid) is not None:
-                os._exit(ended.si_status if ended.si_code == os.CLD_EXITED and ended.si_status else 1)
+                os._exit(ended.si_status if ended.si_code == os.CLD_EXITED else 1)
 
 
 def _ended(kind: int, process: int) -> os.waitid_result | None:
