@@ -41,6 +41,7 @@ from worldenv.rl.loop import post_train  # noqa: E402
 from worldenv.rollout.engine import Engine, EngineConfig  # noqa: E402
 
 HORIZON, LEARNS = 20, 100_000
+PARTS = ("rollout_s", "update_s")  # of an iteration
 IMAGINE_S, LEARN_S = 0.004, 0.0005  # that a chunk of an episode sleeps
 HERE = Links(bytes_s=1e9, message_s=1e-4, disk_bytes_s=5e8)  # a guess
 # rlinf-wan-libero on H200s, counted from the headers of its files (LOG.md, "Does the pair that can be downloaded fit a
@@ -111,7 +112,8 @@ def as_rank(given: dict) -> None:
         if ranks.first:
             lines = folder.metrics("post_train")
             took = (lines[-1]["time_s"] - lines[0]["time_s"]) / (len(lines) - 1)
-            print(json.dumps({"iteration_s": took, "reward": lines[-1]["reward"], "chunks": lines[-1]["chunks"]}))
+            parts = {name: statistics.mean(line[name] for line in lines[1:]) for name in PARTS}
+            print(json.dumps({"iteration_s": took} | parts | {name: lines[-1][name] for name in ("reward", "chunks")}))
 
 
 def timed(what: str, ranks: int, threads: int, config: dict, horizon: int) -> dict:
@@ -154,6 +156,7 @@ def measure(given: argparse.Namespace) -> dict:
         base = statistics.median(one["iteration_s"] for one in found[first])
         speedup = base / statistics.median(times)
         row = {"what": what, "ranks": ranks, "threads": threads, "iteration_s": times, "speedup": speedup}
+        row |= {name: statistics.median(one[name] for one in runs) for name in PARTS}
         if what == "sleep":
             row |= {"efficiency": speedup * first[1] / ranks}
         if what == "sleep" and not given.off_policy:
