@@ -3,7 +3,7 @@
     python -P tests/fuzz/ray_kills.py --kills 20 --seed 0
 
 A run is killed up to EACH times: a random time after both workers are there, at most as long as an undisturbed run
-takes from then on. Needs Ray (pip install "worldenv[ray]").
+takes from then on until its last iteration. 20 kills take about 10 minutes. Needs Ray (pip install "worldenv[ray]").
 """
 
 import argparse
@@ -45,13 +45,15 @@ def kill_workers(folder: Path, rng: random.Random, kills: int) -> tuple[Counter,
     command = run_on_ray(whole := folder / "whole")
     workers_there(command, set())
     began = time.monotonic()
-    assert command.wait(LIMIT_S) == 0, whole.with_suffix(".stderr").read_text()
+    while len(steps(whole)) < ITERATIONS and command.poll() is None:
+        time.sleep(0.02)
     whole_s = time.monotonic() - began
+    assert command.wait(LIMIT_S) == 0, whole.with_suffix(".stderr").read_text()
     while counts.total() < kills:
         run, number = folder / f"run-{number}", number + 1
         command, killed, before = run_on_ray(run), set(), None
         for _ in range(min(EACH, kills - counts.total())):
-            workers = workers_there(command, killed)
+            workers, there = workers_there(command, killed), time.monotonic()
             again_s += [time.monotonic() - before] if before and workers else []
             time.sleep(rng.uniform(0, whole_s))
             if len(workers) < WORKERS or command.poll() is not None or len(steps(run)) == ITERATIONS:
@@ -59,6 +61,7 @@ def kill_workers(folder: Path, rng: random.Random, kills: int) -> tuple[Counter,
             os.kill(rng.choice(workers), signal.SIGKILL)
             before, killed = time.monotonic(), killed | set(workers)
             counts[held(run)] += 1
+            print(f"{run.name}: kill {counts.total()}, {before - there:.1f} s after its workers were there", flush=True)
         if command.wait(LIMIT_S) or steps(run) != list(range(ITERATIONS)) or largest_difference(run, whole):
             wrong.append(run.name)
             print(

@@ -83,6 +83,22 @@ def test_rank_that_dies_before_the_group_is_made_is_named(begin, monkeypatch):
     assert re.fullmatch(f"worldenv-train: {NAME.format(1)} died, hangs or lost the network: .+", said), said
 
 
+def test_ranks_that_do_not_reach_each_other_are_told_what_to_set(begin, monkeypatch):
+    def fail(*given, **named):
+        if os.environ["RANK"] == "1":
+            raise RuntimeError("Connection refused, remote=[127.0.1.1]:24469\nException raised from ...")
+        time.sleep(60)  # rank 0 waits for it
+
+    monkeypatch.setattr(join.distributed, "init_process_group", fail)
+    job = begin(2, lambda ranks: None)
+    assert job.end() == [2, 2]
+    (said,) = job.said()
+    line = (
+        r"the ranks cannot connect to each other \(Connection refused, remote=\[127.0.1.1\]:24469\): a machine may know"
+    )
+    assert re.match(f"UserError: {NAME.format(1)}: {line}", said), said
+
+
 def test_error_of_one_rank_ends_all_with_its_message(begin):
     def work(ranks):
         ranks.every(None)

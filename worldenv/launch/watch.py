@@ -73,7 +73,7 @@ class Watch:
             self._look()
         except RuntimeError as error:  # of the store
             if not self._over.wait(2 * TICK_S):
-                self._die(f"{self.names[0]} or its machine is gone: {_first_line(error)}")
+                self._die(f"{self.names[0]} or its machine is gone: {first_line(error)}")
 
     def _look(self) -> None:
         keys = [beat_of(rank) for rank in self._watched]
@@ -139,5 +139,6 @@ def beat_of(rank: int) -> str:
     return f"beat/{rank}"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of torch says, without its stack."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
