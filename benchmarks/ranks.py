@@ -1,13 +1,13 @@
 """Practice on several ranks of this machine: how much faster than on one.
 
-    python benchmarks/ranks.py [--ranks 1 2 4] [--rounds 3] [--off-policy] [--name NAME]
+    python benchmarks/ranks.py [--ranks 1 2 4] [--rounds 3] [--slower 4] [--off-policy] [--name NAME]
     python benchmarks/ranks.py --predict
 
 sleep: models whose compute is a sleep, so that ranks do not share processors: what is lost is lost to waiting and
-exchange. real: the shipped models, one rank of two threads beside two ranks of one. The rounds take turns. An iteration
-is timed from the second on. --off-policy: practice is one step off policy (--rl.off-policy), which the cost model does
-not know. --predict computes what the cost model says of many GPUs, and measures nothing. Ends in one JSON line; --name
-writes it to results/ranks-NAME.json.
+exchange. --slower: they sleep so many times as long, as larger models would. real: the shipped models, one rank of two
+threads beside two ranks of one. The rounds take turns. An iteration is timed from the second on. --off-policy: practice
+is one step off policy (--rl.off-policy), which the cost model does not know. --predict computes what the cost model
+says of many GPUs, and measures nothing. Ends in one JSON line; --name writes it to results/ranks-NAME.json.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from worldenv.rl.loop import post_train  # noqa: E402
 from worldenv.rollout.engine import Engine, EngineConfig  # noqa: E402
 
 HORIZON, LEARNS = 20, 100_000
+PARTS = ("rollout_s", "update_s")  # of an iteration
 IMAGINE_S, LEARN_S = 0.004, 0.0005  # that a chunk of an episode sleeps
 HERE = Links(bytes_s=1e9, message_s=1e-4, disk_bytes_s=5e8)  # a guess
 # rlinf-wan-libero on H200s, counted from the headers of its files (LOG.md, "Does the pair that can be downloaded fit a
@@ -53,21 +54,22 @@ CLUSTER = Links(bytes_s=4e10, message_s=2e-5, disk_bytes_s=1e9)  # a guess: 400 
 class SleepPolicy(nn.Module):
     chunk, views = K, ("agentview",)
 
-    def __init__(self):
+    def __init__(self, slower: float):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(LEARNS))
+        self.imagine_s, self.learn_s = slower * IMAGINE_S / 2, slower * LEARN_S
 
     def read(self, texts):
         return torch.zeros(len(texts), 1)
 
     def act(self, seen, read, key, explore):
         n = len(seen)
-        time.sleep(n * IMAGINE_S / 2)
+        time.sleep(n * self.imagine_s)
         record = SeenFeature(torch.zeros(n, WIDTH), seen.proprio)
         return Decision(torch.full((n, K, 7), 0.5), torch.full((n,), -2.0), record)
 
     def log_prob(self, record, action):
-        time.sleep(len(action) * LEARN_S)
+        time.sleep(len(action) * self.learn_s)
         return self.weight.mean() * action.mean((1, 2)) - 2.0
 
     def trainable(self):
@@ -75,8 +77,12 @@ class SleepPolicy(nn.Module):
 
 
 class SleepWorld(NullWorld):
+    def __init__(self, episodes: int, size: int, slower: float):
+        super().__init__(episodes, size)
+        self.imagine_s = slower * IMAGINE_S / 2
+
     def imagine(self, memory, seen, action, key):
-        time.sleep(len(seen) * IMAGINE_S / 2)
+        time.sleep(len(seen) * self.imagine_s)
         return super().imagine(memory, seen, action, key)
 
 
@@ -89,12 +95,12 @@ class Reflector(NullReflector):
         self.stop[:] = False
 
 
-def parts_of(what: str, episodes: int, horizon: int) -> tuple:
+def parts_of(what: str, episodes: int, horizon: int, slower: float) -> tuple:
     """Engine and starts."""
     if what == "real":
         parts = load()
         return make_engine(parts, EngineConfig(horizon=horizon)), practice_starts(parts.suite, seed=0)
-    models = SleepPolicy(), SleepWorld(episodes, 8), Reflector(episodes)
+    models = SleepPolicy(slower), SleepWorld(episodes, 8, slower), Reflector(episodes)
     return Engine(*models, EngineConfig(horizon, episodes)), null_starts(episodes, 8)
 
 
@@ -102,7 +108,7 @@ def as_rank(given: dict) -> None:
     """Practise, and print the seconds of an iteration at rank 0."""
     torch.set_num_threads(given["threads"])
     config = PostTrainConfig(**given["config"])
-    engine, starts = parts_of(given["what"], config.starts * config.siblings, given["horizon"])
+    engine, starts = parts_of(given["what"], config.starts * config.siblings, given["horizon"], given["slower"])
     with joined("ranks") as ranks:
         path = Path(given["folder"])
         folder = RunFolder.create(path, {}) if ranks.first else None
@@ -111,16 +117,17 @@ def as_rank(given: dict) -> None:
         if ranks.first:
             lines = folder.metrics("post_train")
             took = (lines[-1]["time_s"] - lines[0]["time_s"]) / (len(lines) - 1)
-            print(json.dumps({"iteration_s": took, "reward": lines[-1]["reward"], "chunks": lines[-1]["chunks"]}))
+            parts = {name: statistics.mean(line[name] for line in lines[1:]) for name in PARTS}
+            print(json.dumps({"iteration_s": took} | parts | {name: lines[-1][name] for name in ("reward", "chunks")}))
 
 
-def timed(what: str, ranks: int, threads: int, config: dict, horizon: int) -> dict:
+def timed(what: str, ranks: int, threads: int, config: dict, sizes: dict) -> dict:
     """What rank 0 of a job printed."""
     with socket.socket() as probe, tempfile.TemporaryDirectory() as folder:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        given = {"what": what, "threads": threads, "config": config, "horizon": horizon, "folder": f"{folder}/run"}
+        given = {"what": what, "threads": threads, "config": config, "folder": f"{folder}/run"} | sizes
         shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         started = []
         for rank in range(ranks):
@@ -138,15 +145,17 @@ def measure(given: argparse.Namespace) -> dict:
     """Seconds of an iteration, round by round, of every way."""
     own = {"starts": given.starts, "siblings": given.siblings, "iterations": given.iterations, "signal": 0.0}
     own |= {"off_policy": given.off_policy}
+    sizes = {"horizon": given.horizon, "slower": given.slower}
     ways = [("sleep", ranks, 1) for ranks in given.ranks] + [("real", 1, 2), ("real", 2, 1)] * given.real
     found: dict = {way: [] for way in ways}
     for _ in range(given.rounds):
         for what, ranks, threads in ways:
-            found[what, ranks, threads].append(timed(what, ranks, threads, own, given.horizon))
+            found[what, ranks, threads].append(timed(what, ranks, threads, own, sizes))
     done = {(one["reward"], one["chunks"]) for way, runs in found.items() if way[0] == "sleep" for one in runs}
     assert len(done) == 1, f"ranks do not do what one does: {done}"
     chunks = -(-given.horizon // K)
-    practice = Practice(given.starts, given.siblings, chunks, 2, 256, LEARNS, IMAGINE_S, LEARN_S)
+    asleep = given.slower * IMAGINE_S, given.slower * LEARN_S
+    practice = Practice(given.starts, given.siblings, chunks, 2, 256, LEARNS, *asleep)
     rows = []
     for (what, ranks, threads), runs in found.items():
         times = [one["iteration_s"] for one in runs]
@@ -154,12 +163,13 @@ def measure(given: argparse.Namespace) -> dict:
         base = statistics.median(one["iteration_s"] for one in found[first])
         speedup = base / statistics.median(times)
         row = {"what": what, "ranks": ranks, "threads": threads, "iteration_s": times, "speedup": speedup}
+        row |= {name: statistics.median(one[name] for one in runs) for name in PARTS}
         if what == "sleep":
             row |= {"efficiency": speedup * first[1] / ranks}
         if what == "sleep" and not given.off_policy:
             row |= {"predicted_s": sum(iteration_s(practice, HERE, ranks).values())}
         rows.append(row)
-    return {"measured": True, "settings": own | {"horizon": given.horizon}, "ways": rows}
+    return {"measured": True, "settings": own | sizes, "ways": rows}
 
 
 def predict() -> dict:
@@ -202,6 +212,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--starts", type=int, default=24)
     parser.add_argument("--siblings", type=int, default=8)
     parser.add_argument("--horizon", type=int, default=HORIZON, help="actions")
+    parser.add_argument("--slower", type=float, default=1.0, help="how many times as long models sleep")
     parser.add_argument(
         "--real", action=argparse.BooleanOptionalAction, default=True, help="time the shipped models, too"
     )

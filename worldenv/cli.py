@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from worldenv.errors import Terminated, UserError, exit_code
-from worldenv.terminal import patient_streams, print_result
+from worldenv.terminal import not_printed, patient_streams, print_result
 
 SOON_S = 0.01  # until a signal that was lost is sent again
 LESS_MEMORY = "lower --eval.episodes, --rl.starts, --rl.siblings or --engine.capacity"
@@ -169,9 +169,7 @@ def _main(work: Callable[[Sequence[str], str], dict | None], program: str, argum
             _end_interrupted(program, came[-1])  # the import of a library has swallowed it, and left the library half
         else:
             if result is not None and (problem := print_result(json.dumps(result, allow_nan=False))):
-                told = f"the result could not be printed to stdout ({problem})"
-                told += f"; it is in {result['run']}/result.json" if "run" in result else ""
-                _end(f"{program}: {told}", 1)
+                _end(f"{program}: {not_printed(problem, result.get('run'))}", 1)
 
 
 def _check_place() -> None:

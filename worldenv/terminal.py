@@ -61,14 +61,20 @@ def patient_streams() -> Iterator[None]:
             _flush(stderr)
 
 
-def print_result(text: str) -> str | None:
-    """Print to stdout; returns why it could not be printed, or None."""
+def print_result(text: str, out: TextIO | None = None) -> str | None:
+    """Print to stdout, or to the stream that stands for it; returns why it could not be printed, or None."""
+    out = sys.stdout if out is None else out
     try:
-        print(text)
-        sys.stdout.flush()
+        print(text, file=out)
+        out.flush()
     except OSError as error:
         return error.strerror or str(error)
     return None
+
+
+def not_printed(problem: str, run: object = None) -> str:
+    """What is said of a result that could not be printed, and in which run folder it is."""
+    return f"the result could not be printed to stdout ({problem})" + (f"; it is in {run}/result.json" if run else "")
 
 
 def _flush(stream: TextIO) -> None:

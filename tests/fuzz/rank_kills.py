@@ -2,9 +2,10 @@
 
     python -P tests/fuzz/rank_kills.py --kills 20 --seed 0
 
-A rank is killed after a random time of an undisturbed job's. The others have to end by themselves. Then the job is
-resumed, or begun again where its folder is not there yet, and may be killed again. The ranks count faster than usual,
-so that a lost one is found within seconds.
+A rank is killed after a random time of an undisturbed job's: half of the times since its beginning, half since the
+first iteration was saved. The others have to end by themselves. Then the job is resumed, or begun again where its
+folder is not there yet, and may be killed again. The ranks count faster than usual, so that a lost one is found within
+seconds.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from small_job import PARTS, is_same, make_models, outcome, train  # noqa: E402
 
 from worldenv.errors import exit_code  # noqa: E402
 from worldenv.launch import join, watch  # noqa: E402
+from worldenv.records.run_folder import RunFolder  # noqa: E402
 
 RANKS = PARTS["rl"].starts
 TICK_S, JOIN_S, LIMIT_S = 0.2, 8.0, 60.0  # the first two: in place of 1 s and 120 s
@@ -56,12 +58,16 @@ def kill_ranks(folder: Path, rng: random.Random, kills: int) -> tuple[Counter, C
     codes = end(begin(models, folder / "whole"))
     assert codes == [0] * RANKS, (folder / "whole.said").read_text()
     whole_s, whole = time.monotonic() - began, outcome(folder / "whole")
+    lines = RunFolder(folder / "whole").metrics("post_train")
+    practice_s = lines[-1]["time_s"] - lines[0]["time_s"]
     while counts.total() < kills:
         run, number = folder / f"run-{number}", number + 1
         for _ in range(min(rng.choice((1, 1, 2)), kills - counts.total())):
-            victim, moment = rng.randrange(RANKS), rng.uniform(0, whole_s)
+            victim, is_late = rng.randrange(RANKS), rng.random() < 0.5
             ranks = begin(models, run)
-            time.sleep(moment)
+            if is_late:
+                wait_for(run / "checkpoints" / "post_train.state.safetensors")
+            time.sleep(rng.uniform(0, practice_s if is_late else whole_s))
             os.kill(ranks[victim], signal.SIGKILL)
             killed = time.monotonic()
             codes = end(ranks)
@@ -78,6 +84,13 @@ def kill_ranks(folder: Path, rng: random.Random, kills: int) -> tuple[Counter, C
             wrong["different"] += 1
             print(f"different: {run.name}", flush=True)
     return counts, wrong, ended_s
+
+
+def wait_for(state: Path) -> None:
+    """Return when a file is there, or will not be."""
+    until = time.monotonic() + LIMIT_S
+    while not state.exists() and time.monotonic() < until:
+        time.sleep(0.001)
 
 
 def begin(models: Path, run: Path) -> list[int]:

@@ -4,9 +4,11 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +83,22 @@ def test_rank_that_dies_before_the_group_is_made_is_named(begin, monkeypatch):
     assert re.fullmatch(f"worldenv-train: {NAME.format(1)} died, hangs or lost the network: .+", said), said
 
 
+def test_ranks_that_do_not_reach_each_other_are_told_what_to_set(begin, monkeypatch):
+    def fail(*given, **named):
+        if os.environ["RANK"] == "1":
+            raise RuntimeError("Connection refused, remote=[127.0.1.1]:24469\nException raised from ...")
+        time.sleep(60)  # rank 0 waits for it
+
+    monkeypatch.setattr(join.distributed, "init_process_group", fail)
+    job = begin(2, lambda ranks: None)
+    assert job.end() == [2, 2]
+    (said,) = job.said()
+    line = (
+        r"the ranks cannot connect to each other \(Connection refused, remote=\[127.0.1.1\]:24469\): a machine may know"
+    )
+    assert re.match(f"UserError: {NAME.format(1)}: {line}", said), said
+
+
 def test_error_of_one_rank_ends_all_with_its_message(begin):
     def work(ranks):
         ranks.every(None)
@@ -92,6 +110,23 @@ def test_error_of_one_rank_ends_all_with_its_message(begin):
     assert job.end() == [2, 2, 2]
     (said,) = job.said()
     assert re.fullmatch(f"UserError: {NAME.format(1)}: the disk is full", said)
+
+
+def test_no_thread_asks_the_store_any_more_once_a_job_has_ended(monkeypatch):
+    """C++ aborts a process that ends meanwhile."""
+    monkeypatch.setattr(watch, "TICK_S", 0.05)
+    asked, threads = threading.Event(), threading.active_count()
+
+    def add(*_):
+        asked.set()
+        time.sleep(0.5)
+
+    store = SimpleNamespace(add=add, check=lambda keys: False, multi_get=lambda keys: [b""] * len(keys))
+    one = watch.Watch(store, 1, ["rank 0", "rank 1"], "worldenv-train")
+    one.begin()
+    assert asked.wait(5) and threading.active_count() == threads + 2
+    one.end()
+    assert threading.active_count() == threads
 
 
 def test_slow_rank_is_waited_for(begin, monkeypatch):

@@ -24,6 +24,7 @@ from worldenv.launch.ranks import ALONE
 from worldenv.launch.ray_rank import Said, Work
 from worldenv.ranked import check_ranks
 from worldenv.records.run_folder import RunFolder
+from worldenv.terminal import Closed
 
 ITERATIONS = 8
 COMMAND = [sys.executable, "-P", "-m", "worldenv", "tabletop-quick", "--rl.iterations", str(ITERATIONS)]
@@ -70,7 +71,11 @@ def below(parent):
 
 def workers_of(command):
     """The processes of the ranks that the Ray of a command has started."""
-    return [child for child in below(command.pid) if b"RayTrainWorker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    found = []
+    for child in below(command.pid):
+        with suppress(OSError):  # as above
+            found += [child] * (b"RayTrainWorker" in Path(f"/proc/{child}/cmdline").read_bytes())
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +191,19 @@ def test_failure_that_ray_does_not_mend_is_one_line(program, failure, line, caps
     ray, work = SimpleNamespace(get=lambda value: value, **errors), Work(cli.train, program, [], tmp_path)
     assert on_ray._followed(ray, SimpleNamespace(fit=fit), SimpleNamespace(**remote), work, sys.stdout) == 1
     assert capsys.readouterr() == ("", f"before\n{program}: Ray gave up: {line.format(run=tmp_path)}\n")
+
+
+def test_result_that_stdout_does_not_take_is_named_and_the_code_says_so(capsys, tmp_path):
+    said = Said()
+    said.write("stdout", '{"run": "..."}')
+    said.write("stdout", "\n")
+    remote = {name: SimpleNamespace(remote=getattr(said, name)) for name in ("take", "is_refused")}
+    errors = {"train": SimpleNamespace(TrainingFailedError=Lost), "exceptions": SimpleNamespace(RayError=OSError)}
+    ray, work = SimpleNamespace(get=lambda value: value, **errors), Work(cli.train, "worldenv-train", [], tmp_path)
+    done = SimpleNamespace(fit=lambda: said.write("stderr", "done\n"))
+    assert on_ray._followed(ray, done, SimpleNamespace(**remote), work, Closed()) == 1
+    line = f"the result could not be printed to stdout (stdout is closed); it is in {tmp_path}/result.json"
+    assert capsys.readouterr() == ("", f"done\nworldenv-train: {line}\n")
 
 
 @pytest.mark.parametrize("is_there", [False, True])

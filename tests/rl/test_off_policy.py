@@ -69,6 +69,31 @@ def test_the_policy_that_acts_is_one_update_behind_the_one_that_learns(tiny, tmp
         assert i == 0 or error(tiny.policy(), rollouts, weights[i]) > 1e-2
 
 
+def test_buffers_that_change_while_the_policy_learns_are_taken_over(tiny, tmp_path, monkeypatch):
+    engine, acted, original = tiny.engine(horizon=8), [], Engine.run
+    engine.policy.register_buffer("seen", torch.zeros(()))
+    loss = type(engine.policy).ppo_loss
+
+    def count(policy, *given):
+        policy.seen = policy.seen + 1  # another tensor
+        return loss(policy, *given)
+
+    def run(engine, *given):
+        acted.append(engine.policy.seen.item())
+        return original(engine, *given)
+
+    monkeypatch.setattr(type(engine.policy), "ppo_loss", count)
+    monkeypatch.setattr(Engine, "run", run)
+    practised(engine, tiny.starts(6), tmp_path / "run", replace(CONFIG, iterations=2))
+    monkeypatch.setattr(type(engine.policy), "ppo_loss", loss)
+    assert acted[0] == acted[1] == 0 and engine.policy.seen > 0
+    assert load_state(practice_state.path_of(RunFolder(tmp_path / "run")))["acts"]
+    resumed = tiny.engine(horizon=8)
+    resumed.policy.register_buffer("seen", torch.zeros(()))
+    practised(resumed, tiny.starts(6), tmp_path / "run")
+    assert 0 < acted[2] < engine.policy.seen
+
+
 def test_it_begins_like_practice_on_policy_and_then_differs(tiny, tmp_path, updates):
     practised(tiny.engine(horizon=8), tiny.starts(6), tmp_path / "off")
     practised(tiny.engine(horizon=8), tiny.starts(6), tmp_path / "on", replace(CONFIG, off_policy=False))

@@ -1,6 +1,8 @@
 import gc
+import time
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -115,6 +117,27 @@ def test_graphs_of_the_same_numbers_share_a_pool(fake_graphs):
     for count in (5, 3, 5, 3):
         graphs(slots, count, 1)
     assert len(fake_graphs) == 2 and len({graph.pool for graph in fake_graphs}) == 1
+
+
+def test_two_threads_record_one_after_the_other(fake_graphs):
+    inside, most = [], []
+
+    def think(live):
+        if fake_graphs:  # being recorded
+            inside.append(live)
+            time.sleep(0.1)
+            most.append(len(inside))
+            inside.pop()
+            fake_graphs[-1].again = int
+        return Counted(live.number)
+
+    engines = [(Graphs(), think, Counted(torch.zeros(8)), 5) for _ in range(2)]
+    for graphs, *given in engines:
+        graphs(*given)
+    with ThreadPoolExecutor(2) as threads:
+        for call in [threads.submit(graphs, *given) for graphs, *given in engines]:
+            call.result()
+    assert most == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import worldenv
 from worldenv.errors import Terminated, UserError
 from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.launch.share import number, own_cpus, ranks_here
-from worldenv.launch.watch import Watch, beat_of
+from worldenv.launch.watch import Watch, beat_of, first_line
 
 JOIN_S = 120.0  # from the first rank to the last
 LINGER_S = 4.0  # under Ray, which ends all ranks when one has ended: time for another to say why
@@ -50,7 +50,10 @@ def joined(program: str) -> Iterator[Ranks]:
                 signal.signal(repeated, signal.SIG_IGN)
         if isinstance(error, RuntimeError) or (isinstance(error, Terminated) and not ranks.asked):
             ranks.watch.roll_call()  # an exchange failed, or who started the ranks ends them: has one died?
-        ranks.watch.leave(error)
+        try:
+            ranks.watch.leave(error)
+        finally:
+            ranks.watch.end()
         raise
     ranks.watch.end()
     distributed.destroy_process_group()
@@ -92,9 +95,15 @@ def _make_group(store: PrefixStore, rank: int, count: int, watch: Watch) -> None
     given = {"store": own_store, "rank": rank, "world_size": count, "timeout": timedelta(seconds=EXCHANGE_S)}
     try:
         distributed.init_process_group(backend, **given)
-    except RuntimeError:
+    except RuntimeError as error:
         watch.roll_call()  # has one died?
-        raise
+        told = UserError(
+            f"the ranks cannot connect to each other ({first_line(error)}): a machine may know its own name by an "
+            "address that others do not reach, such as 127.0.1.1; set GLOO_SOCKET_IFNAME, and for CUDA also "
+            "NCCL_SOCKET_IFNAME, to the network interface that leads to the others, such as eth0"
+        )
+        watch.leave(told)
+        raise told from error
 
 
 def _store(rank: int) -> TCPStore:

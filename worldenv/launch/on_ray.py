@@ -1,5 +1,6 @@
 """Ray starts the ranks of a job: Ray Train's TorchTrainer takes the place of torchrun, and starts lost ranks again."""
 
+import io
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from worldenv.launch.config import RayConfig
 from worldenv.launch.join import EXCHANGE_S
 from worldenv.launch.ray_rank import Said, Work, do
 from worldenv.launch.share import number
+from worldenv.terminal import not_printed, print_result
 
 FREE_S = 10  # seconds within which the resources of a job that has ended become free
 UNITS = 10_000  # Ray counts in ten-thousandths of a resource
@@ -118,9 +120,9 @@ def _units(amount: float) -> int:
 
 def _followed(ray: Any, trainer: Any, said: Any, work: Work, out: TextIO) -> int:
     """Fit to the end, and print what the ranks print; returns the exit code."""
-    refused, failure = False, None
+    refused, failure, result = False, None, io.StringIO()
     try:
-        with _printed(ray, said, out):
+        with _printed(ray, said, result):
             trainer.fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         failure = error
@@ -128,6 +130,10 @@ def _followed(ray: Any, trainer: Any, said: Any, work: Work, out: TextIO) -> int
         refused = ray.get(said.is_refused.remote())
     if refused:
         return 2
+    text = result.getvalue().rstrip("\n")
+    if text and (problem := print_result(text, out)):
+        print(f"{work.program}: {not_printed(problem, work.run)}", file=sys.stderr)
+        return 1
     if failure is None:
         return 0
     can_go_on = work.program == "worldenv-train" and (work.run / "config.json").exists()
@@ -145,9 +151,9 @@ def _reason(failure: Exception) -> str:
 
 
 @contextmanager
-def _printed(ray: Any, said: Any, out: TextIO) -> Iterator[None]:
-    """Inside the block, what the ranks print appears here."""
-    over, streams = threading.Event(), {"stdout": out, "stderr": sys.stderr}
+def _printed(ray: Any, said: Any, result: TextIO) -> Iterator[None]:
+    """Inside the block, what the ranks print to stderr appears here, and what they print to stdout in `result`."""
+    over, streams = threading.Event(), {"stdout": result, "stderr": sys.stderr}
 
     def work() -> None:
         is_last = False

@@ -1,8 +1,10 @@
 """Start the ranks of a job on this machine, as `torchrun -m worldenv` does, by its agent."""
 
 import logging
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 
@@ -10,7 +12,8 @@ from worldenv.errors import UserError
 from worldenv.launch.config import LaunchConfig
 from worldenv.launch.join import JOIN_S
 
-LEAVE_S = 5  # in which the ranks of other machines end, too: this one may hold the store of their agents
+LEAVE_S = 5.0  # in which the ranks of other machines end, too: this one may hold the store of their agents
+LOOK_S = 0.5
 LOCAL = ("localhost", "127.0.0.1")
 
 
@@ -43,6 +46,8 @@ def start(words: Sequence[str], launch: LaunchConfig) -> int:
         local_addr=host if host in LOCAL else None,
         max_restarts=0,
     )
+    if launch.nodes > 1:
+        threading.Thread(target=_end_after_ranks, daemon=True).start()
     try:
         elastic_launch(agent, sys.executable)("-P", "-m", "worldenv", *words)
     except (SignalException, ChildFailedError) as error:
@@ -64,3 +69,24 @@ def start(words: Sequence[str], launch: LaunchConfig) -> int:
             "machine, with a free port"
         ) from error
     return 0
+
+
+def _end_after_ranks() -> None:
+    """End this process after a rank that its agent does not miss: where the network is cut, the agent waits for an
+    answer of its store for minutes, and the ranks, which watch each other, have said so and ended.
+    """
+    while True:
+        time.sleep(LOOK_S)
+        ended = _ended(os.P_ALL, 0)
+        if ended is not None:
+            time.sleep(LEAVE_S)  # the agent looks ten times a second
+            if _ended(os.P_PID, ended.si_pid) is not None:
+                os._exit(ended.si_status if ended.si_code == os.CLD_EXITED else 1)
+
+
+def _ended(kind: int, process: int) -> os.waitid_result | None:
+    """A child that has ended and was not waited for; it stays so."""
+    try:
+        return os.waitid(kind, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None

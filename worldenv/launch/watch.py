@@ -21,6 +21,7 @@ from worldenv.errors import UserError, exit_code
 TICK_S = 1.0
 SILENT = 20  # ticks without a sign of life, after which a rank is taken for lost
 ALARMED = 6  # the same once an exchange has failed: who is gone then does not come back
+END_S = 2.0  # for a last answer of the store
 ENDED = "ended"  # key of the store: rank and exit code of who first said why the job ends
 ALARM = "alarm"
 
@@ -32,17 +33,23 @@ class Watch:
         self.store, self.rank, self.names, self.program = store, rank, names, program
         self.linger_s = linger_s  # how long this process stays when another rank says why the job ends
         self.run: object = None  # the run folder, once there is one
-        self._over, self._ticks = threading.Event(), 0
+        self._over, self._ticks, self._threads = threading.Event(), 0, []
         self._watched = [0] if rank else list(range(1, len(names)))
 
     def begin(self) -> None:
         """From when all ranks have come, each with a sign of life (`beat_of`)."""
-        for work in (self._until_lost, self._guard):
-            threading.Thread(target=work, daemon=True).start()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._until_lost, self._guard)]
+        for thread in self._threads:
+            thread.start()
 
     def end(self) -> None:
-        """The job is done."""
+        """The job is done, or this process has said why it ends.
+
+        A process that ends while one of its threads asks the store is aborted by C++.
+        """
         self._over.set()
+        for thread in self._threads:
+            thread.join(END_S)
 
     def roll_call(self) -> None:
         """Return if all ranks live; this process ends here if one does not."""
@@ -66,7 +73,7 @@ class Watch:
             self._look()
         except RuntimeError as error:  # of the store
             if not self._over.wait(2 * TICK_S):
-                self._die(f"{self.names[0]} or its machine is gone: {_first_line(error)}")
+                self._die(f"{self.names[0]} or its machine is gone: {first_line(error)}")
 
     def _look(self) -> None:
         keys = [beat_of(rank) for rank in self._watched]
@@ -132,5 +139,6 @@ def beat_of(rank: int) -> str:
     return f"beat/{rank}"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of torch says, without its stack."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

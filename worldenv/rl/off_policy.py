@@ -32,9 +32,9 @@ class Ahead:
         self.imagine, self.iterations = imagine, iterations
         if (network := network_of(engine.policy)) is not None:
             put_in_evaluation(network)  # as acting would: here only the copy acts
-        self.learnt = trainable(engine.policy)
-        acts = _copy(engine.policy, self.learnt)
-        self.weights = trainable(acts)  # what the copy does not share with the policy
+        self.policy = engine.policy
+        acts = _copy(engine.policy, trainable(engine.policy))
+        self.weights = _changing(acts)
         self.engine = engine.with_policy(acts)
         self.coming: Future | None = None
         modes = torch.get_num_threads(), torch.get_default_device()
@@ -57,7 +57,7 @@ class Ahead:
     @torch.no_grad()
     def begin(self, iteration: int) -> None:
         """Let the copy take over the present weights and imagine an iteration, if the run has one of that number."""
-        for mine, now in zip(self.weights, self.learnt, strict=True):
+        for mine, now in zip(self.weights, _changing(self.policy), strict=True):
             mine.copy_(now)
         if iteration < self.iterations:
             self.coming = self._submit(iteration)
@@ -107,6 +107,13 @@ def _copy(policy: Any, learnt: list[nn.Parameter]) -> Any:
         return copy.deepcopy(policy, {id(one): one for one in parameters if id(one) not in own})
     except (TypeError, RuntimeError, AttributeError) as error:
         raise UserError(f"the policy cannot be copied, so no copy of it can act ({error}); {REMEDY}") from error
+
+
+def _changing(policy: Any) -> list[Tensor]:
+    """What may change while a policy learns, of what is saved with it: the parameters that learn, and the buffers."""
+    saved = policy.state_dict().keys()
+    buffers = policy.named_buffers() if isinstance(policy, nn.Module) else ()
+    return [*trainable(policy), *(buffer for name, buffer in buffers if name in saved)]
 
 
 def _settle(threads: int, device: torch.device) -> None:

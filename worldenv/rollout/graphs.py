@@ -1,5 +1,6 @@
 """A chunk of the engine as a CUDA graph: Python and kernel launches are paid for once."""
 
+import threading
 from collections.abc import Callable, Hashable
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ from worldenv.interfaces.slots import Slots
 from worldenv.rollout.memory import ran_out
 
 Thought = TypeVar("Thought", bound=Slots)
+RECORDING = threading.Lock()  # one step off policy, two threads imagine; torch records one graph at a time
 
 
 def bucket(count: int, capacity: int) -> int:
@@ -51,7 +53,8 @@ class Graphs:
             self.graphs[key] = None
             return think(live, *numbers)[:count]
         if self.graphs[key] is None:
-            self.graphs[key] = self._recorded(think, live, numbers)
+            with RECORDING:
+                self.graphs[key] = self._recorded(think, live, numbers)
         graph, thought = self.graphs[key]
         graph.replay()
         return thought[:count]
