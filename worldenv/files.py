@@ -71,6 +71,25 @@ def temporary_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def new_folder(path: Path | str) -> Iterator[Path]:
+    """A folder for the block to fill; after the block it appears as `path`, whole or not at all.
+
+    Raises UserError if there is something already, or if the system does not let it be written.
+    """
+    path = Path(path).expanduser()
+    if os.path.lexists(path):
+        raise UserError(f"{path} is there already; give a folder that is not")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(path) as made:
+            yield made
+            os.replace(made, path)
+        sync(path.parent)
+    except OSError as error:
+        raise cannot_be_written(path, error) from error
+
+
 def remove_temporary(folder: Path) -> None:
     """Remove what killed writers left in a folder. Only its owner may: a writer at work would lose its file."""
     for path in folder.iterdir() if folder.is_dir() else ():

@@ -1,6 +1,5 @@
 """What released policies have in common: what of them learns and is saved, their settings, and how they are written."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from json import dumps
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from worldenv.errors import UserError
 from worldenv.fields import from_document
-from worldenv.files import cannot_be_written, read_json, sync, temporary_folder
+from worldenv.files import new_folder, read_json
 
 FILE = "worldenv.json"  # in the folder of a policy: its configuration, as far as it differs from the defaults
 
@@ -87,16 +86,7 @@ def write_folder(target: Path | str, config: dict[str, Any], fill: Callable[[Pat
 
     Raises UserError if there is something already.
     """
-    target = Path(target).expanduser()
-    if os.path.lexists(target):
-        raise UserError(f"{target} is there already; give a folder that is not")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(target) as made:
-            fill(made)
-            (made / FILE).write_text(dumps(config, indent=1) + "\n", encoding="utf-8")
-            os.replace(made, target)
-        sync(target.parent)
-    except OSError as error:
-        raise cannot_be_written(target, error) from error
-    return target
+    with new_folder(target) as made:
+        fill(made)
+        (made / FILE).write_text(dumps(config, indent=1) + "\n", encoding="utf-8")
+    return Path(target).expanduser()

@@ -4,7 +4,6 @@ Nothing of a folder is executed, and nothing is fetched from a network. Weights 
 headers say names and shapes. A pickle is read by name only, and of its content tensors only.
 """
 
-import os
 import pickle
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from worldenv.errors import UserError
 from worldenv.fields import from_document, shown
-from worldenv.files import cannot_be_written, read_json, sync, temporary_folder
+from worldenv.files import new_folder, read_json
 from worldenv.records.checkpoint import CheckpointError, check_file, one_line
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -307,20 +306,12 @@ def written_like(source: Path, target: Path | str, *other: str) -> Iterator[Path
 
     After the block the copy appears as `target`, whole or not at all. Raises UserError if there is something already.
     """
-    target = Path(target).expanduser()
-    if os.path.lexists(target):
-        raise UserError(f"{target} is there already; give a folder that is not")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(target) as made:
-            shutil.copytree(source, made, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*other))
+    with new_folder(target) as made:
+        shutil.copytree(source, made, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*other))
+        try:
             yield made
-            os.replace(made, target)
-        sync(target.parent)
-    except OSError as error:
-        raise cannot_be_written(target, error) from error
-    except SafetensorError as error:  # the system's, which safetensors hides in its own
-        raise cannot_be_written(target, OSError(str(error))) from error
+        except SafetensorError as error:  # the system's, which safetensors hides in its own
+            raise OSError(str(error)) from error
 
 
 def check_finite(file: Path, key: str, tensor: Tensor) -> None:
