@@ -95,7 +95,7 @@ def test_grasps_from_beside_are_labelled_as_they_went_there(shown, layers, scene
     monkeypatch.setattr(module, "_offsets", offsets)
     recorded = record_contacts(shown, layers, scene, 0, 0)
     contacts = record_contacts(shown, layers, scene, 1, 0)
-    beside = contacts.pick(torch.arange(len(recorded), len(contacts)))
+    beside = contacts[torch.arange(len(recorded), len(contacts))]
     assert beside.closes.any(1).sum() >= 6 and recorded.grasps[recorded.closes.any(1)].any(1).float().mean() > 0.5
     good = recorded.closes.any(1) & recorded.grasps.any(1)
     grasped = beside.grasps[beside.closes.any(1)].any(1).float().mean().item()
@@ -108,7 +108,7 @@ def test_grasps_from_beside_are_labelled_as_they_went_there(shown, layers, scene
 def test_half_of_the_grasps_from_beside_miss_and_the_same_seed_gives_the_same(shown, layers, scene, all_chunks):
     contacts, again = (record_contacts(shown, layers, scene, 6, 3) for _ in range(2))
     recorded = len(record_contacts(shown, layers, scene, 0, 3))
-    beside = contacts.pick(torch.arange(recorded, len(contacts)))
+    beside = contacts[torch.arange(recorded, len(contacts))]
     hit = beside.grasps[beside.closes.any(1)].any(1).float().mean().item()
     assert 0.2 < hit < 0.7
     assert torch.equal(contacts.pictures, again.pictures) and torch.equal(contacts.grasps, again.grasps)

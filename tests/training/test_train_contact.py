@@ -61,7 +61,7 @@ def alone(part, contacts):
 
 
 def test_what_is_decided_already_or_does_not_move_counts_for_nothing(contacts):
-    still = contacts.pick(torch.nonzero(~contacts.moves)[:, 0])
+    still = contacts[torch.nonzero(~contacts.moves)[:, 0]]
     assert alone("mask", still) == alone("rest_cm", still) == 0 and alone("moves", still) > 0
     still.closes.zero_()
     assert alone("grasps", still) == 0 and alone("grasps", contacts) > 0

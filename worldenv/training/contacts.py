@@ -1,13 +1,14 @@
 """What the contact network learns from: chunks of recorded episodes, and the same chunks from a gripper beside."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from worldenv.data.clips import Clips
+from worldenv.interfaces.slots import Slots
 from worldenv.suites.tabletop.physics import Tabletop
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.suites.tabletop.things import HELD, centres, coverage, movable
@@ -23,7 +24,7 @@ PICTURE_LEVELS = 100  # for 1: pictures are kept as int8
 
 
 @dataclass
-class Contacts:
+class Contacts(Slots):
     """M chunks of K actions: what is seen before each, and what came of it."""
 
     pictures: Tensor  # [M, C, S, S] int8, of a `View`, times PICTURE_LEVELS
@@ -33,12 +34,6 @@ class Contacts:
     grasps: Tensor  # [M, K] bool, whether the gripper holds something after each step
     rest: Tensor  # [M, K, 3] m, how far the thing has come by then, besides what it was carried
     mask: Tensor  # [M, S, S] uint8, the thing before the chunk
-
-    def __len__(self) -> int:
-        return len(self.moves)
-
-    def pick(self, index: Tensor) -> "Contacts":
-        return Contacts(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
 def record_contacts(
@@ -53,17 +48,20 @@ def record_contacts(
     A policy lifts when it sees that it holds something, so in its own episodes the plan gives the outcome away. From
     beside the same plan is carried out whatever comes of it, and half of the grasps miss.
     """
-    random, parts = np.random.default_rng(seed), []
-    rows, is_closing, is_moving, is_held = _chunks(clips, layers)
+    random, rows, offsets = np.random.default_rng(seed), [], []
+    every, is_closing, is_moving, is_held = _chunks(clips, layers)
     kinds = np.where(is_closing, 0, np.where(is_moving, 1, 2))
     for round_ in range(1 + beside):
         share = np.array(SHARES_BESIDE if round_ else SHARES)[kinds] * ~(is_held & (round_ > 0))
-        some = rows[random.random(len(rows)) < share]
-        offset = _offsets(random, len(some)) if round_ else np.zeros((len(some), 3))
-        for part in np.array_split(np.arange(len(some)), max(1, len(some) // AT_ONCE)):
-            if len(part):
-                parts.append(_carry_out(clips, layers, scene, some[part], offset[part]))
-    return Contacts(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Contacts)))
+        rows.append(every[random.random(len(every)) < share])
+        offsets.append(_offsets(random, len(rows[-1])) if round_ else np.zeros((len(rows[-1]), 3)))
+    rows, offset, whole = np.concatenate(rows), np.concatenate(offsets), None
+    for first in range(0, len(rows), AT_ONCE):
+        part = torch.arange(first, min(first + AT_ONCE, len(rows)))
+        made = _carry_out(clips, layers, scene, rows[part], offset[part])
+        whole = whole or made.empty(len(rows))  # filled in place, for it takes gigabytes
+        whole.put(part, made)
+    return whole
 
 
 def _chunks(clips: Clips, layers: Layers) -> Iterator[np.ndarray]:

@@ -26,7 +26,7 @@ def contact_loss(
     mirror, share = _mirror(network.chunk), Share(batch, ranks)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        part = contacts.pick(share.own(torch.randint(len(contacts), (batch,), generator=generator)))
+        part = contacts[share.own(torch.randint(len(contacts), (batch,), generator=generator))]
         pictures, plan, rest, mask = part.pictures.float() / PICTURE_LEVELS, part.numbers, part.rest, part.mask / 255
         order = torch.randperm(3, generator=generator)
         pictures = pictures[:, torch.cat([order, 3 + order, torch.arange(COLOURS, channels(network.chunk))])]
