@@ -60,6 +60,13 @@ def test_chunks_as_recorded_are_labelled_with_what_was_recorded(shown, layers, s
     assert contacts.pictures.abs().max() <= PICTURE_LEVELS
 
 
+def test_a_single_chunk_may_be_left_over(shown, layers, scene, all_chunks, monkeypatch):
+    whole = record_contacts(shown, layers, scene, 0, 0)
+    monkeypatch.setattr(module, "AT_ONCE", len(whole) - 1)
+    parts = record_contacts(shown, layers, scene, 0, 0)
+    assert all(torch.equal(one, other) for one, other in zip(whole.tensors(), parts.tensors(), strict=True))
+
+
 def test_the_rest_is_how_far_a_thing_comes_besides_what_it_is_carried(shown, layers, scene, all_chunks):
     contacts, rows = record_contacts(shown, layers, scene, 0, 0), chunks(layers, shown)
     carried_all, pushed = 0, 0

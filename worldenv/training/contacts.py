@@ -57,10 +57,10 @@ def record_contacts(
         offsets.append(_offsets(random, len(rows[-1])) if round_ else np.zeros((len(rows[-1]), 3)))
     rows, offset, whole = np.concatenate(rows), np.concatenate(offsets), None
     for first in range(0, len(rows), AT_ONCE):
-        part = torch.arange(first, min(first + AT_ONCE, len(rows)))
+        part = slice(first, first + AT_ONCE)
         made = _carry_out(clips, layers, scene, rows[part], offset[part])
         whole = whole or made.empty(len(rows))  # filled in place, for it takes gigabytes
-        whole.put(part, made)
+        whole.put(torch.arange(first, first + len(made)), made)
     return whole
 
 
