@@ -12,6 +12,7 @@ from worldenv.training.share import WHOLE, Share
 
 Loss = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
 Method = Literal["trajectory", "consistency"]
+SAME = 1e-5  # share by which two levels have to differ: students and teachers compute theirs with different roundings
 Denoiser = Callable[[Tensor, float], Tensor]  # noisy [B, ...] float32, noise level -> clean [B, ...] float32
 
 
@@ -102,7 +103,8 @@ def consistency_loss(
     prediction from the recorded latents (`mse`) and from the target (`target_mse`).
     """
     teacher.requires_grad_(False)
-    grid = sorted({*levels, *teacher_levels}, reverse=True)
+    near = pairwise(sorted({*levels, *teacher_levels}, reverse=True))
+    grid = [high for high, low in near if low < (1 - SAME) * high] + [0.0]
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         part, i = draw(generator), int(torch.randint(len(grid) - 1, (), generator=generator))
