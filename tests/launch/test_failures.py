@@ -4,6 +4,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -112,7 +114,8 @@ def test_error_of_one_rank_ends_all_with_its_message(begin):
     assert re.fullmatch(f"UserError: {NAME.format(1)}: the disk is full", said)
 
 
-def test_no_thread_asks_the_store_any_more_once_a_job_has_ended(monkeypatch):
+@pytest.mark.parametrize("end", [watch.Watch.end, lambda one: one.leave(OSError())])
+def test_no_thread_asks_the_store_any_more_once_a_job_has_ended(monkeypatch, end):
     """C++ aborts a process that ends meanwhile."""
     monkeypatch.setattr(watch, "TICK_S", 0.05)
     asked, threads = threading.Event(), threading.active_count()
@@ -121,11 +124,12 @@ def test_no_thread_asks_the_store_any_more_once_a_job_has_ended(monkeypatch):
         asked.set()
         time.sleep(0.5)
 
-    store = SimpleNamespace(add=add, check=lambda keys: False, multi_get=lambda keys: [b""] * len(keys))
+    known = {"check": lambda keys: False, "multi_get": lambda keys: [b""] * len(keys)}
+    store = SimpleNamespace(add=add, compare_set=lambda key, old, mine: mine.encode(), **known)
     one = watch.Watch(store, 1, ["rank 0", "rank 1"], "worldenv-train")
     one.begin()
     assert asked.wait(5) and threading.active_count() == threads + 2
-    one.end()
+    end(one)
     assert threading.active_count() == threads
 
 
@@ -289,6 +293,32 @@ def test_machines_need_an_address(monkeypatch):
     for wrong in (None, "first", "first:", ":29500"):
         with pytest.raises(UserError, match="with several nodes it should be HOST:PORT"):
             LaunchConfig(nodes=2, address=wrong)
+
+
+LAUNCHER = """
+import subprocess, sys, time
+from worldenv.launch import start
+start.LOOK_S, start.LEAVE_S = 0.05, 0.2
+children = [subprocess.Popen(["sh", "-c", code], start_new_session=session) for code, session in {}]
+start.threading.Thread(target=start._end_after_ranks, daemon=True).start()
+time.sleep(1.5)
+sys.exit(40)
+"""
+
+
+@pytest.mark.parametrize(
+    ("children", "code"),
+    [
+        ([("exit 7", True), ("sleep 0.5; exit 7", True)], 7),
+        ([("exit 7", True), ("sleep 3", True)], 40),  # the agent waits for this one, or kills it
+        ([("exit 7", False), ("sleep 3", True)], 40),  # no rank
+        ([("exit 8", False), ("exit 7", True)], 7),
+    ],
+)
+def test_launcher_that_its_agent_holds_up_ends_when_all_its_ranks_have(children, code):
+    if not any(Path("/proc/self/task").glob("*/children")):
+        pytest.skip("this kernel does not list the children of a process")
+    assert subprocess.run([sys.executable, "-P", "-c", LAUNCHER.format(children)]).returncode == code
 
 
 def test_exit_codes_are_those_of_the_page():

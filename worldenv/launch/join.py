@@ -50,10 +50,7 @@ def joined(program: str) -> Iterator[Ranks]:
                 signal.signal(repeated, signal.SIG_IGN)
         if isinstance(error, RuntimeError) or (isinstance(error, Terminated) and not ranks.asked):
             ranks.watch.roll_call()  # an exchange failed, or who started the ranks ends them: has one died?
-        try:
-            ranks.watch.leave(error)
-        finally:
-            ranks.watch.end()
+        ranks.watch.leave(error)
         raise
     ranks.watch.end()
     distributed.destroy_process_group()

@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from worldenv.errors import UserError
 from worldenv.launch.config import LaunchConfig
@@ -72,21 +74,31 @@ def start(words: Sequence[str], launch: LaunchConfig) -> int:
 
 
 def _end_after_ranks() -> None:
-    """End this process after a rank that its agent does not miss: where the network is cut, the agent waits for an
+    """End this process after ranks that its agent does not miss: where the network is cut, the agent waits for an
     answer of its store for minutes, and the ranks, which watch each other, have said so and ended.
     """
     while True:
         time.sleep(LOOK_S)
-        ended = _ended(os.P_ALL, 0)
-        if ended is not None:
+        if ended := _ended_ranks():
             time.sleep(LEAVE_S)  # the agent looks ten times a second
-            if _ended(os.P_PID, ended.si_pid) is not None:
-                os._exit(ended.si_status if ended.si_code == os.CLD_EXITED else 1)
+            left = _ended_ranks()
+            for rank in ended.keys() & left.keys():
+                os._exit(left[rank])
 
 
-def _ended(kind: int, process: int) -> os.waitid_result | None:
-    """A child that has ended and was not waited for; it stays so."""
-    try:
-        return os.waitid(kind, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return None
+def _ended_ranks() -> dict[int, int]:
+    """Exit codes (1 for a signal) of the ranks that nobody has waited for, by process; none while one rank lives.
+
+    A rank is a child that leads a session. Others came with `exec`, or are orphans that a first process inherits.
+    """
+    codes = {}
+    with suppress(FileNotFoundError, ProcessLookupError, ChildProcessError):  # the agent has waited for it just now
+        children = " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children"))
+        for child in map(int, children.split()):
+            if os.getsid(child) == child:
+                ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if ended is None:
+                    return {}
+                codes[child] = ended.si_status if ended.si_code == os.CLD_EXITED else 1
+        return codes
+    return {}

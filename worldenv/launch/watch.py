@@ -43,7 +43,7 @@ class Watch:
             thread.start()
 
     def end(self) -> None:
-        """The job is done, or this process has said why it ends.
+        """The job is done, or this process has said why it ends (`leave`).
 
         A process that ends while one of its threads asks the store is aborted by C++.
         """
@@ -59,12 +59,15 @@ class Watch:
 
     def leave(self, error: BaseException) -> None:
         """Let the other ranks end, too. Raises SystemExit if another one has said why, else UserError for one."""
-        if self.rank:
-            time.sleep(1.5 * TICK_S)  # what all ranks find, rank 0 says
-        is_first, code = self._claim(exit_code(error))
-        if not is_first:
-            raise SystemExit(code) from None
-        self._let_others_see()
+        try:
+            if self.rank:
+                time.sleep(1.5 * TICK_S)  # what all ranks find, rank 0 says
+            is_first, code = self._claim(exit_code(error))
+            if not is_first:
+                raise SystemExit(code) from None
+            self._let_others_see()
+        finally:
+            self.end()
         if isinstance(error, UserError) and self.rank:
             raise UserError(f"{self.names[self.rank]}: {error}") from error
 
