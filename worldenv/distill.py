@@ -11,12 +11,13 @@ from worldenv.assemble import WORLDS, check_names, named, outline
 from worldenv.config import released
 from worldenv.data.clips import Clips
 from worldenv.errors import UserError
-from worldenv.fields import Within, check_fields
+from worldenv.fields import ADDED, Within, check_fields, with_added
 from worldenv.records.run_folder import FolderTaken, RunFolder
 from worldenv.training.distillation import Method
 from worldenv.training.fit import Schedule, fit
 from worldenv.training.students import student_of
 
+DISTILL = "distill"  # what config.json names the settings
 STAGE, WORLD = "student", "world"  # names in the run folder: of the stage, and of the student's own folder
 
 
@@ -27,12 +28,13 @@ class Distillation:
     world: str  # the teacher: svd:FOLDER, rlinf-wan:FOLDER or causal-latents:FOLDER
     data: tuple[Path, ...]  # folders or files of episodes
     run: Path  # new folder for the result; the student is in RUN/world
-    student: str = ""  # causal-latents:FOLDER: what learns from a teacher svd:FOLDER, in place of a copy of it
+    # causal-latents:FOLDER: what learns from a teacher svd:FOLDER, in place of a copy of it
+    student: str = field(default="", metadata=ADDED)
     suite: str = "tabletop"  # as in worldenv-train; it has the robot and the view of the recordings
     denoising_steps: int = 1  # of the student, fewer than --teacher-steps
     teacher_steps: int = 20  # denoising steps of the teacher; the student learns to reach their result
     # trajectory: learn where the teacher's steps end; consistency: learn to predict the same at all levels of its steps
-    method: Method = "trajectory"
+    method: Method = field(default="trajectory", metadata=ADDED)
     resume: bool = False  # continue the interrupted training in `run`
     seed: int = 0  # of the batches and their noise
     device: Literal["cpu", "cuda"] = "cpu"
@@ -69,12 +71,13 @@ def train_student(config: Distillation) -> dict[str, Any]:
     other settings are the same, and a finished one returns at once. Raises UserError for settings, models or recordings
     that do not fit.
     """
-    kept = {"distill": _document(config)}
+    kept = {DISTILL: _document(config)}
     run = Path(os.path.realpath(config.run))
     if any(run.is_relative_to(_folder(name)) for name in (config.world, config.student) if name):  # one will be copied
         raise UserError(f"--run {config.run} lies in the folder of the teacher or student; choose another --run")
     if config.resume:  # this check and the next two come before minutes of loading
-        if RunFolder(config.run).config != kept:
+        saved = RunFolder(config.run).config.get(DISTILL)
+        if not isinstance(saved, dict) or with_added(Distillation, saved) != kept[DISTILL]:
             raise UserError(
                 f"{config.run} is not a run of worldenv-distill, or has other settings: choose another --run"
             )

@@ -14,8 +14,9 @@ from worldenv.errors import UserError
 MOST = 1_000_000  # more episodes, actions or iterations than memory and time ever hold
 LARGEST = 65_536  # of any size of a network
 LONGEST_SHOWN = 60  # characters of a value in a message
-# Metadata of a field that a later version added. What an older one saved lacks it, and did what its default says.
-ADDED = {"added": True}
+# Metadata of a field that a later version added. What an older one saved lacks it, and did what its default says, or
+# else what `BEFORE` names there.
+ADDED, BEFORE = {"added": True}, "before"
 Config = TypeVar("Config")
 
 
@@ -127,27 +128,31 @@ def shown(value: Any) -> str:
 def from_document(kind: type[Config], document: Any, where: str) -> Config:
     """The configuration whose fields `asdict` and JSON have written; `where` names it in messages.
 
-    A field that is marked as ADDED may be missing: it takes its default. Raises UserError for other fields that are
-    missing, and for fields that are unknown or hold what they may not.
+    A field that is marked as ADDED may be missing. Raises UserError for other fields that are missing, and for fields
+    that are unknown or hold what they may not.
     """
     if not isinstance(document, Mapping):
         raise UserError(f"{where} is {shown(document)}, not the fields of {kind.__name__}: it is damaged")
     names = {field.name for field in fields(kind)}
-    added = {field.name for field in fields(kind) if field.metadata == ADDED}
-    wrong = {"lacks": names - added - document.keys(), "does not know": document.keys() - names}
+    document = with_added(kind, document)
+    wrong = {"lacks": names - document.keys(), "does not know": document.keys() - names}
     if any(wrong.values()):
         said = (f"{verb} {shown(', '.join(sorted(map(str, found))))}" for verb, found in wrong.items() if found)
         raise UserError(f"{where} was made by another version of worldenv, or is damaged: {' and '.join(said)}")
     values = {}
     for name, inner in _kinds(kind).items():
-        if name not in document:
-            continue
         nested = is_dataclass(inner) and isinstance(inner, type)
         values[name] = from_document(inner, document[name], f"{where}, {name}") if nested else document[name]
     try:
         return kind(**values)
     except FieldError as error:
         raise UserError(f"{where}: {error}; it was made by another version of worldenv, or is damaged") from error
+
+
+def with_added(kind: type, document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document that an older version may have saved, with what it did by the fields that it lacks."""
+    added = {field.name: field for field in fields(kind) if field.metadata.keys() >= ADDED.keys()}
+    return {name: field.metadata.get(BEFORE, field.default) for name, field in added.items()} | document
 
 
 def differences(old: Any, new: Any, prefix: str = "--") -> list[tuple[str, Any, Any]]:

@@ -229,6 +229,12 @@ def test_interrupted_training_ends_as_if_it_had_not_been(training, monkeypatch):
     assert whole.keys() == found.keys() and all(torch.equal(whole[name], found[name]) for name in whole)
     monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("it was trained again"))
     assert train_student(resumed)["denoising_steps"] == 1
+    with RunFolder.resume(config.run) as folder:  # as from before there were these options
+        settings = {k: v for k, v in folder.config["distill"].items() if k not in ("student", "method")}
+        folder.rewrite_config({"distill": settings})
+    assert train_student(resumed)["denoising_steps"] == 1
+    with pytest.raises(UserError, match="has other settings: choose another --run"):
+        train_student(replace(resumed, method="consistency"))
     with pytest.raises(UserError, match="has other settings: choose another --run"):
         train_student(replace(resumed, denoising_steps=2))
     with pytest.raises(UserError, match="run is there already; choose another --run, or continue it with --resume"):

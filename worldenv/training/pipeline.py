@@ -90,7 +90,7 @@ class Pipeline:
         Raises UserError naming what cannot be written, as on a full disk; there the run can be resumed.
         """
         for path, make in self.stages():
-            if path.name in (*EXTRA_DATA, CONTACT_DATA) and not self.config.extra_data:
+            if path.name in (*EXTRA_DATA, CONTACT_DATA) and path.name not in self.config.extra:
                 continue
             try:
                 if self.ranks.first:
