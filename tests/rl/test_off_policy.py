@@ -294,6 +294,19 @@ def test_state_without_the_weights_that_act_next_is_refused(tiny, tmp_path, same
         assert same_weights(engine.policy, tiny.policy())
 
 
+def test_state_of_a_version_that_kept_no_buffers_goes_on(tiny, tmp_path):
+    def engine():
+        made = tiny.engine(horizon=8)
+        made.policy.register_buffer("seen", torch.zeros(()))
+        return made
+
+    state = practice_state.path_of(practised(engine(), tiny.starts(6), tmp_path / "run", replace(CONFIG, iterations=1)))
+    whole = load_state(state)
+    learnt = {i: weight for i, weight in whole["acts"].items() if i < len(whole["acts"]) - 1}
+    save_state(state, **whole | {"acts": learnt})
+    assert len(figures(practised(engine(), tiny.starts(6), tmp_path / "run"))) == CONFIG.iterations
+
+
 def test_what_it_excludes_is_refused(tiny, tmp_path):
     with pytest.raises(FieldError, match="off_policy and offload are both on"):
         replace(CONFIG, offload="on")

@@ -67,15 +67,16 @@ class Ahead:
         return dict(enumerate(self.weights))
 
     def fits(self, state: dict[Any, Any]) -> bool:
-        """Whether these are weights for `take_up`."""
-        return state.keys() == self.state().keys() and all(
-            isinstance(state[i], Tensor) and state[i].shape == mine.shape for i, mine in self.state().items()
+        """Whether these are weights for `take_up`. An older version kept, and took over, no buffers."""
+        mine, learnt = self.state(), range(len(trainable(self.policy)))
+        return {*learnt} <= state.keys() <= mine.keys() and all(
+            isinstance(kept, Tensor) and kept.shape == mine[i].shape for i, kept in state.items()
         )
 
     @torch.no_grad()
     def take_up(self, state: dict[int, Tensor]) -> None:
-        for i, mine in self.state().items():
-            mine.copy_(state[i])
+        for i, kept in state.items():
+            self.weights[i].copy_(kept)
 
     def _submit(self, iteration: int) -> Future:
         if self.stream is None:
