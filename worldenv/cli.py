@@ -166,7 +166,7 @@ def _main(work: Callable[[Sequence[str], str], dict | None], program: str, argum
         except Exception:
             if not came:
                 raise
-            _end_interrupted(program, came[-1])  # the import of a library has swallowed it, and left the library half
+            _end_interrupted(program, came[-1])  # a library's import swallowed it and is incomplete: hence the error
         else:
             if result is not None and (problem := print_result(json.dumps(result, allow_nan=False))):
                 _end(f"{program}: {not_printed(problem, result.get('run'))}", 1)
@@ -207,7 +207,7 @@ def _end(line: str, code: int) -> None:
 
 @contextmanager
 def _signals_kept() -> Iterator[list[KeyboardInterrupt]]:
-    """Inside, SIGTERM raises Terminated, unless the caller has a handler of its own. Yields all that signals raised."""
+    """Inside, SIGTERM raises Terminated, unless the caller handles it. Yields the exceptions raised so far."""
     came: list[KeyboardInterrupt] = []
 
     def stop(number: int, _: object) -> None:

@@ -72,8 +72,10 @@ def start(words: Sequence[str], launch: LaunchConfig) -> int:
 
 
 def _end_after_ranks() -> None:
-    """End this process after a rank that its agent does not miss: where the network is cut, the agent waits for an
-    answer of its store for minutes, and the ranks, which watch each other, have said so and ended.
+    """End this process if a rank has ended and torch's agent, which started it, does not notice.
+
+    If the network is cut, the agent waits minutes for an answer of its store. The ranks watch each other, so by then
+    they have reported the loss and ended.
     """
     while True:
         time.sleep(LOOK_S)
@@ -85,7 +87,7 @@ def _end_after_ranks() -> None:
 
 
 def _ended(kind: int, process: int) -> os.waitid_result | None:
-    """A child that has ended and was not waited for; it stays so."""
+    """A child that has ended and was not waited for; it can still be waited for afterwards."""
     try:
         return os.waitid(kind, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

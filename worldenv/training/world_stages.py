@@ -99,7 +99,7 @@ class ComposerStages:
         self.fit_contact(path, p.new(ContactNetwork, teacher.config.chunk), teacher.plate, p.recorded(*data))
 
     def fit_contact(self, path: Path, network: ContactNetwork, plate: Tensor, clips: Clips) -> None:
-        """From the chunks of recorded episodes, and, with extra data, the same ones from beside."""
+        """Train on the chunks of the clips; with extra data, also on the same chunks with the gripper moved aside."""
         p, schedule = self.pipeline, self.pipeline.config.contact
         scene = Scene(to_frames(plate.detach()[None, :, :, None])[0, 0], p.suite.robot.gripper)
         beside = p.config.beside if p.config.extra_data else 0
