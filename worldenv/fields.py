@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -14,9 +14,15 @@ from worldenv.errors import UserError
 MOST = 1_000_000  # more episodes, actions or iterations than memory and time ever hold
 LARGEST = 65_536  # of any size of a network
 LONGEST_SHOWN = 60  # characters of a value in a message
-# Metadata of a field that a later version added. What an older one saved lacks it, and did what its default says.
-ADDED = {"added": True}
+# Metadata of a field that a later version added. What an older one saved lacks it, and did what its default says; where
+# it did something else, `added_with` names the value.
+ADDED = {"added": MISSING}
 Config = TypeVar("Config")
+
+
+def added_with(before: Any) -> dict[str, Any]:
+    """Metadata as ADDED: what an older version saved lacks the field, and did what the value `before` says."""
+    return {"added": before}
 
 
 class FieldError(UserError):
@@ -127,18 +133,18 @@ def shown(value: Any) -> str:
 def from_document(kind: type[Config], document: Any, where: str) -> Config:
     """The configuration whose fields `asdict` and JSON have written; `where` names it in messages.
 
-    A field that is marked as ADDED may be missing: it takes its default. Raises UserError for other fields that are
-    missing, and for fields that are unknown or hold what they may not.
+    A field that is marked as added may be missing: it takes the value that stands for before. Raises UserError for other
+    fields that are missing, and for fields that are unknown or hold what they may not.
     """
     if not isinstance(document, Mapping):
         raise UserError(f"{where} is {shown(document)}, not the fields of {kind.__name__}: it is damaged")
     names = {field.name for field in fields(kind)}
-    added = {field.name for field in fields(kind) if field.metadata == ADDED}
-    wrong = {"lacks": names - added - document.keys(), "does not know": document.keys() - names}
+    added = {field.name: field.metadata["added"] for field in fields(kind) if "added" in field.metadata}
+    wrong = {"lacks": names - added.keys() - document.keys(), "does not know": document.keys() - names}
     if any(wrong.values()):
         said = (f"{verb} {shown(', '.join(sorted(map(str, found))))}" for verb, found in wrong.items() if found)
         raise UserError(f"{where} was made by another version of worldenv, or is damaged: {' and '.join(said)}")
-    values = {}
+    values = {name: before for name, before in added.items() if before is not MISSING}
     for name, inner in _kinds(kind).items():
         if name not in document:
             continue

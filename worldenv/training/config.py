@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields, replace
 
-from worldenv.fields import ADDED, COUNT, FieldError, Within, check_fields
+from worldenv.fields import COUNT, FieldError, Within, added_with, check_fields
 from worldenv.policy.small import SmallPolicyConfig
 from worldenv.suites.libero.tasks import SMALL as LIBERO
 from worldenv.suites.tabletop.physics import HORIZON
@@ -37,7 +37,7 @@ class ScratchConfig:
     again: int = 150  # episodes per task that act out explored successes again, a little beside
     again_noise: float = 0.15  # largest scale of their Laplace noise, in units of the action
     # Further explored episodes per task, from which only the contact network learns.
-    contact_exploration: int = field(default=450, metadata=ADDED)
+    contact_exploration: int = field(default=450, metadata=added_with(0))
     teacher_pretraining: Schedule = Schedule(steps=600, batch=32, learning_rate=1.2e-3, weight_decay=1e-3)
     teacher: Schedule = Schedule(steps=5000, batch=16, learning_rate=1e-3, weight_decay=1e-3)
     student: Schedule = Schedule(steps=1800, batch=8, learning_rate=4e-4, weight_decay=1e-3)
@@ -66,7 +66,7 @@ class ScratchConfig:
             perturb=Within(0, 100),
             again=episodes,
             again_noise=Within(0, 100),
-            contact_exploration=episodes,
+            contact_exploration=Within(0, MOST_EPISODES),
             beside=Within(0, 100),
             unroll=Within(1, HORIZON // ComposerConfig.chunk),
             causal_chunks=COUNT,

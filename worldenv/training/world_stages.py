@@ -14,7 +14,7 @@ from worldenv.nn.encoder import VisionLanguageEncoder
 from worldenv.ops.unpatchify import to_frames
 from worldenv.records.checkpoint import load_weights, save_weights
 from worldenv.records.model_files import load_model, save_model
-from worldenv.training.config import CONTACT_DATA, EXTRA_DATA, TOKENIZER_FRAMES
+from worldenv.training.config import CONTACT_DATA, TOKENIZER_FRAMES
 from worldenv.training.contacts import record_contacts
 from worldenv.training.layers import Layers
 from worldenv.training.train_causal import causal_loss, distillation_loss, fit_tokenizer
@@ -95,8 +95,8 @@ class ComposerStages:
 
     def make_contact(self, path: Path) -> None:
         p, teacher = self.pipeline, composer(self.pipeline.models / TEACHER)
-        data = ("demonstrations", *EXTRA_DATA, CONTACT_DATA) if p.config.extra_data else ("demonstrations",)
-        self.fit_contact(path, p.new(ContactNetwork, teacher.config.chunk), teacher.plate, p.recorded(*data))
+        clips = p.recorded("demonstrations", *p.extra)
+        self.fit_contact(path, p.new(ContactNetwork, teacher.config.chunk), teacher.plate, clips)
 
     def fit_contact(self, path: Path, network: ContactNetwork, plate: Tensor, clips: Clips) -> None:
         """Train on the chunks of the clips; with extra data, also on the same chunks with the gripper moved aside."""
