@@ -133,7 +133,7 @@ def shown(value: Any) -> str:
 def from_document(kind: type[Config], document: Any, where: str) -> Config:
     """The configuration whose fields `asdict` and JSON have written; `where` names it in messages.
 
-    A field that is marked as added may be missing: it takes the value that stands for before. Raises UserError for other
+    A field that is marked as added may be missing: it takes the value that it had before. Raises UserError for other
     fields that are missing, and for fields that are unknown or hold what they may not.
     """
     if not isinstance(document, Mapping):
