@@ -3,11 +3,12 @@
     python benchmarks/distillation.py --run FOLDER [--steps 2000] [--student-steps 150] [--name NAME]
 
 Records true episodes of tabletop with the shipped policy, half of them with noise; trains an autoencoder of diffusers
-on their frames, a teacher in its latents, and students of the teacher by both methods of worldenv-distill: trajectory,
-one for each number of steps, and consistency, one that takes either number. A stopped run continues. Then the policy
-acts on validation starts; teacher and students imagine the same episodes, along its true actions and with the policy
-acting in imagination, and so does the teacher itself in as few steps as the students. The last line of stdout is one
-JSON document; with --name it is also benchmarks/results/distillation-NAME.json.
+on their frames, a teacher in its latents, and students of the teacher by both methods of worldenv-distill: with
+trajectory, one student for each number of steps; with consistency, one student that is tested with each number. A
+stopped run continues. Then the policy acts on validation starts; teacher and students imagine the same episodes, along
+its true actions and with the policy acting in imagination, and so does the teacher itself in as few steps as the
+students. The last line of stdout is one JSON document; with --name it is also in
+benchmarks/results/distillation-NAME.json.
 """
 
 import argparse
@@ -202,8 +203,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of the training; made, or continued")
     parser.add_argument("--autoencoder-steps", type=int, default=1500, help="of its training")
     parser.add_argument("--steps", type=int, default=2000, help="of the teacher's training")
-    parser.add_argument("--student-steps", type=int, default=150, help="of each student's training, trajectory")
-    parser.add_argument("--consistency-steps", type=int, default=600, help="of the student's training, consistency")
+    parser.add_argument("--student-steps", type=int, default=150, help="of the training of each trajectory student")
+    parser.add_argument("--consistency-steps", type=int, default=600, help="of the training of the consistency student")
     parser.add_argument("--episodes", type=int, default=600, help="true ones, to learn from")
     parser.add_argument("--tests", type=int, default=100, help="true ones, to be imagined")
     parser.add_argument("--width", type=int, default=128, help="of the transformer")

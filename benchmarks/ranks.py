@@ -3,11 +3,11 @@
     python benchmarks/ranks.py [--ranks 1 2 4] [--rounds 3] [--slower 4] [--off-policy] [--name NAME]
     python benchmarks/ranks.py --predict
 
-sleep: models whose compute is a sleep, so that ranks do not share processors: what is lost is lost to waiting and
-exchange. --slower: they sleep so many times as long, as larger models would. real: the shipped models, one rank of two
-threads beside two ranks of one. The rounds take turns. An iteration is timed from the second on. --off-policy: practice
-is one step off policy (--rl.off-policy), which the cost model does not know. --predict computes what the cost model
-says of many GPUs, and measures nothing. Ends in one JSON line; --name writes it to results/ranks-NAME.json.
+sleep: models that sleep instead of computing, so that the ranks share processors only for the Python around the models.
+--slower 4: they sleep four times as long, as larger models would. real: the shipped models, on one rank of two threads
+and on two ranks of one. Each round times all of these once. The first iteration of a job is not timed. --off-policy:
+practice is one step off policy (--rl.off-policy), which the cost model leaves out. --predict prints what the cost model
+predicts for many GPUs, and measures nothing. Ends in one JSON line; --name writes it to results/ranks-NAME.json.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from worldenv.rl.loop import post_train  # noqa: E402
 from worldenv.rollout.engine import Engine, EngineConfig  # noqa: E402
 
 HORIZON, LEARNS = 20, 100_000
-PARTS = ("rollout_s", "update_s")  # of an iteration
+PARTS = ("rollout_s", "update_s")  # of the seconds of an iteration
 IMAGINE_S, LEARN_S = 0.004, 0.0005  # that a chunk of an episode sleeps
 HERE = Links(bytes_s=1e9, message_s=1e-4, disk_bytes_s=5e8)  # a guess
 # rlinf-wan-libero on H200s, counted from the headers of its files (LOG.md, "Does the pair that can be downloaded fit a
@@ -212,7 +212,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--starts", type=int, default=24)
     parser.add_argument("--siblings", type=int, default=8)
     parser.add_argument("--horizon", type=int, default=HORIZON, help="actions")
-    parser.add_argument("--slower", type=float, default=1.0, help="how many times as long models sleep")
+    parser.add_argument("--slower", type=float, default=1.0, help="factor for the time that models sleep")
     parser.add_argument(
         "--real", action=argparse.BooleanOptionalAction, default=True, help="time the shipped models, too"
     )

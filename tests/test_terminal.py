@@ -177,6 +177,22 @@ cli._main(work, "worldenv-train", [])
     assert ended.returncode == code and ended.stderr.count("\n") == 2, ended.stderr
 
 
+@pytest.mark.parametrize(
+    "hidden_by", [ImportError, SystemError, OSError]
+)  # the last: as of a library that is half there
+def test_signal_that_an_import_swallows_is_what_ended_the_command(monkeypatch, capsys, hidden_by):
+    def work(words, command):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except BaseException:
+            raise hidden_by("half imported") from None
+
+    with pytest.raises(SystemExit) as end:
+        cli._main(work, "worldenv-train", [])
+    assert end.value.code == 143 and "worldenv-train: terminated" in capsys.readouterr().err
+
+
 def test_handler_of_the_caller_stays(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     with cli._signals_kept(), pytest.raises(cli.Terminated):

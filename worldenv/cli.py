@@ -154,19 +154,17 @@ def _main(work: Callable[[Sequence[str], str], dict | None], program: str, argum
             result = work(words, " ".join([program, *words]))
         except KeyboardInterrupt as stop:
             _end_interrupted(program, stop)
-        except (UserError, ImportError, Warning) as error:  # a warning where PYTHONWARNINGS makes it an error
-            if came and isinstance(error, ImportError):
+        except Exception as error:
+            is_told = isinstance(error, UserError | Warning)  # a warning where PYTHONWARNINGS makes it an error
+            is_of_system = isinstance(error, OSError) and error.errno is not None
+            if came and not (is_told or is_of_system):  # a library's import swallowed the signal, and is incomplete
                 _end_interrupted(program, came[-1])
-            _end(f"{program}: {_in_one_line(error)}", 2)
-        except OSError as error:
-            if error.errno is None:  # not from the system
+            if is_told or isinstance(error, ImportError):
+                _end(f"{program}: {_in_one_line(error)}", 2)
+            if not is_of_system:
                 raise
             place = "" if error.filename is None else f"{error.filename}: "
             _end(f"{program}: {_in_one_line(f'{place}{error.strerror}')}", 1)
-        except Exception:
-            if not came:
-                raise
-            _end_interrupted(program, came[-1])  # the import of a library has swallowed it, and left the library half
         else:
             if result is not None and (problem := print_result(json.dumps(result, allow_nan=False))):
                 _end(f"{program}: {not_printed(problem, result.get('run'))}", 1)
@@ -207,7 +205,7 @@ def _end(line: str, code: int) -> None:
 
 @contextmanager
 def _signals_kept() -> Iterator[list[KeyboardInterrupt]]:
-    """Inside, SIGTERM raises Terminated, unless the caller has a handler of its own. Yields all that signals raised."""
+    """Inside, SIGTERM raises Terminated, unless the caller handles it. Yields the exceptions raised so far."""
     came: list[KeyboardInterrupt] = []
 
     def stop(number: int, _: object) -> None:

@@ -28,12 +28,12 @@ class Distillation:
     world: str  # the teacher: svd:FOLDER, rlinf-wan:FOLDER or causal-latents:FOLDER
     data: tuple[Path, ...]  # folders or files of episodes
     run: Path  # new folder for the result; the student is in RUN/world
-    # causal-latents:FOLDER: what learns from a teacher svd:FOLDER, in place of a copy of it
+    # causal-latents:FOLDER: the student of a teacher svd:FOLDER; empty: a copy of the teacher learns
     student: str = field(default="", metadata=ADDED)
     suite: str = "tabletop"  # as in worldenv-train; it has the robot and the view of the recordings
     denoising_steps: int = 1  # of the student, fewer than --teacher-steps
     teacher_steps: int = 20  # denoising steps of the teacher; the student learns to reach their result
-    # trajectory: learn where the teacher's steps end; consistency: learn to predict the same at all levels of its steps
+    # trajectory: learn the result of all the teacher's steps; consistency: learn equal predictions at all noise levels
     method: Method = field(default="trajectory", metadata=ADDED)
     resume: bool = False  # continue the interrupted training in `run`
     seed: int = 0  # of the batches and their noise
@@ -65,11 +65,11 @@ class Distillation:
 
 
 def train_student(config: Distillation) -> dict[str, Any]:
-    """Train, and write the student to `config.run`/world in the layout of what it began as. Returns the last figures.
+    """Train the student and write it to `config.run`/world, in the layout of the teacher or of `config.student`.
 
-    The folders of teacher and student never change. With `config.resume`, an interrupted training continues, if its
-    other settings are the same, and a finished one returns at once. Raises UserError for settings, models or recordings
-    that do not fit.
+    Returns the last figures. The folders `config.world` and `config.student` never change. With `config.resume`, an
+    interrupted training continues, if its other settings are the same, and a finished one returns at once. Raises
+    UserError for settings, models or recordings that do not fit.
     """
     kept = {DISTILL: _document(config)}
     run = Path(os.path.realpath(config.run))
@@ -112,5 +112,5 @@ def _document(config: Distillation) -> dict[str, Any]:
 
 
 def _folder(name: str) -> str:
-    """That of a released model. Of a link to itself nothing is said here: whoever opens it does."""
+    """The folder of a released model. A link to itself is no error here; it is one when the folder is opened."""
     return os.path.realpath(Path(released(name)[1]).expanduser())

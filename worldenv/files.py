@@ -124,7 +124,7 @@ def cannot_be_written(path: Path, error: OSError) -> UserError:
     """The error of the user for one of the system."""
     return UserError(
         f"{path} cannot be written ({reason(error)}): free some space or mend what is wrong there, then try again "
-        "(--resume continues an interrupted training)"
+        "(--resume continues an interrupted run)"
     )
 
 

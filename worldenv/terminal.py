@@ -62,7 +62,7 @@ def patient_streams() -> Iterator[None]:
 
 
 def print_result(text: str, out: TextIO | None = None) -> str | None:
-    """Print to stdout, or to the stream that stands for it; returns why it could not be printed, or None."""
+    """Print to `out`, by default stdout; returns why it could not be printed, or None."""
     out = sys.stdout if out is None else out
     try:
         print(text, file=out)
@@ -73,7 +73,7 @@ def print_result(text: str, out: TextIO | None = None) -> str | None:
 
 
 def not_printed(problem: str, run: object = None) -> str:
-    """What is said of a result that could not be printed, and in which run folder it is."""
+    """The message for a result that could not be printed; `run` is the run folder that has it."""
     return f"the result could not be printed to stdout ({problem})" + (f"; it is in {run}/result.json" if run else "")
 
 

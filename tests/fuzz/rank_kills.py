@@ -2,10 +2,10 @@
 
     python -P tests/fuzz/rank_kills.py --kills 20 --seed 0
 
-A rank is killed after a random time of an undisturbed job's: half of the times since its beginning, half since the
-first iteration was saved. The others have to end by themselves. Then the job is resumed, or begun again where its
-folder is not there yet, and may be killed again. The ranks count faster than usual, so that a lost one is found within
-seconds.
+One rank is killed at a random moment: half of the kills at any time after the job has begun, half after the first
+iteration was saved. The others have to end by themselves. Then the job is resumed, or begun again if its folder is not
+there yet, and may be killed again. Here the ranks look for signs of life more often than usual, so that a lost one is
+found within seconds.
 """
 
 import argparse

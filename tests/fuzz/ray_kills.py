@@ -2,8 +2,9 @@
 
     python -P tests/fuzz/ray_kills.py --kills 20 --seed 0
 
-A run is killed up to EACH times: a random time after both workers are there, at most as long as an undisturbed run
-takes from then on until its last iteration. 20 kills take about 10 minutes. Needs Ray (pip install "worldenv[ray]").
+A run is killed up to EACH times, at a random moment after both of its workers are there; the moments end when an
+undisturbed run would have done its last iteration. On two cores, 15 kills took 10 minutes, with an earlier choice of
+moments. Needs Ray (pip install "worldenv[ray]").
 """
 
 import argparse

@@ -131,13 +131,13 @@ def test_what_has_other_latents_or_chunks_is_refused(folders, clips):
     teacher, wan, begun, other = loaded(
         folders, "svd:svd", "rlinf-wan:wan", "causal-latents:begun", "causal-latents:other"
     )
-    with pytest.raises(UserError, match="autoencoder is another than the teacher's, so their latents differ: copy"):
+    with pytest.raises(UserError, match="autoencoder is not that of the teacher, so their latents differ: make"):
         student_of(teacher, clips, 2, 1, 3, begun=other)
-    with pytest.raises(UserError, match="learns from a teacher of the kind svd"):
+    with pytest.raises(UserError, match="needs a teacher of the kind svd"):
         student_of(wan, clips, 2, 1, 3, begun=begun)
     begun.chunk = 8
     with pytest.raises(UserError, match="imagines 8 frames of 64 pixels at a time, the teacher 4 of 64"):
         student_of(teacher, clips, 2, 1, 3, begun=begun)
     begun.chunk, begun.network.tokenizer.frames.scale = 4, 0.5
-    with pytest.raises(UserError, match="another than the teacher's"):
+    with pytest.raises(UserError, match="is not that of the teacher"):
         student_of(teacher, clips, 2, 1, 3, begun=begun)

@@ -16,7 +16,7 @@ def begin_of_divergence(true: Chunks, imagined: Chunks) -> tuple[np.ndarray, np.
     - push: closed fingertips came to the thing.
     - grasp: else, the thing still stands where it first stood in one of them, or the gripper has closed in neither.
     - release, carry: else, the gripper is open at the end of the chunk in one of them, or closed in both.
-    - reflector: the episodes never part in the picture, so the reflector judges differently, or a depth differs.
+    - reflector: the episodes never part in the picture; the reflector judges differently, or the thing's depth differs.
     - unknown: the detector cannot follow the thing, or there is no gripper.
     """
     n, rows = len(true.things.aim), np.arange(len(true.things.aim))

@@ -74,8 +74,10 @@ def start(words: Sequence[str], launch: LaunchConfig) -> int:
 
 
 def _end_after_ranks() -> None:
-    """End this process after ranks that its agent does not miss: where the network is cut, the agent waits for an
-    answer of its store for minutes, and the ranks, which watch each other, have said so and ended.
+    """End this process if its ranks have ended and torch's agent, which started them, does not notice.
+
+    If the network is cut, the agent waits minutes for an answer of its store. The ranks watch each other, so by then
+    they have reported the loss and ended.
     """
     while True:
         time.sleep(LOOK_S)
@@ -89,7 +91,8 @@ def _end_after_ranks() -> None:
 def _ended_ranks() -> dict[int, int]:
     """Exit codes (1 for a signal) of the ranks that nobody has waited for, by process; none while one rank lives.
 
-    A rank is a child that leads a session. Others came with `exec`, or are orphans that a first process inherits.
+    A rank is a child that leads a session. Other children were there before `exec`, or are orphans of a container whose
+    first process this is.
     """
     codes = {}
     with suppress(FileNotFoundError, ProcessLookupError, ChildProcessError):  # the agent has waited for it just now

@@ -21,7 +21,7 @@ from worldenv.errors import UserError, exit_code
 TICK_S = 1.0
 SILENT = 20  # ticks without a sign of life, after which a rank is taken for lost
 ALARMED = 6  # the same once an exchange has failed: who is gone then does not come back
-END_S = 2.0  # for a last answer of the store
+END_S = 2.0  # that `end` waits for a thread which still waits for the store
 ENDED = "ended"  # key of the store: rank and exit code of who first said why the job ends
 ALARM = "alarm"
 
@@ -43,9 +43,9 @@ class Watch:
             thread.start()
 
     def end(self) -> None:
-        """The job is done, or this process has said why it ends (`leave`).
+        """Stop watching: the job is done, or this process has said why it ends (`leave`).
 
-        A process that ends while one of its threads asks the store is aborted by C++.
+        Waits for the threads, because C++ aborts a process that ends while one of them uses the store.
         """
         self._over.set()
         for thread in self._threads:

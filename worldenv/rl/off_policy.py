@@ -111,7 +111,7 @@ def _copy(policy: Any, learnt: list[nn.Parameter]) -> Any:
 
 
 def _changing(policy: Any) -> list[Tensor]:
-    """What may change while a policy learns, of what is saved with it: the parameters that learn, and the buffers."""
+    """The saved tensors that may change while a policy learns: its trainable parameters and its saved buffers."""
     saved = policy.state_dict().keys()
     buffers = policy.named_buffers() if isinstance(policy, nn.Module) else ()
     return [*trainable(policy), *(buffer for name, buffer in buffers if name in saved)]

@@ -11,7 +11,7 @@ from worldenv.interfaces.slots import Slots
 from worldenv.rollout.memory import ran_out
 
 Thought = TypeVar("Thought", bound=Slots)
-RECORDING = threading.Lock()  # one step off policy, two threads imagine; torch records one graph at a time
+RECORDING = threading.Lock()  # with --rl.off-policy two threads use graphs, and torch records one at a time
 
 
 def bucket(count: int, capacity: int) -> int:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields, replace
 
-from worldenv.fields import ADDED, BEFORE, COUNT, FieldError, Within, check_fields
+from worldenv.fields import COUNT, FieldError, Within, added_with, check_fields
 from worldenv.policy.small import SmallPolicyConfig
 from worldenv.suites.libero.tasks import SMALL as LIBERO
 from worldenv.suites.tabletop.physics import HORIZON
@@ -17,8 +17,8 @@ SCRATCH_WORLDS = {  # that are made, by suite
     "metaworld": ("causal",),
     **dict.fromkeys(LIBERO, ("causal",)),
 }
-EXTRA_DATA = ("exploration", "again")  # recorded beside the demonstrations; all models but the base learn from them
-CONTACT_DATA = "contact_exploration"  # extra data for the contact network of the composer alone
+EXTRA_DATA = ("exploration", "again")  # recorded besides demonstrations; all models but the base learn from them
+CONTACT_DATA = "contact_exploration"  # extra data from which only the contact network of the composer learns
 TOKENIZER_FRAMES = 512  # that the tokenizer of the causal world model is fitted to
 
 
@@ -36,13 +36,13 @@ class ScratchConfig:
     perturb: float = 2.0  # largest scale of the Laplace noise of exploration, 1 = the policy's own
     again: int = 150  # episodes per task that act out explored successes again, a little beside
     again_noise: float = 0.15  # largest scale of their Laplace noise, in units of the action
-    # More explored episodes per task, from which only the contact network learns.
-    contact_exploration: int = field(default=450, metadata=ADDED | {BEFORE: 0})
+    # Further explored episodes per task, from which only the contact network learns.
+    contact_exploration: int = field(default=450, metadata=added_with(0))
     teacher_pretraining: Schedule = Schedule(steps=600, batch=32, learning_rate=1.2e-3, weight_decay=1e-3)
     teacher: Schedule = Schedule(steps=5000, batch=16, learning_rate=1e-3, weight_decay=1e-3)
     student: Schedule = Schedule(steps=1800, batch=8, learning_rate=4e-4, weight_decay=1e-3)
     contact: Schedule = Schedule(steps=12_000, batch=128, learning_rate=2e-3, weight_decay=1e-2)
-    beside: int = 3  # times that recorded chunks are tried again from a gripper that stands beside
+    beside: int = 3  # times that recorded chunks are carried out again with the gripper beside its recorded place
     unroll: int = 5  # chunks that the student imagines in a row while it learns
     causal: CausalConfig = CausalConfig()  # sizes of the causal world model
     causal_teacher: Schedule = Schedule(steps=30_000, batch=64, learning_rate=5e-4, weight_decay=1e-3)
@@ -102,11 +102,6 @@ class ScratchConfig:
             )
         if self.causal_chunks * chunk > HORIZON:
             raise FieldError(f"causal_chunks is {self.causal_chunks}; an episode has {HORIZON // chunk} chunks")
-
-    @property
-    def extra(self) -> tuple[str, ...]:
-        """Names of what is recorded beside the demonstrations."""
-        return tuple(name for name in (*EXTRA_DATA, CONTACT_DATA) if self.extra_data and getattr(self, name))
 
     def describe(self) -> str:
         """For a model card: what differs from the default."""

@@ -59,7 +59,7 @@ def record_contacts(
     for first in range(0, len(rows), AT_ONCE):
         part = slice(first, first + AT_ONCE)
         made = _carry_out(clips, layers, scene, rows[part], offset[part])
-        whole = whole or made.empty(len(rows))  # filled in place, for it takes gigabytes
+        whole = whole or made.empty(len(rows))  # filled in place: it takes gigabytes
         whole.put(torch.arange(first, first + len(made)), made)
     return whole
 

@@ -93,14 +93,14 @@ def consistency_loss(
     teacher_levels: Sequence[float],  # of the teacher's passes, likewise; both begin with the same level
     share: Share = WHOLE,
 ) -> Loss:
-    """From a recorded chunk with noise, and from where one Euler step of the teacher leads, the student is to predict
-    the same clean latents.
+    """The student should predict the same clean latents before and after one Euler step of the teacher.
 
-    "Consistency distillation" (Song et al. 2023, algorithm 2), squared error. The target has no gradient, and is the
-    student's own (no average of earlier weights: Song & Dhariwal 2024); at level 0 it is where the teacher led. The
-    levels are those of both, and one is drawn for the whole batch. So a training step costs two passes of the student
-    and one of the teacher, however many steps the teacher takes. The figures are the mean squared distances of the
-    prediction from the recorded latents (`mse`) and from the target (`target_mse`).
+    The step begins at a recorded chunk with noise. "Consistency distillation" (Song et al. 2023, algorithm 2), squared
+    error. The target is the student's prediction after the step, without gradient and with the present weights (no
+    average of earlier ones: Song & Dhariwal 2024); if the step ends at level 0, it is the teacher's result. The step
+    joins two neighbours among all levels of student and teacher, drawn once for the whole batch. So a training step
+    costs two passes of the student and one of the teacher, however many steps the teacher takes. The figures are the
+    mean squared distances of the prediction from the recorded latents (`mse`) and from the target (`target_mse`).
     """
     teacher.requires_grad_(False)
     near = pairwise(sorted({*levels, *teacher_levels}, reverse=True))

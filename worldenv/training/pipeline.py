@@ -81,6 +81,7 @@ class Pipeline:
         self.world = WORLDS[world](self)
         self.command = f"worldenv-train {suite} --from-scratch --world {world} --seed {seed}"
         self.episodes = {name: getattr(config, name) * len(self.suite.tasks) for name in (*EXTRA_DATA, CONTACT_DATA)}
+        self.extra = tuple(name for name, count in self.episodes.items() if config.extra_data and count)
         self._disturbed: Disturbed | None = None
         self._replays: tuple[Clips, Clips] | None = None
 
@@ -90,7 +91,7 @@ class Pipeline:
         Raises UserError naming what cannot be written, as on a full disk; there the run can be resumed.
         """
         for path, make in self.stages():
-            if path.name in (*EXTRA_DATA, CONTACT_DATA) and path.name not in self.config.extra:
+            if path.name in (*EXTRA_DATA, CONTACT_DATA) and path.name not in self.extra:
                 continue
             try:
                 if self.ranks.first:

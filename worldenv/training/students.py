@@ -114,7 +114,7 @@ def _of_latents(
 def causal_student_of(
     teacher: Teacher, begun: LatentCausalWorld, clips: Clips, batch: int, steps: int, teacher_steps: int, method: Method
 ) -> Student:
-    """A causal student of a video-diffusion U-Net, in the latents of the same autoencoder; it begins as `begun` is.
+    """A causal student of a video-diffusion U-Net, in the latents of the same autoencoder; it trains `begun` itself.
 
     Both predict the clean latents of a chunk: the U-Net at sigma, the student at t = sigma / (1 + sigma) (see `euler`).
     Raises UserError if the two, or the recordings, do not fit.
@@ -144,7 +144,7 @@ def causal_student_of(
 
 def _check_same_latents(teacher: Teacher, begun: LatentCausalWorld) -> None:
     if not isinstance(teacher, VideoWorld):
-        raise UserError("a causal student learns from a teacher of the kind svd; without --student, from its own kind")
+        raise UserError("a causal student needs a teacher of the kind svd; leave --student out for other teachers")
     if (teacher.chunk, teacher.size) != (begun.chunk, begun.size):
         raise UserError(
             f"the student imagines {begun.chunk} frames of {begun.size[0]} pixels at a time, the teacher "
@@ -155,12 +155,12 @@ def _check_same_latents(teacher: Teacher, begun: LatentCausalWorld) -> None:
     is_same = old.keys() == new.keys() and (theirs.scale, theirs.shift) == (ours.scale, ours.shift)
     if not (is_same and all(torch.equal(old[name].float(), new[name].float()) for name in new)):
         raise UserError(
-            "the student's autoencoder is another than the teacher's, so their latents differ: copy the folder vae/ of "
-            "the teacher into that of the student before it is made"
+            "the student's autoencoder is not that of the teacher, so their latents differ: make the student again, "
+            "with a copy of the teacher's folder vae/"
         )
 
 
-def _chunks(config: CausalConfig, clips: Clips) -> int:  # in a row: the whole memory, where clips are so long
+def _chunks(config: CausalConfig, clips: Clips) -> int:  # of an example: the whole memory, if clips are so long
     return max(1, min(1 + config.window // config.chunk, int(clips.length.max()) // config.chunk))
 
 

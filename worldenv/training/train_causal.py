@@ -148,8 +148,8 @@ def causal_denoising(
     clips: Clips,
     chunks: int,
     share: Share,
-    top: float = 1.0,  # the noise level that begins
-    other: Callable[[Batch], Denoiser] | None = None,  # of a batch, makes what denoises in place of a causal teacher
+    top: float = 1.0,  # the highest noise level
+    other: Callable[[Batch], Denoiser] | None = None,  # makes the denoiser of a teacher of another kind
 ) -> Callable[[torch.Generator], Denoising]:
     """Draws batches for distillation.
 

@@ -80,7 +80,7 @@ def _batches(network: VideoUNet, clips: Clips, batch: int) -> Callable[[torch.Ge
 
 
 def batch_of(network: VideoUNet, clips: Clips) -> Callable[[Window], Batch]:
-    """What the network is given of a window. Raises UserError if the camera is not known or moves."""
+    """Makes the network's batch for a window. Raises UserError if the camera is not known or moves."""
     config, m, camera = network.config, network.config.memory, clips.still_camera()
 
     def read(window: Window) -> Batch:

@@ -95,11 +95,11 @@ class ComposerStages:
 
     def make_contact(self, path: Path) -> None:
         p, teacher = self.pipeline, composer(self.pipeline.models / TEACHER)
-        clips = p.recorded("demonstrations", *p.config.extra)
+        clips = p.recorded("demonstrations", *p.extra)
         self.fit_contact(path, p.new(ContactNetwork, teacher.config.chunk), teacher.plate, clips)
 
     def fit_contact(self, path: Path, network: ContactNetwork, plate: Tensor, clips: Clips) -> None:
-        """From the chunks of recorded episodes, and, with extra data, the same ones from beside."""
+        """Train on the chunks of the clips; with extra data, also on the same chunks with the gripper moved aside."""
         p, schedule = self.pipeline, self.pipeline.config.contact
         scene = Scene(to_frames(plate.detach()[None, :, :, None])[0, 0], p.suite.robot.gripper)
         beside = p.config.beside if p.config.extra_data else 0
