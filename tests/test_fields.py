@@ -117,8 +117,6 @@ def test_what_an_older_version_did_not_save_is_as_it_was_then():
     document = saved(TrainConfig(seed=4))
     del document["rl"]["head_learning_rate"]
     assert from_document(TrainConfig, document, "config.json") == TrainConfig(seed=4)
-    del document["scratch"]["contact_exploration"]
-    assert from_document(TrainConfig, document, "config.json").scratch.contact_exploration == 0
 
 
 def test_differences_name_the_options():

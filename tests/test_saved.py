@@ -125,11 +125,9 @@ def test_run_of_a_version_that_had_fewer_settings_is_continued(make):
     folder = make()
     folder.close()
     rl = {name: value for name, value in folder.config["rl"].items() if name != "head_learning_rate"}
-    scratch = {name: value for name, value in folder.config["scratch"].items() if name != "contact_exploration"}
-    (folder.path / "config.json").write_text(json.dumps(folder.config | {"rl": rl, "scratch": scratch}))
+    (folder.path / "config.json").write_text(json.dumps(folder.config | {"rl": rl}))
     used = options.training(["--resume", "--run", str(folder.path), "--rl.iterations", "9"])
     assert used.rl == replace(USED.rl, iterations=9)
-    assert used.scratch == replace(USED.scratch, contact_exploration=0)  # it did not explore for the contact network
     with job._open(settled(used), "run") as resumed:
         assert resumed.config["rl"] == rl | {"iterations": 9}
     with pytest.raises(UserError, match="--rl.head-learning-rate is 0.1, was None"):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -14,15 +14,9 @@ from worldenv.errors import UserError
 MOST = 1_000_000  # more episodes, actions or iterations than memory and time ever hold
 LARGEST = 65_536  # of any size of a network
 LONGEST_SHOWN = 60  # characters of a value in a message
-# Metadata of a field that a later version added. What an older one saved lacks it, and did what its default says; where
-# it did something else, `added_with` names the value.
-ADDED = {"added": MISSING}
+# Metadata of a field that a later version added. What an older one saved lacks it, and did what its default says.
+ADDED = {"added": True}
 Config = TypeVar("Config")
-
-
-def added_with(before: Any) -> dict[str, Any]:
-    """Metadata as ADDED: what an older version saved lacks the field, and did what the value `before` says."""
-    return {"added": before}
 
 
 class FieldError(UserError):
@@ -133,8 +127,8 @@ def shown(value: Any) -> str:
 def from_document(kind: type[Config], document: Any, where: str) -> Config:
     """The configuration whose fields `asdict` and JSON have written; `where` names it in messages.
 
-    A field that is marked as added may be missing: it takes the value that it had before. Raises UserError for other
-    fields that are missing, and for fields that are unknown or hold what they may not.
+    A field that is marked as ADDED may be missing: it takes its default. Raises UserError for other fields that are
+    missing, and for fields that are unknown or hold what they may not.
     """
     if not isinstance(document, Mapping):
         raise UserError(f"{where} is {shown(document)}, not the fields of {kind.__name__}: it is damaged")
@@ -155,10 +149,8 @@ def from_document(kind: type[Config], document: Any, where: str) -> Config:
 
 
 def with_added(kind: type, document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document that an older version may have saved, with what it did in place of the fields that it lacks."""
-    added = {field.name: field for field in fields(kind) if "added" in field.metadata}
-    before = {name: field.metadata["added"] for name, field in added.items()}
-    return {name: added[name].default if value is MISSING else value for name, value in before.items()} | document
+    """A document that an older version may have saved, with the defaults of the fields that were added since."""
+    return {field.name: field.default for field in fields(kind) if field.metadata == ADDED} | document
 
 
 def differences(old: Any, new: Any, prefix: str = "--") -> list[tuple[str, Any, Any]]:

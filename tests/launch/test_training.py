@@ -28,7 +28,7 @@ from worldenv.suites.tabletop.things import act_out
 from worldenv.training import fit as loop
 from worldenv.training import pipeline, world_stages
 from worldenv.training.adapt import adaptation_loss
-from worldenv.training.config import CONTACT_DATA, EXTRA_DATA, RefreshConfig, tiny_scratch
+from worldenv.training.config import RefreshConfig, tiny_scratch
 from worldenv.training.contacts import Contacts
 from worldenv.training.finetune import imitation_loss
 from worldenv.training.fit import Schedule, fit
@@ -271,7 +271,7 @@ def test_all_models_from_nothing_are_those_of_one_process(small, tmp_path, begin
     one = work(ALONE, tmp_path / "one")
     two, _ = begin(2, work).results()
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
-    for name in ("demonstrations", *EXTRA_DATA, CONTACT_DATA):
+    for name in ("demonstrations", "exploration", "again"):
         mine, its = (list(TrajectoryReader(models.parent / "data" / name)) for models in (two, one))
         assert [(t.task, t.start) for t in mine] == [(t.task, t.start) for t in its]
         apart = [abs(a.actions - b.actions).max() for a, b in zip(mine, its, strict=True)]

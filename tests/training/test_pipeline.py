@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 from dataclasses import make_dataclass, replace
 
 import numpy as np
@@ -17,7 +16,7 @@ from worldenv.records.run_folder import RunFolder
 from worldenv.records.stage_times import stage_seconds
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training import pipeline, world_stages
-from worldenv.training.config import CONTACT_DATA, EXTRA_DATA, ScratchConfig
+from worldenv.training.config import ScratchConfig
 from worldenv.training.lessons import TabletopLessons
 from worldenv.training.pipeline import EXPLORATION_START, Pipeline
 
@@ -56,7 +55,7 @@ def weights(folder):
 
 def test_every_stage_leaves_its_model_its_data_and_its_card(folder):
     expected = {f"{name}.{kind}" for name in MODELS for kind in ("safetensors", "md")}
-    expected |= {"demonstrations", "exploration", "again", "contact_exploration", "ranges.json"}
+    expected |= {"demonstrations", "exploration", "again", "ranges.json"}
     assert {path.name for path in written(folder)} == expected
     ranges = load(folder.path / "models").ranges
     assert {"down1", "layers.0.mlp.2", "fine_out.1.conv2"} <= ranges["world"].keys()
@@ -177,16 +176,6 @@ def test_explored_successes_are_acted_again_in_turn_each_with_its_own_noise(fold
     assert len({t.actions.tobytes() for t in again}) == 10
 
 
-def test_contact_network_learns_from_other_episodes_too_and_nothing_else_does(folder, tiny, monkeypatch):
-    starts = [{t.start for t in recorded(folder, name)} for name in ("exploration", CONTACT_DATA)]
-    assert starts[1] and not starts[0] & starts[1]
-    scratch, seen = Pipeline(folder, CONFIG, 1, "composer"), []
-    monkeypatch.setattr(world_stages, "record_contacts", lambda clips, *rest: seen.append(len(clips)) or sys.exit())
-    with pytest.raises(SystemExit):
-        scratch.world.make_contact(folder.path / "none")
-    assert seen == [len(scratch.clips()) + len(recorded(folder, CONTACT_DATA))]
-
-
 def test_configuration_says_what_differs_from_the_default():
     assert pipeline.ScratchConfig().describe() == "the default"
     assert pipeline.ScratchConfig(extra_data=False, unroll=3).describe() == "unroll=3, extra_data=False"
@@ -194,7 +183,7 @@ def test_configuration_says_what_differs_from_the_default():
 
 def test_without_extra_data_nothing_is_explored(folder, monkeypatch, tmp_path):
     config, made = replace(CONFIG, extra_data=False), []
-    data = ("demonstrations", "exploration", "again", "contact_exploration")
+    data = ("demonstrations", "exploration", "again")
     for name in (*data, "base", "finetuned", "policy", "reflector", "ranges"):
         method = f"record_{name}" if name in data else f"make_{name}"
         monkeypatch.setattr(Pipeline, method, lambda self, path: made.append(path.name))
@@ -204,7 +193,7 @@ def test_without_extra_data_nothing_is_explored(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(pipeline, "write_card", lambda path: None)
     Pipeline(RunFolder.create(tmp_path / "run", {}), config, 1, "composer").run()
     assert "demonstrations" in made and "reflector.safetensors" in made
-    assert not {*EXTRA_DATA, CONTACT_DATA} & set(made)
+    assert not {"exploration", "again"} & set(made)
     monkeypatch.undo()
     assert (
         len(Pipeline(folder, config, 1, "composer").clips())

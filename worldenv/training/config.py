@@ -1,8 +1,8 @@
 """How the weights of the embedded default are made: the fields of `worldenv-train --scratch.*`."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 
-from worldenv.fields import COUNT, FieldError, Within, added_with, check_fields
+from worldenv.fields import COUNT, FieldError, Within, check_fields
 from worldenv.policy.small import SmallPolicyConfig
 from worldenv.suites.libero.tasks import SMALL as LIBERO
 from worldenv.suites.tabletop.physics import HORIZON
@@ -17,8 +17,6 @@ SCRATCH_WORLDS = {  # that are made, by suite
     "metaworld": ("causal",),
     **dict.fromkeys(LIBERO, ("causal",)),
 }
-EXTRA_DATA = ("exploration", "again")  # recorded besides demonstrations; all models but the base learn from them
-CONTACT_DATA = "contact_exploration"  # extra data from which only the contact network of the composer learns
 TOKENIZER_FRAMES = 512  # that the tokenizer of the causal world model is fitted to
 
 
@@ -36,13 +34,11 @@ class ScratchConfig:
     perturb: float = 2.0  # largest scale of the Laplace noise of exploration, 1 = the policy's own
     again: int = 150  # episodes per task that act out explored successes again, a little beside
     again_noise: float = 0.15  # largest scale of their Laplace noise, in units of the action
-    # Further explored episodes per task, from which only the contact network learns.
-    contact_exploration: int = field(default=450, metadata=added_with(0))
     teacher_pretraining: Schedule = Schedule(steps=600, batch=32, learning_rate=1.2e-3, weight_decay=1e-3)
     teacher: Schedule = Schedule(steps=5000, batch=16, learning_rate=1e-3, weight_decay=1e-3)
     student: Schedule = Schedule(steps=1800, batch=8, learning_rate=4e-4, weight_decay=1e-3)
     contact: Schedule = Schedule(steps=12_000, batch=128, learning_rate=2e-3, weight_decay=1e-2)
-    beside: int = 3  # times that recorded chunks are carried out again with the gripper beside its recorded place
+    beside: int = 6  # times that recorded chunks are tried again from a gripper that stands beside
     unroll: int = 5  # chunks that the student imagines in a row while it learns
     causal: CausalConfig = CausalConfig()  # sizes of the causal world model
     causal_teacher: Schedule = Schedule(steps=30_000, batch=64, learning_rate=5e-4, weight_decay=1e-3)
@@ -66,7 +62,6 @@ class ScratchConfig:
             perturb=Within(0, 100),
             again=episodes,
             again_noise=Within(0, 100),
-            contact_exploration=Within(0, MOST_EPISODES),
             beside=Within(0, 100),
             unroll=Within(1, HORIZON // ComposerConfig.chunk),
             causal_chunks=COUNT,
@@ -150,7 +145,6 @@ def tiny_scratch() -> ScratchConfig:
         adapt=TINY,
         exploration=2,
         again=1,
-        contact_exploration=1,
         teacher_pretraining=TINY,
         teacher=TINY,
         student=TINY,

@@ -35,7 +35,7 @@ from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.training.act_again import act_again
 from worldenv.training.adapt import adaptation_loss
-from worldenv.training.config import CONTACT_DATA, EXTRA_DATA, ScratchConfig
+from worldenv.training.config import ScratchConfig
 from worldenv.training.finetune import imitation_loss
 from worldenv.training.fit import Schedule, fit
 from worldenv.training.imagined import as_imagined
@@ -48,7 +48,7 @@ from worldenv.training.world_stages import CausalStages, ComposerStages
 
 EXPLORATION_START = 1_000_000  # exploration uses other training starts than the demonstrations
 RANGES_START = 3_000_000
-CONTACT_START = 4_000_000
+EXTRA_DATA = ("exploration", "again")
 # Where the reflector stops: stopping a little late costs nothing, a little early costs the episode. Found on 500
 # validation starts (benchmarks/LOG.md).
 STOP_ABOVE = 0.78
@@ -80,8 +80,7 @@ class Pipeline:
             )
         self.world = WORLDS[world](self)
         self.command = f"worldenv-train {suite} --from-scratch --world {world} --seed {seed}"
-        self.episodes = {name: getattr(config, name) * len(self.suite.tasks) for name in (*EXTRA_DATA, CONTACT_DATA)}
-        self.extra = tuple(name for name, count in self.episodes.items() if config.extra_data and count)
+        self.episodes = {name: getattr(config, name) * len(self.suite.tasks) for name in EXTRA_DATA}
         self._disturbed: Disturbed | None = None
         self._replays: tuple[Clips, Clips] | None = None
 
@@ -91,7 +90,7 @@ class Pipeline:
         Raises UserError naming what cannot be written, as on a full disk; there the run can be resumed.
         """
         for path, make in self.stages():
-            if path.name in (*EXTRA_DATA, CONTACT_DATA) and path.name not in self.extra:
+            if path.name in EXTRA_DATA and not self.config.extra_data:
                 continue
             try:
                 if self.ranks.first:
@@ -249,9 +248,6 @@ class Pipeline:
             return act_in_true(policy, self.suite, tasks, starts, "train", perturb, drawn, None, self.ranks)
 
         _record(path, self.episodes[path.name], self.lessons.part, act, self.ranks)
-
-    def record_contact_exploration(self, path: Path) -> None:
-        self.explore(path, SmallPolicy.load(self.models / "finetuned.safetensors"), CONTACT_START, self.seed + 1)
 
     def record_again(self, path: Path) -> None:
         """Explored successes in turn (all explored episodes, where none succeeded)."""

@@ -18,7 +18,7 @@ from worldenv.training.fit import Schedule
 from worldenv.training.pipeline import Pipeline, Stage
 from worldenv.training.world_stages import CONTACT, composer
 
-ROUND_START = 5_000_000  # the true episodes of the first rounds use other training starts than all before
+ROUND_START = 4_000_000  # the true episodes of the first rounds use other training starts than all before
 COMPOSER, POLICY, REFLECTOR = (f"{name}.safetensors" for name in ("composer", "policy", "reflector"))
 
 
@@ -88,7 +88,7 @@ class Refresh(Pipeline):
 
     def make_contact(self, path: Path) -> None:
         network = composer(self.before / COMPOSER)
-        self.world.fit_contact(path, network.contact, network.plate, self.clips())
+        self.world.fit_contact(path, network.contact, network.plate)
 
     def make_composer(self, path: Path) -> None:
         encoder = SmallReflector.load(self.before / REFLECTOR).encoder  # that of the base, which never changes

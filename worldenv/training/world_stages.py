@@ -14,7 +14,7 @@ from worldenv.nn.encoder import VisionLanguageEncoder
 from worldenv.ops.unpatchify import to_frames
 from worldenv.records.checkpoint import load_weights, save_weights
 from worldenv.records.model_files import load_model, save_model
-from worldenv.training.config import CONTACT_DATA, TOKENIZER_FRAMES
+from worldenv.training.config import TOKENIZER_FRAMES
 from worldenv.training.contacts import record_contacts
 from worldenv.training.layers import Layers
 from worldenv.training.train_causal import causal_loss, distillation_loss, fit_tokenizer
@@ -50,7 +50,6 @@ class ComposerStages:
         return [
             (models / "teacher_base.safetensors", self.make_teacher_base),
             (models / TEACHER, self.make_teacher),
-            (self.pipeline.data / CONTACT_DATA, self.pipeline.record_contact_exploration),
             (models / CONTACT, self.make_contact),
             (models / "composer.safetensors", self.make_student),
         ]
@@ -94,16 +93,15 @@ class ComposerStages:
         p.write(save_model, path, teacher, "composer", made, levels=TEACHER_LEVELS)
 
     def make_contact(self, path: Path) -> None:
-        p, teacher = self.pipeline, composer(self.pipeline.models / TEACHER)
-        clips = p.recorded("demonstrations", *p.extra)
-        self.fit_contact(path, p.new(ContactNetwork, teacher.config.chunk), teacher.plate, clips)
+        teacher = composer(self.pipeline.models / TEACHER)
+        self.fit_contact(path, self.pipeline.new(ContactNetwork, teacher.config.chunk), teacher.plate)
 
-    def fit_contact(self, path: Path, network: ContactNetwork, plate: Tensor, clips: Clips) -> None:
-        """Train on the chunks of the clips; with extra data, also on the same chunks with the gripper moved aside."""
+    def fit_contact(self, path: Path, network: ContactNetwork, plate: Tensor) -> None:
+        """From the recorded chunks, and, with extra data, the same ones from beside."""
         p, schedule = self.pipeline, self.pipeline.config.contact
         scene = Scene(to_frames(plate.detach()[None, :, :, None])[0, 0], p.suite.robot.gripper)
         beside = p.config.beside if p.config.extra_data else 0
-        contacts = record_contacts(clips, Layers.of(clips, network.chunk), scene, beside, p.seed)
+        contacts = record_contacts(p.clips(), self.layers(network.chunk), scene, beside, p.seed)
         made = p.train(network, contact_loss(network, contacts, schedule.batch, p.ranks), schedule, "contact")
         p.write(save_weights, path, network, {"kind": "contact", "made": made})
 
