@@ -103,10 +103,10 @@ class Lockstep:
         """What the gripper moves, and what is known of the chunk."""
         network, gripper, layer = self.engine.world.network, self.engine.world.robot.gripper, memory.layer
         scene = Scene(to_frames(network.plate[None, :, :, None])[0, 0], gripper)
-        places, _ = follow(network.contact, layer, frame, poses, camera[:, 0], scene)
-        places = torch.cat([layer.origin[:, None], places], dim=1)
+        course = follow(network.contact, layer, frame, poses, camera[:, 0], scene)
+        places = torch.cat([layer.origin[:, None], course.places], dim=1)
         tips = torch.cat([memory.tips[:, None], poses[..., POSITION]], dim=1)
-        known = memory.first, frame, layer.clear, layer.mask
+        known = memory.first, frame, layer.clear, layer.mask, course.hidden
         return network.see(known_pictures(*known, tips, places, camera, network.plate), poses, camera, gripper)
 
     @torch.no_grad()

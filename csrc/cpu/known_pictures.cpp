@@ -32,6 +32,7 @@ struct Sizes {
 struct Episode {
   const uint8_t *first, *last, *clear;  // [H, W, 3]
   const uint8_t* mask;                  // [H, W]
+  const uint8_t* hidden;                // [K, H, W]
   const float *tips, *places, *camera;  // [K + 2, tip], [K + 2, 3], [3, 4]
 };
 
@@ -109,8 +110,8 @@ WORLDENV_INLINE void prepare(const Box& box, const Episode& episode, const uint8
 
 // The layer over a base, in patches.
 template <int Width>
-WORLDENV_INLINE void lay(const Box& box, const uint8_t* base /* [H, W, 3] */, const Sizes& sizes, Room& room,
-                         uint8_t* to) {
+WORLDENV_INLINE void lay(const Box& box, const uint8_t* base /* [H, W, 3] */, const uint8_t* hidden /* [H, W] */,
+                         const Sizes& sizes, Room& room, uint8_t* to) {
   const Box whole = box.even();
   Vector<4> colour;
   for (int64_t y = whole.top; y < whole.bottom; ++y) {
@@ -118,7 +119,7 @@ WORLDENV_INLINE void lay(const Box& box, const uint8_t* base /* [H, W, 3] */, co
       const int64_t i = y * sizes.width + x;
       const Pixel over = room.layer.pixels()[i];
       colour.v = to_pixel<Width>(base + 3 * i);
-      if (box.has(y, x)) colour.v += over[3] / 255 * (over - colour.v);
+      if (box.has(y, x)) colour.v += over[3] / 255 * (float(255 - hidden[i]) / 255) * (over - colour.v);
       store_rounded<4>(colour, room.pair.data() + y % 2 * room.row + 3 * (x - whole.left));
     }
     if (y % 2)
@@ -144,8 +145,9 @@ WORLDENV_INLINE void pictures_of(const Episode& episode, const uint8_t* plate, c
   for (int64_t j = 0; j < sizes.chunk && !box.empty(); ++j, guess_last += kPatch, guess_clear += kPatch) {
     const Box there = layer_at(2 + j, box, episode, room);
     if (there.empty()) continue;
-    lay<Width>(there, room.on_last.data(), sizes, room, guess_last);
-    lay<Width>(there, room.on_clear.data(), sizes, room, guess_clear);
+    const uint8_t* hidden = episode.hidden + j * sizes.pixels();
+    lay<Width>(there, room.on_last.data(), hidden, sizes, room, guess_last);
+    lay<Width>(there, room.on_clear.data(), hidden, sizes, room, guess_clear);
   }
 }
 
@@ -187,8 +189,8 @@ std::vector<uint8_t> to_frame(const float* plate /* [H / 2, W / 2, 12] */, const
   return frame;
 }
 
-void check_all(const Tensor& first, const Tensor& last, const Tensor& clear, const Tensor& mask, const Tensor& tips,
-               const Tensor& places, const Tensor& camera, const Tensor& plate) {
+void check_all(const Tensor& first, const Tensor& last, const Tensor& clear, const Tensor& mask, const Tensor& hidden,
+               const Tensor& tips, const Tensor& places, const Tensor& camera, const Tensor& plate) {
   for (const Tensor* frames : {&first, &last, &clear}) {
     check(frames->scalar_type() == ScalarType::Byte && frames->dim() == 4, "frames should be uint8 [B, H, W, 3]");
     for (int64_t i = 0; i < 4; ++i)
@@ -203,6 +205,9 @@ void check_all(const Tensor& first, const Tensor& last, const Tensor& clear, con
     check(tensor->scalar_type() == ScalarType::Float, "tips, places, camera and plate should be float32");
   check(tips.dim() == 3 && tips.size(0) == batch && tips.size(1) >= 2 && tips.size(2) >= 3,
         "tips should be [B, K + 2, P] with P at least 3");
+  check(hidden.scalar_type() == ScalarType::Byte && hidden.dim() == 4 && hidden.size(0) == batch &&
+            hidden.size(1) == tips.size(1) - 2 && hidden.size(2) == height && hidden.size(3) == width,
+        "hidden should be uint8 [B, K, H, W]");
   check(places.dim() == 3 && places.size(0) == batch && places.size(1) == tips.size(1) && places.size(2) == kPlace,
         "places should be [B, K + 2, 3]");
   check(camera.dim() == 4 && camera.size(0) == batch && camera.size(1) == 1 && camera.size(2) == 3 &&
@@ -219,14 +224,16 @@ Tensor known_pictures(
     const Tensor& last_any,
     const Tensor& clear_any,
     const Tensor& mask_any,    // [B, H, W] uint8
+    const Tensor& hidden_any,  // [B, K, H, W] uint8
     const Tensor& tips_any,    // [B, K + 2, P] float32
     const Tensor& places_any,  // [B, K + 2, 3] float32
     const Tensor& camera_any,  // [B, 1, 3, 4] float32
     const Tensor& plate_any    // [H / 2, W / 2, 12] float32
 ) {                            // [B, H / 2, W / 2, 1 + 4 K, 12] uint8
-  check_all(first_any, last_any, clear_any, mask_any, tips_any, places_any, camera_any, plate_any);
+  check_all(first_any, last_any, clear_any, mask_any, hidden_any, tips_any, places_any, camera_any, plate_any);
   const Tensor first = torch::stable::contiguous(first_any), last = torch::stable::contiguous(last_any);
   const Tensor clear = torch::stable::contiguous(clear_any), mask = torch::stable::contiguous(mask_any);
+  const Tensor hidden = torch::stable::contiguous(hidden_any);
   const Tensor tips = torch::stable::contiguous(tips_any), places = torch::stable::contiguous(places_any);
   const Tensor camera = torch::stable::contiguous(camera_any), plate = torch::stable::contiguous(plate_any);
   const Sizes sizes{first.size(1), first.size(2), tips.size(1) - 2, tips.size(2)};
@@ -235,6 +242,7 @@ Tensor known_pictures(
       first, {first.size(0), sizes.height / 2, sizes.width / 2, sizes.step() / kPatch, kPatch});
   const uint8_t *firsts = first.const_data_ptr<uint8_t>(), *lasts = last.const_data_ptr<uint8_t>();
   const uint8_t *clears = clear.const_data_ptr<uint8_t>(), *masks = mask.const_data_ptr<uint8_t>();
+  const uint8_t* hides = hidden.const_data_ptr<uint8_t>();
   const float *tip = tips.const_data_ptr<float>(), *place = places.const_data_ptr<float>();
   const float* cameras = camera.const_data_ptr<float>();
   const std::vector<uint8_t> empty = to_frame(plate.const_data_ptr<float>(), sizes);
@@ -243,9 +251,10 @@ Tensor known_pictures(
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
     Room room(sizes);
     for (int64_t b = begin; b < end; ++b) {
-      const Episode episode{firsts + b * pixels * 3, lasts + b * pixels * 3, clears + b * pixels * 3,
-                            masks + b * pixels,      tip + b * points * sizes.tip, place + b * points * kPlace,
-                            cameras + b * kCamera};
+      const Episode episode{firsts + b * pixels * 3,      lasts + b * pixels * 3,
+                            clears + b * pixels * 3,      masks + b * pixels,
+                            hides + b * sizes.chunk * pixels, tip + b * points * sizes.tip,
+                            place + b * points * kPlace,  cameras + b * kCamera};
       pictures(episode, empty.data(), sizes, room, to + b * pixels / 4 * sizes.step());
     }
   });
@@ -256,8 +265,8 @@ Tensor known_pictures(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(worldenv, m) {
   m.def(
-      "known_pictures(Tensor first, Tensor last, Tensor clear, Tensor mask, Tensor tips, Tensor places, "
-      "Tensor camera, Tensor plate) -> Tensor");
+      "known_pictures(Tensor first, Tensor last, Tensor clear, Tensor mask, Tensor hidden, Tensor tips, "
+      "Tensor places, Tensor camera, Tensor plate) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(worldenv, CPU, m) { m.impl("known_pictures", TORCH_BOX(&worldenv::cpu::known_pictures)); }

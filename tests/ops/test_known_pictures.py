@@ -11,7 +11,7 @@ from worldenv.robot.camera import tabletop_camera
 SIZE = 64
 CAMERA = tabletop_camera(SIZE)
 PROJECTION = torch.from_numpy(CAMERA.projection).expand(1, 1, 3, 4)
-FIRST, LAST, CLEAR, MASK, TIPS, PLACES, _, PLATE = range(8)  # places of the arguments
+FIRST, LAST, CLEAR, MASK, HIDDEN, TIPS, PLACES, CAMERAS, PLATE = range(9)  # places of the arguments
 
 
 def random_bytes(*shape, draw):
@@ -24,13 +24,14 @@ def inputs(b=2, height=16, width=24, k=4, seed=0):
     mask = random_bytes(b, height, width, draw=draw)
     rows, columns = torch.arange(height), torch.arange(width)
     mask *= ((rows - height // 2).abs() < height // 5 + 1)[:, None] & ((columns - width // 3).abs() < width // 6 + 1)
+    hidden = random_bytes(b, k, height, width, draw=draw) * (random_bytes(b, k, height, width, draw=draw) % 2)
     spread = torch.tensor([0.1, 0.1, 0.05, 0.2, 0.2, 0.2, 0.4])
     tips = torch.tensor([0, 0, 0.1, 0, 0, 0, 0.5]) + spread * (2 * torch.rand(b, k + 2, 7, generator=draw) - 1)
     places = torch.tensor([0, 0, 0.03]) + 0.03 * (2 * torch.rand(b, k + 2, 3, generator=draw) - 1)
     shift = torch.randn(b, 1, 3, 1, generator=draw) * torch.tensor([[height / 10], [height / 10], [0.2]])
     projection = torch.from_numpy(tabletop_camera(height).projection)
     plate = 2 * torch.rand(height // 2, width // 2, 12, generator=draw) - 1
-    return *frames, mask, tips, places, projection + shift * projection[2], plate
+    return *frames, mask, hidden, tips, places, projection + shift * projection[2], plate
 
 
 def assert_same(actual, expected):  # half way between two levels, either is right
@@ -45,13 +46,14 @@ def frames_of(
     return frames[:, 0], *frames[:, 1:].chunk(4, dim=1)
 
 
-def scene(face, mask, places, clear=50, last=100, plate=200, thing=(255, 0, 0)):
+def scene(face, mask, places, clear=50, last=100, plate=200, thing=(255, 0, 0), hidden=None):
     """The guesses for a scene in plain colours; the gripper stays. Each [K, H, W, 3]."""
     grey = [torch.full((1, SIZE, SIZE, 3), level, dtype=torch.uint8) for level in (0, last, clear)]
     grey[2][0][mask > 0] = torch.tensor(thing, dtype=torch.uint8)
     empty = torch.full((SIZE // 2, SIZE // 2, 12), plate / 127.5 - 1)
     tips = torch.tensor([0.0, 0.0, 0.1]).expand(1, len(places), 3)
-    patches = face(*grey, mask[None], tips, torch.tensor(places)[None], PROJECTION, empty)
+    hidden = torch.zeros(len(places) - 2, SIZE, SIZE, dtype=torch.uint8) if hidden is None else hidden
+    patches = face(*grey, mask[None], hidden[None], tips, torch.tensor(places)[None], PROJECTION, empty)
     return [frames[0] for frames in frames_of(patches)[3:]]
 
 
@@ -176,6 +178,21 @@ def test_half_of_a_pixel_is_mixed(face):
 
 
 @FACES
+def test_what_is_hidden_of_a_thing_is_not_painted_and_yet_taken_away_from_where_it_was(face):
+    mask, hidden = square(20, 30, 8), torch.zeros(2, SIZE, SIZE, dtype=torch.uint8)
+    hidden[0, 24:], hidden[1, :, :34] = 255, 51  # its lower half after the first action, a fifth of its left half after
+    on_last, on_clear = scene(face, mask, [(0.0, 0.0, 0.03)] * 4, thing=(250, 0, 100), hidden=hidden)
+    inside, low, left = mask > 0, torch.arange(SIZE)[:, None] >= 24, torch.arange(SIZE) < 34
+    mixed = (200 + 0.8 * (torch.tensor([250.0, 0.0, 100.0]) - 200)).round()
+    for frames in (on_last, on_clear):
+        assert (frames[0, inside & ~low] == torch.tensor([250, 0, 100])).all() and (
+            frames[0, inside & low] == 200
+        ).all()
+        assert (frames[1, inside & ~left] == torch.tensor([250, 0, 100])).all()
+        assert (frames[1, inside & left] == mixed).all()
+
+
+@FACES
 @pytest.mark.parametrize(("level", "counts"), [(12, False), (13, True)])
 def test_a_share_above_a_twentieth_counts_as_there(face, level, counts):
     mask = square(20, 30, 1) // 255 * level
@@ -258,8 +275,11 @@ WRONG = [
     (TIPS, torch.zeros(2, 6, 2), r"tips is \[2, 6, 2\]; .* with P at least 3"),
     (TIPS, torch.zeros(2, 6, 7).double(), r"tips is torch.float64; it should be torch.float32: pass tips.float\(\)"),
     (PLACES, torch.zeros(2, 5, 3), r"places has shape \[2, 5, 3\]; it should be \[2, 6, 3\]"),
-    (6, torch.zeros(2, 3, 4), r"camera has shape \[2, 3, 4\]; it should be \[2, 1, 3, 4\]"),
-    (6, torch.zeros(2, 1, 3, 4).half(), r"camera is torch.float16; it should be torch.float32"),
+    (HIDDEN, torch.zeros(2, 16, 24).byte(), r"hidden has shape \[2, 16, 24\]; it should be \[2, 4, 16, 24\]"),
+    (HIDDEN, torch.zeros(2, 3, 16, 24).byte(), r"hidden has shape \[2, 3, 16, 24\]; it should be \[2, 4, 16, 24\]"),
+    (HIDDEN, torch.zeros(2, 4, 16, 24), r"hidden is torch.float32; it should be torch.uint8"),
+    (CAMERAS, torch.zeros(2, 3, 4), r"camera has shape \[2, 3, 4\]; it should be \[2, 1, 3, 4\]"),
+    (CAMERAS, torch.zeros(2, 1, 3, 4).half(), r"camera is torch.float16; it should be torch.float32"),
     (PLATE, torch.zeros(16, 24, 3), r"plate has shape \[16, 24, 3\]; it should be \[8, 12, 12\]"),
 ]
 

@@ -22,6 +22,7 @@ def known_pictures_reference(
     last: Tensor,  # [B, H, W, 3] uint8
     clear: Tensor,  # [B, H, W, 3] uint8
     mask: Tensor,  # [B, H, W] uint8
+    hidden: Tensor,  # [B, K, H, W] uint8
     tips: Tensor,  # [B, K + 2, P]
     places: Tensor,  # [B, K + 2, 3]
     camera: Tensor,  # [B, 1, 3, 4]
@@ -36,7 +37,8 @@ def known_pictures_reference(
         _grown(mask[..., None] / 255), _rounded(to_frames((plate[None, :, :, None] + 1) * 127.5)[:, 0]), clear
     )
     bases = torch.where(_grown(share[:, 0]), empty, last)[:, None], empty[:, None]
-    guesses = [base + share[:, 1:] * (colour[:, 1:] - base) for base in bases]
+    shows = share[:, 1:] * ((255 - hidden[..., None].float()) / 255)
+    guesses = [base + shows * (colour[:, 1:] - base) for base in bases]
     return patchify_reference(
         torch.cat([last[:, None], *(_rounded(frames) for frames in (*with_tips, *guesses))], dim=1)
     )
@@ -88,6 +90,7 @@ def known_pictures(
     last: Tensor,  # [B, H, W, 3] uint8, the present one
     clear: Tensor,  # [B, H, W, 3] uint8, one from when the gripper was last away from things
     mask: Tensor,  # [B, H, W] uint8, of the thing in `clear` that the gripper moves; 255: all of a pixel is the thing's
+    hidden: Tensor,  # [B, K, H, W] uint8, how much nearer things hide of it after each action; 255: all
     tips: Tensor,  # [B, K + 2, P] float32, fingertips xyz (m) in `first`, now, after each action; others unread
     places: Tensor,  # [B, K + 2, 3] float32, the thing's xyz (m) in `clear`, now, after each action
     camera: Tensor,  # [B, 1, 3, 4] float32, world point (m) -> homogeneous pixel
@@ -107,15 +110,16 @@ def known_pictures(
 
     by Catmull-Rom resampling; beyond the frame the border is repeated. Where a tip is not finite the picture is grey.
 
-    The thing is `clear` and `mask` moved with its place. Its share of a pixel is the moved mask / 255 in [0, 1], and a
-    place that is not finite shows nothing. It is laid over a base, base + share * (colour - base). In `clear`, `plate`
-    is behind the thing; in `last`, where it is now, `clear` or where it was there, `plate`. Both masks count one pixel
-    further than where the share is above 0.05. With a mask of zeros the guesses are `last` and `clear`.
+    The thing is `clear` and `mask` moved with its place. Its share of a pixel is the moved mask / 255 in [0, 1], less
+    what is hidden, share * (1 - hidden / 255), and a place that is not finite shows nothing. It is laid over a base,
+    base + share * (colour - base). In `clear`, `plate` is behind the thing; in `last`, where it is now, `clear` or
+    where it was there, `plate`. Both masks count one pixel further than where the share is above 0.05, hidden or not.
+    With a mask of zeros the guesses are `last` and `clear`.
 
     Computed in float32 and rounded once, half to even. No gradient. Raises ValueError if a shape, dtype or device is
     another one.
     """
-    arguments = (first, last, clear, mask, tips, places, camera, plate.detach())
+    arguments = (first, last, clear, mask, hidden, tips, places, camera, plate.detach())
     _check(*arguments)
     face = known_pictures_reference if ops.BACKEND == "reference" else torch.ops.worldenv.known_pictures
     return face(*arguments)
@@ -126,6 +130,7 @@ def _check(
     last: Tensor,
     clear: Tensor,
     mask: Tensor,
+    hidden: Tensor,
     tips: Tensor,
     places: Tensor,
     camera: Tensor,
@@ -139,6 +144,7 @@ def _check(
     ops.check_tensors(frames, (torch.uint8,))
     if tips.ndim != 3 or tips.shape[0] != b or tips.shape[1] < 2 or tips.shape[2] < POSITION:
         raise ValueError(f"tips is {list(tips.shape)}; it should be [{b}, K + 2, P] with P at least {POSITION}")
+    ops.check_tensors({"hidden": (hidden, (b, tips.shape[1] - 2, height, width))}, (torch.uint8,))
     ops.check_tensors(
         {
             "tips": (tips, tips.shape),
@@ -156,6 +162,6 @@ torch.library.impl("worldenv::known_pictures", "CompositeExplicitAutograd")(know
 
 
 @torch.library.register_fake("worldenv::known_pictures")
-def _(first, last, clear, mask, tips, places, camera, plate):
+def _(first, last, clear, mask, hidden, tips, places, camera, plate):
     b, height, width, _ = first.shape
     return first.new_empty(b, height // 2, width // 2, pictures(tips.shape[1] - 2), PATCH)

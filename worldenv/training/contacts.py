@@ -6,21 +6,24 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from worldenv.data.clips import Clips
 from worldenv.interfaces.slots import Slots
 from worldenv.suites.tabletop.physics import Tabletop
 from worldenv.suites.tabletop.scenes import TASKS
-from worldenv.suites.tabletop.things import HELD, centres, coverage, movable
+from worldenv.suites.tabletop.things import HELD, centres, coverage, movable, occlusion
 from worldenv.training.layers import MOVED_M, Layers
 from worldenv.worlds.composer.contact import Scene, look
-from worldenv.worlds.composer.layer import CLEAR_M, Layer, attempts, carried, undecided, window
+from worldenv.worlds.composer.layer import CLEAR_M, SIZE, Layer, attempts, carried, undecided, window
 
 BESIDE_M, LOWER_M, HIGHER_M, OTHER_HEIGHT = 0.03, 0.01, 0.025, 0.4  # how far beside; in what share, lower or higher
 # How many of the chunks are taken in which the gripper closes, something moves, and neither; as recorded and beside.
 SHARES, SHARES_BESIDE = (1.0, 0.4, 0.15), (0.8, 0.15, 0.05)
 AT_ONCE = 1000
 PICTURE_LEVELS = 100  # for 1: pictures are kept as int8
+HIDDEN_LEVELS, UNKNOWN = 254, 255  # for 1
+NEAR_PX, PART = 2, 0.2  # of a window; the share of one of its pixels from which on the thing counts as there
 
 
 @dataclass
@@ -34,6 +37,8 @@ class Contacts(Slots):
     grasps: Tensor  # [M, K] bool, whether the gripper holds something after each step
     rest: Tensor  # [M, K, 3] m, how far the thing has come by then, besides what it was carried
     mask: Tensor  # [M, S, S] uint8, the thing before the chunk
+    # [M, K, S, S] uint8, what nearer things hide of it after each step, 254: all; UNKNOWN close beside the thing
+    hidden: Tensor
 
 
 def record_contacts(
@@ -119,4 +124,27 @@ def _carry_out(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, off
         holds[:, 1:],
         rest[:, 1:],
         mask[:, 0].round().to(torch.uint8),
+        _hidden(states, thing, moves, camera, view.centre, frame.shape[1]),
     )
+
+
+def _hidden(
+    states: np.ndarray,  # [M, K + 1, 79]
+    thing: np.ndarray,  # [M]
+    moves: Tensor,  # [M] bool
+    camera: Tensor,  # [M, 3, 4]
+    centre: Tensor,  # [M, 3]
+    size: int,
+) -> Tensor:  # [M, K, SIZE, SIZE] uint8
+    """The labels of `Contacts.hidden`: where the thing is not, but close to it, either is right."""
+    k, rows = states.shape[1] - 1, np.flatnonzero(moves.numpy())
+    out = torch.zeros(len(states), k, SIZE, SIZE, dtype=torch.uint8)
+    is_there, hidden = occlusion(states[rows, 1:].reshape(-1, states.shape[2]), thing[rows].repeat(k), size)
+    both = torch.from_numpy(np.stack([is_there, is_there * (hidden / 255)], axis=-1)).float()
+    at = (tensor[rows].repeat_interleave(k, 0) for tensor in (camera, centre))
+    there, hides = window(both, *at).unbind(1)
+    share = (HIDDEN_LEVELS * hides / there.clamp(min=PART)).round()
+    around = F.max_pool2d(there[:, None], 2 * NEAR_PX + 1, 1, NEAR_PX)[:, 0] > 0
+    label = torch.where(there > PART, share, torch.where(around, UNKNOWN, 0))
+    out[rows] = label.to(torch.uint8).unflatten(0, (-1, k))
+    return out

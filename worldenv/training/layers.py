@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from worldenv.data.clips import Clips
-from worldenv.suites.tabletop.things import HELD, act_out, centres, coverage, movable
+from worldenv.suites.tabletop.things import HELD, act_out, centres, coverage, movable, occlusion
 from worldenv.worlds.composer.layer import CLEAR_M
 
 MOVED_M = 0.0015  # a thing that moved less stands still
 AT_ONCE = 500  # pictures that are drawn at a time
+THINGS = 8  # of a state
+HIDDEN_LEVEL = 40  # of 255: less of a pixel is taken for nothing
 
 
 class LayerLabels(NamedTuple):
@@ -19,6 +21,7 @@ class LayerLabels(NamedTuple):
 
     clear: Tensor  # [B] int64, the step whose frame is the clear one
     mask: Tensor  # [B, H, W] uint8, of the thing in that frame; all zero where nothing moves
+    hidden: Tensor  # [B, K, H, W] uint8, what nearer things hide of it after each action
     places: Tensor  # [B, K + 2, 3] float32 m: of the thing in the clear frame, as the chunk begins, after each action
 
 
@@ -51,6 +54,7 @@ class Layers:
             away = np.linalg.norm(away, axis=-1).max(1) * may_move
             self.thing[:, t] = np.where(away.max(1) > MOVED_M, away.argmax(1), -1)
         self._draw(size)
+        self._hide(size)
 
     @classmethod
     def of(cls, clips: Clips, chunk: int) -> Self:
@@ -75,6 +79,25 @@ class Layers:
         nothing = np.zeros((1, size, size), dtype=np.uint8)
         self.masks = torch.from_numpy(np.concatenate([*drawn, nothing]))  # row -1 is empty
 
+    def _hide(self, size: int) -> None:
+        """What is hidden of things after the actions of chunks that move them; rows where something is."""
+        n, steps = self.thing.shape
+        episode, step = np.nonzero(self.thing >= 0)
+        after = (step[:, None] + np.arange(1, self.chunk + 1)).clip(max=steps - 1)
+        keys = np.unique(self._key(episode[:, None], after, self.thing[episode, step][:, None]))
+        found, kept = [np.zeros((1, size, size), dtype=np.uint8)], [np.empty(0, dtype=keys.dtype)]
+        for first in range(0, len(keys), AT_ONCE):
+            part = keys[first : first + AT_ONCE]
+            thing, place = part % THINGS, part // THINGS
+            _, hidden = occlusion(self.states[place // steps, place % steps], thing, size)
+            some = (hidden > HIDDEN_LEVEL).any((1, 2))
+            kept.append(part[some])
+            found.append(hidden[some])
+        self.hidden_keys, self.hidden = np.concatenate(kept), torch.from_numpy(np.concatenate(found))
+
+    def _key(self, episode: np.ndarray, step: np.ndarray, thing: np.ndarray) -> np.ndarray:
+        return (episode * self.thing.shape[1] + step) * THINGS + thing
+
     def moves(self) -> Tensor:  # [N, T + 1] bool
         """Whether the chunk that begins with a step has a layer."""
         return torch.from_numpy(self.thing >= 0)
@@ -86,4 +109,8 @@ class Layers:
         steps = np.concatenate([clear[:, None], ahead], axis=1)
         places = self.centre[e[:, None], steps, thing[:, None]]
         mask = self.masks[torch.from_numpy(self.row[e, t])]
-        return LayerLabels(torch.from_numpy(clear), mask, torch.from_numpy(places))
+        keys = self._key(e[:, None], ahead[:, 1:], thing[:, None])
+        row = np.searchsorted(self.hidden_keys, keys)
+        is_kept = (np.append(self.hidden_keys, -1)[row] == keys) & (self.thing[e, t] >= 0)[:, None]
+        hidden = self.hidden[torch.from_numpy(np.where(is_kept, row + 1, 0))]  # row 0 is empty
+        return LayerLabels(torch.from_numpy(clear), mask, hidden, torch.from_numpy(places))

@@ -68,7 +68,7 @@ class ChunkBatch:
         """What the network knows before the noise, from these frames."""
         layer = self.layer
         pictures = known_pictures(
-            self.first, last, clear, layer.mask, self.tips, layer.places, self.camera, network.plate
+            self.first, last, clear, layer.mask, layer.hidden, self.tips, layer.places, self.camera, network.plate
         )
         return network.see(pictures, self.poses, self.camera, self.gripper)
 

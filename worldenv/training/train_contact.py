@@ -1,4 +1,4 @@
-"""Train the contact network: what is moved, what is grasped, how far things come, and which pixels are theirs."""
+"""Train the contact network: what is moved or grasped, how far things come, their pixels, and which are hidden."""
 
 from collections.abc import Callable
 
@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldenv.launch.ranks import ALONE, Ranks
-from worldenv.training.contacts import PICTURE_LEVELS, Contacts
+from worldenv.training.contacts import HIDDEN_LEVELS, PICTURE_LEVELS, UNKNOWN, Contacts
 from worldenv.training.share import Share
 from worldenv.worlds.composer.contact import COLOURS, REST_SCALE, ContactNetwork, channels, numbers
 
-GRASP_WEIGHT, REST_WEIGHT, MASK_WEIGHT = 2.0, 0.5, 4.0
+GRASP_WEIGHT, REST_WEIGHT, MASK_WEIGHT, HIDDEN_WEIGHT = 2.0, 0.5, 4.0, 4.0
 GRASPED_WEIGHT = 4.0  # of grasps against misses, of which there are five times as many
 BRIGHTNESS, NOISE = 0.1, 0.03  # standard deviations: of the gain of a sample's pictures, of its pixels
 
@@ -19,7 +19,7 @@ BRIGHTNESS, NOISE = 0.1, 0.03  # standard deviations: of the gain of a sample's 
 def contact_loss(
     network: ContactNetwork, contacts: Contacts, batch: int, ranks: Ranks = ALONE
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
-    """Cross-entropy of moves, grasps and mask, absolute error of the rest.
+    """Cross-entropy of moves, grasps, mask and what is hidden, absolute error of the rest.
 
     Half of the batches are seen in a mirror, and each with its colours exchanged: what happens depends on neither.
     """
@@ -28,10 +28,12 @@ def contact_loss(
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         part = contacts[share.own(torch.randint(len(contacts), (batch,), generator=generator))]
         pictures, plan, rest, mask = part.pictures.float() / PICTURE_LEVELS, part.numbers, part.rest, part.mask / 255
+        is_known, hidden = part.hidden != UNKNOWN, part.hidden.clamp(max=HIDDEN_LEVELS) / HIDDEN_LEVELS
         order = torch.randperm(3, generator=generator)
         pictures = pictures[:, torch.cat([order, 3 + order, torch.arange(COLOURS, channels(network.chunk))])]
         if torch.rand((), generator=generator) < 0.5:
             pictures, mask, plan = pictures.flip(3), mask.flip(2), plan * mirror
+            is_known, hidden = is_known.flip(3), hidden.flip(3)
             rest = rest * rest.new_tensor((-1, 1, 1))
         gain = 1 + BRIGHTNESS * share.own(torch.randn(batch, 1, 1, 1, generator=generator))
         noise = NOISE * share.own(torch.randn(batch, COLOURS, *pictures.shape[2:], generator=generator))
@@ -43,9 +45,11 @@ def contact_loss(
             "grasps": share.mean(_cross_entropy(said.grasps, part.grasps) * weight, part.closes),
             "rest_cm": share.mean((said.rest - rest).abs().mean((1, 2)) * 100, part.moves),
             "mask": share.mean(_cross_entropy(said.mask, mask).mean((1, 2)), part.moves),
+            "hidden": share.mean((_cross_entropy(said.hidden, hidden) * is_known).mean((1, 2, 3)), part.moves),
         }
         rest_loss = parts["rest_cm"] * (REST_SCALE / 100 * 3 * network.chunk)
         value = parts["moves"] + GRASP_WEIGHT * parts["grasps"] + REST_WEIGHT * rest_loss + MASK_WEIGHT * parts["mask"]
+        value = value + HIDDEN_WEIGHT * parts["hidden"]
         return value, {name: part.item() for name, part in parts.items()}
 
     return loss

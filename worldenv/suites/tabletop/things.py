@@ -12,6 +12,7 @@ _ENTITIES, _NUMBERS = 15, 8  # first column of the things, and numbers of each
 _AWAY = (0.19, 0.21, 0.2, 0, 0, 0, 1)  # a gripper that hides nothing
 _NOWHERE_M = 5.0
 _FAINT, _SURE = 15, 60  # of 765: changes of a pixel by which a thing covers none of it, and all of it
+_PAINTS, _THERE = (2, 7), 60  # blue and white; of 765: the change of a pixel from one to the other where a thing is
 
 
 def act_out(
@@ -43,18 +44,58 @@ def movable(states: np.ndarray) -> np.ndarray:  # [..., 79] -> [..., 8] bool
 
 def coverage(states: np.ndarray, thing: np.ndarray, size: int) -> np.ndarray:  # [N, 79], [N] int -> [N, size, size]
     """How much of every pixel a thing covers where nothing hides it, 255 for all of the pixel: uint8."""
-    env, pictures = Tabletop(size), []
-    env.reset([TASKS[0]] * len(states), [0] * len(states), "train")
-    for shown in (True, False):
-        alone = states.copy()
-        alone[:, :HELD], alone[:, HELD] = _AWAY, -1
-        hidden = np.ones((len(states), _NUMBERS), dtype=bool)
-        hidden[np.arange(len(states)), thing] = not shown
-        _things(alone)[..., 2][hidden] = _NOWHERE_M
-        env.restore(alone)
-        pictures.append(env.frames().astype(np.int16))
-    change = np.abs(pictures[0] - pictures[1]).sum(-1)
+    nothing = _away(states)
+    _things(nothing)[..., 2] = _NOWHERE_M
+    change = _change(_alone(states, thing), nothing, size)
     return (255 * np.clip((change - _FAINT) / (_SURE - _FAINT), 0, 1)).round().astype(np.uint8)
+
+
+def occlusion(
+    states: np.ndarray,  # [N, 79]
+    thing: np.ndarray,  # [N] int
+    size: int,
+) -> tuple[np.ndarray, np.ndarray]:  # [N, size, size] bool, [N, size, size] uint8
+    """Where a thing is in the picture, and how much of it nearer things hide there, 255: all.
+
+    The gripper hides nothing. Where the thing is not, nothing of it is hidden.
+    """
+    seen, whole = (
+        _change(*(_painted(scene, thing, paint) for paint in _PAINTS), size)
+        for scene in (_away(states), _alone(states, thing))
+    )
+    is_there = whole > _THERE
+    return is_there, np.where(is_there, 255 * (1 - seen / whole.clip(1)).clip(0, 1), 0).round().astype(np.uint8)
+
+
+def _away(states: np.ndarray) -> np.ndarray:
+    """The same scenes with the gripper far away."""
+    out = states.copy()
+    out[:, :HELD], out[:, HELD] = _AWAY, -1
+    return out
+
+
+def _alone(states: np.ndarray, thing: np.ndarray) -> np.ndarray:
+    """One thing in each scene, and no gripper."""
+    out, others = _away(states), np.ones((len(states), _NUMBERS), dtype=bool)
+    others[np.arange(len(states)), thing] = False
+    _things(out)[..., 2][others] = _NOWHERE_M
+    return out
+
+
+def _painted(states: np.ndarray, thing: np.ndarray, paint: int) -> np.ndarray:
+    out = states.copy()
+    _things(out)[np.arange(len(states)), thing, 1] = paint
+    return out
+
+
+def _change(one: np.ndarray, other: np.ndarray, size: int) -> np.ndarray:  # [N, 79] each -> [N, size, size] int16
+    """How far the pictures of two states differ, summed over the colours."""
+    env, pictures = Tabletop(size), []
+    env.reset([TASKS[0]] * len(one), [0] * len(one), "train")
+    for states in (one, other):
+        env.restore(states)
+        pictures.append(env.frames().astype(np.int16))
+    return np.abs(pictures[0] - pictures[1]).sum(-1)
 
 
 def _things(states: np.ndarray) -> np.ndarray:  # a view [..., 8, 8]

@@ -36,7 +36,7 @@ STILL_M = 0.0015  # a layer that has moved less is not shown: where nothing has 
 # How doubt grows. The logits of grasps are divided by the first, for they are too sure of themselves; the second is for
 # every metre of a push. Found on 1,200 starts (benchmarks/LOG.md).
 TEMPERATURE, DOUBT_PER_M = 2.0, 5.0
-# The mask goes through a window and back, which blurs it. With more contrast it differs from the true one by
+# A mask goes through a window and back, which blurs it. With more contrast it differs from the true one by
 # 3 % of its area instead of 13 %, and lacks next to nothing of it.
 CONTRAST, DARKER = 2.5, 0.5
 SAME_THING = 0.3  # share of what is moved that the layer covers where they are one thing
@@ -49,6 +49,15 @@ class Touch(NamedTuple):
     grasps: Tensor  # [B, K] logits: after this step the gripper holds something, if it closes
     rest: Tensor  # [B, K, 3] m: how far the thing has come by then, besides what it is carried
     mask: Tensor  # [B, SIZE, SIZE] logits: the thing
+    hidden: Tensor  # [B, K, SIZE, SIZE] logits: nearer things hide it there after this step
+
+
+class Course(NamedTuple):
+    """What becomes of the layers of B episodes in a chunk."""
+
+    places: Tensor  # [B, K + 1, 3] m, where the thing is now and after each action
+    hidden: Tensor  # [B, K, H, W] uint8, what nearer things hide of it after each action, 255: all
+    doubt: Tensor  # [B] in [0, 1]
 
 
 class Scene(NamedTuple):
@@ -160,7 +169,7 @@ class ContactNetwork(nn.Module):
         )
         self.down = nn.ModuleList([Block(channels(chunk), a), Block(a, b, 2), Block(b, c, 2), Block(c, d, 2)])
         self.up = nn.ModuleList([Block(d + c, b), Block(2 * b, a)])
-        self.mask = Conv(2 * a, 1, 3, padding=1)
+        self.masks = Conv(2 * a, 1 + chunk, 3, padding=1)
         self.decide = nn.Sequential(
             nn.Linear(d * (SIZE // 8) ** 2 + CONDITION, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 1 + 4 * chunk)
         )
@@ -173,9 +182,10 @@ class ContactNetwork(nn.Module):
         said = self.decide(torch.cat([pictures.flatten(1), condition], dim=1))
         for block, level in zip(self.up, levels[-2:0:-1], strict=True):
             pictures = block(torch.cat([F.interpolate(pictures, scale_factor=2), level], dim=1), condition)
-        mask = self.mask(torch.cat([F.interpolate(pictures, scale_factor=2), levels[0]], dim=1))[:, 0]
+        masks = self.masks(torch.cat([F.interpolate(pictures, scale_factor=2), levels[0]], dim=1))
         moves, grasps, rest = said.split((1, self.chunk, 3 * self.chunk), dim=1)
-        return Touch(moves[:, 0], grasps, rest.unflatten(1, (self.chunk, 3)) / REST_SCALE, mask)
+        rest = rest.unflatten(1, (self.chunk, 3)) / REST_SCALE
+        return Touch(moves[:, 0], grasps, rest, masks[:, 0], masks[:, 1:])
 
 
 def follow(
@@ -185,21 +195,23 @@ def follow(
     poses: Tensor,  # [B, K + 1, P] float32, the present one first
     camera: Tensor,  # [B, 3, 4]
     scene: Scene,
-) -> tuple[Tensor, Tensor]:  # [B, K + 1, 3] m; [B] in [0, 1]
-    """Where the layer's thing is now and after each action, and the doubt of it. The layer becomes that of the
-    chunk's end."""
+) -> Course:
+    """What becomes of the layer's thing, and the doubt of it. The layer becomes that of the chunk's end."""
     above = ~layer.held & (poses[:, 0, 2] > CLEAR_M)
     layer.clear.copy_(torch.where(above[:, None, None, None], frame, layer.clear))
     layer.mask.mul_(~above[:, None, None])
     places = layer.place[:, None].repeat(1, poses.shape[1], 1)
-    near, doubt = (poses[:, :, 2].amin(1) < CLEAR_M) | layer.held, places.new_zeros(len(places))
+    near = (poses[:, :, 2].amin(1) < CLEAR_M) | layer.held
+    hidden = frame.new_zeros(len(places), poses.shape[1] - 1, *frame.shape[1:3])
+    course = Course(places, hidden, places.new_zeros(len(places)))
     rows = rows_with(near)
     if len(rows):
         part = layer[rows]
         found = _touch(network, part, near[rows], frame[rows], poses[rows], camera[rows], scene)
-        places[rows], doubt[rows] = found
+        for whole, own in zip(course, found, strict=True):
+            whole[rows] = own
         layer.put(rows, part)
-    return places, doubt
+    return course
 
 
 def rows_with(mask: Tensor) -> Tensor:  # [B] bool -> [M] int64
@@ -209,7 +221,7 @@ def rows_with(mask: Tensor) -> Tensor:  # [B] bool -> [M] int64
 
 def _touch(
     network: ContactNetwork, layer: Layer, near: Tensor, frame: Tensor, poses: Tensor, camera: Tensor, scene: Scene
-) -> tuple[Tensor, Tensor]:  # [B, K + 1, 3] m; [B]
+) -> Course:
     view = look(layer, frame, poses, camera, scene)
     said = network(view.pictures, view.numbers)
     is_open = undecided(poses, layer.held) & near[:, None]
@@ -228,7 +240,26 @@ def _touch(
     places = layer.place[:, None] + way
     layer.place.copy_(places[:, -1])
     layer.held.copy_(held[:, -1])
-    return places, doubt_of(said, is_open, moves & ~held.any(1))
+    hidden = _hidden(said.hidden, view.centre, camera, layer.mask)
+    return Course(places, hidden, doubt_of(said, is_open, moves & ~held.any(1)))
+
+
+def _hidden(logits: Tensor, centre: Tensor, camera: Tensor, mask: Tensor) -> Tensor:  # [B, K, H, W] uint8
+    """What the windows say is hidden of a layer, in the picture. Nothing is where there is no layer."""
+    hidden = mask.new_zeros(*logits.shape[:2], *mask.shape[1:])
+    rows = rows_with((logits > 0).any(3).any(2).any(1) & (mask > 0).any(2).any(1))
+    if len(rows):
+        k = logits.shape[1]
+        seen = logits[rows].sigmoid().flatten(0, 1)
+        at = (tensor[rows].repeat_interleave(k, 0) for tensor in (camera, centre))
+        hidden[rows] = _in_picture(seen, *at, tuple(mask.shape[1:])).unflatten(0, (-1, k))
+    return hidden
+
+
+def _in_picture(share: Tensor, camera: Tensor, centre: Tensor, size: tuple[int, int]) -> Tensor:  # [B, H, W] uint8
+    """The share that a window says of each pixel, 255: all."""
+    share = unwindow(share, camera, centre, size) * CONTRAST - DARKER
+    return (share.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def doubt_of(
@@ -251,10 +282,10 @@ def _cut_out(layer: Layer, is_new: Tensor, thing: Tensor, centre: Tensor, camera
     is_point, is_picture = is_new[:, None], is_new[:, None, None]
     points = torch.stack([layer.origin, layer.place, layer.place], dim=1)
     plate = patchify(plate[None, None])[0, :, :, 0]
-    known = known_pictures(layer.clear, layer.clear, layer.clear, layer.mask, points, points, camera[:, None], plate)
+    frames, hidden = (layer.clear,) * 3, torch.zeros_like(layer.mask)[:, None]
+    known = known_pictures(*frames, layer.mask, hidden, points, points, camera[:, None], plate)
     layer.clear.copy_(torch.where(is_picture[..., None], to_frames(known[:, :, :, -1:])[:, 0], layer.clear))
-    mask = unwindow(thing, camera, centre, tuple(layer.mask.shape[1:])) * CONTRAST - DARKER
-    mask = (mask.clamp(0, 1) * 255).round().to(torch.uint8)
+    mask = _in_picture(thing, camera, centre, tuple(layer.mask.shape[1:]))
     layer.mask.copy_(torch.where(is_picture, mask, layer.mask))
     layer.origin.copy_(torch.where(is_point, centre, layer.origin))
     layer.place.copy_(torch.where(is_point, centre, layer.place))

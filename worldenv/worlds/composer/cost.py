@@ -48,5 +48,5 @@ def _contact(network: ContactNetwork) -> float:
     """FLOPs of deciding what the gripper takes along."""
     sides = [SIZE >> level for level in range(len(network.down))]
     ways = [*zip(network.down, sides, strict=True), *zip(network.up, sides[-2:0:-1], strict=True)]
-    ways += [(network.mask, SIZE), (network.plan, 1), (network.decide, 1)]
+    ways += [(network.masks, SIZE), (network.plan, 1), (network.decide, 1)]
     return sum(picture_flops(module, places=side**2) for module, side in ways)

@@ -133,12 +133,12 @@ class ComposerWorld:
         """The frames that follow when the gripper goes through `poses`: one pass of the network."""
         network, layer = self.network, memory.layer
         scene = Scene(to_frames(network.plate[None, :, :, None])[0, 0], self.robot.gripper)
-        places, doubt = follow(network.contact, layer, frame, poses, camera[:, 0], scene)
-        places = torch.cat([layer.origin[:, None], places], dim=1)
+        course = follow(network.contact, layer, frame, poses, camera[:, 0], scene)
+        places = torch.cat([layer.origin[:, None], course.places], dim=1)
         tips = torch.cat([memory.tips[:, None], poses[..., POSITION]], dim=1)
-        known = memory.first, frame, layer.clear, layer.mask
+        known = memory.first, frame, layer.clear, layer.mask, course.hidden
         pictures = known_pictures(*known, tips, places, camera, network.plate)
         seen = network.see(pictures, poses, camera, self.robot.gripper)
         shape = self.size[0] // 2, self.size[1] // 2, poses.shape[1] - 1, PATCH
         noise = philox(key.seed, key.episode, number, Use.FRAME, shape, normal=True)
-        return Passed(*unpatchify(sample(self.network, seen, noise, self.levels)), doubt)
+        return Passed(*unpatchify(sample(self.network, seen, noise, self.levels)), course.doubt)
