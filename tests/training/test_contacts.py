@@ -8,7 +8,7 @@ from worldenv.ops.unpatchify import to_frames
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
 from worldenv.training import contacts as module
-from worldenv.training.contacts import PICTURE_LEVELS, record_contacts
+from worldenv.training.contacts import HIDDEN_LEVELS, PICTURE_LEVELS, UNKNOWN, record_contacts
 from worldenv.training.layers import MOVED_M, Layers
 from worldenv.training.train_composer import clean_background
 from worldenv.worlds.composer.contact import Scene, channels, numbers
@@ -91,6 +91,30 @@ def test_masks_cover_the_thing_that_is_to_be_grasped(shown, layers, scene, all_c
     mask = contacts.mask[closing].float()
     middle = torch.stack([(mask.sum(1) * offset).sum(1), (mask.sum(2) * offset).sum(1)]) / mask.sum((1, 2))
     assert len(area) >= 6 and (area > 12).all() and (area < 200).all() and middle.abs().max() < 6  # 3.6 cm
+
+
+def test_what_is_hidden_is_labelled_where_the_thing_is_and_unknown_only_close_to_it(
+    shown, layers, scene, all_chunks, monkeypatch
+):
+    places = []
+
+    def half(states, thing, size):  # all things are hidden at the left of the picture
+        is_there, _ = occlusion(states, thing, size)
+        hidden = np.zeros(is_there.shape, dtype=np.uint8)
+        hidden[:, :, : size // 2] = 255
+        places.append(is_there)
+        return is_there, hidden * is_there
+
+    occlusion = module.occlusion
+    monkeypatch.setattr(module, "occlusion", half)
+    contacts = record_contacts(shown, layers, scene, 0, 0)
+    assert not contacts.hidden[~contacts.moves].any()
+    hidden, there = contacts.hidden[contacts.moves].flatten(0, 1), torch.from_numpy(np.concatenate(places))
+    left, right = (there[:, :, part].sum((1, 2)) for part in (slice(0, 32), slice(32, 64)))
+    said = (hidden == HIDDEN_LEVELS).sum((1, 2))
+    assert (said[left == 0] == 0).all() and (said[(right == 0) & (left > 8)] > 4).all()
+    unknown = (hidden == UNKNOWN).sum((1, 2)).float()
+    assert unknown.median() > 10 and unknown.max() < SIZE * SIZE / 2
 
 
 @pytest.mark.parametrize(("away", "share"), [(0.0, (0.9, 1.0)), (0.06, (0.0, 0.0))])

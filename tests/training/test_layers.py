@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from worldenv.suites.tabletop.detector import nearest_color
-from worldenv.suites.tabletop.things import HELD, act_out, coverage
-from worldenv.training.layers import MOVED_M, Layers
+from worldenv.suites.tabletop.things import HELD, act_out, coverage, movable, occlusion
+from worldenv.training.layers import HIDDEN_LEVEL, MOVED_M, Layers
 from worldenv.worlds.composer.layer import CLEAR_M
 
 K = 4
@@ -38,7 +38,7 @@ def everywhere(clips):
 
 
 def label(layers, e, t):
-    clear, mask, places = layers.at(torch.tensor([e]), torch.tensor([t]))
+    clear, mask, _, places = layers.at(torch.tensor([e]), torch.tensor([t]))
     return int(clear), mask[0].numpy(), places[0].numpy()
 
 
@@ -67,6 +67,22 @@ def test_the_layer_is_the_thing_that_moves_and_its_places_are_the_true_ones(clip
             np.testing.assert_allclose(places, true, atol=1e-6)
             assert np.array_equal(mask, coverage(states[e, [clear]], np.array([thing]), 64)[0])
     assert 50 < moving < len(everywhere(clips)) - 30
+
+
+def test_what_nearer_things_hide_is_known_after_each_action_of_a_chunk_that_moves_something(clips, states):
+    crowded, found, object_ = states.copy(), 0, states[:, 0, 13].astype(int)
+    for e, thing in enumerate(object_):  # another thing stands in front of where the object comes to lie
+        other = next(i for i in np.nonzero(movable(states[e, 0]))[0] if i != thing)
+        rows = crowded[e, :, 15:].reshape(-1, 8, 8)  # a view
+        rows[:, other, 2:4] = rows[-1, thing, 2:4] - np.array([0, 0.035])
+    layers = Layers(clips.proprio, crowded, K, 64)
+    for e, t in everywhere(clips):
+        hidden = layers.at(torch.tensor([e]), torch.tensor([t])).hidden[0].numpy()
+        after = occlusion(crowded[e, t + 1 : t + K + 1], object_[[e] * K], 64)[1]
+        expected = after * (after > HIDDEN_LEVEL).any((1, 2))[:, None, None] * bool(layers.moves()[e, t])
+        assert np.array_equal(hidden, expected), (e, t)
+        found += hidden.any()
+    assert 10 < found < len(everywhere(clips)) / 2
 
 
 def test_the_mask_covers_the_object_as_the_detector_sees_it_in_the_clear_frame(clips, layers, states):

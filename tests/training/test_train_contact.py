@@ -8,7 +8,7 @@ from worldenv.robot.robot import moved_gripper
 from worldenv.suites.tabletop.physics import Tabletop
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training import train_contact
-from worldenv.training.contacts import PICTURE_LEVELS, Contacts
+from worldenv.training.contacts import HIDDEN_LEVELS, PICTURE_LEVELS, UNKNOWN, Contacts
 from worldenv.training.train_contact import contact_loss
 from worldenv.worlds.composer.contact import COLOURS, ContactNetwork, Scene, Touch, channels, look, numbers
 from worldenv.worlds.composer.layer import SIZE, Layer, project, window
@@ -28,7 +28,10 @@ def contacts():
     pictures[:, :3] += (mask > 0)[:, None] * torch.tensor(70, dtype=torch.int8)
     rest = torch.linspace(0.01, 0.04, K)[None, :, None] * torch.tensor((1.0, 0, 0)) * near[:, None, None]
     closes = torch.ones(M, K, dtype=torch.bool)
-    return Contacts(pictures, torch.zeros(M, numbers(K)), near, closes, near[:, None].expand(M, K), rest, mask)
+    hidden = torch.zeros(M, K, SIZE, SIZE, dtype=torch.uint8)
+    hidden[:, 2:] = (mask > 0)[:, None] * HIDDEN_LEVELS  # after the third step
+    grasps = near[:, None].expand(M, K)
+    return Contacts(pictures, torch.zeros(M, numbers(K)), near, closes, grasps, rest, mask, hidden)
 
 
 def learn(network, contacts, steps):
@@ -53,6 +56,8 @@ def test_it_learns_what_moves_what_is_grasped_and_which_pixels_are_the_things(co
     assert ((said.grasps > 0) == contacts.grasps).float().mean() > 0.95
     inside = (said.mask > 0) & contacts.moves[:, None, None]
     assert (inside == ((contacts.mask > 0) & contacts.moves[:, None, None])).float().mean() > 0.97
+    right = ((said.hidden > 0) == (contacts.hidden > 0))[contacts.moves].float().mean((0, 2, 3))
+    assert (right > 0.97).all()
 
 
 def alone(part, contacts):
@@ -62,9 +67,11 @@ def alone(part, contacts):
 
 def test_what_is_decided_already_or_does_not_move_counts_for_nothing(contacts):
     still = contacts[torch.nonzero(~contacts.moves)[:, 0]]
-    assert alone("mask", still) == alone("rest_cm", still) == 0 and alone("moves", still) > 0
+    assert alone("mask", still) == alone("hidden", still) == alone("rest_cm", still) == 0 and alone("moves", still) > 0
     still.closes.zero_()
     assert alone("grasps", still) == 0 and alone("grasps", contacts) > 0
+    contacts.hidden.fill_(UNKNOWN)
+    assert alone("hidden", contacts) == 0
 
 
 def mirrored(poses):
@@ -122,13 +129,15 @@ class Knows(ContactNetwork):
         self.plans.append((side[0].item() < 0, plan[0]))
         rest = side * torch.tensor((0.06, 0, 0)) + torch.zeros(len(plan), K, 3)
         sure = torch.full((len(plan), K), 20.0)
-        return Touch(sure[:, 0], sure, rest, 20 * (2 * bright.float() - 1))
+        mask = 20 * (2 * bright.float() - 1)
+        return Touch(sure[:, 0], sure, rest, mask, mask[:, None].expand(-1, K, -1, -1))
 
 
 def test_half_of_the_batches_are_mirrored_and_plans_and_labels_with_them(contacts):
     contacts.pictures.zero_()
     contacts.mask.zero_()
     contacts.pictures[:, :COLOURS, :, SIZE // 2 :], contacts.mask[:, :, SIZE // 2 :] = 100, 255  # it is on the right
+    contacts.hidden = (contacts.mask > 0)[:, None].expand(-1, K, -1, -1) * torch.tensor(HIDDEN_LEVELS)
     contacts.numbers.fill_(1.0)
     contacts.moves, contacts.grasps = torch.ones(M, dtype=torch.bool), torch.ones(M, K, dtype=torch.bool)
     contacts.rest = torch.tensor((0.03, 0, 0)).expand(M, K, 3)

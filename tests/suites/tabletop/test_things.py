@@ -6,7 +6,7 @@ import pytest
 from worldenv.suites.tabletop.demonstrate import demonstrate
 from worldenv.suites.tabletop.physics import Tabletop, start_state
 from worldenv.suites.tabletop.scenes import TASKS
-from worldenv.suites.tabletop.things import act_out, centres, coverage, movable
+from worldenv.suites.tabletop.things import act_out, centres, coverage, movable, occlusion
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +65,43 @@ def test_what_hides_a_thing_does_not_count(start):
     changed = np.abs(frames[0] - frames[1]).sum(-1) > 100
     assert (changed & (covered[0] == 255)).sum() > 5  # it does hide some of it
     assert np.array_equal(coverage(hidden, thing, 64), covered)
+
+
+def behind(start, gap):
+    """Two things of the scene, one of them as many metres behind the other; a third of them is far away."""
+    state, thing = start.copy(), np.nonzero(movable(start)[0])[0][:2]
+    rows = state[0, 15:].reshape(8, 8)
+    rows[:, 2] = 5.0
+    rows[thing, 2], rows[thing, 4], rows[thing, 6:] = 0.0, 0.0, (0.018, 0.04)
+    rows[thing, 3] = 0.0, gap
+    return state, thing
+
+
+def test_a_thing_behind_another_is_hidden_as_far_as_the_other_stands_before_it(start):
+    state, (front, back) = behind(start, 0.04)
+    is_there, hidden = (part[0] for part in occlusion(state, np.array([back]), 64))
+    env = Tabletop(64)
+    env.reset([TASKS[0]], [0], "train")
+    frames = []
+    for colours in ((1, 2), (7, 2), (1, 7)):  # of front and back
+        state[0, 16 + 8 * front], state[0, 16 + 8 * back] = colours
+        state[:, :3] = 0.19, 0.21, 0.2
+        env.restore(state)
+        frames.append(env.frames()[0].astype(int))
+    shows_front, shows_back = (np.abs(frames[0] - frame).sum(-1) > 300 for frame in frames[1:])
+    assert (hidden[shows_front & is_there] > 200).all() and (shows_front & is_there).sum() > 4
+    assert (hidden[shows_back] < 55).all() and is_there[shows_back].all() and shows_back.sum() > 10
+    assert not hidden[~is_there].any()
+    for colours in ((3, 3), (7, 2)):  # nothing hangs on colours
+        state[0, 16 + 8 * front], state[0, 16 + 8 * back] = colours
+        assert np.abs(occlusion(state, np.array([back]), 64)[1][0] - hidden.astype(int)).max() <= 8
+
+
+def test_what_stands_in_front_or_apart_is_not_hidden_and_the_gripper_hides_nothing(start):
+    state, (front, back) = behind(start, 0.04)
+    assert not occlusion(state, np.array([front]), 64)[1].any()
+    state[:, :3] = centres(state)[0, front]  # right before them
+    assert not occlusion(state, np.array([front]), 64)[1].any()
+    apart, (_, back) = behind(start, 0.15)
+    is_there, hidden = occlusion(apart, np.array([back]), 64)
+    assert is_there.any() and not hidden.any()

@@ -14,6 +14,7 @@ from worldenv.worlds.composer import contact
 from worldenv.worlds.composer.contact import (
     DOUBT_PER_M,
     ContactNetwork,
+    Course,
     Scene,
     Touch,
     channels,
@@ -61,7 +62,7 @@ class Says:
     """A contact network that says what the test wants."""
 
     def __init__(self):
-        self.calls, self.moves, self.point = 0, False, None
+        self.calls, self.moves, self.point, self.hidden = 0, False, None, torch.full((1, K, SIZE, SIZE), -8.0)
 
     def say(self, moves, thing=None):
         self.moves, self.point = moves, thing
@@ -76,7 +77,7 @@ class Says:
             )  # as in the labels, a pixel is the thing's of which it has a part
             seen = window(thing[..., None], CAMERA, torch.tensor([self.point]))[:, 0]
             mask = torch.logit(seen, eps=3e-4)
-        return Touch(torch.tensor([sign]), torch.full((1, K), sign), torch.zeros(1, K, 3), mask)
+        return Touch(torch.tensor([sign]), torch.full((1, K), sign), torch.zeros(1, K, 3), mask, self.hidden)
 
 
 class Imagination:
@@ -88,11 +89,11 @@ class Imagination:
 
     def go(self, poses, moves=False, thing=None):
         self.network.say(moves, thing)
-        places, self.doubt = follow(self.network, self.layer, self.frame, poses, CAMERA, SCENE)
+        places, self.hidden, self.doubt = follow(self.network, self.layer, self.frame, poses, CAMERA, SCENE)
         layer, tips = self.layer, torch.cat([poses[:, :1, :3], poses[..., :3]], dim=1)
         places_all = torch.cat([layer.origin[:, None], places], dim=1)
         plate = patchify(SCENE.plate[None, None])[0, :, :, 0]
-        known = self.first, self.frame, layer.clear, layer.mask
+        known = self.first, self.frame, layer.clear, layer.mask, self.hidden
         self.known = known_pictures(*known, tips, places_all, CAMERA[:, None], plate)
         self.frame = to_frames(self.known[:, :, :, 1 + 2 * K : 1 + 3 * K])[:, -1]
         return places
@@ -147,11 +148,36 @@ def test_a_thing_that_is_pushed_moves_as_far_as_the_network_says():
     imagination.network.say(True, HERE)
     network = lambda *seen: says(*seen)._replace(grasps=torch.full((1, K), -8.0), rest=rest)  # noqa: E731
     layer, poses = imagination.layer, way(HERE, HERE, OPEN)
-    places, doubt = follow(network, layer, imagination.frame, poses, CAMERA, SCENE)
+    places, _, doubt = follow(network, layer, imagination.frame, poses, CAMERA, SCENE)
     torch.testing.assert_close(places[:, 1:], torch.tensor(HERE) + rest)
     assert (layer.mask > 250).any() and layer.held.tolist() == [False]
     torch.testing.assert_close(layer.place, places[:, -1])
     assert doubt.item() == pytest.approx(1 - math.exp(-DOUBT_PER_M * 0.04))
+
+
+def test_a_thing_behind_another_shows_only_what_the_other_does_not_hide_and_is_whole_again_when_it_comes_out():
+    imagination = Imagination(table(red=(HERE, RED), blue=(THERE, BLUE)), HERE)
+    red, blue = (seen_at(imagination.frame, c, p) for c, p in ((RED, HERE), (BLUE, THERE)))
+    imagination.go(way(HERE, HERE, OPEN, CLOSED), True, HERE)
+    assert not imagination.hidden.any()
+    before = (0.06, 0.04, 0.02)  # the blue thing stands before it
+    says = imagination.network.hidden
+    says[:, 1:] = torch.logit(window(disk(THERE)[..., None], CAMERA, torch.tensor([[0.0, 0.03, 0.02]])), eps=3e-4)
+    imagination.go(way(HERE, before, CLOSED))
+    assert not imagination.hidden[:, 0].any() and (imagination.hidden[0, -1] > 250).sum() > 8
+    assert seen_at(imagination.frame, BLUE, THERE) == pytest.approx(blue, rel=2 * ONCE)
+    assert share_of(imagination.frame, RED).sum() < 0.8 * red
+    says.fill_(-8.0)
+    imagination.go(way(before, HERE, CLOSED))
+    assert seen_at(imagination.frame, RED, HERE) == pytest.approx(red, rel=2 * ONCE)
+    assert seen_at(imagination.frame, BLUE, THERE) == pytest.approx(blue, rel=2 * ONCE)
+
+
+def test_where_there_is_no_layer_nothing_is_hidden():
+    imagination = Imagination(table(red=(HERE, RED)), HERE)
+    imagination.network.hidden.fill_(8.0)
+    imagination.go(way(HERE, HERE, OPEN), False)
+    assert not imagination.hidden.any()
 
 
 def carry_low(imagination, begin, end):
@@ -206,13 +232,14 @@ def test_doubt_is_high_where_the_network_cannot_decide_whether_something_is_gras
     if on_gpu:
         monkeypatch.setattr(contact, "rows_with", lambda mask: torch.arange(len(mask)))
     grasps = torch.full((1, K), torch.logit(torch.tensor(said)).item())
-    network = lambda *seen: Touch(grasps[:, 0], grasps, torch.zeros(1, K, 3), torch.zeros(1, SIZE, SIZE))  # noqa: E731
+    pixels = torch.zeros(1, SIZE, SIZE), torch.zeros(1, K, SIZE, SIZE)
+    network = lambda *seen: Touch(grasps[:, 0], grasps, torch.zeros(1, K, 3), *pixels)  # noqa: E731
     frame, closes = table(red=(HERE, RED)), way(HERE, HERE, OPEN, CLOSED)
 
     def doubt(poses, held=False):
         layer = Layer.begin(frame, torch.tensor([HERE]))
         layer.held.fill_(held)
-        return follow(network, layer, frame, poses, CAMERA, SCENE)[1].item()
+        return follow(network, layer, frame, poses, CAMERA, SCENE).doubt.item()
 
     assert low < doubt(closes) < high
     above = (0.0, 0.0, CLEAR_M + 0.01)
@@ -264,9 +291,9 @@ def network():
 def test_episodes_that_are_looked_at_for_nothing_come_out_the_same(network, monkeypatch):
     layer, *rest = mixed(24)
     other = layer.each(torch.clone)
-    places = follow(network, layer, *rest, SCENE)
+    course = follow(network, layer, *rest, SCENE)
     monkeypatch.setattr(contact, "rows_with", lambda mask: torch.arange(len(mask)))  # as on a GPU
-    torch.testing.assert_close(follow(network, other, *rest, SCENE), places)
+    torch.testing.assert_close(follow(network, other, *rest, SCENE), course)
     for one, two in zip(layer.tensors(), other.tensors(), strict=True):
         assert (
             (one.float() - two.float()).abs().max() < 1.01
@@ -280,9 +307,9 @@ def test_episodes_that_are_looked_at_for_nothing_come_out_the_same(network, monk
 def test_an_episode_does_not_see_its_neighbours(network):
     layer, frame, poses, camera = mixed(6)
     alone = layer.each(lambda tensor: tensor[2:3].clone())
-    places, doubt = follow(network, layer, frame, poses, camera, SCENE)
+    course = follow(network, layer, frame, poses, camera, SCENE)
     found = follow(network, alone, frame[2:3], poses[2:3], camera[2:3], SCENE)
-    torch.testing.assert_close(found, (places[2:3], doubt[2:3]))
+    torch.testing.assert_close(found, Course(*(part[2:3] for part in course)))
 
 
 def test_view_has_the_channels_and_numbers_that_the_network_reads_and_every_weight_learns(network):
@@ -292,5 +319,6 @@ def test_view_has_the_channels_and_numbers_that_the_network_reads_and_every_weig
     assert view.pictures.min() >= -1.0001 and view.pictures.max() <= 1.0001
     said = network(view.pictures, view.numbers)
     assert said.mask.shape == (5, SIZE, SIZE) and said.rest.shape == (5, K, 3)
+    assert said.hidden.shape == (5, K, SIZE, SIZE)
     sum(part.square().sum() for part in said).backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []

@@ -57,11 +57,12 @@ def test_known_pictures_are_of_the_first_frame_the_present_one_and_the_layer(tin
     monkeypatch.setattr(module, "known_pictures", lambda *known: given.append(copied(known)) or known_pictures(*known))
     video = engine.run(starts, 1, SEED, stop=False, video=True).video
     assert len(given) == 3
-    for chunk, ((before, (places, _), after), known) in enumerate(zip(layers, given, strict=True)):
-        first, last, clear, mask, tips, all_places = known[:6]
+    for chunk, ((before, course, after), known) in enumerate(zip(layers, given, strict=True)):
+        first, last, clear, mask, hidden, tips, all_places = known[:7]
         assert torch.equal(first, video[:, 0, 0]) and torch.equal(last, video[:, 4 * chunk, 0])
         assert torch.equal(clear, after.clear) and torch.equal(mask, after.mask)
-        assert torch.equal(all_places, torch.cat([after.origin[:, None], places], dim=1))
+        assert torch.equal(all_places, torch.cat([after.origin[:, None], course.places], dim=1))
+        assert torch.equal(hidden, course.hidden)
         assert torch.equal(tips[:, 0], starts.seen.proprio[:, :3]) and tips.shape == (7, 6, 3)
         is_clear = (tips[:, 1, 2] > CLEAR_M) & ~before.held & (mask == 0).all(2).all(1)  # and nothing is moved now
         assert is_clear.any() and torch.equal(clear[is_clear], last[is_clear])

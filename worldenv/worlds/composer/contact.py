@@ -246,13 +246,14 @@ def _touch(
 
 def _hidden(logits: Tensor, centre: Tensor, camera: Tensor, mask: Tensor) -> Tensor:  # [B, K, H, W] uint8
     """What the windows say is hidden of a layer, in the picture. Nothing is where there is no layer."""
-    hidden = mask.new_zeros(*logits.shape[:2], *mask.shape[1:])
-    rows = rows_with((logits > 0).any(3).any(2).any(1) & (mask > 0).any(2).any(1))
+    hides = (logits > 0).any(3).any(2).any(1) & (mask > 0).any(2).any(1)
+    hidden, rows = mask.new_zeros(*logits.shape[:2], *mask.shape[1:]), rows_with(hides)
     if len(rows):
         k = logits.shape[1]
         seen = logits[rows].sigmoid().flatten(0, 1)
         at = (tensor[rows].repeat_interleave(k, 0) for tensor in (camera, centre))
-        hidden[rows] = _in_picture(seen, *at, tuple(mask.shape[1:])).unflatten(0, (-1, k))
+        pictures = _in_picture(seen, *at, tuple(mask.shape[1:])).unflatten(0, (-1, k))
+        hidden[rows] = pictures * hides[rows, None, None, None]
     return hidden
 
 
