@@ -25,6 +25,15 @@ class Moment(NamedTuple):
     camera: np.ndarray  # [V, 3, 4] float32
 
 
+class Trace(NamedTuple):
+    """The true things of an episode along its actions: D of them, in a scene with Q coordinates."""
+
+    proprio: np.ndarray  # [T + 1, P] float32
+    qpos: np.ndarray  # [T + 1, Q] float64, of the scene
+    centre: np.ndarray  # [T + 1, D, 3] float32 m
+    held: np.ndarray  # [T + 1] int64, the thing that the gripper holds; -1: none
+
+
 def version_of(distribution: str) -> str:
     """The version of an installed package; empty if it is not there."""
     try:
@@ -65,9 +74,9 @@ def camera_matrix(
     return intrinsics @ np.c_[rotation, -rotation @ place]
 
 
-def shrunk(picture: np.ndarray, k: int) -> np.ndarray:  # [k H, k W, 3] -> [H, W, 3] uint8
+def shrunk(picture: np.ndarray, k: int) -> np.ndarray:  # [k H, k W, C] -> [H, W, C] uint8
     """Means of k x k pixels."""
     if k == 1:
         return picture
     height, width = picture.shape[0] // k, picture.shape[1] // k
-    return picture.reshape(height, k, width, k, 3).mean((1, 3)).round().astype(np.uint8)
+    return picture.reshape(height, k, width, k, -1).mean((1, 3)).round().astype(np.uint8)

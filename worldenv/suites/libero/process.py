@@ -4,11 +4,11 @@ It imports no torch. What LIBERO prints goes where stdout and stderr go; nothing
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from worldenv.suites.offscreen import Moment
+from worldenv.suites.offscreen import Moment, Trace
 from worldenv.suites.serving import run
 
 
@@ -68,6 +68,20 @@ class Simulator:
         """What the cameras see in stored states of an episode that began so."""
         self.scene.begin(state, seed)
         return self.scene.frames_of(states)
+
+    def trace(self, state: int | None, seed: int, actions: np.ndarray) -> Trace:  # [T, n, A]
+        """Begin an episode, carry out actions, each n times, and look at its true things."""
+        from worldenv.suites.bodies import trace
+
+        self.scene.begin(state, seed)
+        return trace(self.scene, actions)
+
+    def outlines(self, state: int | None, seed: int, *given: Any) -> np.ndarray:
+        """Which pixels show true things of an episode that began so: see `bodies.outlines`."""
+        from worldenv.suites.bodies import outlines
+
+        self.scene.begin(state, seed)
+        return outlines(self.scene, *given)
 
     def _moment(self, done: list[bool], look: bool) -> Moment:
         frames = self.scene.frames() if look else None

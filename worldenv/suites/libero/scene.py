@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import mujoco
@@ -14,9 +15,11 @@ from robosuite.utils.errors import RandomizationError
 from robosuite.utils.transform_utils import convert_quat, quat2axisangle
 
 from worldenv.errors import UserError
+from worldenv.suites.bodies import Bodies, Outlines
 from worldenv.suites.libero.goals import ordered
 from worldenv.suites.offscreen import camera_matrix, shrunk
 
+ROBOT, FINGERS = "robot0_base", ("gripper0_leftfinger", "gripper0_rightfinger")  # bodies
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 IDLE = np.array([0.0] * 6 + [-1.0])  # the hand open
 SETTLING = 10  # idle steps with which the benchmark lets things come to rest
@@ -161,6 +164,18 @@ class Scene:
         fine, k = self.size * self._finer, self._finer
         picture = self._sim.render(camera_name=camera, width=fine, height=fine)[::-1]
         return shrunk(picture, k)
+
+    @cached_property
+    def bodies(self) -> Bodies:
+        """The true things."""
+        return Bodies(self._sim.model._model, self._sim.data._data, ROBOT, FINGERS)
+
+    @cached_property
+    def outlines(self) -> Outlines:
+        """What the first camera sees of them."""
+        camera, context = self._sim.model.camera_name2id(self.cameras[0]), self._context
+        drawn = context.con, context.gl_ctx.make_current, context.vopt
+        return Outlines(self.bodies, camera, *drawn, self.size, self._finer)
 
     def camera(self) -> np.ndarray:  # [V, 3, 4] float32
         """World point (m) -> homogeneous pixel of the upright picture, of every camera where it is now."""

@@ -7,10 +7,11 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from worldenv.suites.offscreen import Trace
 from worldenv.suites.serving import run
 
 if TYPE_CHECKING:
@@ -51,6 +52,23 @@ class Simulator:
         """Carry out actions in all episodes."""
         done = [[scene.step(action) for scene, action in zip(self._acting, row, strict=True)] for row in actions]
         return self._moments(done, look)
+
+    def trace(self, task: str, seed: tuple[int, ...], actions: np.ndarray) -> Trace:  # [T, n, 4]
+        """Begin one episode, carry out actions, each n times, and look at its true things."""
+        from worldenv.suites.bodies import trace
+
+        return trace(self._begun(task, seed), actions)
+
+    def outlines(self, task: str, seed: tuple[int, ...], *given: Any) -> np.ndarray:
+        """Which pixels show true things of an episode that began so: see `bodies.outlines`."""
+        from worldenv.suites.bodies import outlines
+
+        return outlines(self._begun(task, seed), *given)
+
+    def _begun(self, task: str, seed: tuple[int, ...]) -> "Scene":
+        self._acting = self._scenes([task])
+        self._acting[0].begin(np.random.default_rng(seed))
+        return self._acting[0]
 
     def _moments(self, done: list[list[bool]], look: bool) -> Moments:
         frames = np.stack([scene.frames() for scene in self._acting]) if look else None

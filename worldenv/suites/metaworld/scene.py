@@ -1,6 +1,7 @@
 """One task of Meta-World in MuJoCo: begun from a start state, stepped, drawn when somebody looks."""
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, cached_property
 from importlib import import_module
 
 import mujoco
@@ -8,10 +9,12 @@ import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 
+from worldenv.suites.bodies import Bodies, Outlines
 from worldenv.suites.metaworld.tasks import TIP_M, TURN_RAD
 from worldenv.suites.offscreen import camera_matrix, shrunk
 
 VERSION = "v3"
+ROBOT, FINGERS = "base", ("rightclaw", "leftclaw")  # bodies
 # Name of a view -> Meta-World's camera, its field of view (degrees), and whether its picture is upside down. "corner"
 # is the camera of published work; its own 60 degrees show mostly the room.
 CAMERAS = {"corner": ("corner4", 42.0, True), "top": ("topview", 45.0, False)}
@@ -43,6 +46,11 @@ class Lens:
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._scene.flags[flag] = 0
+
+    @property
+    def drawn_with(self) -> tuple[mujoco.MjrContext, Callable[[], None], mujoco.MjvOption]:
+        """Its context, what makes the OpenGL context current, and what is drawn."""
+        return self._drawn, self._gl.make_current, self._option
 
     def picture(self, model: mujoco.MjModel, data: mujoco.MjData, camera: int) -> np.ndarray:  # [side, side, 3] uint8
         """What a camera sees now, as MuJoCo's cameras have it: y up."""
@@ -114,6 +122,17 @@ class Scene:
             picture = shrunk(self._lens.picture(self.model, self.data, number), self._finer)
             out.append(picture[::-1, ::-1] if turned else picture)
         return np.stack(out)
+
+    @cached_property
+    def bodies(self) -> Bodies:
+        """The true things."""
+        return Bodies(self.model, self.data, ROBOT, FINGERS)
+
+    @cached_property
+    def outlines(self) -> Outlines:
+        """What the first camera sees of them."""
+        (number, turned), *_ = self._cameras
+        return Outlines(self.bodies, number, *self._lens.drawn_with, self.size, self._finer, turned)
 
     def camera(self) -> np.ndarray:  # [V, 3, 4] float32
         """World point (m) -> homogeneous pixel of the upright picture."""
