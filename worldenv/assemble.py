@@ -236,7 +236,9 @@ def outline(name: str) -> Any:
         kept = signature(LiberoSuite).parameters
         size, views, repeat = (make.keywords.get(key, kept[key].default) for key in ("size", "views", "repeat"))
         horizon = make.keywords.get("horizon", HORIZONS[make.args[0]])
-        return SimpleNamespace(name=make.args[0], horizon=horizon, size=size, views=views, robot=panda(repeat))
+        return SimpleNamespace(
+            name=make.args[0], horizon=horizon, size=size, views=views, robot=panda(repeat, make.args[0])
+        )
     suite = _built("suite", name, SUITES)
     size = suite.reset(suite.tasks[:1], [0], "validation").seen.frames.shape[-2]
     return SimpleNamespace(name=suite.name, horizon=suite.horizon, size=size, views=suite.views, robot=suite.robot)

@@ -73,9 +73,8 @@ class TrainConfig:
             )
         if self.from_scratch and self.world not in SCRATCH_WORLDS.get(self.suite, ()):
             raise UserError(
-                "--from-scratch makes the models of the suite tabletop, with --world composer or causal, and of the "
-                f"suites {', '.join(name for name in SCRATCH_WORLDS if name != 'tabletop')}, with --world causal; "
-                "train your own models yourself and name them with --policy, --world and --reflector"
+                f"--from-scratch makes the models of the suites {', '.join(SCRATCH_WORLDS)}, with --world composer or "
+                "causal; train your own models yourself and name them with --policy, --world and --reflector"
             )
         if self.from_scratch and self.world == "composer" and self.device == "cuda":
             raise UserError(

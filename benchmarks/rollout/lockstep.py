@@ -101,13 +101,13 @@ class Lockstep:
 
     def _see(self, memory: Memory, frame: Tensor, poses: Tensor, camera: Tensor) -> Seen:
         """What the gripper moves, and what is known of the chunk."""
-        network, gripper, layer = self.engine.world.network, self.engine.world.robot.gripper, memory.layer
-        scene = Scene(to_frames(network.plate[None, :, :, None])[0, 0], gripper)
+        network, robot, layer = self.engine.world.network, self.engine.world.robot, memory.layer
+        scene = Scene(to_frames(network.plate[None, :, :, None])[0, 0], robot)
         course = follow(network.contact, layer, frame, poses, camera[:, 0], scene)
         places = torch.cat([layer.origin[:, None], course.places], dim=1)
         tips = torch.cat([memory.tips[:, None], poses[..., POSITION]], dim=1)
         known = memory.first, frame, layer.clear, layer.mask, course.hidden
-        return network.see(known_pictures(*known, tips, places, camera, network.plate), poses, camera, gripper)
+        return network.see(known_pictures(*known, tips, places, camera, network.plate), poses, camera, robot.gripper)
 
     @torch.no_grad()
     def run(self, starts: Starts, seed: int | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -164,6 +164,7 @@ def test_batches_of_training_are_the_same_from_disk(tiny, tmp_path):
     from worldenv.robot.robot import moved_gripper
     from worldenv.suites.tabletop.physics import start_state
     from worldenv.suites.tabletop.scenes import TASKS
+    from worldenv.suites.tabletop.things import TabletopThings
     from worldenv.training.finetune import imitation_loss
     from worldenv.training.layers import Layers
     from worldenv.training.train_composer import teacher_loss
@@ -171,7 +172,7 @@ def test_batches_of_training_are_the_same_from_disk(tiny, tmp_path):
     def still(clips):
         """Labels of tables on which nothing moves."""
         states = np.tile(start_state(TASKS[0], 0, "train")[0], (*clips.proprio.shape[:2], 1))
-        return Layers(clips.proprio, states, 4, clips.frame_shape[1])
+        return Layers(clips.proprio, TabletopThings(states, clips.frame_shape[1]), 4, 0.06)
 
     made = [tiny.trajectory(20, 0), tiny.trajectory(12, 1), tiny.trajectory(17, 2)]
     with TrajectoryWriter(tmp_path / "set", per_file=2) as writer:

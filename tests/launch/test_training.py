@@ -24,7 +24,7 @@ from worldenv.rollout.engine import EngineConfig
 from worldenv.suites.tabletop.demonstrate import demonstrate
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.suites.tabletop.suite import TabletopSuite
-from worldenv.suites.tabletop.things import act_out
+from worldenv.suites.tabletop.things import TabletopThings, act_out
 from worldenv.training import fit as loop
 from worldenv.training import pipeline, world_stages
 from worldenv.training.adapt import adaptation_loss
@@ -64,7 +64,7 @@ class Losses:
         shown = demonstrate(TASKS[:4], range(4), "train", image_size=16)
         self.clips, self.data = Clips.of(shown), disturbed_episodes(3, seed=2)
         acted = [t.task for t in shown], [t.start for t in shown], "train", self.clips.actions.numpy()
-        self.layers = Layers(self.clips.proprio, act_out(*acted), 4, 16)
+        self.layers = Layers(self.clips.proprio, TabletopThings(act_out(*acted), 16), 4, self.robot.clear_m)
 
     def base(self, ranks):
         torch.manual_seed(0)

@@ -6,26 +6,27 @@ import torch
 
 from worldenv.ops.unpatchify import to_frames
 from worldenv.robot.kinematics import Kinematics
-from worldenv.robot.robot import moved_gripper
+from worldenv.robot.robot import CLEAR_M, moved_gripper
+from worldenv.suites.tabletop.things import TabletopThings
 from worldenv.training import contacts as module
 from worldenv.training.contacts import HIDDEN_LEVELS, PICTURE_LEVELS, UNKNOWN, record_contacts
 from worldenv.training.layers import MOVED_M, Layers
 from worldenv.training.train_composer import clean_background
 from worldenv.worlds.composer.contact import Scene, channels, numbers
-from worldenv.worlds.composer.layer import CLEAR_M, SIZE
+from worldenv.worlds.composer.layer import SIZE
 
 K = 4
 
 
 @pytest.fixture(scope="module")
 def layers(shown):
-    return Layers.of(shown, K)
+    return Layers(shown.proprio, TabletopThings.of(shown), K, CLEAR_M)
 
 
 @pytest.fixture(scope="module")
 def scene(shown):
     plate = clean_background(shown.sample_frames(torch.Generator().manual_seed(0), 300)[:, 0])
-    return Scene(to_frames(plate[None, :, :, None])[0, 0], moved_gripper(Kinematics()).gripper)
+    return Scene(to_frames(plate[None, :, :, None])[0, 0], moved_gripper(Kinematics()))
 
 
 @pytest.fixture
@@ -98,15 +99,15 @@ def test_what_is_hidden_is_labelled_where_the_thing_is_and_unknown_only_close_to
 ):
     places = []
 
-    def half(states, thing, size):  # all things are hidden at the left of the picture
-        is_there, _ = occlusion(states, thing, size)
+    def half(things, *places):  # all things are hidden at the left of the picture
+        (is_there, _), size = occlusion(things, *places), things.size[1]
         hidden = np.zeros(is_there.shape, dtype=np.uint8)
         hidden[:, :, : size // 2] = 255
         places.append(is_there)
         return is_there, hidden * is_there
 
-    occlusion = module.occlusion
-    monkeypatch.setattr(module, "occlusion", half)
+    occlusion = TabletopThings.occlusion
+    monkeypatch.setattr(TabletopThings, "occlusion", half)
     contacts = record_contacts(shown, layers, scene, 0, 0)
     assert not contacts.hidden[~contacts.moves].any()
     hidden, there = contacts.hidden[contacts.moves].flatten(0, 1), torch.from_numpy(np.concatenate(places))

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from worldenv.robot.robot import CLEAR_M
 from worldenv.suites.tabletop.detector import nearest_color
-from worldenv.suites.tabletop.things import HELD, act_out, coverage, movable, occlusion
+from worldenv.suites.tabletop.things import HELD, TabletopThings, act_out, coverage, movable, occlusion
 from worldenv.training.layers import HIDDEN_LEVEL, MOVED_M, Layers
-from worldenv.worlds.composer.layer import CLEAR_M
 
 K = 4
 
@@ -19,7 +19,7 @@ def clips(shown):
 
 @pytest.fixture(scope="module")
 def layers(clips):
-    return Layers.of(clips, K)
+    return Layers(clips.proprio, TabletopThings.of(clips), K, CLEAR_M)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_what_nearer_things_hide_is_known_after_each_action_of_a_chunk_that_move
         other = next(i for i in np.nonzero(movable(states[e, 0]))[0] if i != thing)
         rows = crowded[e, :, 15:].reshape(-1, 8, 8)  # a view
         rows[:, other, 2:4] = rows[-1, thing, 2:4] - np.array([0, 0.035])
-    layers = Layers(clips.proprio, crowded, K, 64)
+    layers = Layers(clips.proprio, TabletopThings(crowded, 64), K, CLEAR_M)
     for e, t in everywhere(clips):
         hidden = layers.at(torch.tensor([e]), torch.tensor([t])).hidden[0].numpy()
         after = occlusion(crowded[e, t + 1 : t + K + 1], object_[[e] * K], 64)[1]
@@ -108,7 +108,7 @@ def test_past_the_end_of_an_episode_the_last_place_is_repeated(clips, layers, st
 
 def test_without_a_thing_that_moves_the_mask_is_empty(clips, states):
     still = np.repeat(states[:, :1], 6, axis=1)
-    layers = Layers(clips.proprio[:, :6], still, K, 64)
+    layers = Layers(clips.proprio[:, :6], TabletopThings(still, 64), K, CLEAR_M)
     assert (
         not layers.moves().any() and not layers.at(torch.arange(len(clips)), torch.ones(len(clips)).long()).mask.any()
     )
@@ -118,7 +118,7 @@ def test_what_was_moved_stays_the_layer_while_it_lies_still_until_the_gripper_ha
     moved, proprio = np.repeat(states[:1, :1], 16, axis=1), clips.proprio[:1, :16].clone()
     moved[0, 2:, 15 + 8 * int(moved[0, 0, 13]) + 2] += 0.05
     proprio[:, :, 2], proprio[:, 9:, 2] = CLEAR_M - 0.01, CLEAR_M + 0.01
-    layers = Layers(proprio, moved, K, 64)
+    layers = Layers(proprio, TabletopThings(moved, 64), K, CLEAR_M)
     assert layers.moves()[0].tolist() == [t < 9 for t in range(16)]
     assert (
         layers.at(torch.tensor([0]), torch.tensor([7])).places[0, :, 0].diff().abs().gt(0.01).tolist()
@@ -130,5 +130,5 @@ def test_a_goal_that_is_shifted_is_no_layer(clips, states):
     shifted = np.repeat(states[:, :1], 6, axis=1)
     goal = int(shifted[0, 0, 14])
     shifted[0, 2:, 15 + 8 * goal + 2] += 0.05
-    layers = Layers(clips.proprio[:, :6], shifted, K, 64)
+    layers = Layers(clips.proprio[:, :6], TabletopThings(shifted, 64), K, CLEAR_M)
     assert not layers.moves().any()  # pads and trays are no things that a gripper moves

@@ -14,6 +14,7 @@ from worldenv.ops.unpatchify import to_frames
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
 from worldenv.suites.tabletop.physics import start_state, task_by_name
+from worldenv.suites.tabletop.things import TabletopThings
 from worldenv.training import train_composer
 from worldenv.training.layers import Layers
 from worldenv.training.train_composer import (
@@ -54,7 +55,8 @@ def layers_of(clips, moving=(), proprio=None):
     for episode, step in moving:
         thing = 15 + 8 * int(states[episode, 0, 13])
         states[episode, step:, thing + 2] += 0.05
-    return Layers(clips.proprio if proprio is None else proprio, states, 4, clips.frame_shape[1])
+    things = TabletopThings(states, clips.frame_shape[1])
+    return Layers(clips.proprio if proprio is None else proprio, things, 4, ROBOT.clear_m)
 
 
 @pytest.fixture

@@ -90,12 +90,12 @@ def test_in_a_mirror_true_frames_and_poses_give_the_mirrored_view():
     mask = torch.randint(256, (10, 64, 64), generator=draw, dtype=torch.uint8)
     clear, origin = frame.roll(1, 0), poses[:, 1, :3]
     held = torch.arange(10) % 2 == 0
-    gripper = moved_gripper(Kinematics()).gripper
+    robot = moved_gripper(Kinematics())
     plate = frame[0].float() / 127.5 - 1
     side = torch.tensor([-1.0, 1, 1])
-    view = look(Layer(clear, mask, origin, origin + moved, held), frame, poses, camera, Scene(plate, gripper))
+    view = look(Layer(clear, mask, origin, origin + moved, held), frame, poses, camera, Scene(plate, robot))
     layer = Layer(clear.flip(2), mask.flip(2), origin * side, (origin + moved) * side, held)
-    other = look(layer, frame.flip(2), mirrored(poses), camera, Scene(plate.flip(1), gripper))
+    other = look(layer, frame.flip(2), mirrored(poses), camera, Scene(plate.flip(1), robot))
     torch.testing.assert_close(other.pictures, view.pictures.flip(3), rtol=0, atol=2e-3)
     assert (other.pictures - view.pictures).abs().max() > 0.5  # and not the same
     torch.testing.assert_close(other.numbers, view.numbers * train_contact._mirror(K), rtol=1e-5, atol=1e-5)

@@ -10,6 +10,7 @@ from worldenv.robot.kinematics import Kinematics, is_number
 
 KINDS = {str: "names", Real: "numbers"}
 POSE = 6  # numbers: x, y, z, axis-angle
+CLEAR_M = 0.06  # of the embedded suite
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Robot:
     # Axis-angle (rad) from the axes of the hand, as proprioception reports them, to those that the action map draws:
     # x along which the fingers close, z from the tips to the hand; None: they are the same.
     gripper_turn: tuple[float, float, float] | None = None
+    ground_m: float = 0.0  # height of what things stand on
+    clear_m: float | None = None  # height above which the fingertips touch nothing that stands there; None: not known
 
     def __post_init__(self) -> None:
         for name, kind in (("proprio", str), ("action", str), ("low", Real), ("high", Real)):
@@ -51,6 +54,11 @@ class Robot:
             raise UserError(
                 f"gripper_turn of a robot is {turn!r}; it should be a tuple of three numbers (rad), or None"
             )
+        if not is_number(self.ground_m) or not (self.clear_m is None or is_number(self.clear_m)):
+            raise UserError(
+                f"ground_m and clear_m of a robot are {self.ground_m!r} and {self.clear_m!r}; they should be heights "
+                "(m), the second may be None"
+            )
         if not len(self.proprio) == len(self.low) == len(self.high) or not self.action:
             raise UserError(
                 f"a robot has {len(self.proprio)} names of proprioception, {len(self.low)} lower and {len(self.high)} "
@@ -70,7 +78,7 @@ class Robot:
         return len(self.action)
 
 
-def moved_gripper(kinematics: Kinematics, gripper: Gripper | None = None) -> Robot:
+def moved_gripper(kinematics: Kinematics, gripper: Gripper | None = None, clear_m: float = CLEAR_M) -> Robot:
     """A gripper that is moved by deltas: 7-D as in LIBERO and the embedded suite, 4-D where the hand does not turn."""
     turns = () if kinematics.rotation == "fixed" else ("drx", "dry", "drz")
     return Robot(
@@ -80,4 +88,5 @@ def moved_gripper(kinematics: Kinematics, gripper: Gripper | None = None) -> Rob
         (*kinematics.high, 1.0),
         kinematics,
         gripper or Gripper(),
+        clear_m=clear_m,
     )

@@ -36,10 +36,23 @@ class Bodies:
         self.is_robot = is_robot[model.geom_bodyid]  # as all that follow, of every geom
         self.thing = _index_in(owner, self.body)  # -1: of none
         self.finger = _index_in(owner, weld[[model.body(name).id for name in fingers]])
+        self._middle = np.stack([self._middle_of(i) for i in range(len(self.body))])  # [D, 3] m, from each body
+
+    def _middle_of(self, thing: int) -> np.ndarray:
+        """The middle of the box around its geoms, along the axes of its body. It does not change: a thing is rigid."""
+        data, body, (geoms,) = self.data, self.body[thing], np.nonzero(self.thing == thing)
+        if not len(geoms):
+            return np.zeros(3)
+        axes = data.xmat[body].reshape(3, 3).T
+        turn, box = axes @ data.geom_xmat[geoms].reshape(-1, 3, 3), self.model.geom_aabb[geoms]
+        middle = (data.geom_xpos[geoms] - data.xpos[body]) @ axes.T + (turn @ box[:, :3, None])[..., 0]
+        reach = (np.abs(turn) @ box[:, 3:, None])[..., 0]
+        return ((middle - reach).min(0) + (middle + reach).max(0)) / 2
 
     def centres(self) -> np.ndarray:  # [D, 3] float32 m
-        """The centre of mass of every thing."""
-        return self.data.subtree_com[self.body].astype(np.float32)
+        """The middle of every thing."""
+        axes = self.data.xmat[self.body].reshape(-1, 3, 3)
+        return (self.data.xpos[self.body] + (axes @ self._middle[..., None])[..., 0]).astype(np.float32)
 
     def held(self) -> int:
         """The thing that both fingers touch and push towards each other; -1: none.
@@ -99,9 +112,7 @@ class Outlines:
         groups = model.geom_group.copy()
         model.geom_group[~shown] = UNSEEN
         everything = mujoco.mjtCatBit.mjCAT_ALL
-        mujoco.mjv_updateScene(
-            model, bodies.data, self._option, self._nothing, self._camera, everything, self._scene
-        )
+        mujoco.mjv_updateScene(model, bodies.data, self._option, self._nothing, self._camera, everything, self._scene)
         model.geom_group[:] = groups
         shows = np.zeros(self._scene.ngeom + 1, dtype=np.uint8)
         for geom in self._scene.geoms[: self._scene.ngeom]:

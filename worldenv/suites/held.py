@@ -13,6 +13,7 @@ from worldenv.interfaces.observation import Observation, Starts, table_of
 from worldenv.interfaces.suite import Task
 from worldenv.records.progress import Progress
 from worldenv.robot.robot import Robot
+from worldenv.suites.actors import Actor
 from worldenv.suites.offscreen import Moment
 
 SPLITS = ("train", "validation", "test")
@@ -21,8 +22,8 @@ SPLITS = ("train", "validation", "test")
 class HeldSuite:
     """A suite that holds at most `most` episodes at a time: `groups` says which ones together.
 
-    A subclass sets the attributes, with `tasks` and `known` (the same by name), and defines `groups`, `_begin` and
-    `_act`. Every action is carried out `repeat` times; a task is done if it is after any of them.
+    A subclass sets the attributes, with `tasks` and `known` (the same by name), and defines `groups`, `_begin`, `_act`
+    and `_episode`. Every action is carried out `repeat` times; a task is done if it is after any of them.
     """
 
     name: str
@@ -31,6 +32,7 @@ class HeldSuite:
     repeat: int
     most: int
     known: dict[str, Task]
+    _actors: Sequence[Actor]
     _held: list[int] | None = None  # the rows of the episodes that can go on, as `_begin` was given them
 
     def groups(self, tasks: Sequence[Task]) -> list[list[int]]:
@@ -43,6 +45,10 @@ class HeldSuite:
 
     def _act(self, rows: list[int], actions: np.ndarray) -> dict[int, Moment]:  # [E, n, A], by row
         """Carry out actions in the episodes that `_begin` has begun last."""
+        raise NotImplementedError
+
+    def _episode(self, task: Any, start: int, split: str) -> tuple[tuple, tuple]:
+        """What the simulator's `load` takes for the scene of an episode, and its other methods for the beginning."""
         raise NotImplementedError
 
     def reset(self, tasks: Sequence[Task], starts: Sequence[int], split: str) -> Starts:
@@ -87,6 +93,29 @@ class HeldSuite:
         seen = self._observation([moments[row] for row in range(len(moments))])
         done = np.stack([moments[row].done for row in range(len(moments))])
         return seen, done.reshape(*actions.shape[:2], self.repeat).any(2)
+
+    def ask(
+        self,
+        request: str,  # a method of the simulator
+        episodes: Sequence[tuple[str, int, str]],  # name of the task, start state, split
+        given: Sequence[tuple],  # for each, what the method takes beside
+    ) -> list[Any]:
+        """What the simulators answer for episodes that begin so. No episode is held any more.
+
+        Raises UserError as `checked`, or if a scene fails again and again.
+        """
+        self._held, out = None, {}
+        episodes = [(self._task(self.known.get(name, name)), start, split) for name, start, split in episodes]
+        with Progress(len(episodes), f"{request} of {self.name}") as progress:
+            for group in self.groups([task for task, *_ in episodes]):
+                for first in range(0, len(group), len(self._actors)):
+                    rows = group[first : first + len(self._actors)]
+                    for actor, row in zip(self._actors, rows, strict=False):
+                        scene, start = self._episode(*episodes[row])
+                        actor.perform(scene, request, *start, *given[row])
+                    out |= {row: actor.answer() for actor, row in zip(self._actors, rows, strict=False)}
+                    progress.advance(len(rows))
+        return [out[row] for row in range(len(episodes))]
 
     def checked(self, tasks: Sequence[Task], starts: Sequence[int], split: str) -> tuple[list[Any], list[int]]:
         """The tasks of this suite, and the numbers of the start states.

@@ -14,8 +14,8 @@ from worldenv.worlds.levels import check_levels
 MOST_EPISODES = 100_000  # of a kind, or of a kind and task; the numbers of their start states are that far apart
 SCRATCH_WORLDS = {  # that are made, by suite
     "tabletop": ("composer", "causal"),
-    "metaworld": ("causal",),
-    **dict.fromkeys(LIBERO, ("causal",)),
+    "metaworld": ("causal", "composer"),
+    **dict.fromkeys(LIBERO, ("causal", "composer")),
 }
 TOKENIZER_FRAMES = 512  # that the tokenizer of the causal world model is fitted to
 
@@ -209,5 +209,5 @@ def libero_scratch() -> ScratchConfig:
 def tiny_libero_scratch() -> ScratchConfig:
     """As `tiny_scratch`, but with more exploration, because its suite has one task, and one episode of pretraining."""
     causal = CausalConfig(patch=16, channels=16, width=64, layers=2, heads=2, key_heads=1)
-    few = {"pretraining_episodes": 1, "action_episodes": 1, "exploration": 10, "again": 8}
+    few = {"pretraining_episodes": 1, "action_episodes": 1, "exploration": 10, "again": 8, "unroll": 2}
     return replace(tiny_scratch(), causal=causal, causal_levels=(1.0,), **few)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,12 +11,11 @@ from torch.nn import functional as F
 
 from worldenv.data.clips import Clips
 from worldenv.interfaces.slots import Slots
-from worldenv.suites.tabletop.physics import Tabletop
-from worldenv.suites.tabletop.scenes import TASKS
-from worldenv.suites.tabletop.things import HELD, centres, coverage, movable, occlusion
+from worldenv.interfaces.true_things import TrueThings
+from worldenv.robot.hand import drawn_poses
 from worldenv.training.layers import MOVED_M, Layers
 from worldenv.worlds.composer.contact import Scene, look
-from worldenv.worlds.composer.layer import CLEAR_M, SIZE, Layer, attempts, carried, undecided, window
+from worldenv.worlds.composer.layer import SIZE, Layer, attempts, carried, undecided, window
 
 BESIDE_M, LOWER_M, HIGHER_M, OTHER_HEIGHT = 0.03, 0.01, 0.025, 0.4  # how far beside; in what share, lower or higher
 # How many of the chunks are taken in which the gripper closes, something moves, and neither; as recorded and beside.
@@ -41,11 +41,21 @@ class Contacts(Slots):
     hidden: Tensor
 
 
+class _Chunks(NamedTuple):
+    """M chunks that were carried out, and the true things of that."""
+
+    frame: Tensor  # [M, H, W, 3] uint8, before each
+    poses: Tensor  # [M, K + 1, P] float32
+    things: TrueThings
+    episode: np.ndarray  # [M], of `things`
+    step: np.ndarray  # [M], with which each begins
+
+
 def record_contacts(
     clips: Clips,
     layers: Layers,
     scene: Scene,
-    beside: int,  # how often every chunk may be tried again from beside
+    beside: int,  # how often every chunk may be tried again from beside, if the layers' things are `Shiftable`
     seed: int,
 ) -> Contacts:
     """Chunks in which the gripper is low or holds something.
@@ -59,13 +69,15 @@ def record_contacts(
     for round_ in range(1 + beside):
         share = np.array(SHARES_BESIDE if round_ else SHARES)[kinds] * ~(is_held & (round_ > 0))
         rows.append(every[random.random(len(every)) < share])
-        offsets.append(_offsets(random, len(rows[-1])) if round_ else np.zeros((len(rows[-1]), 3)))
-    rows, offset, whole = np.concatenate(rows), np.concatenate(offsets), None
-    for first in range(0, len(rows), AT_ONCE):
-        part = slice(first, first + AT_ONCE)
-        made = _carry_out(clips, layers, scene, rows[part], offset[part])
-        whole = whole or made.empty(len(rows))  # filled in place: it takes gigabytes
-        whole.put(torch.arange(first, first + len(made)), made)
+        offsets.append(_offsets(random, len(rows[-1])) if round_ else None)
+    whole, first = None, 0
+    for own, offset in zip(rows, offsets, strict=True):
+        for begin in range(0, len(own), AT_ONCE):
+            part = slice(begin, begin + AT_ONCE)
+            made = _labelled(clips, layers, scene, own[part], None if offset is None else offset[part])
+            whole = whole or made.empty(sum(map(len, rows)))  # filled in place: it takes gigabytes
+            whole.put(torch.arange(first, first + len(made)), made)
+            first += len(made)
     return whole
 
 
@@ -77,7 +89,7 @@ def _chunks(clips: Clips, layers: Layers) -> Iterator[np.ndarray]:
     held = torch.from_numpy(layers.held[:, :steps] >= 0)
     closes = attempts(ahead.transpose(2, 3).flatten(0, 1)).any(1).view(n, steps) & ~held
     whole = torch.arange(steps) <= clips.length[:, None] - k
-    use = ((ahead[:, :, 2].amin(2) < CLEAR_M) | held) & whole
+    use = ((ahead[:, :, 2].amin(2) < layers.clear_m) | held) & whole
     return (part.numpy() for part in (use.nonzero(), closes[use], layers.moves()[:, :steps][use], held[use]))
 
 
@@ -87,35 +99,25 @@ def _offsets(random: np.random.Generator, count: int) -> np.ndarray:  # [count, 
     return np.stack([reach * np.cos(angle), reach * np.sin(angle), height], axis=1)
 
 
-def _carry_out(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, offset: np.ndarray) -> Contacts:
-    (episode, step), k = rows.T, layers.chunk
-    e, t = torch.from_numpy(episode), torch.from_numpy(step)
-    env = Tabletop(clips.frame_shape[1])
-    limits = np.array(env.kinematics.low[:3]), np.array(env.kinematics.high[:3])
-    begun = layers.states[episode, step].copy()
-    begun[:, :3] = np.where(offset == 0, begun[:, :3], (begun[:, :3] + offset).clip(*limits))
-    env.reset([TASKS[0]] * len(rows), [0] * len(rows), "train")
-    env.restore(begun)
-    frame, states = torch.from_numpy(env.frames()), [env.state()]
-    for j in range(k):
-        env.step(clips.actions[e, t + j].numpy())
-        states.append(env.state())
-    states = np.stack(states, axis=1)
-    centre, held, row = centres(states), states[:, :, HELD].astype(int), np.arange(len(rows))
-    away = np.linalg.norm(centre - centre[:, :1], axis=-1).max(1) * movable(begun)
+def _labelled(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, offset: np.ndarray | None) -> Contacts:
+    """The chunks of these rows (episode, step) [M, 2], as recorded or from beside."""
+    (episode, step), (e, t) = rows.T, torch.from_numpy(rows).unbind(1)
+    chunks = _carried_out(clips, layers, episode, step, offset)
+    things, own, now = chunks.things, chunks.episode, chunks.step
+    steps, row = now[:, None] + np.arange(layers.chunk + 1), np.arange(len(rows))
+    centre, held = things.centre[own[:, None], steps], things.held[own[:, None], steps]
+    away = np.linalg.norm(centre - centre[:, :1], axis=-1).max(1) * things.movable[own]
     thing = np.where((held >= 0).any(1), held.max(1), away.argmax(1))
     moves = torch.from_numpy((away[row, thing] > MOVED_M) | (held >= 0).any(1))
-    poses, holds = torch.from_numpy(states[:, :, :7].astype(np.float32)), torch.from_numpy(held >= 0)
+    poses, holds = drawn_poses(chunks.poses, scene.robot), torch.from_numpy(held >= 0)
     way = torch.from_numpy(centre[row, :, thing])
     rest = way - way[:, :1] - carried(poses, holds)
     label = layers.at(e, t)
     clear = clips.frames_at(e, label.clear[:, None])[:, 0, 0]
     layer = Layer(clear, label.mask, label.places[:, 0], label.places[:, 1], holds[:, 0])
-    camera = clips.camera[e, 0]
-    view = look(layer, frame, poses, camera, scene)
-    mask = window(
-        torch.from_numpy(coverage(states[:, 0], thing, frame.shape[1]))[..., None].float(), camera, view.centre
-    )
+    camera = clips.still_camera()[e, 0]
+    view = look(layer, chunks.frame, poses, camera, scene)
+    covered = torch.from_numpy(things.coverage(own, now, thing))
     return Contacts(
         (view.pictures * PICTURE_LEVELS).round().to(torch.int8),
         view.numbers,
@@ -123,23 +125,36 @@ def _carry_out(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, off
         undecided(poses, holds[:, 0]),
         holds[:, 1:],
         rest[:, 1:],
-        mask[:, 0].round().to(torch.uint8),
-        _hidden(states, thing, moves, camera, view.centre, frame.shape[1]),
+        window(covered[..., None].float(), camera, view.centre)[:, 0].round().to(torch.uint8),
+        _hidden(chunks, thing, moves, camera, view.centre, layers.chunk),
     )
 
 
+def _carried_out(
+    clips: Clips, layers: Layers, episode: np.ndarray, step: np.ndarray, offset: np.ndarray | None
+) -> _Chunks:
+    e, t, k = torch.from_numpy(episode)[:, None], torch.from_numpy(step)[:, None], layers.chunk
+    if offset is None:
+        frame, poses = clips.frames_at(e[:, 0], t)[:, 0, 0], clips.proprio[e, t + torch.arange(k + 1)]
+        return _Chunks(frame, poses, layers.things, episode, step)
+    found = layers.things.beside(episode, step, offset, clips.actions[e, t + torch.arange(k)].numpy())
+    first = np.arange(len(episode)), np.zeros(len(episode), dtype=np.int64)
+    return _Chunks(torch.from_numpy(found.frames), torch.from_numpy(found.poses), found.things, *first)
+
+
 def _hidden(
-    states: np.ndarray,  # [M, K + 1, 79]
+    chunks: _Chunks,
     thing: np.ndarray,  # [M]
     moves: Tensor,  # [M] bool
     camera: Tensor,  # [M, 3, 4]
     centre: Tensor,  # [M, 3]
-    size: int,
+    k: int,
 ) -> Tensor:  # [M, K, SIZE, SIZE] uint8
     """The labels of `Contacts.hidden`: where the thing is not, but close to it, either is right."""
-    k, rows = states.shape[1] - 1, np.flatnonzero(moves.numpy())
-    out = torch.zeros(len(states), k, SIZE, SIZE, dtype=torch.uint8)
-    is_there, hidden = occlusion(states[rows, 1:].reshape(-1, states.shape[2]), thing[rows].repeat(k), size)
+    rows = np.flatnonzero(moves.numpy())
+    out = torch.zeros(len(moves), k, SIZE, SIZE, dtype=torch.uint8)
+    after = (chunks.step[rows, None] + np.arange(1, k + 1)).ravel()
+    is_there, hidden = chunks.things.occlusion(chunks.episode[rows].repeat(k), after, thing[rows].repeat(k))
     both = torch.from_numpy(np.stack([is_there, is_there * (hidden / 255)], axis=-1)).float()
     at = (tensor[rows].repeat_interleave(k, 0) for tensor in (camera, centre))
     there, hides = window(both, *at).unbind(1)

@@ -1,18 +1,19 @@
 """What the gripper moves in recorded episodes, from their true states: labels for the composer and its contacts."""
 
-from typing import NamedTuple, Self
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from worldenv.data.clips import Clips
-from worldenv.suites.tabletop.things import HELD, act_out, centres, coverage, movable, occlusion
-from worldenv.worlds.composer.layer import CLEAR_M
+from worldenv.interfaces.true_things import TrueThings
+from worldenv.robot.robot import Robot
+from worldenv.worlds.composer.layer import APERTURE
 
 MOVED_M = 0.0015  # a thing that moved less stands still
 AT_ONCE = 500  # pictures that are drawn at a time
-THINGS = 8  # of a state
 HIDDEN_LEVEL = 40  # of 255: less of a pixel is taken for nothing
 
 
@@ -36,38 +37,26 @@ class Layers:
     def __init__(
         self,
         proprio: Tensor,  # [N, T + 1, 7]
-        states: np.ndarray,  # [N, T + 1, 79]
+        things: TrueThings,  # of these episodes
         chunk: int,  # K
-        size: int,  # pixels of the pictures, on each side
+        clear_m: float,  # of the robot
     ):
-        n, steps = states.shape[:2]
-        self.chunk, self.states = chunk, states
-        self.centre, self.held = centres(states), states[:, :, HELD].astype(np.int64)
-        above, rows = proprio.numpy()[:, :, 2] > CLEAR_M, np.arange(n)
+        n, steps = things.held.shape
+        self.chunk, self.clear_m, self.things = chunk, clear_m, things
+        self.centre, self.held = things.centre, things.held
+        above, rows = proprio.numpy()[:, :, 2] > clear_m, np.arange(n)
         self.clear = np.zeros((n, steps), dtype=np.int64)
         self.thing = np.full((n, steps), -1)
-        may_move = movable(states[:, 0])
         for t in range(steps):
             before = self.clear[:, t - chunk] if t >= chunk else 0
             self.clear[:, t] = np.where(above[:, t] & (self.held[:, t] < 0), t, before)
             away = self.centre[:, t : t + chunk + 1] - self.centre[rows, self.clear[:, t]][:, None]
-            away = np.linalg.norm(away, axis=-1).max(1) * may_move
+            away = np.linalg.norm(away, axis=-1).max(1) * things.movable
             self.thing[:, t] = np.where(away.max(1) > MOVED_M, away.argmax(1), -1)
-        self._draw(size)
-        self._hide(size)
+        self._draw()
+        self._hide()
 
-    @classmethod
-    def of(cls, clips: Clips, chunk: int) -> Self:
-        """The layers of recorded episodes of the suite, which are acted out again."""
-        labels = [demo.labels for demo in clips.stored.demos]
-        states = np.zeros((*clips.proprio.shape[:2], 79))
-        for split in {label["split"] for label in labels}:
-            rows = np.flatnonzero([label["split"] == split for label in labels])
-            tasks, starts = [clips.tasks[i] for i in rows], [labels[i]["start"] for i in rows]
-            states[rows] = act_out(tasks, starts, split, clips.actions.numpy()[rows])
-        return cls(clips.proprio, states, chunk, clips.frame_shape[1])
-
-    def _draw(self, size: int) -> None:
+    def _draw(self) -> None:
         """The mask of every (episode, clear step, thing) that occurs."""
         episode, step = np.nonzero(self.thing >= 0)
         keys = np.stack([episode, self.clear[episode, step], self.thing[episode, step]], axis=1)
@@ -75,28 +64,30 @@ class Layers:
         self.row = np.full(self.thing.shape, -1)
         self.row[episode, step] = row.ravel()
         parts = [keys[first : first + AT_ONCE] for first in range(0, len(keys), AT_ONCE)]
-        drawn = [coverage(self.states[part[:, 0], part[:, 1]], part[:, 2], size) for part in parts]
-        nothing = np.zeros((1, size, size), dtype=np.uint8)
-        self.masks = torch.from_numpy(np.concatenate([*drawn, nothing]))  # row -1 is empty
+        drawn = [self.things.coverage(*part.T) for part in parts]
+        self.masks = torch.from_numpy(np.concatenate([*drawn, self._nothing()]))  # row -1 is empty
 
-    def _hide(self, size: int) -> None:
+    def _hide(self) -> None:
         """What is hidden of things after the actions of chunks that move them; rows where something is."""
         n, steps = self.thing.shape
         episode, step = np.nonzero(self.thing >= 0)
         after = (step[:, None] + np.arange(1, self.chunk + 1)).clip(max=steps - 1)
         keys = np.unique(self._key(episode[:, None], after, self.thing[episode, step][:, None]))
-        found, kept = [np.zeros((1, size, size), dtype=np.uint8)], [np.empty(0, dtype=keys.dtype)]
+        found, kept = [self._nothing()], [np.empty(0, dtype=keys.dtype)]
         for first in range(0, len(keys), AT_ONCE):
             part = keys[first : first + AT_ONCE]
-            thing, place = part % THINGS, part // THINGS
-            _, hidden = occlusion(self.states[place // steps, place % steps], thing, size)
+            place, thing = np.divmod(part, self.centre.shape[2])
+            _, hidden = self.things.occlusion(place // steps, place % steps, thing)
             some = (hidden > HIDDEN_LEVEL).any((1, 2))
             kept.append(part[some])
             found.append(hidden[some])
         self.hidden_keys, self.hidden = np.concatenate(kept), torch.from_numpy(np.concatenate(found))
 
+    def _nothing(self) -> np.ndarray:
+        return np.zeros((1, *self.things.size), dtype=np.uint8)
+
     def _key(self, episode: np.ndarray, step: np.ndarray, thing: np.ndarray) -> np.ndarray:
-        return (episode * self.thing.shape[1] + step) * THINGS + thing
+        return (episode * self.thing.shape[1] + step) * self.centre.shape[2] + thing
 
     def moves(self) -> Tensor:  # [N, T + 1] bool
         """Whether the chunk that begins with a step has a layer."""
@@ -114,3 +105,17 @@ class Layers:
         is_kept = (np.append(self.hidden_keys, -1)[row] == keys) & (self.thing[e, t] >= 0)[:, None]
         hidden = self.hidden[torch.from_numpy(np.where(is_kept, row + 1, 0))]  # row 0 is empty
         return LayerLabels(torch.from_numpy(clear), mask, hidden, torch.from_numpy(places))
+
+
+def with_wanted_opening(clips: Clips, robot: Robot) -> Clips:
+    """The clips with the opening of the fingers that the robot's kinematics predict from the first pose on.
+
+    So imagined poses have it: fingers with a thing between them close altogether. The recorded opening would tell the
+    contact network that something was grasped.
+    """
+    first, proprio = clips.proprio[:, 0], clips.proprio.clone()
+    poses, _ = robot.kinematics.follow(first, robot.kinematics.rest(first), clips.actions)
+    opening = torch.cat([first[:, None], poses], dim=1)[:, :, APERTURE]
+    own = torch.minimum(torch.arange(opening.shape[1]), clips.length[:, None])
+    proprio[:, :, APERTURE] = opening.gather(1, own)
+    return replace(clips, proprio=proprio)

@@ -9,6 +9,7 @@ from worldenv.data.clips import Clips
 from worldenv.data.disturbed import Disturbed
 from worldenv.data.trajectory import Trajectory
 from worldenv.interfaces.suite import Suite, Task
+from worldenv.interfaces.true_things import TrueThings
 from worldenv.nn.sentence import SentenceEncoder
 from worldenv.suites.libero import demonstrate as libero
 from worldenv.suites.libero.suite import LiberoSuite
@@ -19,6 +20,8 @@ from worldenv.suites.tabletop import demonstrate as tabletop
 from worldenv.suites.tabletop.physics import task_by_name
 from worldenv.suites.tabletop.scenes import TASKS, siblings
 from worldenv.suites.tabletop.suite import TabletopSuite
+from worldenv.suites.tabletop.things import TabletopThings
+from worldenv.suites.traced import TracedThings
 from worldenv.training.pretrain import disturbed_episodes
 
 CHUNK = 8  # actions that a policy of LIBERO decides on at once
@@ -32,12 +35,16 @@ class Lessons(Protocol):
     records_what_is_done: bool  # whether demonstrations record the actions that were carried out
     part: int  # episodes that are recorded at a time: their random numbers are drawn together
     keeps: bool  # whether the episodes to pretrain on are kept in a folder: then one rank makes them, and all read them
+    keeps_states: bool  # whether their states are known: then the composer's teacher is pretrained on them, too
 
     def demonstrate(self, tasks: Sequence[Task], starts: Sequence[int], split: str, kept: Path) -> list[Trajectory]:
         """Episodes of an expert, successful ones only. What takes long may be kept in a folder."""
 
     def disturbed(self, count: int, seed: int, kept: Path) -> Disturbed:
         """Episodes to pretrain on, at most so many. What takes long may be kept in a folder."""
+
+    def true_things(self, clips: Clips) -> TrueThings:
+        """The true things of recorded episodes whose actions were carried out, to train the composer with."""
 
     def rivals(self, task: str) -> Sequence[Task]:
         """Tasks that an episode of this task does not do. Shown with their instructions, it is a failure."""
@@ -50,6 +57,7 @@ class TabletopLessons:
     records_what_is_done = True
     part = 100
     keeps = False
+    keeps_states = True
 
     def __init__(self) -> None:
         self.suite = TabletopSuite()
@@ -59,6 +67,9 @@ class TabletopLessons:
 
     def disturbed(self, count: int, seed: int, kept: Path) -> Disturbed:
         return disturbed_episodes(count, seed)
+
+    def true_things(self, clips: Clips) -> TabletopThings:
+        return TabletopThings.of(clips)
 
     def rivals(self, task: str) -> Sequence[Task]:
         return siblings(task_by_name(task))
@@ -70,6 +81,7 @@ class MetaWorldLessons:
     records_what_is_done = False
     part = 100
     keeps = False
+    keeps_states = False
 
     def __init__(self) -> None:
         self.suite = MetaWorldSuite()
@@ -80,6 +92,9 @@ class MetaWorldLessons:
 
     def disturbed(self, count: int, seed: int, kept: Path) -> Disturbed:
         return metaworld.disturb(count, seed, like=self.suite)
+
+    def true_things(self, clips: Clips) -> TracedThings:
+        return TracedThings.of(clips, self.suite)
 
     def rivals(self, task: str) -> Sequence[Task]:
         return [other for other in self.suite.tasks if other.name != task]
@@ -94,6 +109,7 @@ class LiberoLessons:
     records_what_is_done = False
     part = 60  # some minutes
     keeps = True
+    keeps_states = False
 
     def __init__(self, name: str) -> None:
         benchmark, given = SMALL[name]
@@ -106,6 +122,9 @@ class LiberoLessons:
 
     def disturbed(self, count: int, seed: int, kept: Path) -> Disturbed:
         return libero.disturb(count, seed, CHUNK, self.suite, kept)
+
+    def true_things(self, clips: Clips) -> TracedThings:
+        return TracedThings.of(clips, self.suite)
 
     def rivals(self, task: str) -> Sequence[Task]:
         """The other tasks of the suite; if it has only one, those of its benchmark."""

@@ -73,12 +73,8 @@ class Pipeline:
         self.models, self.data, self.ranks = folder.path / "models", folder.path / "data", ranks
         self.lessons = LESSONS[suite]()
         self.suite = self.lessons.suite
-        if (steps := config.causal_chunks * config.causal.chunk) > self.suite.horizon:
-            raise UserError(
-                f"--scratch.causal-chunks is {config.causal_chunks}, of {steps} actions in all; an episode of the "
-                f"suite has {self.suite.horizon}"
-            )
         self.world = WORLDS[world](self)
+        self.world.check()
         self.command = f"worldenv-train {suite} --from-scratch --world {world} --seed {seed}"
         self.episodes = {name: getattr(config, name) * len(self.suite.tasks) for name in EXTRA_DATA}
         self._disturbed: Disturbed | None = None
@@ -154,6 +150,11 @@ class Pipeline:
     def clips(self) -> Clips:
         """Demonstrations and, with extra data, exploration and what was acted again; the frames stay on disk."""
         return self.recorded("demonstrations", *(EXTRA_DATA if self.config.extra_data else ()))
+
+    def carried_out(self) -> Clips:
+        """Those of which the recorded actions were carried out; without extra data, all that there are."""
+        has_all = self.lessons.records_what_is_done or not self.config.extra_data
+        return self.clips() if has_all else self.recorded(*EXTRA_DATA)
 
     def recorded(self, *names: str) -> Clips:
         """Data sets of this run. Raises TrajectoryFormatError if episodes are missing."""
@@ -296,8 +297,7 @@ class Pipeline:
     def replays(self) -> tuple[Clips, Clips]:
         """Some of the recorded episodes, as they were and as the world model imagines them along the same actions."""
         if self._replays is None:
-            has_all = self.lessons.records_what_is_done or not self.config.extra_data
-            clips, world = self.clips() if has_all else self.recorded(*EXTRA_DATA), self.imagining()
+            clips, world = self.carried_out(), self.imagining()
             world.network.to(self.device)
             order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(self.seed))
             some = clips.pick(order[: max(1, round(self.config.imagined_share * len(clips)))]).in_memory()

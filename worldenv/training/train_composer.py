@@ -13,6 +13,7 @@ from worldenv.ops.action_map import ARM_CHANNELS, action_map
 from worldenv.ops.known_pictures import known_pictures, moved
 from worldenv.ops.patchify import patchify, unit
 from worldenv.ops.unpatchify import to_frames
+from worldenv.robot.hand import drawn_poses
 from worldenv.robot.robot import Robot
 from worldenv.training.layers import Layers
 from worldenv.training.share import WHOLE, Share
@@ -25,7 +26,7 @@ from worldenv.worlds.composer.network import ComposerNetwork, Seen
 CHANGE_WEIGHT, ARM_CHANGE_WEIGHT = 40.0, 4.0
 ARM_LEVEL = 0.05  # of the action map's strokes: where the arm is, a little generously
 CHANGE_LEVEL = 0.15  # what counts as change, of the range [-1, 1]
-LOW_M, OPEN, CLOSED = 0.06, 0.95, 0.4  # of the gripper: height, aperture; above LOW_M and OPEN it touches nothing
+OPEN, CLOSED = 0.95, 0.4  # of the gripper's opening: so open, and above all, it touches nothing
 IDLE_SHARE, CLOSING_SHARE = 0.2, 3.0  # how often chunks are drawn in which it touches nothing; closes low
 MOVING_SHARE = 3.0  # likewise, chunks in which something has been moved since it was last away
 THING_WEIGHT = 10.0  # how much more the pixels of the moved thing count, whether they change or not
@@ -47,7 +48,8 @@ class ChunkBatch:
         index = step[:, None] + torch.arange(chunk + 1)
         size = clips.frame_shape[1]
         self.camera, self.gripper = clips.still_camera()[episode][:, :1], robot.gripper
-        self.poses, self.layer = clips.proprio[episode[:, None], index], layers.at(episode, step)
+        self.poses = drawn_poses(clips.proprio[episode[:, None], index], robot)
+        self.layer = layers.at(episode, step)
         self.tips = torch.cat([clips.proprio[episode, :1], self.poses], dim=1)[..., POSITION]
         self.is_clear = self.layer.clear == step  # where the present frame is the clear one
         cameras = self.camera.repeat_interleave(chunk + 1, 0)
@@ -90,7 +92,7 @@ def draw_steps(
     if last < 0:
         raise ValueError(f"the longest clip has {steps} steps; {chunks} chunks of {chunk} are more")
     begin, end = (clips.proprio[:, first : first + last + 1] for first in (0, chunk))
-    low = torch.minimum(begin[..., 2], end[..., 2]) < LOW_M
+    low = torch.minimum(begin[..., 2], end[..., 2]) < layers.clear_m
     idle = ~low & (torch.minimum(begin[..., 6], end[..., 6]) > OPEN)
     closing = low & (begin[..., 6] > OPEN) & (end[..., 6] < CLOSED)
     weight = torch.where(closing, CLOSING_SHARE, torch.where(idle, IDLE_SHARE, 1.0))

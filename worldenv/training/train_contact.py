@@ -16,14 +16,18 @@ GRASPED_WEIGHT = 4.0  # of grasps against misses, of which there are five times 
 BRIGHTNESS, NOISE = 0.1, 0.03  # standard deviations: of the gain of a sample's pictures, of its pixels
 
 
+SQUARE, MIDDLE_M = 0.999, 0.01  # least cosine between the rows of a picture and an axis of the world; see axis_across
+
+
 def contact_loss(
-    network: ContactNetwork, contacts: Contacts, batch: int, ranks: Ranks = ALONE
+    network: ContactNetwork, contacts: Contacts, batch: int, ranks: Ranks = ALONE, across: int | None = 0
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
     """Cross-entropy of moves, grasps, mask and what is hidden, absolute error of the rest.
 
-    Half of the batches are seen in a mirror, and each with its colours exchanged: what happens depends on neither.
+    Half of the batches are seen in a mirror, unless no axis of the world lies `across` the pictures, and each with its
+    colours exchanged: what happens depends on neither.
     """
-    mirror, share = _mirror(network.chunk), Share(batch, ranks)
+    mirror, share = None if across is None else _mirror(network.chunk, across), Share(batch, ranks)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         part = contacts[share.own(torch.randint(len(contacts), (batch,), generator=generator))]
@@ -31,10 +35,10 @@ def contact_loss(
         is_known, hidden = part.hidden != UNKNOWN, part.hidden.clamp(max=HIDDEN_LEVELS) / HIDDEN_LEVELS
         order = torch.randperm(3, generator=generator)
         pictures = pictures[:, torch.cat([order, 3 + order, torch.arange(COLOURS, channels(network.chunk))])]
-        if torch.rand((), generator=generator) < 0.5:
+        if torch.rand((), generator=generator) < 0.5 and mirror is not None:
             pictures, mask, plan = pictures.flip(3), mask.flip(2), plan * mirror
             is_known, hidden = is_known.flip(3), hidden.flip(3)
-            rest = rest * rest.new_tensor((-1, 1, 1))
+            rest = rest * _flipped(across)
         gain = 1 + BRIGHTNESS * share.own(torch.randn(batch, 1, 1, 1, generator=generator))
         noise = NOISE * share.own(torch.randn(batch, COLOURS, *pictures.shape[2:], generator=generator))
         pictures = torch.cat([pictures[:, :COLOURS] * gain + noise, pictures[:, COLOURS:]], dim=1)
@@ -59,11 +63,28 @@ def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="none")
 
 
-def _mirror(chunk: int) -> Tensor:  # [numbers(chunk)]
-    """The signs with which the numbers of a plan appear in a mirror: x, and turns about y and z, change theirs."""
-    steps = chunk + 1
-    position, turn = torch.tensor([-1.0, 1, 1]).repeat(steps), torch.tensor([1.0, -1, -1]).repeat(steps)
-    centre = torch.tensor([-1.0, 1, 1])
-    sign = torch.cat([position, torch.ones(steps), torch.ones(chunk), turn, torch.ones(1), centre])
-    assert len(sign) == numbers(chunk)
+def axis_across(camera: Tensor) -> int | None:  # [N, 3, 4]
+    """The world's axis (0: x, 1: y, 2: z) that a mirror turns round if it flips the pictures of all these cameras.
+
+    It lies along the rows of the pictures, and is 0 where the cameras stand. None: there is no such axis.
+    """
+    row, axis = camera[:, 0, :3], camera[:, 2, :3]
+    row = row - (row * axis).sum(1, keepdim=True) * axis
+    along = (row / row.norm(dim=1, keepdim=True)).abs().amin(0)
+    place = torch.linalg.solve(camera[:, :, :3].double(), -camera[:, :, 3].double())
+    across = int(along.argmax())
+    return across if along[across] > SQUARE and place[:, across].abs().max() < MIDDLE_M else None
+
+
+def _flipped(across: int) -> Tensor:  # [3], by which a place is multiplied in a mirror
+    sign = torch.ones(3)
+    sign[across] = -1
     return sign
+
+
+def _mirror(chunk: int, across: int = 0) -> Tensor:  # [numbers(chunk)]
+    """The signs with which the numbers of a plan appear in a mirror: of places, and of turns about the other axes."""
+    steps, sign = chunk + 1, _flipped(across)
+    plan = [sign.repeat(steps), torch.ones(steps), torch.ones(chunk), -sign.repeat(steps), torch.ones(1), sign]
+    assert len(torch.cat(plan)) == numbers(chunk)
+    return torch.cat(plan)

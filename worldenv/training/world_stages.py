@@ -1,5 +1,6 @@
 """The stages that make a world model: one class for each kind, used by `Pipeline`."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +11,19 @@ from torch import Tensor
 
 from worldenv.data.clips import Clips
 from worldenv.data.frames import MemoryFrames
+from worldenv.errors import UserError
+from worldenv.interfaces.true_things import Shiftable
 from worldenv.nn.encoder import VisionLanguageEncoder
 from worldenv.ops.unpatchify import to_frames
 from worldenv.records.checkpoint import load_weights, save_weights
 from worldenv.records.model_files import load_model, save_model
+from worldenv.suites.tabletop.things import TabletopThings
 from worldenv.training.config import TOKENIZER_FRAMES
 from worldenv.training.contacts import record_contacts
-from worldenv.training.layers import Layers
+from worldenv.training.layers import Layers, with_wanted_opening
 from worldenv.training.train_causal import causal_loss, distillation_loss, fit_tokenizer
 from worldenv.training.train_composer import BACKGROUND_FRAMES, clean_background, student_loss, teacher_loss
-from worldenv.training.train_contact import contact_loss
+from worldenv.training.train_contact import axis_across, contact_loss
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.contact import ContactNetwork, Scene
@@ -28,18 +32,37 @@ from worldenv.worlds.composer.sampler import STUDENT_LEVELS, TEACHER_LEVELS
 from worldenv.worlds.composer.world import ComposerWorld
 from worldenv.worlds.kinematics import kept_kinematics
 
-TEACHER, CONTACT = "teacher.safetensors", "contact.safetensors"
+BASE, TEACHER, CONTACT = "teacher_base.safetensors", "teacher.safetensors", "contact.safetensors"
 
 
 class ComposerStages:
-    """A teacher, pretrained on the pretraining suite; what contacts do to things; a student of one step on its own
-    rollouts."""
+    """A teacher, pretrained if the states of the episodes for that are known; what contacts do to things; a student of
+    one step on its own rollouts.
+
+    It learns from episodes whose recorded actions were carried out: the true things are found by acting them out again.
+    """
 
     name, has_ranges = "composer", True
 
     def __init__(self, pipeline: Any):
         self.pipeline = pipeline
+        self._clips: Clips | None = None
         self._layers: Layers | None = None
+
+    def check(self) -> None:
+        """Raise UserError for settings with which training would fail only later."""
+        p = self.pipeline
+        steps = p.config.unroll * ComposerConfig.chunk
+        if steps > p.suite.horizon:
+            raise UserError(
+                f"--scratch.unroll is {p.config.unroll}, of {steps} actions in all; an episode of the suite has "
+                f"{p.suite.horizon}"
+            )
+        if not (p.lessons.records_what_is_done or p.config.extra_data):
+            raise UserError(
+                "--scratch.no-extra-data leaves only demonstrations, and those of this suite record what the expert "
+                "wanted; the composer learns from actions that were carried out: leave it out, or take --world causal"
+            )
 
     def load(self, path: Path) -> ComposerWorld:
         suite = self.pipeline.suite
@@ -47,17 +70,26 @@ class ComposerStages:
 
     def stages(self) -> list[tuple[Path, Callable[[Path], None]]]:
         models = self.pipeline.models
+        pretraining = [(models / BASE, self.make_teacher_base)] if self.pipeline.lessons.keeps_states else []
         return [
-            (models / "teacher_base.safetensors", self.make_teacher_base),
+            *pretraining,
             (models / TEACHER, self.make_teacher),
             (models / CONTACT, self.make_contact),
             (models / "composer.safetensors", self.make_student),
         ]
 
+    def clips(self) -> Clips:
+        """The recorded episodes, with the fingers as the world model will imagine them."""
+        if self._clips is None:
+            self._clips = with_wanted_opening(self.pipeline.carried_out(), self.pipeline.suite.robot)
+        return self._clips
+
     def layers(self, chunk: int) -> Layers:
-        """The layers of the recorded episodes, made anew in each session: some seconds."""
+        """The layers of the recorded episodes, made anew in each session: in seconds, with MuJoCo in minutes."""
         if self._layers is None:
-            self._layers = Layers.of(self.pipeline.clips(), chunk)
+            p = self.pipeline
+            things = p.lessons.true_things(p.carried_out())
+            self._layers = Layers(self.clips().proprio, things, chunk, p.suite.robot.clear_m)
         return self._layers
 
     def make_teacher_base(self, path: Path) -> None:
@@ -76,33 +108,49 @@ class ComposerStages:
             views=p.suite.views,
             camera=camera.expand(n, 1, 3, 4),
         )
-        teacher = p.new(ComposerNetwork, ComposerConfig())
-        draw = torch.Generator().manual_seed(p.seed)
-        teacher.plate.data = clean_background(clips.sample_frames(draw, BACKGROUND_FRAMES)[:, 0])
-        layers = Layers(clips.proprio, data.states, teacher.config.chunk, clips.frame_shape[1])
+        teacher, things = self._new(clips), TabletopThings(data.states, clips.frame_shape[1])
+        layers = Layers(clips.proprio, things, teacher.config.chunk, p.suite.robot.clear_m)
         loss = teacher_loss(teacher, clips, layers, p.suite.robot, schedule.batch, p.ranks)
         made = p.train(teacher, loss, schedule, "teacher_pretraining")
         p.write(save_model, path, teacher, "composer", made, levels=TEACHER_LEVELS)
 
     def make_teacher(self, path: Path) -> None:
         p, schedule = self.pipeline, self.pipeline.config.teacher
-        teacher = composer(p.models / "teacher_base.safetensors")
+        teacher = composer(p.models / BASE) if p.lessons.keeps_states else self._new(self.clips())
         layers = self.layers(teacher.config.chunk)
-        loss = teacher_loss(teacher, p.clips(), layers, p.suite.robot, schedule.batch, p.ranks)
+        loss = teacher_loss(teacher, self.clips(), layers, p.suite.robot, schedule.batch, p.ranks)
         made = p.train(teacher, loss, schedule, "teacher")
         p.write(save_model, path, teacher, "composer", made, levels=TEACHER_LEVELS)
+
+    def _new(self, clips: Clips) -> ComposerNetwork:
+        """A network that knows nothing but how the empty scene of these clips looks."""
+        teacher = self.pipeline.new(ComposerNetwork, ComposerConfig())
+        draw = torch.Generator().manual_seed(self.pipeline.seed)
+        teacher.plate.data = clean_background(clips.sample_frames(draw, BACKGROUND_FRAMES)[:, 0])
+        return teacher
 
     def make_contact(self, path: Path) -> None:
         teacher = composer(self.pipeline.models / TEACHER)
         self.fit_contact(path, self.pipeline.new(ContactNetwork, teacher.config.chunk), teacher.plate)
 
     def fit_contact(self, path: Path, network: ContactNetwork, plate: Tensor) -> None:
-        """From the recorded chunks, and, with extra data, the same ones from beside."""
-        p, schedule = self.pipeline, self.pipeline.config.contact
-        scene = Scene(to_frames(plate.detach()[None, :, :, None])[0, 0], p.suite.robot.gripper)
+        """From the recorded chunks, and, with extra data, the same ones from beside, where the simulator can."""
+        p, schedule, clips, layers = (
+            self.pipeline,
+            self.pipeline.config.contact,
+            self.clips(),
+            self.layers(network.chunk),
+        )
+        scene = Scene(to_frames(plate.detach()[None, :, :, None])[0, 0], p.suite.robot)
         beside = p.config.beside if p.config.extra_data else 0
-        contacts = record_contacts(p.clips(), self.layers(network.chunk), scene, beside, p.seed)
-        made = p.train(network, contact_loss(network, contacts, schedule.batch, p.ranks), schedule, "contact")
+        if beside and not isinstance(layers.things, Shiftable):
+            beside = 0
+            if p.ranks.first:
+                print("contact: this simulator tries no chunk again from beside; recorded ones only", file=sys.stderr)
+        contacts = record_contacts(clips, layers, scene, beside, p.seed)
+        across = axis_across(clips.still_camera()[:, 0])
+        loss = contact_loss(network, contacts, schedule.batch, p.ranks, across)
+        made = p.train(network, loss, schedule, "contact")
         p.write(save_weights, path, network, {"kind": "contact", "made": made})
 
     def make_student(self, path: Path) -> None:
@@ -117,7 +165,7 @@ class ComposerStages:
         p, schedule = self.pipeline, self.pipeline.config.student
         load_weights(p.models / CONTACT, student.contact)
         student.contact.requires_grad_(False)
-        given = p.clips(), self.layers(student.config.chunk), p.suite.robot, schedule.batch, p.config.unroll
+        given = self.clips(), self.layers(student.config.chunk), p.suite.robot, schedule.batch, p.config.unroll
         loss = student_loss(student, encoder, *given, p.ranks)
         made, kept = p.train(student, loss, schedule, "student"), kept_kinematics(p.suite.robot)
         p.write(save_model, path, student, "composer", made, levels=STUDENT_LEVELS, **kept)
@@ -130,6 +178,15 @@ class CausalStages:
 
     def __init__(self, pipeline: Any):
         self.pipeline = pipeline
+
+    def check(self) -> None:
+        """Raise UserError for settings with which training would fail only later."""
+        config, horizon = self.pipeline.config, self.pipeline.suite.horizon
+        if (steps := config.causal_chunks * config.causal.chunk) > horizon:
+            raise UserError(
+                f"--scratch.causal-chunks is {config.causal_chunks}, of {steps} actions in all; an episode of the "
+                f"suite has {horizon}"
+            )
 
     def load(self, path: Path) -> CausalWorld:
         suite = self.pipeline.suite

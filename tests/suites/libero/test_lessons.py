@@ -51,7 +51,7 @@ def test_models_read_sentences_and_act_in_chunks_of_eight(run):
     parts = load_run(run[0])
     parts.suite.close()
     assert parts.policy.chunk == 8 and parts.policy.config.text == parts.reflector.config.text == "sentences"
-    assert parts.world.robot == parts.suite.robot == panda(repeat=2)
+    assert parts.world.robot == parts.suite.robot == panda(2, "libero_object")
 
 
 def test_run_that_has_ended_is_not_repeated(run):

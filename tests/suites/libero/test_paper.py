@@ -38,7 +38,7 @@ def folders(writers, pair_names, tmp_path_factory):
 def test_the_suite_of_the_preset_has_the_robot_that_the_world_model_needs(folders, preset):
     """Without LIBERO: `worldenv-info` says what fits before anything is installed."""
     suite, found = costs(replace(presets()[preset][1], **folders))
-    assert suite.robot == panda(1) and set(found) == {"policy", "world", "reflector"}
+    assert suite.robot == panda(1, suite.name) and set(found) == {"policy", "world", "reflector"}
 
 
 def test_it_practises_goes_on_and_leaves_a_policy(folders, libero, tmp_path, capsys, monkeypatch):
@@ -55,7 +55,7 @@ def test_it_practises_goes_on_and_leaves_a_policy(folders, libero, tmp_path, cap
 
     parts = worldenv.load_run(run)
     parts.suite.close()
-    assert parts.world.robot == panda(1)
+    assert parts.world.robot == panda(1, parts.suite.name)
     of = [
         parts.policy,
         *(

@@ -8,8 +8,8 @@ from worldenv.interfaces.observation import Key
 from worldenv.interfaces.world import WorldModel
 from worldenv.nn.int8 import measured
 from worldenv.robot.kinematics import Kinematics, chunk_kinematics
+from worldenv.robot.robot import CLEAR_M
 from worldenv.worlds.composer import world as module
-from worldenv.worlds.composer.layer import CLEAR_M
 
 SEED = 11
 

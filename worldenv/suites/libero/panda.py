@@ -6,6 +6,7 @@ from math import pi, sqrt
 from worldenv.ops.action_map import Gripper
 from worldenv.robot.fitted import FittedKinematics
 from worldenv.robot.robot import Robot
+from worldenv.suites.libero.tasks import HEIGHTS_M
 
 VIEWS = ("agentview", "wrist")
 TURN = 6.2832  # rad
@@ -45,9 +46,10 @@ KINEMATICS = FittedKinematics(
 )
 
 
-def panda(repeat: int) -> Robot:
-    """The Panda where every action is carried out `repeat` times."""
-    return replace(PANDA, kinematics=replace(KINEMATICS, repeat=repeat))
+def panda(repeat: int, suite: str | None = None) -> Robot:
+    """The Panda where every action is carried out `repeat` times, before what a suite of LIBERO stands it."""
+    ground_m, clear_m = HEIGHTS_M.get(suite, (PANDA.ground_m, PANDA.clear_m))
+    return replace(PANDA, kinematics=replace(KINEMATICS, repeat=repeat), ground_m=ground_m, clear_m=clear_m)
 
 
 PANDA = Robot(

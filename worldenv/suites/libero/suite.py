@@ -65,7 +65,7 @@ class LiberoSuite(HeldSuite):
         horizon = max(1, HORIZONS[name] // self.repeat) if horizon is None else horizon
         workers = own_cpus() if workers is None else workers
         self.name, self.pictures = name, pictures
-        self.robot = panda(self.repeat) if robot is None else robot
+        self.robot = panda(self.repeat, name) if robot is None else robot
         self.horizon, self.workers = count("horizon", horizon), count("workers", workers)
         self.practice_starts = count("practice_starts", practice_starts)
         self.most = self.workers
@@ -151,6 +151,9 @@ class LiberoSuite(HeldSuite):
         for actor, row in zip(self._actors, rows, strict=False):  # by actor, the row of the episode that it acts out
             actor.act(actions[row], True)
         return self._answers(rows)
+
+    def _episode(self, task: LiberoTask, start: int, split: str) -> tuple[tuple, tuple]:
+        return self._scene(task), self._start(task, start, split)
 
     def _scene(self, task: LiberoTask) -> tuple:
         return self.name, task.number, self.size, self.views, self.pictures

@@ -30,6 +30,7 @@ from worldenv.suites.offscreen import Moment
 
 PROGRAM = program("worldenv.suites.metaworld.process")
 VIEWS = ("corner", "top")
+CLEAR_M = 0.25  # height (m) above the buttons, handles and plates of the shipped three tasks
 STEP_M, CLOSING = 0.01, 0.08  # of a step: how far a unit action drives the hand, what the fingers close of their way
 SAWYER = Gripper(tip_closed_m=0.015, tip_opening_m=0.035, finger_m=0.045, hand_half_m=0.05, tool_m=0.15)
 
@@ -121,9 +122,13 @@ class MetaWorldSuite(HeldSuite):
         runs = [run.tolist() for run in np.array_split(rows, min(len(self._actors), len(rows)))]
         self._acting = list(zip(self._actors, runs, strict=False))
         for actor, run in self._acting:
-            episodes = [(tasks[row].name, tuple(drawn_from(split, starts[row]).entropy)) for row in run]
-            actor.begin((self.size, self.views, self._installed["gl"]), (episodes,))
+            begun = [self._episode(tasks[row], starts[row], split) for row in run]
+            actor.begin(begun[0][0], ([episode for _, episode in begun],))
         return self._answers()
+
+    def _episode(self, task: MetaWorldTask, start: int, split: str) -> tuple[tuple, tuple]:
+        scene = self.size, self.views, self._installed["gl"]
+        return scene, (task.name, tuple(drawn_from(split, start).entropy))
 
     def _act(self, rows: list[int], actions: np.ndarray) -> dict[int, Moment]:
         for actor, run in self._acting:
@@ -153,7 +158,7 @@ def _robot(tasks: Sequence[MetaWorldTask], repeat: int) -> Robot:
         high=(*np.add(HIGH_M, TIP_M).tolist(), *TURN_RAD),
         rotation="fixed",
     )
-    return moved_gripper(kinematics, SAWYER)
+    return moved_gripper(kinematics, SAWYER, CLEAR_M)
 
 
 def _known(task: Any) -> str:

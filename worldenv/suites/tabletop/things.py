@@ -1,9 +1,12 @@
 """The true places of the things on the tables, and what each covers of the picture: labels to train with."""
 
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 
+from worldenv.data.clips import Clips
+from worldenv.interfaces.true_things import Beside
 from worldenv.suites.tabletop.physics import Tabletop, task_by_name
 from worldenv.suites.tabletop.scenes import KINDS, TASKS
 
@@ -13,6 +16,47 @@ _AWAY = (0.19, 0.21, 0.2, 0, 0, 0, 1)  # a gripper that hides nothing
 _NOWHERE_M = 5.0
 _FAINT, _SURE = 15, 60  # of 765: changes of a pixel by which a thing covers none of it, and all of it
 _PAINTS, _THERE = (2, 7), 60  # blue and white; of 765: the change of a pixel from one to the other where a thing is
+
+
+class TabletopThings:
+    """The true things of N episodes along their states: `TrueThings`."""
+
+    def __init__(self, states: np.ndarray, size: int):  # [N, T + 1, 79], pixels
+        self.states, self.size = states, (size, size)
+        self.centre, self.held = centres(states), states[:, :, HELD].astype(np.int64)
+        self.movable = movable(states[:, 0])
+
+    @classmethod
+    def of(cls, clips: Clips) -> Self:
+        """Those of recorded episodes of the suite, which are acted out again."""
+        tasks, starts, splits = zip(*clips.begun(), strict=True)
+        states = np.zeros((*clips.proprio.shape[:2], 79))
+        for split in {*splits}:
+            rows = np.flatnonzero(np.array(splits) == split)
+            given = [tasks[i] for i in rows], [starts[i] for i in rows]
+            states[rows] = act_out(*given, split, clips.actions.numpy()[rows])
+        return cls(states, clips.frame_shape[1])
+
+    def coverage(self, episode: np.ndarray, step: np.ndarray, thing: np.ndarray) -> np.ndarray:  # [M] int64 each
+        return coverage(self.states[episode, step], thing, self.size[0])
+
+    def occlusion(self, episode: np.ndarray, step: np.ndarray, thing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return occlusion(self.states[episode, step], thing, self.size[0])
+
+    def beside(self, episode: np.ndarray, step: np.ndarray, offset: np.ndarray, actions: np.ndarray) -> Beside:
+        """Carry out actions [M, K, 7] from these states, in which the gripper is moved by offsets [M, 3] (m)."""
+        env = Tabletop(self.size[0])
+        limits = np.array(env.kinematics.low[:3]), np.array(env.kinematics.high[:3])
+        begun = self.states[episode, step].copy()
+        begun[:, :3] = np.where(offset == 0, begun[:, :3], (begun[:, :3] + offset).clip(*limits))
+        env.reset([TASKS[0]] * len(begun), [0] * len(begun), "train")
+        env.restore(begun)
+        frames, states = env.frames(), [env.state()]
+        for action in actions.swapaxes(0, 1):
+            env.step(action)
+            states.append(env.state())
+        states = np.stack(states, axis=1)
+        return Beside(frames, states[:, :, :7].astype(np.float32), TabletopThings(states, self.size[0]))
 
 
 def act_out(

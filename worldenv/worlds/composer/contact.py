@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv.nn.int8 import AT_ONCE, Conv, by_rows
-from worldenv.ops.action_map import Gripper, rotated_axes
+from worldenv.ops.action_map import rotated_axes
 from worldenv.ops.constants import constant
 from worldenv.ops.known_pictures import known_pictures
 from worldenv.ops.patchify import patchify, unit
 from worldenv.ops.unpatchify import to_frames
+from worldenv.robot.robot import Robot
 from worldenv.worlds.composer.layer import (
-    CLEAR_M,
     POSITION,
     SIZE,
     Layer,
@@ -29,7 +29,7 @@ from worldenv.worlds.composer.layer import (
 
 WIDTHS, CONDITION, HIDDEN = (32, 48, 64, 96), 96, 256  # channels, at 1 to 1/8 of the window
 COLOURS = 6  # channels of a view: present frame, clear frame with the layer where it is now; then come others
-FINGER_PX, FINGER_HIGH_M = 1.2, 0.1  # fingertips in a view: standard deviation, height at which they are faintest
+FINGER_PX, FINGER_HIGH_M = 1.2, 0.1  # fingertips in a view: standard deviation, height where they are faintest
 POSE = 7  # numbers of a pose that are read
 REST_SCALE = 30.0  # of what the network says in metres
 STILL_M = 0.0015  # a layer that has moved less is not shown: where nothing has moved, there is no layer to be known
@@ -64,7 +64,7 @@ class Scene(NamedTuple):
     """What is the same in all episodes."""
 
     plate: Tensor  # [H, W, 3] float32 in [-1, 1], empty
-    gripper: Gripper
+    robot: Robot  # with a gripper; all poses here are `drawn_poses` of it
 
 
 class View(NamedTuple):
@@ -110,7 +110,7 @@ def look(
     cut_out = window(torch.cat([clear, mask[..., None]], dim=-1), camera, centre, (layer.origin, layer.place))
     covered = cut_out[:, 3:]
     now = torch.lerp(empty, cut_out[:, :3], covered)
-    fingers = _fingers(poses, camera, centre, scene.gripper)
+    fingers = _fingers(poses, camera, centre, scene.robot)
     pictures = torch.cat([window(unit(frame), camera, centre), now, covered, fingers], dim=1)
     plan = [
         ((poses[..., POSITION] - centre[:, None]) * 20).flatten(1),
@@ -118,16 +118,14 @@ def look(
         closes.float(),
         (poses[..., 3:6] * 4).flatten(1),
         layer.held[:, None].float(),
-        centre * constant((5, 5, 20), centre),
+        (centre - constant((0, 0, scene.robot.ground_m), centre)) * constant((5, 5, 20), centre),
     ]
     return View(pictures, torch.cat(plan, dim=1), centre, covered[:, 0])
 
 
-def _fingers(
-    poses: Tensor, camera: Tensor, centre: Tensor, gripper: Gripper
-) -> Tensor:  # [B, K + 1, SIZE, SIZE] in [0, 1]
+def _fingers(poses: Tensor, camera: Tensor, centre: Tensor, robot: Robot) -> Tensor:  # [B, K + 1, SIZE, SIZE] in [0, 1]
     """Both fingertips in the window, at each pose; the lower, the brighter."""
-    b, steps = poses.shape[:2]
+    (b, steps), gripper = poses.shape[:2], robot.gripper
     turn = F.pad(poses[..., 3:6], (0, 0, 0, -steps % AT_ONCE))  # whole registers for each row, as `by_rows` makes them
     position, axis = poses[..., POSITION], rotated_axes(turn.flatten(0, 1))[0].unflatten(0, (b, -1))[:, :steps]
     reach = (gripper.tip_closed_m + gripper.tip_opening_m * poses[..., 6:7]) * axis
@@ -138,7 +136,7 @@ def _fingers(
             ..., None
         ]
         spots.append(torch.exp(squared / (-2 * FINGER_PX**2)))
-    brightness = (1 - position[..., 2] / FINGER_HIGH_M).clamp(0.1, 1)
+    brightness = (1 - (position[..., 2] - robot.ground_m) / FINGER_HIGH_M).clamp(0.1, 1)
     return torch.maximum(*spots) * brightness[..., None, None]
 
 
@@ -197,11 +195,11 @@ def follow(
     scene: Scene,
 ) -> Course:
     """What becomes of the layer's thing, and the doubt of it. The layer becomes that of the chunk's end."""
-    above = ~layer.held & (poses[:, 0, 2] > CLEAR_M)
+    above = ~layer.held & (poses[:, 0, 2] > scene.robot.clear_m)
     layer.clear.copy_(torch.where(above[:, None, None, None], frame, layer.clear))
     layer.mask.mul_(~above[:, None, None])
     places = layer.place[:, None].repeat(1, poses.shape[1], 1)
-    near = (poses[:, :, 2].amin(1) < CLEAR_M) | layer.held
+    near = (poses[:, :, 2].amin(1) < scene.robot.clear_m) | layer.held
     hidden = frame.new_zeros(len(places), poses.shape[1] - 1, *frame.shape[1:3])
     course = Course(places, hidden, places.new_zeros(len(places)))
     rows = rows_with(near)

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from worldenv.interfaces.slots import Slots
 
-CLEAR_M = 0.06  # fingertips above this height touch nothing
 POSITION, APERTURE = slice(0, 3), 6  # numbers of a pose
 HALF_OPEN = 0.5 + 1e-4  # fingers that are no wider open can hold a thing
 SIZE, PIXEL_M = 32, 0.006  # of a window: pixels on each side, and what one of them is at the window's depth

@@ -21,6 +21,7 @@ from worldenv.ops.philox import Use, philox
 from worldenv.ops.unpatchify import to_frames, unpatchify
 from worldenv.records.model_files import load_model
 from worldenv.robot.camera import tabletop_camera
+from worldenv.robot.hand import drawn_poses
 from worldenv.robot.robot import Robot
 from worldenv.worlds.composer.contact import Scene, follow
 from worldenv.worlds.composer.layer import POSITION, Layer
@@ -48,8 +49,11 @@ class ComposerWorld:
     ops = ("known_pictures", "map_features", "compose", "unpatchify")  # of its own; those of all networks not counted
 
     def __init__(self, network: ComposerNetwork, robot: Robot, levels: Sequence[float], view: str = "agentview"):
-        if robot.kinematics is None or robot.gripper is None or robot.gripper_turn is not None:
-            raise UserError("the composer needs a robot with kinematics and a gripper; choose another world model")
+        if robot.kinematics is None or robot.gripper is None or robot.clear_m is None:
+            raise UserError(
+                "the composer needs a robot with kinematics, a gripper and `clear_m`, the height above which its "
+                "fingertips touch nothing; choose another world model"
+            )
         if view in robot.hand_views:
             raise UserError(
                 f"the composer needs a camera that stands still, and {view} is on the hand: take another view"
@@ -131,8 +135,8 @@ class ComposerWorld:
         number: Tensor,  # [B] int64, passes before this one
     ) -> Passed:
         """The frames that follow when the gripper goes through `poses`: one pass of the network."""
-        network, layer = self.network, memory.layer
-        scene = Scene(to_frames(network.plate[None, :, :, None])[0, 0], self.robot.gripper)
+        network, layer, poses = self.network, memory.layer, drawn_poses(poses, self.robot)
+        scene = Scene(to_frames(network.plate[None, :, :, None])[0, 0], self.robot)
         course = follow(network.contact, layer, frame, poses, camera[:, 0], scene)
         places = torch.cat([layer.origin[:, None], course.places], dim=1)
         tips = torch.cat([memory.tips[:, None], poses[..., POSITION]], dim=1)
