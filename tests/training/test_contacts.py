@@ -99,8 +99,8 @@ def test_what_is_hidden_is_labelled_where_the_thing_is_and_unknown_only_close_to
 ):
     places = []
 
-    def half(things, *places):  # all things are hidden at the left of the picture
-        (is_there, _), size = occlusion(things, *places), things.size[1]
+    def half(things, *which):  # all things are hidden at the left of the picture
+        (is_there, _), size = occlusion(things, *which), things.size[1]
         hidden = np.zeros(is_there.shape, dtype=np.uint8)
         hidden[:, :, : size // 2] = 255
         places.append(is_there)

@@ -99,6 +99,7 @@ class HeldSuite:
         request: str,  # a method of the simulator
         episodes: Sequence[tuple[str, int, str]],  # name of the task, start state, split
         given: Sequence[tuple],  # for each, what the method takes beside
+        progress: Progress | None = None,  # advances with the episodes
     ) -> list[Any]:
         """What the simulators answer for episodes that begin so. No episode is held any more.
 
@@ -106,14 +107,14 @@ class HeldSuite:
         """
         self._held, out = None, {}
         episodes = [(self._task(self.known.get(name, name)), start, split) for name, start, split in episodes]
-        with Progress(len(episodes), f"{request} of {self.name}") as progress:
-            for group in self.groups([task for task, *_ in episodes]):
-                for first in range(0, len(group), len(self._actors)):
-                    rows = group[first : first + len(self._actors)]
-                    for actor, row in zip(self._actors, rows, strict=False):
-                        scene, start = self._episode(*episodes[row])
-                        actor.perform(scene, request, *start, *given[row])
-                    out |= {row: actor.answer() for actor, row in zip(self._actors, rows, strict=False)}
+        for group in self.groups([task for task, *_ in episodes]):
+            for first in range(0, len(group), len(self._actors)):
+                rows = group[first : first + len(self._actors)]
+                for actor, row in zip(self._actors, rows, strict=False):
+                    scene, start = self._episode(*episodes[row])
+                    actor.perform(scene, request, *start, *given[row])
+                out |= {row: actor.answer() for actor, row in zip(self._actors, rows, strict=False)}
+                if progress is not None:
                     progress.advance(len(rows))
         return [out[row] for row in range(len(episodes))]
 

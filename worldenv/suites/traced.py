@@ -7,6 +7,7 @@ import numpy as np
 
 from worldenv.data.clips import Clips
 from worldenv.errors import UserError
+from worldenv.records.progress import Progress
 from worldenv.suites.held import HeldSuite
 from worldenv.suites.offscreen import Trace
 
@@ -45,7 +46,8 @@ class TracedThings:
             clips.actions.double().clamp(-1, 1).repeat_interleave(suite.repeat, 1).unflatten(1, (-1, suite.repeat))
         )
         given = [(own[:length].numpy(),) for own, length in zip(actions, lengths, strict=True)]
-        traces = suite.ask("trace", episodes, given)
+        with Progress(len(episodes), f"true things of {suite.name}") as progress:
+            traces = suite.ask("trace", episodes, given, progress)
         for (task, start, _), trace, proprio in zip(episodes, traces, clips.proprio.numpy(), strict=True):
             apart = np.abs(trace.proprio - proprio[: len(trace.proprio)]).max()
             if apart > SAME:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from worldenv.data.clips import Clips
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.true_things import TrueThings
+from worldenv.records.progress import Progress
 from worldenv.robot.hand import drawn_poses
 from worldenv.training.layers import MOVED_M, Layers
 from worldenv.worlds.composer.contact import Scene, look
@@ -70,14 +71,16 @@ def record_contacts(
         share = np.array(SHARES_BESIDE if round_ else SHARES)[kinds] * ~(is_held & (round_ > 0))
         rows.append(every[random.random(len(every)) < share])
         offsets.append(_offsets(random, len(rows[-1])) if round_ else None)
-    whole, first = None, 0
-    for own, offset in zip(rows, offsets, strict=True):
-        for begin in range(0, len(own), AT_ONCE):
-            part = slice(begin, begin + AT_ONCE)
-            made = _labelled(clips, layers, scene, own[part], None if offset is None else offset[part])
-            whole = whole or made.empty(sum(map(len, rows)))  # filled in place: it takes gigabytes
-            whole.put(torch.arange(first, first + len(made)), made)
-            first += len(made)
+    whole, first, total = None, 0, sum(map(len, rows))
+    with Progress(total, "chunks for the contact network") as progress:
+        for own, offset in zip(rows, offsets, strict=True):
+            for begin in range(0, len(own), AT_ONCE):
+                part = slice(begin, begin + AT_ONCE)
+                made = _labelled(clips, layers, scene, own[part], None if offset is None else offset[part])
+                whole = whole or made.empty(total)  # filled in place: it takes gigabytes
+                whole.put(torch.arange(first, first + len(made)), made)
+                first += len(made)
+                progress.advance(len(made))
     return whole
 
 

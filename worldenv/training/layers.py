@@ -9,6 +9,7 @@ from torch import Tensor
 
 from worldenv.data.clips import Clips
 from worldenv.interfaces.true_things import TrueThings
+from worldenv.records.progress import Progress
 from worldenv.robot.robot import Robot
 from worldenv.worlds.composer.layer import APERTURE
 
@@ -64,7 +65,11 @@ class Layers:
         self.row = np.full(self.thing.shape, -1)
         self.row[episode, step] = row.ravel()
         parts = [keys[first : first + AT_ONCE] for first in range(0, len(keys), AT_ONCE)]
-        drawn = [self.things.coverage(*part.T) for part in parts]
+        drawn = []
+        with Progress(len(keys), "masks of moved things") as progress:
+            for part in parts:
+                drawn.append(self.things.coverage(*part.T))
+                progress.advance(len(part))
         self.masks = torch.from_numpy(np.concatenate([*drawn, self._nothing()]))  # row -1 is empty
 
     def _hide(self) -> None:
@@ -74,13 +79,15 @@ class Layers:
         after = (step[:, None] + np.arange(1, self.chunk + 1)).clip(max=steps - 1)
         keys = np.unique(self._key(episode[:, None], after, self.thing[episode, step][:, None]))
         found, kept = [self._nothing()], [np.empty(0, dtype=keys.dtype)]
-        for first in range(0, len(keys), AT_ONCE):
-            part = keys[first : first + AT_ONCE]
-            place, thing = np.divmod(part, self.centre.shape[2])
-            _, hidden = self.things.occlusion(place // steps, place % steps, thing)
-            some = (hidden > HIDDEN_LEVEL).any((1, 2))
-            kept.append(part[some])
-            found.append(hidden[some])
+        with Progress(len(keys), "what hides moved things") as progress:
+            for first in range(0, len(keys), AT_ONCE):
+                part = keys[first : first + AT_ONCE]
+                place, thing = np.divmod(part, self.centre.shape[2])
+                _, hidden = self.things.occlusion(place // steps, place % steps, thing)
+                some = (hidden > HIDDEN_LEVEL).any((1, 2))
+                kept.append(part[some])
+                found.append(hidden[some])
+                progress.advance(len(part))
         self.hidden_keys, self.hidden = np.concatenate(kept), torch.from_numpy(np.concatenate(found))
 
     def _nothing(self) -> np.ndarray:
