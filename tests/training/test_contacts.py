@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from worldenv.errors import UserError
+from worldenv.interfaces.true_things import Shiftable
 from worldenv.ops.unpatchify import to_frames
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import CLEAR_M, moved_gripper
@@ -154,3 +156,31 @@ def test_chunks_in_which_nothing_happens_are_taken_less_often(shown, layers, sce
     monkeypatch.setattr(module, "SHARES", (0.0, 1.0, 0.0))
     moving = record_contacts(shown, layers, scene, 0, 0)
     assert closing.closes.any(1).all() and not moving.closes.any() and moving.moves.float().mean() > 0.6
+
+
+class Elsewhere:
+    """The true things of a simulator that cannot set the gripper beside; a thing more in some episodes."""
+
+    def __init__(self, things):
+        self.held, self.size, self.coverage, self.occlusion = (
+            things.held,
+            things.size,
+            things.coverage,
+            things.occlusion,
+        )
+        self.centre = np.concatenate([things.centre, np.zeros_like(things.centre[:, :, :1])], axis=2)
+        self.movable = np.concatenate([things.movable, np.zeros_like(things.movable[:, :1])], axis=1)
+
+
+def test_things_that_no_gripper_can_be_set_beside_give_the_same_labels_of_recorded_chunks(shown, layers, scene):
+    things = Elsewhere(layers.things)
+    assert isinstance(layers.things, Shiftable) and not isinstance(things, Shiftable)
+    found = record_contacts(shown, Layers(shown.proprio, things, K, CLEAR_M), scene, 0, 0)
+    expected = record_contacts(shown, layers, scene, 0, 0)
+    assert all(torch.equal(one, other) for one, other in zip(found.tensors(), expected.tensors(), strict=True))
+
+
+def test_recordings_in_which_nothing_comes_near_are_refused_in_words(shown, layers, scene, monkeypatch):
+    monkeypatch.setattr(module, "SHARES", (0.0, 0.0, 0.0))
+    with pytest.raises(UserError, match="nothing to learn from: .* give more --scratch.exploration"):
+        record_contacts(shown, layers, scene, 0, 0)

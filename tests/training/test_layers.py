@@ -1,13 +1,16 @@
 """Labels of layers against the true states of short scripted episodes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from worldenv.robot.robot import CLEAR_M
+from worldenv.robot.kinematics import Kinematics
+from worldenv.robot.robot import CLEAR_M, moved_gripper
 from worldenv.suites.tabletop.detector import nearest_color
 from worldenv.suites.tabletop.things import HELD, TabletopThings, act_out, coverage, movable, occlusion
-from worldenv.training.layers import HIDDEN_LEVEL, MOVED_M, Layers
+from worldenv.training.layers import HIDDEN_LEVEL, MOVED_M, Layers, with_wanted_opening
 
 K = 4
 
@@ -124,6 +127,21 @@ def test_what_was_moved_stays_the_layer_while_it_lies_still_until_the_gripper_ha
         layers.at(torch.tensor([0]), torch.tensor([7])).places[0, :, 0].diff().abs().gt(0.01).tolist()
         == [True] + [False] * K
     )
+
+
+def test_the_opening_is_what_the_kinematics_say_and_poses_are_as_recorded(clips):
+    robot, stuck = moved_gripper(Kinematics(aperture_rate=0.25)), clips.proprio.clone()
+    stuck[:, 1:, 6] = 0.7  # a thing between the fingers
+    wanted = with_wanted_opening(replace(clips, proprio=stuck), robot).proprio
+    assert torch.equal(wanted[..., :6], stuck[..., :6]) and torch.equal(wanted[:, 0], stuck[:, 0])
+    for e in range(len(clips)):
+        opening, length = float(stuck[e, 0, 6]), int(clips.length[e])
+        for t in range(clips.actions.shape[1]):
+            if t < length:
+                opening = min(max(opening + (-0.25 if clips.actions[e, t, 6] > 0 else 0.25), 0), 1)
+            assert wanted[e, t + 1, 6] == pytest.approx(opening), (e, t)
+    same = with_wanted_opening(clips, moved_gripper(Kinematics())).proprio
+    assert torch.equal(same, clips.proprio)  # the suite's gripper closes whatever is between
 
 
 def test_a_goal_that_is_shifted_is_no_layer(clips, states):

@@ -231,6 +231,19 @@ def test_chunks_that_no_episode_of_the_suite_holds_are_refused_before_anything_i
         Pipeline(RunFolder.create(tmp_path / "run", {}), ScratchConfig(), 1, "causal", suite="short")
 
 
+def test_what_the_composer_cannot_learn_from_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    suite, folder = TabletopLessons(), RunFolder.create(tmp_path / "run", {})
+    monkeypatch.setattr(suite.suite, "horizon", 16)
+    monkeypatch.setitem(pipeline.LESSONS, "short", lambda: suite)
+    with pytest.raises(UserError, match="unroll is 5, of 20 actions in all; an episode of the suite has 16"):
+        Pipeline(folder, ScratchConfig(), 1, "composer", suite="short")
+    monkeypatch.setattr(suite, "records_what_is_done", False)
+    with pytest.raises(
+        UserError, match="no-extra-data leaves only demonstrations, and those of this suite"
+    ):
+        Pipeline(folder, ScratchConfig(unroll=4, extra_data=False), 1, "composer", suite="short")
+
+
 def test_full_disk_in_a_stage_is_one_line_that_names_what_it_was_to_make(tmp_path, monkeypatch):
     def full(pipeline, path):
         raise OSError(28, "a long story", "file")

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
+from worldenv.robot.camera import Camera
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
 from worldenv.suites.tabletop.physics import Tabletop
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training import train_contact
 from worldenv.training.contacts import HIDDEN_LEVELS, PICTURE_LEVELS, UNKNOWN, Contacts
-from worldenv.training.train_contact import contact_loss
+from worldenv.training.train_contact import axis_across, contact_loss
 from worldenv.worlds.composer.contact import COLOURS, ContactNetwork, Scene, Touch, channels, look, numbers
 from worldenv.worlds.composer.layer import SIZE, Layer, project, window
 
@@ -150,3 +151,28 @@ def test_half_of_the_batches_are_mirrored_and_plans_and_labels_with_them(contact
     mirror = train_contact._mirror(K)
     for is_mirrored, plan in network.plans:
         assert torch.equal(plan, mirror if is_mirrored else torch.ones_like(mirror))
+
+
+def test_a_mirror_turns_the_axis_round_that_lies_across_the_pictures():
+    def camera(eye, target):
+        return torch.from_numpy(Camera.look_at(eye=eye, target=target, fov_deg=40.0, size=32).projection)[None]
+
+    ahead, aside = camera((0.0, -0.3, 0.5), (0.0, 0.1, 0.0)), camera((0.6, 0.0, 0.5), (0.1, 0.0, 0.0))
+    corner, beside = camera((0.5, -0.5, 0.5), (0.0, 0.0, 0.0)), camera((0.2, -0.3, 0.5), (0.2, 0.1, 0.0))
+    found = [axis_across(one) for one in (ahead, aside, corner, beside, torch.cat([ahead, aside]))]
+    assert found == [0, 1, None, None, None]
+    point = torch.tensor([[0.05, 0.07, 0.03]])
+    (place, depth), (other, same) = (project(point * torch.tensor(sign), aside) for sign in ((1.0, 1, 1), (1.0, -1, 1)))
+    torch.testing.assert_close(other, torch.stack([32 - place[:, 0], place[:, 1]], dim=1))
+    torch.testing.assert_close(depth, same)
+
+
+def test_without_an_axis_across_nothing_is_seen_in_a_mirror(contacts, monkeypatch):
+    torch.manual_seed(0)
+    network = ContactNetwork(K)
+    losses = [contact_loss(network, contacts, 8, across=across) for across in (0, None)]
+    apart = []
+    for seed in range(8):
+        one, other = (loss(torch.Generator().manual_seed(seed))[0].item() for loss in losses)
+        apart.append(one != other)
+    assert 0 < sum(apart) < 8  # those that the first saw in a mirror

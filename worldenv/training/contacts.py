@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldenv.data.clips import Clips
+from worldenv.errors import UserError
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.true_things import TrueThings
 from worldenv.records.progress import Progress
@@ -63,6 +64,8 @@ def record_contacts(
 
     A policy lifts when it sees that it holds something, so in its own episodes the plan gives the outcome away. From
     beside the same plan is carried out whatever comes of it, and half of the grasps miss.
+
+    Raises UserError if there are none.
     """
     random, rows, offsets = np.random.default_rng(seed), [], []
     every, is_closing, is_moving, is_held = _chunks(clips, layers)
@@ -72,6 +75,11 @@ def record_contacts(
         rows.append(every[random.random(len(every)) < share])
         offsets.append(_offsets(random, len(rows[-1])) if round_ else None)
     whole, first, total = None, 0, sum(map(len, rows))
+    if not total:
+        raise UserError(
+            f"the contact network has nothing to learn from: of the recorded chunks, {len(every)} are near things or "
+            "hold one, and none was drawn; give more --scratch.exploration"
+        )
     with Progress(total, "chunks for the contact network") as progress:
         for own, offset in zip(rows, offsets, strict=True):
             for begin in range(0, len(own), AT_ONCE):

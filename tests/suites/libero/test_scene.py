@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from worldenv.data.clips import Clips
 from worldenv.data.record import Record
+from worldenv.data.trajectories import TrajectoryWriter
 from worldenv.ops.action_map import rotated_axes
 from worldenv.robot.hand import cameras_after, drawn_poses
 from worldenv.rollout.checks import check_begun
 from worldenv.suites.actors import Process
 from worldenv.suites.libero.suite import PROGRAM, LiberoSuite
 from worldenv.suites.libero.tasks import HORIZONS
+from worldenv.suites.traced import TracedThings
 
 BOWL_IN_DRAWER = 4  # of libero_spatial: every reset places the cabinet anew, and the bowl in it
 ACTIONS = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 8, 7)).astype(np.float32)
@@ -149,6 +152,29 @@ def test_recorded_episodes_keep_the_wrist_camera_of_each_frame(suite):
     for row, trajectory in enumerate(trajectories):
         assert trajectory.camera.shape == (3, 2, 3, 4)
         assert all((trajectory.camera[i + 1] == now.camera[row].numpy()).all() for i, now in enumerate(seen))
+
+
+def test_true_things_of_an_episode_that_is_acted_out_again(suite, tmp_path):
+    (demo,) = suite.demonstrate(suite.tasks[4:5], [3], "train", noise=0.0)
+    assert demo.success
+    with TrajectoryWriter(tmp_path / "data") as writer:
+        writer.write(demo.trajectory)
+    things = TracedThings.of(Clips.open(tmp_path / "data"), suite)
+    away = np.linalg.norm(things.centre[0] - things.centre[0, 0], axis=-1).max(0)
+    moved, held = int(away.argmax()), things.held[0]
+    assert away[moved] > 0.3 and np.sort(away)[-2] < 0.05 and {*held} == {-1, moved}
+    steps = np.flatnonzero(held == moved)
+    assert held[0] == held[-1] == -1 and len(steps) > 20 and (np.diff(steps) == 1).all()
+    way = np.diff(things.centre[0, steps, moved], axis=0) - np.diff(demo.trajectory.proprio[steps, :3], axis=0)
+    assert np.abs(way[2:]).max() < 0.01  # it goes where the fingers go
+    which = np.zeros(2, dtype=int), np.array([0, len(held) - 1]), np.full(2, moved)
+    is_there, hidden = things.occlusion(*which)
+    covers = things.coverage(*which)
+    x, y, depth = (demo.trajectory.first_camera[0] @ np.r_[things.centre[0, 0, moved], 1]).tolist()
+    at = [part.mean() + 0.5 for part in np.nonzero(covers[0] > 127)]
+    assert np.abs(np.subtract(at, [y / depth, x / depth])).max() < 2
+    first, last = (now[there].mean() for now, there in zip(hidden, is_there, strict=True))
+    assert first < 40 and last > 80, (first, last)  # the basket hides what lies in it
 
 
 def test_a_killed_process_leaves_no_trace(suite):

@@ -9,12 +9,18 @@ import pytest
 import torch
 
 import worldenv
+from worldenv.data.clips import Clips
+from worldenv.data.record import Record
+from worldenv.data.trajectories import TrajectoryWriter
+from worldenv.errors import UserError
 from worldenv.interfaces.observation import Starts
 from worldenv.nn.instruction import tokenize
 from worldenv.rollout.checks import check_begun, check_suite
 from worldenv.suites.metaworld.demonstrate import demonstrate, disturb
 from worldenv.suites.metaworld.suite import MetaWorldSuite
 from worldenv.suites.metaworld.tasks import HIGH_M, INSTRUCTIONS, PRETRAINING, MetaWorldTask
+from worldenv.suites.traced import THERE, TracedThings
+from worldenv.training.layers import Layers
 from worldenv.training.lessons import MetaWorldLessons
 from worldenv.training.pretrain import sample_base_batch
 
@@ -137,6 +143,46 @@ def test_demonstrations_end_in_success_and_record_what_the_expert_wanted(suite):
         assert 1e-3 < apart.mean() < 0.2
     again = demonstrate(suite, tasks, range(6), "train")
     assert all(np.array_equal(one.frames, other.frames) for one, other in zip(shown, again, strict=True))
+
+
+def written(trajectories, path):
+    with TrajectoryWriter(path) as writer:
+        for trajectory in trajectories:
+            writer.write(trajectory)
+    return Clips.open(path)
+
+
+def test_true_things_of_recorded_episodes_are_found_by_acting_them_out_again(suite, tmp_path):
+    record, places = Record(suite, suite.reset(suite.tasks, [5, 6, 7], "train")), []
+    for _ in range(18):
+        record.step(suite.expert_actions())
+        places.append(suite.places()[:, :3])
+    clips = written(record.trajectories(suite.tasks, [5, 6, 7], "train", "expert", [18, 18, 14]), tmp_path / "data")
+    things = TracedThings.of(clips, suite)
+    assert things.centre.shape == (3, 19, 1, 3) and things.movable.all() and (things.held < 0).all()
+    assert (things.centre[2, 14:] == things.centre[2, 14]).all()  # past the end
+    for row, task in enumerate(suite.tasks):
+        end = int(clips.length[row])
+        ways = np.stack(places)[:end, row], things.centre[row, 1 : end + 1, 0]
+        true, found = (np.linalg.norm(way[-1] - way[0]) for way in ways)
+        assert found > 0.03 and (task.name == "handle-press" or abs(true - found) < 0.01), task  # a handle turns
+        covers = things.coverage(np.array([row]), np.array([0]), np.array([0]))[0]
+        x, y, depth = clips.camera[row, 0].numpy() @ np.r_[things.centre[row, 0, 0], 1]
+        at = np.array([part.mean() + 0.5 for part in np.nonzero(covers > 127)])
+        assert np.abs(at - [y / depth, x / depth]).max() < 2, task
+    which = np.array([0, 0, 2, 0]), np.array([0, 18, 18, 18]), np.zeros(4, dtype=int)
+    is_there, hidden = things.occlusion(*which)
+    assert np.array_equal(is_there, things.coverage(*which) > THERE) and np.array_equal(hidden[1], hidden[3])
+    before, pressed = hidden.sum((1, 2), dtype=int)[:2]
+    assert 3 * before < pressed and not hidden[~is_there].any()  # the box hides the button
+    layers = Layers(clips.proprio, things, 4, suite.robot.clear_m)
+    assert layers.moves().any(1).all() and layers.at(torch.tensor([0]), torch.tensor([12])).mask.any()
+
+
+def test_episodes_that_take_another_course_have_no_true_things(suite, tmp_path):
+    clips = written(demonstrate(suite, suite.tasks, [0, 1, 2], "train"), tmp_path / "data")
+    with pytest.raises(UserError, match=r"took another course when it was acted out again: .* recorded actions that"):
+        TracedThings.of(clips, suite)  # the expert's wishes, not what was carried out
 
 
 def test_disturbed_episodes_of_other_tasks_are_what_a_base_learns_from(suite):

@@ -1,5 +1,7 @@
 """The composer behind its interface: what it remembers, where the gripper goes, what it shares in 8 bits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,9 +9,12 @@ from worldenv.errors import UserError
 from worldenv.interfaces.observation import Key
 from worldenv.interfaces.world import WorldModel
 from worldenv.nn.int8 import measured
-from worldenv.robot.kinematics import Kinematics, chunk_kinematics
-from worldenv.robot.robot import CLEAR_M
+from worldenv.robot.kinematics import Kinematics, chunk_kinematics, composed
+from worldenv.robot.robot import CLEAR_M, moved_gripper
 from worldenv.worlds.composer import world as module
+from worldenv.worlds.composer.contact import Scene, look
+from worldenv.worlds.composer.layer import Layer
+from worldenv.worlds.composer.world import ComposerWorld
 
 SEED = 11
 
@@ -132,3 +137,39 @@ def test_twin_in_8_bits_shares_the_parameters_and_leaves_the_world_as_it_was(wor
     assert all(shared[name] is parameter for name, parameter in network.named_parameters())
     assert not torch.equal(imagined(small, seen, actions(5)).frames, expected.frames)
     assert torch.equal(imagined(world, seen, actions(5)).frames, expected.frames)
+
+
+def test_a_hand_whose_axes_are_others_is_imagined_as_the_one_that_the_action_map_draws(world, seen):
+    turn, network = (0.3, -0.2, 1.1), world.network
+    plain = moved_gripper(Kinematics(rotation="compose"))
+    turned = replace(plain, gripper_turn=turn)
+    back = -torch.tensor(turn).expand(len(seen), 3)
+    reported = replace(seen, proprio=seen.proprio.clone())
+    reported.proprio[:, 3:6] = composed(seen.proprio[:, 3:6], back)
+    action = actions(len(seen))
+    expected, found, other = (
+        imagined(ComposerWorld(network, robot, (1.0,)), one, action)
+        for robot, one in ((plain, seen), (turned, reported), (plain, reported))
+    )
+    apart = [(one.frames.int() - expected.frames).abs() for one in (found, other)]
+    assert apart[0].max() <= 1 and apart[0].float().mean() < 0.01 < apart[1].float().mean()
+    assert torch.equal(found.proprio[..., :3], expected.proprio[..., :3])
+
+
+def test_heights_count_from_the_ground(seen):
+    up, plate, low = 0.5, torch.zeros(16, 16, 3), moved_gripper(Kinematics())
+    raised = replace(seen, proprio=seen.proprio.clone(), camera=seen.camera.clone())
+    raised.proprio[:, 2] += up
+    raised.camera[..., 3] -= up * seen.camera[..., 2]  # as high above the ground as before
+    views = []
+    for robot, now in ((low, seen), (replace(low, ground_m=up, clear_m=CLEAR_M + up), raised)):
+        poses = now.proprio[:, None].repeat(1, 5, 1)
+        layer = Layer.begin(now.frames[:, 0], poses[:, 0, :3])
+        views.append(look(layer, now.frames[:, 0], poses, now.camera[:, 0], Scene(plate, robot)))
+    torch.testing.assert_close(views[0].pictures, views[1].pictures, rtol=0, atol=2e-3)
+    torch.testing.assert_close(views[0].numbers, views[1].numbers, rtol=0, atol=1e-4)
+
+
+def test_a_robot_of_which_it_is_not_known_when_it_touches_nothing_is_refused(world):
+    with pytest.raises(UserError, match="needs a robot with kinematics, a gripper and `clear_m`"):
+        ComposerWorld(world.network, replace(world.robot, clear_m=None), (1.0,))
