@@ -13,6 +13,8 @@ from worldenv.suites.offscreen import Trace, shrunk
 
 OPPOSITE = -0.5  # at most, the cosine between the directions in which the fingers push a thing that they hold
 UNSEEN = mujoco.mjNGROUP - 1  # a group of geoms that nobody draws
+WHOLE = mujoco.mjtState.mjSTATE_INTEGRATION  # all that the next step depends on
+SOLVING, DAMPING = 20, 1e-6  # steps in which the joints of an arm are found, and what keeps them small
 
 
 class Bodies:
@@ -35,7 +37,9 @@ class Bodies:
         owner = weld[model.geom_bodyid]
         self.is_robot = is_robot[model.geom_bodyid]  # as all that follow, of every geom
         self.thing = _index_in(owner, self.body)  # -1: of none
-        self.finger = _index_in(owner, weld[[model.body(name).id for name in fingers]])
+        ends = np.array([model.body(name).id for name in fingers])
+        self.finger, self.hand = _index_in(owner, weld[ends]), model.body_parentid[ends[0]]
+        self.arm = np.flatnonzero(is_robot[model.dof_bodyid] & ~np.isin(weld[model.dof_bodyid], weld[ends]))  # of dofs
         self._middle = np.stack([self._middle_of(i) for i in range(len(self.body))])  # [D, 3] m, from each body
 
     def _middle_of(self, thing: int) -> np.ndarray:
@@ -70,6 +74,37 @@ class Bodies:
         length = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
         cosine = np.divide((one * other).sum(1), length, out=np.ones(len(push)), where=length > 0)
         return int(cosine.argmin()) if (cosine <= OPPOSITE).any() else -1
+
+    def shift_hand(self, offset: np.ndarray) -> None:  # [3] m
+        """Set the arm's joints, which are hinges, so that the hand is moved by an offset and turned as before.
+
+        It comes as near as the joints allow, by damped least squares.
+        """
+        model, data, hand = self.model, self.data, self.hand
+        joints = model.dof_jntid[self.arm]
+        places, (low, high) = model.jnt_qposadr[joints], model.jnt_range[joints].T
+        goal, turn = data.xpos[hand] + offset, data.xquat[hand].copy()
+        jacobian, error, apart = np.zeros((6, model.nv)), np.zeros(6), np.zeros(3)
+        for _ in range(SOLVING):
+            mujoco.mju_subQuat(apart, turn, data.xquat[hand])  # in the axes of the hand
+            error[:3], error[3:] = goal - data.xpos[hand], data.xmat[hand].reshape(3, 3) @ apart
+            mujoco.mj_jacBody(model, data, jacobian[:3], jacobian[3:], hand)
+            own = jacobian[:, self.arm]
+            move = own.T @ np.linalg.solve(own @ own.T + DAMPING * np.eye(6), error)
+            data.qpos[places] = (data.qpos[places] + move).clip(low, high)
+            mujoco.mj_kinematics(model, data)
+            mujoco.mj_comPos(model, data)
+        mujoco.mj_forward(model, data)
+
+    def state(self) -> np.ndarray:
+        """All that MuJoCo's next step depends on; `restore` brings it back."""
+        out = np.empty(mujoco.mj_stateSize(self.model, WHOLE))
+        mujoco.mj_getState(self.model, self.data, out, WHOLE)
+        return out
+
+    def restore(self, state: np.ndarray) -> None:
+        mujoco.mj_setState(self.model, self.data, state, WHOLE)
+        mujoco.mj_forward(self.model, self.data)
 
 
 def _index_in(values: np.ndarray, names: np.ndarray) -> np.ndarray:
@@ -144,6 +179,29 @@ def trace(scene: "object", actions: np.ndarray) -> Trace:  # [T, n, A]
             scene.step(part)
         seen.append((scene.proprio(), bodies.data.qpos.copy(), bodies.centres(), bodies.held()))
     return Trace(*(np.stack(part) for part in zip(*seen, strict=True)))
+
+
+def beside(
+    scene: "object",
+    actions: np.ndarray,  # [T, n, A], of the episode
+    steps: np.ndarray,  # [M] int64
+    offsets: np.ndarray,  # [M, 3] m
+    tried: np.ndarray,  # [M, K, n, A]
+) -> list[tuple[np.ndarray, Trace]]:  # M: [H, W, 3] uint8, what came of it
+    """On the way of the episode that a scene has just begun, try actions from a hand that stands beside: M times.
+
+    With each comes what the first camera sees before. A scene has `kept`, `put_back` and `shift`, too.
+    """
+    out = {}
+    for step in range(max(steps) + 1):
+        for row in np.flatnonzero(steps == step).tolist():
+            kept = scene.kept()
+            scene.shift(offsets[row])
+            out[row] = scene.frames()[0], trace(scene, tried[row])
+            scene.put_back(kept)
+        for part in actions[step] if step < len(actions) else ():
+            scene.step(part)
+    return [out[row] for row in range(len(steps))]
 
 
 def outlines(

@@ -1,12 +1,13 @@
 """The true things of recorded episodes of a suite whose processes can act them out again."""
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Self
 
 import numpy as np
 
 from worldenv.data.clips import Clips
 from worldenv.errors import UserError
+from worldenv.interfaces.true_things import Beside
 from worldenv.records.progress import Progress
 from worldenv.suites.held import HeldSuite
 from worldenv.suites.offscreen import Trace
@@ -26,10 +27,12 @@ class TracedThings:
         self,
         suite: HeldSuite,
         episodes: Sequence[tuple[str, int, str]],  # N: task, start state, split
-        traces: Sequence[Trace],
-        steps: int,  # T: of the longest
+        actions: Sequence[np.ndarray],  # N, [n, repeat, A] each, from the beginning of each episode
+        traces: Sequence[Trace],  # of the episodes, or of what else was done in them
+        steps: int,  # T: of the longest trace
     ):
-        self.suite, self.episodes, self._qpos = suite, episodes, [trace.qpos for trace in traces]
+        self.suite, self.episodes, self.actions = suite, episodes, actions
+        self._qpos = [trace.qpos for trace in traces]
         self.size = suite.size, suite.size
         most = max(trace.centre.shape[1] for trace in traces)
         number = [np.minimum(np.arange(steps + 1), len(trace.held) - 1) for trace in traces]
@@ -42,12 +45,10 @@ class TracedThings:
     def of(cls, clips: Clips, suite: HeldSuite) -> Self:
         """Those of recorded episodes of the suite, which are acted out again."""
         episodes, lengths = clips.begun(), clips.length.tolist()
-        actions = (
-            clips.actions.double().clamp(-1, 1).repeat_interleave(suite.repeat, 1).unflatten(1, (-1, suite.repeat))
-        )
-        given = [(own[:length].numpy(),) for own, length in zip(actions, lengths, strict=True)]
+        repeated = _as_carried_out(clips.actions.numpy(), suite)
+        actions = [own[:length] for own, length in zip(repeated, lengths, strict=True)]
         with Progress(len(episodes), f"true things of {suite.name}") as progress:
-            traces = suite.ask("trace", episodes, given, progress)
+            traces = suite.ask("trace", episodes, [(own,) for own in actions], progress)
         for (task, start, _), trace, proprio in zip(episodes, traces, clips.proprio.numpy(), strict=True):
             apart = np.abs(trace.proprio - proprio[: len(trace.proprio)]).max()
             if apart > SAME:
@@ -56,7 +57,7 @@ class TracedThings:
                     f"proprioception is off by {apart:.2g}. The labels of the composer need recorded actions that were "
                     "carried out, and the same simulator: record the episodes here"
                 )
-        return cls(suite, episodes, traces, clips.actions.shape[1])
+        return cls(suite, episodes, actions, traces, clips.actions.shape[1])
 
     def coverage(self, episode: np.ndarray, step: np.ndarray, thing: np.ndarray) -> np.ndarray:  # [M] int64 each
         return self._outlines(episode, step, thing, True)
@@ -73,7 +74,42 @@ class TracedThings:
         ends = np.array([len(qpos) - 1 for qpos in self._qpos])
         keys = np.stack([episode, np.minimum(step, ends[episode]), thing], axis=1)
         keys, row = np.unique(keys, axis=0, return_inverse=True)  # neighbouring chunks ask for the same
-        found, first = np.unique(keys[:, 0], return_index=True)
-        parts = np.split(keys, first[1:])
-        given = [(self._qpos[e][part[:, 1]], part[:, 2], alone) for e, part in zip(found, parts, strict=True)]
-        return np.concatenate(self.suite.ask("outlines", [self.episodes[e] for e in found], given))[row.ravel()]
+        poses = [self._qpos[e][t] for e, t, _ in keys]
+
+        def given(rows: list[int]) -> tuple:
+            return np.stack([poses[row] for row in rows]), keys[rows, 2], alone
+
+        began = [self.episodes[e] for e in keys[:, 0]]
+        return np.stack(self._asked("outlines", keys[:, 0], began, given))[row.ravel()]
+
+    def beside(self, episode: np.ndarray, step: np.ndarray, offset: np.ndarray, actions: np.ndarray) -> Beside:
+        """Carry out actions [M, K, A] from steps of episodes, in which the hand is moved by offsets [M, 3] (m)."""
+        tried = _as_carried_out(actions, self.suite)
+
+        def given(rows: list[int]) -> tuple:
+            return self.actions[episode[rows[0]]], step[rows], offset[rows], tried[rows]
+
+        frames, traces = zip(*self._asked("beside", episode, episode.tolist(), given), strict=True)
+        own = [self.episodes[e] for e in episode], [self.actions[e] for e in episode]
+        things = TracedThings(self.suite, *own, traces, actions.shape[1])
+        return Beside(np.stack(frames), np.stack([trace.proprio for trace in traces]), things)
+
+    def _asked(
+        self,
+        request: str,
+        episode: np.ndarray,  # [M] int64
+        alike: Sequence[Hashable],  # M: rows that are equal here are asked for in one request
+        given: Callable[[list[int]], tuple],  # what it takes for such rows
+    ) -> list[Any]:  # M answers
+        groups: dict[Hashable, list[int]] = {}
+        for row, key in enumerate(alike):
+            groups.setdefault(key, []).append(row)
+        parts, out = list(groups.values()), {}
+        answers = self.suite.ask(request, [self.episodes[episode[rows[0]]] for rows in parts], list(map(given, parts)))
+        for rows, answer in zip(parts, answers, strict=True):
+            out |= zip(rows, answer, strict=True)
+        return [out[row] for row in range(len(alike))]
+
+
+def _as_carried_out(actions: np.ndarray, suite: HeldSuite) -> np.ndarray:  # [N, T, A] -> [N, T, repeat, A] float64
+    return actions.astype(np.float64).clip(-1, 1)[:, :, None].repeat(suite.repeat, axis=2)

@@ -17,7 +17,7 @@ from worldenv.records.progress import Progress
 from worldenv.robot.hand import drawn_poses
 from worldenv.training.layers import MOVED_M, Layers
 from worldenv.worlds.composer.contact import Scene, look
-from worldenv.worlds.composer.layer import SIZE, Layer, attempts, carried, undecided, window
+from worldenv.worlds.composer.layer import APERTURE, SIZE, Layer, attempts, carried, undecided, window
 
 BESIDE_M, LOWER_M, HIGHER_M, OTHER_HEIGHT = 0.03, 0.01, 0.025, 0.4  # how far beside; in what share, lower or higher
 # How many of the chunks are taken in which the gripper closes, something moves, and neither; as recorded and beside.
@@ -145,12 +145,14 @@ def _carried_out(
     clips: Clips, layers: Layers, episode: np.ndarray, step: np.ndarray, offset: np.ndarray | None
 ) -> _Chunks:
     e, t, k = torch.from_numpy(episode)[:, None], torch.from_numpy(step)[:, None], layers.chunk
+    recorded = clips.proprio[e, t + torch.arange(k + 1)]
     if offset is None:
-        frame, poses = clips.frames_at(e[:, 0], t)[:, 0, 0], clips.proprio[e, t + torch.arange(k + 1)]
-        return _Chunks(frame, poses, layers.things, episode, step)
+        return _Chunks(clips.frames_at(e[:, 0], t)[:, 0, 0], recorded, layers.things, episode, step)
     found = layers.things.beside(episode, step, offset, clips.actions[e, t + torch.arange(k)].numpy())
+    poses = torch.from_numpy(found.poses)
+    poses[..., APERTURE] = recorded[..., APERTURE]  # as the same actions want it, whatever is between the fingers
     first = np.arange(len(episode)), np.zeros(len(episode), dtype=np.int64)
-    return _Chunks(torch.from_numpy(found.frames), torch.from_numpy(found.poses), found.things, *first)
+    return _Chunks(torch.from_numpy(found.frames), poses, found.things, *first)
 
 
 def _hidden(

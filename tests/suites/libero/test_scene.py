@@ -175,6 +175,13 @@ def test_true_things_of_an_episode_that_is_acted_out_again(suite, tmp_path):
     assert np.abs(np.subtract(at, [y / depth, x / depth])).max() < 2
     first, last = (now[there].mean() for now, there in zip(hidden, is_there, strict=True))
     assert first < 40 and last > 80, (first, last)  # the basket hides what lies in it
+    at, offset = steps[0] - 2, np.array([[0, 0, 0], [0, 0, 0.01], [0, 0.1, 0.05]])  # in the last it misses
+    actions, proprio = demo.trajectory.actions[at : at + 4], demo.trajectory.proprio
+    found = things.beside(np.zeros(3, dtype=int), np.full(3, at), offset, np.stack([actions] * 3))
+    np.testing.assert_allclose(found.poses[:, 0, :3] - proprio[at, :3], offset, atol=2e-3)
+    np.testing.assert_allclose(found.poses[0], proprio[at : at + 5], atol=2e-3)
+    np.testing.assert_allclose(found.poses[:, 0, 3:], np.stack([proprio[at, 3:]] * 3), atol=0.02)
+    assert np.array_equal(found.things.held[0], held[at : at + 5]) and (found.things.held[2] == -1).all()
 
 
 def test_a_killed_process_leaves_no_trace(suite):

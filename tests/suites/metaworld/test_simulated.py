@@ -179,6 +179,30 @@ def test_true_things_of_recorded_episodes_are_found_by_acting_them_out_again(sui
     assert layers.moves().any(1).all() and layers.at(torch.tensor([0]), torch.tensor([12])).mask.any()
 
 
+def test_chunks_are_tried_again_from_a_hand_that_stands_beside(suite, tmp_path):
+    record = Record(suite, suite.reset(suite.tasks, [5, 6, 7], "train"))
+    for _ in range(12):
+        record.step(suite.expert_actions())
+    clips = written(record.trajectories(suite.tasks, [5, 6, 7], "train", "expert"), tmp_path / "data")
+    things, proprio = TracedThings.of(clips, suite), clips.proprio.numpy()
+    episode, step = np.array([2, 0, 2, 2]), np.array([7, 3, 5, 7])  # the plate is pushed
+    offset = np.array([[0, 0, 0], [0.02, -0.01, 0], [0, 0, 0.01], [0.03, 0, 0.12]])
+    ahead = step[:, None] + np.arange(4)
+    found = things.beside(episode, step, offset, clips.actions.numpy()[episode[:, None], ahead])
+    assert found.frames.shape == (4, 32, 32, 3) and found.poses.shape == (4, 5, 7)
+    np.testing.assert_allclose(found.poses[:, 0, :3] - proprio[episode, step, :3], offset, atol=1e-6)
+    recorded = things.centre[episode[:, None], np.c_[ahead, ahead[:, -1] + 1]]
+    np.testing.assert_allclose(found.things.centre[0], recorded[0], atol=2e-3)  # with no offset, what was recorded
+    pushed = np.linalg.norm(found.things.centre[:, -1, 0] - found.things.centre[:, 0, 0], axis=-1)
+    assert pushed[0] > 0.1 and pushed[3] < pushed[0] / 2  # high above it, where the plate only slides on
+    frame = clips.frames_at(torch.tensor([2]), torch.tensor([[7]]))[0, 0, 0].numpy().astype(int)
+    apart = [np.abs(frame - found.frames[row]).mean() for row in (0, 3)]
+    assert apart[0] < 1 < 2 < apart[1]
+    rows, first, thing = np.arange(4), np.zeros(4, dtype=int), np.zeros(4, dtype=int)
+    masks = found.things.coverage(rows, first, thing), things.coverage(episode, step, thing)
+    assert np.abs(np.subtract(*masks, dtype=int)).max() <= 64  # things are not moved before
+
+
 def test_episodes_that_take_another_course_have_no_true_things(suite, tmp_path):
     clips = written(demonstrate(suite, suite.tasks, [0, 1, 2], "train"), tmp_path / "data")
     with pytest.raises(UserError, match=r"took another course when it was acted out again: .* recorded actions that"):

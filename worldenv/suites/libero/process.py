@@ -76,6 +76,13 @@ class Simulator:
         self.scene.begin(state, seed)
         return trace(self.scene, actions)
 
+    def beside(self, state: int | None, seed: int, *given: Any) -> list[tuple[np.ndarray, Trace]]:
+        """Begin an episode, and try some of its chunks from a hand that stands beside: see `bodies.beside`."""
+        from worldenv.suites.bodies import beside
+
+        self.scene.begin(state, seed)
+        return beside(self.scene, *given)
+
     def outlines(self, state: int | None, seed: int, *given: Any) -> np.ndarray:
         """Which pixels show true things of an episode that began so: see `bodies.outlines`."""
         from worldenv.suites.bodies import outlines

@@ -165,6 +165,23 @@ class Scene:
         picture = self._sim.render(camera_name=camera, width=fine, height=fine)[::-1]
         return shrunk(picture, k)
 
+    def kept(self) -> tuple:
+        """What an episode goes on from, for `put_back`."""
+        robot = self.env.robots[0]
+        wanted = {name: value.copy() for name, value in vars(robot.controller).items() if isinstance(value, np.ndarray)}
+        return self.bodies.state(), wanted, robot.gripper.current_action.copy()
+
+    def put_back(self, kept: tuple) -> None:
+        """Go on from before, up to rounding."""
+        robot = self.env.robots[0]
+        state, wanted, robot.gripper.current_action = kept
+        vars(robot.controller).update(wanted)
+        self.bodies.restore(state)
+
+    def shift(self, offset: np.ndarray) -> None:  # [3] m
+        """Set the hand beside where it is."""
+        self.bodies.shift_hand(offset)
+
     @cached_property
     def bodies(self) -> Bodies:
         """The true things."""

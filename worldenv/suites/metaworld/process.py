@@ -59,6 +59,12 @@ class Simulator:
 
         return trace(self._begun(task, seed), actions)
 
+    def beside(self, task: str, seed: tuple[int, ...], *given: Any) -> list[tuple[np.ndarray, Trace]]:
+        """Begin one episode, and try some of its chunks from a hand that stands beside: see `bodies.beside`."""
+        from worldenv.suites.bodies import beside
+
+        return beside(self._begun(task, seed), *given)
+
     def outlines(self, task: str, seed: tuple[int, ...], *given: Any) -> np.ndarray:
         """Which pixels show true things of an episode that began so: see `bodies.outlines`."""
         from worldenv.suites.bodies import outlines

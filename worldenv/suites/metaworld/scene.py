@@ -123,6 +123,21 @@ class Scene:
             out.append(picture[::-1, ::-1] if turned else picture)
         return np.stack(out)
 
+    def kept(self) -> tuple:
+        """What an episode goes on from, for `put_back`."""
+        return self.bodies.state(), self.env.curr_path_length, self.seen
+
+    def put_back(self, kept: tuple) -> None:
+        """Go on from before, up to rounding."""
+        state, self.env.curr_path_length, self.seen = kept
+        self.bodies.restore(state)
+
+    def shift(self, offset: np.ndarray) -> None:  # [3] m
+        """Set the hand, and where it is driven to, beside where they are, within the limits of that."""
+        now = self.data.mocap_pos[0].copy()
+        self.data.mocap_pos[0] = np.clip(now + offset, self.env.mocap_low, self.env.mocap_high)
+        self.bodies.shift_hand(self.data.mocap_pos[0] - now)
+
     @cached_property
     def bodies(self) -> Bodies:
         """The true things."""
