@@ -118,6 +118,7 @@ def test_error_of_one_rank_ends_all_with_its_message(begin):
 def test_no_thread_asks_the_store_any_more_once_a_job_has_ended(monkeypatch, end):
     """C++ aborts a process that ends meanwhile."""
     monkeypatch.setattr(watch, "TICK_S", 0.05)
+    monkeypatch.setattr(watch, "SILENT", 100)
     asked, threads = threading.Event(), threading.active_count()
 
     def add(*_):
@@ -131,6 +132,30 @@ def test_no_thread_asks_the_store_any_more_once_a_job_has_ended(monkeypatch, end
     assert asked.wait(5) and threading.active_count() == threads + 2
     end(one)
     assert threading.active_count() == threads
+
+
+TWO_RANKS = """
+import os
+from worldenv.launch.join import joined
+
+os.environ["RANK"] = str(int(os.fork() == 0))
+with joined("worldenv-train"):
+    import torch
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports what may keep the group for ever
+for task in os.listdir("/proc/self/task"):
+    with open(f"/proc/self/task/{task}/comm") as name:
+        print(os.environ["RANK"], name.read(), end="", flush=True)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list threads")
+def test_no_thread_of_gloo_lives_once_a_job_has_ended(port):
+    """One that still releases a tensor when Python ends makes C++ abort the process."""
+    job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-P", "-c", TWO_RANKS]
+    found = subprocess.run(command, env=os.environ | job, capture_output=True, text=True, timeout=120)
+    assert {line[0] for line in found.stdout.splitlines()} == {"0", "1"}, found.stderr
+    assert "gloo" not in found.stdout
 
 
 def test_slow_rank_is_waited_for(begin, monkeypatch):
