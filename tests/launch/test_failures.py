@@ -135,24 +135,33 @@ def test_no_thread_asks_the_store_any_more_once_a_job_has_ended(monkeypatch, end
 
 
 TWO_RANKS = """
-import os
+import os, sys
 from worldenv.launch.join import joined
 
 os.environ["RANK"] = str(int(os.fork() == 0))
-with joined("worldenv-train"):
+
+def learn(ranks):
     import torch
-    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports what may keep the group for ever
-for task in os.listdir("/proc/self/task"):
-    with open(f"/proc/self/task/{task}/comm") as name:
-        print(os.environ["RANK"], name.read(), end="", flush=True)
+    from worldenv.launch.shards import sharded_copy
+    policy = torch.nn.Module()
+    policy.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+    policy = sharded_copy(policy, ranks) if sys.argv[1] == "sharded" else policy
+    policy.layers[0](torch.ones(2, 4)).sum().backward()
+    torch.optim.Adam(policy.parameters()).step()  # imports what may keep the group for ever
+
+with joined("worldenv-train") as ranks:
+    learn(ranks)
+threads = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+os.write(1, " ".join([os.environ["RANK"], *threads, "\\n"]).encode())  # at once: both write to one pipe
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list threads")
-def test_no_thread_of_gloo_lives_once_a_job_has_ended(port):
+@pytest.mark.parametrize("how", ["whole", "sharded"])
+def test_no_thread_of_gloo_lives_once_a_job_has_ended(port, how):
     """One that still releases a tensor when Python ends makes C++ abort the process."""
     job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-P", "-c", TWO_RANKS]
+    command = [sys.executable, "-P", "-c", TWO_RANKS, how]
     found = subprocess.run(command, env=os.environ | job, capture_output=True, text=True, timeout=120)
     assert {line[0] for line in found.stdout.splitlines()} == {"0", "1"}, found.stderr
     assert "gloo" not in found.stdout

@@ -1,5 +1,6 @@
 """A process becomes a rank: it finds the others by the variables of its environment that torchrun sets."""
 
+import gc
 import json
 import os
 import platform
@@ -54,6 +55,7 @@ def joined(program: str) -> Iterator[Ranks]:
         ranks.watch.leave(error)
         raise
     ranks.watch.end()
+    gc.collect()  # of models in shards, which keep the group
     distributed.destroy_process_group()  # ends the threads of gloo, else C++ aborts a process that ends before them
 
 
