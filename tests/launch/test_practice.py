@@ -186,7 +186,7 @@ def test_sigterm_ends_all_ranks_once_the_iteration_is_saved(tiny, tmp_path, begi
     assert len(logged(path)) == done + 1
 
 
-def wait_for(found, job, timeout_s=12):
+def wait_for(found, job, timeout_s=60):
     until = time.monotonic() + timeout_s
     while not found():
         assert time.monotonic() < until and all(process.is_alive() for process in job.processes), job.said()
