@@ -67,13 +67,11 @@ def test_any_number_of_ranks_learns_the_same_policy_from_the_same_episodes(tiny,
         path = tmp_path / str(count)
         ranks = begin(count, lambda ranks, at=path: work(ranks, at)).results()
         assert all(one[0] == counts for one in ranks) and counts["groups"] == 10
-        assert_alike(ranks[0][1], alone)
-        assert all(farthest(one[1], ranks[0][1]) == 0 for one in ranks)
+        assert all(farthest(one[1], alone) == 0 for one in ranks)
         for i, whole in enumerate(episodes):
-            parts = torch.cat([one[2][i] for one in ranks])
-            assert torch.equal(parts, whole) if i == 0 else torch.allclose(parts, whole, atol=1e-4)
+            assert torch.equal(torch.cat([one[2][i] for one in ranks]), whole)
         for mine, line in zip(logged(path), logged(tmp_path / "1"), strict=True):
-            assert mine == pytest.approx(line, abs=1e-4)
+            assert mine == pytest.approx(line, abs=1e-12)
 
 
 def test_episodes_in_8_bits_are_the_same_to_the_bit(tmp_path, begin):
