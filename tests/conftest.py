@@ -62,7 +62,7 @@ class Tiny:
             norm.weight.fill_(0.3)
             norm.weight[d : 2 * d] = 60  # what changed since the first frame: the rest hardly differs between frames
             reflector.head[-1].weight.mul_(5)
-            reflector.head[-1].bias.sub_(1.2)
+            reflector.head[-1].bias.sub_(1.7)
         return reflector
 
     def starts(self, n: int, size: int = 16, seed: int = 0) -> Starts:

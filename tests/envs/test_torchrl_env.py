@@ -57,7 +57,7 @@ def test_done_is_terminated_or_truncated_and_an_episode_that_ends_gives_way(make
 
 def test_reset_of_some_begins_those_and_keeps_the_others(make):
     env = make()
-    env.set_seed(4)
+    env.set_seed(36)
     before = env.step(env.rand_action(env.reset()))["next"]
     mask = torch.tensor([[True], [False], [False], [True], [False]])
     assert before["done"][:, 0].tolist() == [False, False, False, True, False]  # one has ended, one is cut off

@@ -58,7 +58,7 @@ def started(tmp_path_factory):
 @pytest.fixture(scope="module")
 def compiled(started):
     """What each kernel takes: one dict for every case of triton_offline.py, kernel and architecture."""
-    printed, _ = started["compiler"].communicate(timeout=300)
+    printed, _ = started["compiler"].communicate(timeout=900)
     assert started["compiler"].returncode == 0, printed
     return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]  # others are warnings
 
@@ -87,7 +87,7 @@ def test_kernel_that_needs_more_registers_than_there_are_is_found(compiled):
 @pytest.mark.skipif(triton.__version__ < "3.7", reason="Triton 3.6 cannot interpret a loop together with numpy 2.4")
 def test_every_face_equals_its_reference_under_the_interpreter(started):
     # A kernel that reads beyond its memory ends the process: no "passed", and a negative exit code.
-    printed, _ = started["interpreter"].communicate(timeout=300)
+    printed, _ = started["interpreter"].communicate(timeout=900)
     print(printed)
     assert started["interpreter"].returncode == 0, printed
     assert {path.stem.removeprefix("test_") for path in (HERE / "triton_ops").glob("test_*.py")} >= FILES

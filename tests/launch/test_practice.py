@@ -48,12 +48,6 @@ def farthest(one, other):
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
-def assert_alike(one, other):
-    """Equal to 1e-5, but for few numbers whose gradient is as small as its rounding: Adam makes whole steps of it."""
-    apart = torch.cat([(one[name] - other[name]).abs().flatten() for name in one])
-    assert (apart > 1e-5).float().mean() < 1e-3 and apart.square().mean().sqrt() < 1e-6 and apart.max() < 1e-4
-
-
 def test_any_number_of_ranks_learns_the_same_policy_from_the_same_episodes(tiny, tmp_path, begin):
     starts = tiny.starts(6)
 
@@ -67,13 +61,11 @@ def test_any_number_of_ranks_learns_the_same_policy_from_the_same_episodes(tiny,
         path = tmp_path / str(count)
         ranks = begin(count, lambda ranks, at=path: work(ranks, at)).results()
         assert all(one[0] == counts for one in ranks) and counts["groups"] == 10
-        assert_alike(ranks[0][1], alone)
-        assert all(farthest(one[1], ranks[0][1]) == 0 for one in ranks)
+        assert all(farthest(one[1], alone) == 0 for one in ranks)
         for i, whole in enumerate(episodes):
-            parts = torch.cat([one[2][i] for one in ranks])
-            assert torch.equal(parts, whole) if i == 0 else torch.allclose(parts, whole, atol=1e-4)
+            assert torch.equal(torch.cat([one[2][i] for one in ranks]), whole)
         for mine, line in zip(logged(path), logged(tmp_path / "1"), strict=True):
-            assert mine == pytest.approx(line, abs=1e-4)
+            assert mine == pytest.approx(line, abs=1e-12)
 
 
 def test_episodes_in_8_bits_are_the_same_to_the_bit(tmp_path, begin):
@@ -119,9 +111,9 @@ def test_one_step_off_policy_ranks_learn_what_one_process_does(tiny, tmp_path, b
     assert farthest(ranks[0][1], ranks[1][1]) == 0
     again, weights = work(paths[1])  # another number of ranks goes on, with the weights that were to act next
     assert again == counts
-    assert_alike(weights, alone)
+    assert farthest(weights, alone) == 0
     for mine, line in zip(logged(paths[1]), logged(paths[0]), strict=True):
-        assert mine == pytest.approx(line, abs=1e-3)
+        assert mine == pytest.approx(line, abs=1e-12)
 
 
 class SameRates(PostTrainConfig):
@@ -186,7 +178,7 @@ def test_sigterm_ends_all_ranks_once_the_iteration_is_saved(tiny, tmp_path, begi
     assert len(logged(path)) == done + 1
 
 
-def wait_for(found, job, timeout_s=12):
+def wait_for(found, job, timeout_s=60):
     until = time.monotonic() + timeout_s
     while not found():
         assert time.monotonic() < until and all(process.is_alive() for process in job.processes), job.said()

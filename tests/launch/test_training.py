@@ -99,7 +99,9 @@ class Losses:
         pictures = torch.randint(-20, 20, (9, channels(4), SIZE, SIZE), generator=draw, dtype=torch.int8)
         mask = torch.randint(256, (9, SIZE, SIZE), generator=draw, dtype=torch.uint8)
         yes = torch.rand(9, 4, generator=draw) < 0.5
-        contacts = Contacts(pictures, torch.rand(9, numbers(4)), yes[:, 0], yes, ~yes, torch.rand(9, 4, 3), mask)
+        hidden = torch.randint(256, (9, 4, SIZE, SIZE), generator=draw, dtype=torch.uint8)
+        came = yes[:, 0], yes, ~yes, torch.rand(9, 4, 3)
+        contacts = Contacts(pictures, torch.rand(9, numbers(4)), *came, mask, hidden)
         torch.manual_seed(0)
         network = ContactNetwork(4)
         return network, contact_loss(network, contacts, BATCH, ranks)

@@ -74,7 +74,7 @@ def test_the_world_model_decides_on_contacts_as_the_contact_network_learned_to(f
     found = weights(folder)
     for name, weight in found["contact"].items():
         assert torch.equal(found["composer"][f"contact.{name}"], weight.half())  # as models are stored
-    assert not torch.equal(found["teacher"]["contact.mask.weight"], found["contact"]["mask.weight"])
+    assert not torch.equal(found["teacher"]["contact.masks.weight"], found["contact"]["masks.weight"])
 
 
 def test_reflector_reads_with_the_encoder_of_the_base(folder):

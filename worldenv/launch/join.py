@@ -1,5 +1,6 @@
 """A process becomes a rank: it finds the others by the variables of its environment that torchrun sets."""
 
+import gc
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ from contextlib import contextmanager, redirect_stderr
 from datetime import timedelta
 
 import torch
+import torch.distributed.nn.functional  # before there is a group: its functions keep one, whose threads then never end
 from torch import distributed
 from torch.distributed import PrefixStore, TCPStore
 
@@ -53,7 +55,8 @@ def joined(program: str) -> Iterator[Ranks]:
         ranks.watch.leave(error)
         raise
     ranks.watch.end()
-    distributed.destroy_process_group()
+    gc.collect()  # of models in shards, which keep the group
+    distributed.destroy_process_group()  # ends the threads of gloo, else C++ aborts a process that ends before them
 
 
 def _join(program: str) -> Ranks:

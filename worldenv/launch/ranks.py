@@ -85,18 +85,25 @@ class Ranks:
         self._exchange(distributed.recv_object_list, found, src=0)
         return found[0]
 
-    def add_gradients(self, parameters: Sequence[nn.Parameter], *figures: Tensor) -> tuple[Tensor, ...]:
+    def add_gradients(
+        self, parameters: Sequence[nn.Parameter], *figures: Tensor, sums: Sequence[Tensor | None] | None = None
+    ) -> tuple[Tensor, ...]:
         """Replace every gradient, and return every figure [], by its sum over the ranks, in float32.
 
+        With `sums`, in float64: of these, one for each parameter, in place of the gradients.
         A parameter without a gradient at any rank has none afterwards.
         """
-        if self.count == 1:
+        if self.count == 1 and sums is None:
             return figures
-        learnt = [parameter for parameter in parameters if parameter.requires_grad]
-        have = torch.tensor([parameter.grad is not None for parameter in learnt], device=figures[0].device)
-        grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in learnt]
-        flat = torch.cat([one.detach().flatten().float() for one in (*grads, have, *figures)])
-        self._exchange(distributed.all_reduce, flat)
+        given = [one.grad for one in parameters] if sums is None else sums
+        both = [pair for pair in zip(parameters, given, strict=True) if pair[0].requires_grad]
+        learnt = [parameter for parameter, _ in both]
+        have = torch.tensor([grad is not None for _, grad in both], device=figures[0].device)
+        grads = [torch.zeros_like(one) if grad is None else grad for one, grad in both]
+        dtype = torch.float32 if sums is None else torch.float64
+        flat = torch.cat([one.detach().flatten().to(dtype) for one in (*grads, have, *figures)])
+        if self.count > 1:
+            self._exchange(distributed.all_reduce, flat)
         *sums, counts, added = flat.split([*(one.numel() for one in learnt), len(learnt), len(figures)])
         for parameter, total, count in zip(learnt, sums, counts.tolist(), strict=True):
             parameter.grad = total.view_as(parameter).to(parameter.dtype) if count else None

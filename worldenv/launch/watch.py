@@ -21,7 +21,6 @@ from worldenv.errors import UserError, exit_code
 TICK_S = 1.0
 SILENT = 20  # ticks without a sign of life, after which a rank is taken for lost
 ALARMED = 6  # the same once an exchange has failed: who is gone then does not come back
-END_S = 2.0  # that `end` waits for a thread which still waits for the store
 ENDED = "ended"  # key of the store: rank and exit code of who first said why the job ends
 ALARM = "alarm"
 
@@ -45,11 +44,12 @@ class Watch:
     def end(self) -> None:
         """Stop watching: the job is done, or this process has said why it ends (`leave`).
 
-        Waits for the threads, because C++ aborts a process that ends while one of them uses the store.
+        Waits for the threads, because C++ aborts a process that ends while one of them uses the store; but not for one
+        that waits for a store which is lost.
         """
         self._over.set()
         for thread in self._threads:
-            thread.join(END_S)
+            thread.join(SILENT * TICK_S)
 
     def roll_call(self) -> None:
         """Return if all ranks live; this process ends here if one does not."""

@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-from worldenv.rl.needs import FLOATS
-
 OBJECTS = 5  # exchanges of figures in an iteration, each in two rounds: sizes, then contents
 USEFUL = ("imagine", "learn")  # what one rank has to do, too
 
@@ -49,9 +47,9 @@ def iteration_s(practice: Practice, links: Links, ranks: int) -> dict[str, float
         "learn": learn,
         "starts": -(-p.starts // ranks) * p.siblings * p.chunks * p.imagine_s - imagine,
         "minibatches": steps * (largest_share(size, ranks) - size / ranks) * p.learn_s,
-        "gradients": steps * 2 * others * (4 * p.learns / ranks / links.bytes_s + links.message_s),
+        "gradients": steps * 2 * others * (8 * p.learns / ranks / links.bytes_s + links.message_s),
         "figures": 2 * OBJECTS * others * links.message_s,
-        "state": (FLOATS - 1) * 4 * p.learns / links.disk_bytes_s,
+        "state": 3 * 4 * p.learns / links.disk_bytes_s,
     }
 
 

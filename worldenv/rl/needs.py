@@ -14,7 +14,7 @@ from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.modes import network_of
 
-FLOATS = 4  # of each trained parameter: gradient, two moments of Adam, its place in what is exchanged
+FLOATS = 7  # of each trained parameter: gradient, two moments of Adam; of 8 bytes: sum, place in what is exchanged
 
 
 def check_enough_groups(count: int, config: PostTrainConfig) -> None:
@@ -50,13 +50,13 @@ def needs(engine: Engine, start: Starts, config: PostTrainConfig, ranks: Ranks, 
         weights += _bytes(trainable(engine.policy))
     steps = config.epochs * -(-whole * engine.horizon // config.minibatch)
     others = (ranks.count - 1) / ranks.count
-    sent = 2 * others * 4 * learnt * steps  # a ring, whose gradients are float32
+    sent = 2 * others * 8 * learnt * steps  # a ring, whose gradients are float64
     if shard:  # a copy learns, whose layers are gathered for every pass there and back
         layers = [parameter for layer in layers_of(engine.policy)[1] for parameter in layer.parameters()]
         apart = sum(parameter.numel() for parameter in layers if parameter.requires_grad)
         weights += _bytes(engine.policy.parameters()) - others * _bytes(layers)
         passes = -(-config.minibatch // (config.accumulate or config.minibatch))
-        sent += others * (steps * passes * (2 * _bytes(layers) + 4 * apart) - steps * 2 * 4 * apart)
+        sent += others * (steps * passes * (2 * _bytes(layers) + 4 * apart) - steps * 2 * 8 * apart)
         learnt -= others * apart
     learning = FLOATS * 4 * learnt
     return (

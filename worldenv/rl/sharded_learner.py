@@ -27,6 +27,7 @@ class ShardedLearner(Learner):
     def __init__(self, policy: Policy, config: PostTrainConfig, ranks: Ranks):
         trainable(policy)  # before it is copied
         super().__init__(sharded_copy(policy, ranks), config, ranks)
+        self.whole = [parameter for parameter in self.parameters if not is_shard(parameter)]
         self.acts = policy
 
     def update(self, rollouts: Rollouts, advantage: Tensor, generator: torch.Generator) -> dict[str, float]:
@@ -46,14 +47,16 @@ class ShardedLearner(Learner):
         super().take_up(weights, optimizer | {"state": moments}, skipped)
         self._hand_over()
 
-    def _parts(self, episode: Tensor, chunk: Tensor, count: int) -> list[tuple[Tensor, Tensor, float]]:
-        """All ranks gather a layer together, so all compute as many parts: some with the weight 0."""
-        parts, first = super()._parts(episode, chunk, count), episode.new_zeros(1)
+    def _parts(self, episode: Tensor, chunk: Tensor, block: Tensor, count: int) -> list[tuple[Tensor, Tensor, float]]:
+        """All ranks gather a layer together, so all compute as many parts: some with the weight 0.
+
+        As few as possible: FSDP adds up in float32, so blocks would make nothing equal.
+        """
+        parts, first = super()._parts(episode, chunk, torch.zeros_like(block), count), episode.new_zeros(1)
         return parts + [(first, first, 0.0)] * (max(self.ranks.every(len(parts))) - len(parts))
 
-    def _agreed(self, loss: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        common = [parameter for parameter in self.parameters if not is_shard(parameter)]
-        figures = self.ranks.add_gradients(common, loss, share)
+    def _agreed(self, sums: list[Tensor | None], loss: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        figures = self.ranks.add_gradients(self.whole, loss, share, sums=sums)
         return *figures, clip_gradients(self.parameters, 1.0, self.ranks)
 
     def _other_aside(self) -> AbstractContextManager:

@@ -25,7 +25,7 @@ STAGES += ("models/causal_teacher", "models/causal", "models/policy", "models/re
 
 def said(*words):
     """The document that a command prints last."""
-    done = subprocess.run(list(map(str, words)), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(list(map(str, words)), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -138,7 +138,7 @@ def test_an_episode_whose_process_goes_wrong_is_repeated_and_counted(make, wrong
     suite = make(wrong=wrong)
     if wrong == "hang":
         for actor in suite._actors:
-            actor.timeout_s = 2.0
+            actor.timeout_s = 4.0  # a new process needs some of them to start
     for mine, other in zip(acted(suite), expected, strict=True):
         assert np.array_equal(mine, other)
     # Both episodes reach the place together: the first marks it, and the other may have looked before.
