@@ -132,13 +132,19 @@ def test_presets_of_libero_at_full_size_are_the_paper_s_on_another_suite(name, s
 
 
 @pytest.mark.parametrize(
-    "other", [{"suite": "metaworld"}, {"suite": "libero_object", "world": "causal"}, {"world": "a:b"}]
+    "other", [{"suite": "metaworld_mt10"}, {"suite": "libero_object", "world": "causal"}, {"world": "a:b"}]
 )
 def test_models_from_scratch_are_refused_where_nothing_makes_them(other):
     with pytest.raises(
-        UserError, match="of the suite tabletop, .* of the suites metaworld, libero_object-small, .* --world c"
+        UserError, match="of the suites tabletop, metaworld, libero_object-small, .* --world composer or"
     ):
         TrainConfig(from_scratch=True, **other)
+
+
+@pytest.mark.parametrize("suite", ["tabletop", "metaworld", "libero_object-small", "libero_spatial-small"])
+def test_both_world_models_are_made_from_scratch_for_every_suite_that_has_lessons(suite):
+    for world in ("composer", "causal"):
+        assert TrainConfig(from_scratch=True, suite=suite, world=world).world == world
 
 
 def test_preset_of_the_paper_has_its_numbers():

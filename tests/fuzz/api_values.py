@@ -23,6 +23,10 @@ VALUES: dict[str, tuple[Callable, list]] = {  # what makes something, and what i
         for name in ROBOT
     },
     "Robot bounds": (lambda x: worldenv.Robot(**ROBOT | {"low": x}), [(2.0, 0.0), (math.nan, 0.0), (1.0,)]),
+    **{
+        f"Robot {name}": (lambda x, name=name: worldenv.Robot(**ROBOT, **{name: x}), ["x", math.nan, True, (0.1,)])
+        for name in ("ground_m", "clear_m")
+    },
     "Robot kinematics": (lambda x: worldenv.Robot(**ROBOT, kinematics=x), [3, "x", worldenv.Kinematics]),
     "Kinematics low": (
         lambda x: worldenv.Kinematics(low=x),

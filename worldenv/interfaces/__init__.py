@@ -1,1 +1,4 @@
-"""The five interfaces that everything else talks to: Observation, Policy, WorldModel, Reflector, Suite (and Robot)."""
+"""The five interfaces that everything else talks to: Observation, Policy, WorldModel, Reflector, Suite (and Robot).
+
+And one that only training reads: TrueThings.
+"""

@@ -135,12 +135,8 @@ class ComposerStages:
 
     def fit_contact(self, path: Path, network: ContactNetwork, plate: Tensor) -> None:
         """From the recorded chunks, and, with extra data, the same ones from beside, where the simulator can."""
-        p, schedule, clips, layers = (
-            self.pipeline,
-            self.pipeline.config.contact,
-            self.clips(),
-            self.layers(network.chunk),
-        )
+        p, schedule = self.pipeline, self.pipeline.config.contact
+        clips, layers = self.clips(), self.layers(network.chunk)
         scene = Scene(to_frames(plate.detach()[None, :, :, None])[0, 0], p.suite.robot)
         beside = p.config.beside if p.config.extra_data else 0
         if beside and not isinstance(layers.things, Shiftable):

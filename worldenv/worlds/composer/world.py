@@ -104,7 +104,10 @@ class ComposerWorld:
         return Imagined(passed.frames[:, :, None], proprio, passed.finite, passed.doubt)
 
     def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
-        """One denoising step of the network in floats, from known pictures and poses. Raises UserError for 8 bits."""
+        """One denoising step of the network in floats, from known pictures and the poses with the axes that are drawn.
+
+        Raises UserError for 8 bits.
+        """
         network, side = self.network, self.size[0]
         if is_copy(network):
             raise UserError("a composer in 8 bits has no export: give the one in floats that it was made of")
