@@ -56,6 +56,24 @@ data.qpos[-1] = 0.3
 mujoco.mj_forward(model, data)
 out["centres"].append(bodies.centres().tolist())
 out["moved"] = outlines.of(0, True).tolist()
+
+out["shifted"] = []
+for limits in ("limited='true' range='-180 180'", "limited='false'"):
+    arm = ""
+    for axis in ("0 0 1", "0 1 0", "0 1 0", "1 0 0", "0 1 0", "1 0 0"):
+        arm += f"<body pos='0.2 0 0'><joint axis='{{axis}}' {{limits}}/><geom size='0.01'/>"
+    arm += "<body name='hand' pos='0.1 0 0'><geom size='0.01'/>"
+    for name in ("left", "right"):
+        arm += f"<body name='{{name}}'><joint type='slide'/><geom size='0.01'/></body>"
+    arm = f"<body name='robot'>{{arm}}{{'</body>' * 8}}<body name='ball'><freejoint/><geom size='0.1'/></body>"
+    model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{{arm}}</worldbody></mujoco>")
+    data = mujoco.MjData(model)
+    data.qpos[:6] = 0.3, -0.6, 0.9, 0.4, 0.5, -0.2
+    mujoco.mj_forward(model, data)
+    hand = data.body("hand")
+    before = hand.xpos.copy(), hand.xmat.copy()
+    Bodies(model, data, "robot", ("left", "right")).shift_hand([0.01, -0.02, 0.015])
+    out["shifted"].append([(hand.xpos - before[0]).tolist(), (hand.xmat - before[1]).tolist()])
 print(json.dumps(out), flush=True)
 os._exit(0)
 '''
@@ -102,3 +120,9 @@ def test_pictures_that_are_turned_have_turned_outlines(seen):
     assert np.array_equal(np.array(seen["turned"]), np.array(seen["upright"])[:, :, ::-1, ::-1])
     moved, before = np.array(seen["moved"]), np.array(seen["turned"])[0, 0]
     assert np.nonzero(moved)[1].mean() > np.nonzero(before)[1].mean() + 2  # to the left, turned by 180 degrees
+
+
+def test_a_hand_is_shifted_and_not_turned_whether_joints_have_limits_or_not(seen):
+    for moved, turned in seen["shifted"]:
+        np.testing.assert_allclose(moved, [0.01, -0.02, 0.015], atol=1e-5)
+        np.testing.assert_allclose(turned, np.zeros(9), atol=1e-4)

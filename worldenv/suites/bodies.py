@@ -82,7 +82,8 @@ class Bodies:
         """
         model, data, hand = self.model, self.data, self.hand
         joints = model.dof_jntid[self.arm]
-        places, (low, high) = model.jnt_qposadr[joints], model.jnt_range[joints].T
+        places, is_limited = model.jnt_qposadr[joints], model.jnt_limited[joints] > 0
+        low, high = np.where(is_limited, model.jnt_range[joints].T, [[-np.inf], [np.inf]])
         goal, turn = data.xpos[hand] + offset, data.xquat[hand].copy()
         jacobian, error, apart = np.zeros((6, model.nv)), np.zeros(6), np.zeros(3)
         for _ in range(SOLVING):
