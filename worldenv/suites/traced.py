@@ -69,8 +69,6 @@ class TracedThings:
         return is_there, hidden.round().astype(np.uint8)
 
     def _outlines(self, episode: np.ndarray, step: np.ndarray, thing: np.ndarray, alone: bool) -> np.ndarray:
-        if not len(episode):
-            return np.zeros((0, *self.size), dtype=np.uint8)
         ends = np.array([len(qpos) - 1 for qpos in self._qpos])
         keys = np.stack([episode, np.minimum(step, ends[episode]), thing], axis=1)
         keys, row = np.unique(keys, axis=0, return_inverse=True)  # neighbouring chunks ask for the same

@@ -166,9 +166,11 @@ def _hidden(
     """The labels of `Contacts.hidden`: where the thing is not, but close to it, either is right."""
     rows = np.flatnonzero(moves.numpy())
     out = torch.zeros(len(moves), k, SIZE, SIZE, dtype=torch.uint8)
+    if not len(rows):
+        return out
     after = (chunks.step[rows, None] + np.arange(1, k + 1)).ravel()
     is_there, hidden = chunks.things.occlusion(chunks.episode[rows].repeat(k), after, thing[rows].repeat(k))
-    both = torch.from_numpy(np.stack([is_there, is_there * (hidden / 255)], axis=-1)).float()
+    both = torch.stack([torch.from_numpy(is_there).float(), torch.from_numpy(hidden) / 255], dim=-1)
     at = (tensor[rows].repeat_interleave(k, 0) for tensor in (camera, centre))
     there, hides = window(both, *at).unbind(1)
     share = (HIDDEN_LEVELS * hides / there.clamp(min=PART)).round()
