@@ -139,7 +139,7 @@ def _change(one: np.ndarray, other: np.ndarray, size: int) -> np.ndarray:  # [N,
     for states in (one, other):
         env.restore(states)
         pictures.append(env.frames().astype(np.int16))
-    return np.abs(pictures[0] - pictures[1]).sum(-1)
+    return np.abs(pictures[0] - pictures[1]).sum(-1, dtype=np.int16)
 
 
 def _things(states: np.ndarray) -> np.ndarray:  # a view [..., 8, 8]
