@@ -292,9 +292,10 @@ def test_wrong_input_is_refused_by_name(place, value, message):
         known_pictures(*arguments)
 
 
-def test_tensors_on_two_devices_are_refused():
-    arguments = [*inputs()[:TIPS], *(tensor.to("meta") for tensor in inputs()[TIPS:])]
-    with pytest.raises(ValueError, match="tips is on meta; it should be on cpu, as first is"):
+@pytest.mark.parametrize(("name", "places"), [("hidden", [HIDDEN]), ("tips", range(TIPS, PLATE + 1))])
+def test_tensors_on_two_devices_are_refused(name, places):
+    arguments = [tensor.to("meta") if i in places else tensor for i, tensor in enumerate(inputs())]
+    with pytest.raises(ValueError, match=f"{name} is on meta; it should be on cpu, as first is"):
         known_pictures(*arguments)
 
 

@@ -140,11 +140,10 @@ def _check(
     if first.ndim != 4 or shape[1] % 2 or shape[2] % 2 or shape[3] != 3:
         raise ValueError(f"first is {list(shape)}; it should be [B, H, W, 3] with H and W even")
     b, height, width, _ = shape
-    frames = {"first": (first, shape), "last": (last, shape), "clear": (clear, shape), "mask": (mask, shape[:3])}
-    ops.check_tensors(frames, (torch.uint8,))
     if tips.ndim != 3 or tips.shape[0] != b or tips.shape[1] < 2 or tips.shape[2] < POSITION:
         raise ValueError(f"tips is {list(tips.shape)}; it should be [{b}, K + 2, P] with P at least {POSITION}")
-    ops.check_tensors({"hidden": (hidden, (b, tips.shape[1] - 2, height, width))}, (torch.uint8,))
+    frames = {"first": (first, shape), "last": (last, shape), "clear": (clear, shape), "mask": (mask, shape[:3])}
+    ops.check_tensors(frames | {"hidden": (hidden, (b, tips.shape[1] - 2, height, width))}, (torch.uint8,))
     ops.check_tensors(
         {
             "tips": (tips, tips.shape),
