@@ -170,11 +170,10 @@ def _hidden(
         return out
     after = (chunks.step[rows, None] + np.arange(1, k + 1)).ravel()
     is_there, hidden = chunks.things.occlusion(chunks.episode[rows].repeat(k), after, thing[rows].repeat(k))
-    both = torch.stack([torch.from_numpy(is_there).float(), torch.from_numpy(hidden) / 255], dim=-1)
-    at = (tensor[rows].repeat_interleave(k, 0) for tensor in (camera, centre))
-    there, hides = window(both, *at).unbind(1)
+    pictures = torch.from_numpy(is_there).float(), torch.from_numpy(hidden) / 255
+    at = camera[rows], centre[rows]
+    there, hides = (window(part.unflatten(0, (-1, k)).movedim(1, 3), *at) for part in pictures)
     share = (HIDDEN_LEVELS * hides / there.clamp(min=PART)).round()
-    around = F.max_pool2d(there[:, None], 2 * NEAR_PX + 1, 1, NEAR_PX)[:, 0] > 0
-    label = torch.where(there > PART, share, torch.where(around, UNKNOWN, 0))
-    out[rows] = label.to(torch.uint8).unflatten(0, (-1, k))
+    around = F.max_pool2d(there, 2 * NEAR_PX + 1, 1, NEAR_PX) > 0
+    out[rows] = torch.where(there > PART, share, torch.where(around, UNKNOWN, 0)).to(torch.uint8)
     return out

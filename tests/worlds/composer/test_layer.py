@@ -26,7 +26,7 @@ def test_window_that_is_put_back_shows_what_the_picture_showed(size):
     picture = spots(POINTS, camera, size, radius)
     seen = window(picture[..., None], camera, POINTS)[:, 0]
     assert seen.shape == (3, SIZE, SIZE)
-    back = unwindow(seen, camera, POINTS, (size, size))
+    back = unwindow(seen[:, None], camera, POINTS, (size, size))[:, 0]
     assert (back - picture).abs().max() < 0.05 and back.sum() == pytest.approx(picture.sum().item(), rel=0.03)
     again = window(back[..., None], camera, POINTS)[:, 0]
     torch.testing.assert_close(again, seen, rtol=0, atol=0.05)
@@ -34,7 +34,7 @@ def test_window_that_is_put_back_shows_what_the_picture_showed(size):
 
 def test_outside_of_its_window_nothing_is_put_back():
     camera = cameras(3)
-    covered = unwindow(torch.ones(3, SIZE, SIZE), camera, POINTS, (64, 64))
+    covered = unwindow(torch.ones(3, 1, SIZE, SIZE), camera, POINTS, (64, 64))[:, 0]
     place, _ = project(POINTS, camera)
     across = (covered > 0.5).any(1).sum(1)
     assert covered.min() == 0 and (across - 30 < 5).all() and (across > 20).all()  # of 64: 19 cm

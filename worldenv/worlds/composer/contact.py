@@ -247,15 +247,17 @@ def _hidden(logits: Tensor, centre: Tensor, camera: Tensor, mask: Tensor) -> Ten
     hides = (logits > 0).any(3).any(2).any(1) & (mask > 0).any(2).any(1)
     hidden, rows = mask.new_zeros(*logits.shape[:2], *mask.shape[1:]), rows_with(hides)
     if len(rows):
-        k = logits.shape[1]
-        seen = logits[rows].sigmoid().flatten(0, 1)
-        at = (tensor[rows].repeat_interleave(k, 0) for tensor in (camera, centre))
-        pictures = _in_picture(seen, *at, tuple(mask.shape[1:])).unflatten(0, (-1, k))
+        pictures = _in_picture(logits[rows].sigmoid(), camera[rows], centre[rows], tuple(mask.shape[1:]))
         hidden[rows] = pictures * hides[rows, None, None, None]
     return hidden
 
 
-def _in_picture(share: Tensor, camera: Tensor, centre: Tensor, size: tuple[int, int]) -> Tensor:  # [B, H, W] uint8
+def _in_picture(
+    share: Tensor,  # [B, C, SIZE, SIZE]
+    camera: Tensor,  # [B, 3, 4]
+    centre: Tensor,  # [B, 3]
+    size: tuple[int, int],  # H, W
+) -> Tensor:  # [B, C, H, W] uint8
     """The share that a window says of each pixel, 255: all."""
     share = unwindow(share, camera, centre, size) * CONTRAST - DARKER
     return (share.clamp(0, 1) * 255).round().to(torch.uint8)
@@ -284,7 +286,7 @@ def _cut_out(layer: Layer, is_new: Tensor, thing: Tensor, centre: Tensor, camera
     frames, hidden = (layer.clear,) * 3, torch.zeros_like(layer.mask)[:, None]
     known = known_pictures(*frames, layer.mask, hidden, points, points, camera[:, None], plate)
     layer.clear.copy_(torch.where(is_picture[..., None], to_frames(known[:, :, :, -1:])[:, 0], layer.clear))
-    mask = _in_picture(thing, camera, centre, tuple(layer.mask.shape[1:]))
+    mask = _in_picture(thing[:, None], camera, centre, tuple(layer.mask.shape[1:]))[:, 0]
     layer.mask.copy_(torch.where(is_picture, mask, layer.mask))
     layer.origin.copy_(torch.where(is_point, centre, layer.origin))
     layer.place.copy_(torch.where(is_point, centre, layer.place))

@@ -74,11 +74,11 @@ def window(
 
 
 def unwindow(
-    seen: Tensor,  # [B, SIZE, SIZE] float32
+    seen: Tensor,  # [B, C, SIZE, SIZE] float32
     camera: Tensor,  # [B, 3, 4]
     centre: Tensor,  # [B, 3] m
     size: tuple[int, int],  # H, W
-) -> Tensor:  # [B, H, W], 0 outside of the window
+) -> Tensor:  # [B, C, H, W], 0 outside of the window
     """What a window shows, put back into the picture."""
     tip, depth = project(centre, camera)
     step = _pixels(camera, depth) * (SIZE / 2)
@@ -87,7 +87,7 @@ def unwindow(
         for i, n in ((0, size[1]), (1, size[0]))
     )
     grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), dim=-1)
-    return F.grid_sample(seen[:, None], grid, padding_mode="zeros", align_corners=False)[:, 0]
+    return F.grid_sample(seen, grid, padding_mode="zeros", align_corners=False)
 
 
 def _pixels(camera: Tensor, depth: Tensor) -> Tensor:  # [B, 3, 4], [B] -> [B]
