@@ -50,6 +50,17 @@ def test_full_precision_comes_back_bit_by_bit(made, tmp_path, same_weights):
     assert same_weights(back, made["policy"])
 
 
+def test_model_of_another_version_is_refused_with_what_to_do(made, tmp_path):
+    path, before = tmp_path / "composer.safetensors", made["composer"]
+    before.contact.mask = before.contact.masks  # another name
+    del before.contact.masks
+    save_model(path, before, "composer", {})
+    with pytest.raises(
+        CheckpointError, match="missing in the file: contact.masks.bias, .* another version of worldenv"
+    ):
+        load_model(path, "composer", *CLASSES["composer"])
+
+
 def test_options_of_a_network_are_given_when_it_is_rebuilt(made, tmp_path):
     save_model(tmp_path / "x.safetensors", made["reflector"], "reflector", {})
     for zero_shot in (False, True):

@@ -18,6 +18,7 @@ from worldenv.records.checksum import CHECKSUM, checksum
 
 WEIGHTS_KEY = "worldenv"
 STATE_KEY = "worldenv_state"
+OTHER_MODULE = "Build the module with the configuration saved beside the file, or give the file of this module"
 ARRAY_TYPE = re.compile(r"[<>|][biufc]\d{1,2}")
 
 
@@ -176,7 +177,7 @@ def one_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def check_fit(path: Path, state_dict: Mapping[str, Tensor], module: nn.Module) -> None:
+def check_fit(path: Path, state_dict: Mapping[str, Tensor], module: nn.Module, remedy: str = OTHER_MODULE) -> None:
     """Raise CheckpointError if the weights read from `path` differ from a module's in names, shapes or kinds of
     numbers, or if a parameter is not finite. The module may be on the device meta."""
     expected = module.state_dict()
@@ -199,10 +200,7 @@ def check_fit(path: Path, state_dict: Mapping[str, Tensor], module: nn.Module) -
     ]:
         differences.append("kinds of numbers: " + _shortened(dtypes))
     if differences:
-        raise CheckpointError(
-            f"{path}: does not fit {type(module).__name__}; {'; '.join(differences)}. "
-            "Build the module with the configuration saved beside the file, or give the file of this module"
-        )
+        raise CheckpointError(f"{path}: does not fit {type(module).__name__}; {'; '.join(differences)}. {remedy}")
     learnt = {name for name, _ in module.named_parameters()}  # a buffer, such as a mask, may be infinite
     if wrong := [name for name, mine, to in both if name in learnt and not mine.to(to.dtype).isfinite().all()]:
         raise CheckpointError(

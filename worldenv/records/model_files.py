@@ -69,7 +69,7 @@ def load_model(
             model = _in_float32(lambda: network(made, **options))
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
         raise CheckpointError(f"{path}: its configuration is not valid for a {kind}: {one_line(error)}") from error
-    check_fit(path, weights, model)
+    check_fit(path, weights, model, "It may be of another version of worldenv: use that one, or make the model again")
     model.load_state_dict(weights)
     return model.float().to(memory_format=torch.channels_last).eval(), metadata
 
