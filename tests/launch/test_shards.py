@@ -16,6 +16,7 @@ from worldenv.launch.shards import clip_gradients, is_shard, layers_of, sharded_
 from worldenv.policy.laplace import LaplacePolicy
 from worldenv.records.checkpoint import CheckpointError, load_state
 from worldenv.records.run_folder import RunFolder
+from worldenv.rl import needs as needs_module
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.loop import post_train
 from worldenv.rl.needs import needs
@@ -231,6 +232,15 @@ def test_policy_that_does_not_call_its_layers_is_named_before_practice(tiny):
     with pytest.raises(UserError, match="with parts of its `layers` without calling them.* leave out --launch.shard"):
         needs(tiny.engine(horizon=8, policy=Uncalled()), *given)
     assert "each imagines at most 12 of the 20 episodes" in needs(tiny.engine(horizon=8, policy=LargePolicy()), *given)
+
+
+def test_numbers_in_shards_need_no_sums_in_float64(tiny, monkeypatch):
+    monkeypatch.setattr(needs_module, "_mb", lambda count: f"{count:.0f} B")
+    engine, given = tiny.engine(horizon=8, policy=LargePolicy()), (tiny.starts(1), CONFIG, Ranks(0, 2))
+    learnt = sum(parameter.numel() for parameter in engine.policy.trainable())
+    apart = sum(parameter.numel() for parameter in engine.policy.layers.parameters() if parameter.requires_grad)
+    for shard, expected in ((False, 28 * learnt), (True, 28 * (learnt - apart) + 16 * apart / 2)):
+        assert f"learning {expected:.0f} B" in needs(engine, *given, shard)
 
 
 def test_one_step_off_policy_needs_a_copy_of_what_learns_and_records_twice(tiny):

@@ -14,7 +14,8 @@ from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.modes import network_of
 
-FLOATS = 7  # of each trained parameter: gradient, two moments of Adam; of 8 bytes: sum, place in what is exchanged
+# Of each trained number: gradient, two moments of Adam; of 8 bytes: sum, place in what is exchanged. In shards: of 4.
+FLOATS, FLOATS_IN_SHARDS = 7, 4
 
 
 def check_enough_groups(count: int, config: PostTrainConfig) -> None:
@@ -51,14 +52,14 @@ def needs(engine: Engine, start: Starts, config: PostTrainConfig, ranks: Ranks, 
     steps = config.epochs * -(-whole * engine.horizon // config.minibatch)
     others = (ranks.count - 1) / ranks.count
     sent = 2 * others * 8 * learnt * steps  # a ring, whose gradients are float64
+    learning = FLOATS * 4 * learnt
     if shard:  # a copy learns, whose layers are gathered for every pass there and back
         layers = [parameter for layer in layers_of(engine.policy)[1] for parameter in layer.parameters()]
         apart = sum(parameter.numel() for parameter in layers if parameter.requires_grad)
         weights += _bytes(engine.policy.parameters()) - others * _bytes(layers)
         passes = -(-config.minibatch // (config.accumulate or config.minibatch))
         sent += others * (steps * passes * (2 * _bytes(layers) + 4 * apart) - steps * 2 * 8 * apart)
-        learnt -= others * apart
-    learning = FLOATS * 4 * learnt
+        learning += 4 * apart * (FLOATS_IN_SHARDS / ranks.count - FLOATS)
     return (
         f"{ranks.count} ranks, {ranks_here()} of them on this machine: each imagines at most {episodes} of the "
         f"{whole} episodes of an iteration; it needs about {_mb(held + weights + learning)} of memory beside the "
