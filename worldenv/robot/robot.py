@@ -78,7 +78,7 @@ class Robot:
         return len(self.action)
 
 
-def moved_gripper(kinematics: Kinematics, gripper: Gripper | None = None, clear_m: float = CLEAR_M) -> Robot:
+def moved_gripper(kinematics: Kinematics, gripper: Gripper | None = None, clear_m: float | None = CLEAR_M) -> Robot:
     """A gripper that is moved by deltas: 7-D as in LIBERO and the embedded suite, 4-D where the hand does not turn."""
     turns = () if kinematics.rotation == "fixed" else ("drx", "dry", "drz")
     return Robot(

@@ -22,6 +22,7 @@ from worldenv.suites.metaworld.tasks import (
     HORIZON_STEPS,
     INSTRUCTIONS,
     SETS,
+    THREE,
     TIP_M,
     TURN_RAD,
     MetaWorldTask,
@@ -30,7 +31,7 @@ from worldenv.suites.offscreen import Moment
 
 PROGRAM = program("worldenv.suites.metaworld.process")
 VIEWS = ("corner", "top")
-CLEAR_M = 0.25  # height (m) above the buttons, handles and plates of the shipped three tasks
+CLEAR_M = 0.25  # height (m) above the buttons, handles and plates of the tasks in THREE
 STEP_M, CLOSING = 0.01, 0.08  # of a step: how far a unit action drives the hand, what the fingers close of their way
 SAWYER = Gripper(tip_closed_m=0.015, tip_opening_m=0.035, finger_m=0.045, hand_half_m=0.05, tool_m=0.15)
 
@@ -158,7 +159,7 @@ def _robot(tasks: Sequence[MetaWorldTask], repeat: int) -> Robot:
         high=(*np.add(HIGH_M, TIP_M).tolist(), *TURN_RAD),
         rotation="fixed",
     )
-    return moved_gripper(kinematics, SAWYER, CLEAR_M)
+    return moved_gripper(kinematics, SAWYER, CLEAR_M if {task.name for task in tasks} <= {*THREE} else None)
 
 
 def _known(task: Any) -> str:
