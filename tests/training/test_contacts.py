@@ -1,5 +1,7 @@
 """What the contact network is shown: chunks as recorded, and the same ones from beside with what came of them there."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from worldenv.interfaces.true_things import Shiftable
 from worldenv.ops.unpatchify import to_frames
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import CLEAR_M, moved_gripper
-from worldenv.suites.tabletop.things import TabletopThings
+from worldenv.suites.tabletop.things import TabletopThings, movable
 from worldenv.training import contacts as module
 from worldenv.training.contacts import HIDDEN_LEVELS, PICTURE_LEVELS, UNKNOWN, record_contacts
 from worldenv.training.layers import MOVED_M, Layers
@@ -112,13 +114,31 @@ def test_what_is_hidden_is_labelled_where_the_thing_is_and_unknown_only_close_to
     occlusion = TabletopThings.occlusion
     monkeypatch.setattr(TabletopThings, "occlusion", half)
     contacts = record_contacts(shown, layers, scene, 0, 0)
-    assert not contacts.hidden[~contacts.moves].any()
+    assert (contacts.hidden[~contacts.moves] == UNKNOWN).all()  # and nothing has been moved before
     hidden, there = contacts.hidden[contacts.moves].flatten(0, 1), torch.from_numpy(np.concatenate(places))
     left, right = (there[:, :, part].sum((1, 2)) for part in (slice(0, 32), slice(32, 64)))
     said = (hidden == HIDDEN_LEVELS).sum((1, 2))
     assert (said[left == 0] == 0).all() and (said[(right == 0) & (left > 8)] > 4).all()
     unknown = (hidden == UNKNOWN).sum((1, 2)).float()
     assert unknown.median() > 10 and unknown.max() < SIZE * SIZE / 2
+
+
+def test_of_a_thing_that_lies_still_where_it_was_put_it_is_labelled_too_what_is_hidden(shown, scene, all_chunks):
+    states, proprio = TabletopThings.of(shown).states[:, [0] * 12], shown.proprio[:, :12].clone()
+    for e, thing in enumerate(states[:, 0, 13].astype(int)):
+        other = next(i for i in np.nonzero(movable(states[e, 0]))[0] if i != thing)
+        rows = states[e, :, 15:].reshape(-1, 8, 8)  # a view
+        rows[2:, thing, 2] += 0.05
+        rows[:, other, 2:4] = rows[-1, thing, 2:4] - np.array([0, 0.035])  # in front of where it is put
+        proprio[e, :, :2] = torch.from_numpy(rows[-1, thing, 2:4])
+    proprio[:, :, 2] = CLEAR_M - 0.01
+    layers = Layers(proprio, TabletopThings(states, 64), K, CLEAR_M)
+    clips = replace(shown, proprio=proprio, length=shown.length.clamp(max=11), actions=shown.actions[:, :11])
+    contacts = record_contacts(clips, layers, scene, 0, 0)
+    every = [(e, t) for e in range(len(shown)) for t in range(int(clips.length[e]) - K + 1)]
+    still = ~contacts.moves & torch.tensor([bool(layers.moves()[e, t]) for e, t in every])
+    is_hidden = (contacts.hidden != UNKNOWN) & (contacts.hidden > HIDDEN_LEVELS / 2)
+    assert still.sum() > len(shown) and is_hidden[still].flatten(2).any(2).float().mean() > 0.9
 
 
 @pytest.mark.parametrize(("away", "share"), [(0.0, (0.9, 1.0)), (0.06, (0.0, 0.0))])

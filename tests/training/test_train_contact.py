@@ -31,6 +31,7 @@ def contacts():
     closes = torch.ones(M, K, dtype=torch.bool)
     hidden = torch.zeros(M, K, SIZE, SIZE, dtype=torch.uint8)
     hidden[:, 2:] = (mask > 0)[:, None] * HIDDEN_LEVELS  # after the third step
+    hidden[~near] = UNKNOWN
     grasps = near[:, None].expand(M, K)
     return Contacts(pictures, torch.zeros(M, numbers(K)), near, closes, grasps, rest, mask, hidden)
 
@@ -71,6 +72,8 @@ def test_what_is_decided_already_or_does_not_move_counts_for_nothing(contacts):
     assert alone("mask", still) == alone("hidden", still) == alone("rest_cm", still) == 0 and alone("moves", still) > 0
     still.closes.zero_()
     assert alone("grasps", still) == 0 and alone("grasps", contacts) > 0
+    still.hidden.zero_()  # something was moved before
+    assert alone("hidden", still) > 0
     contacts.hidden.fill_(UNKNOWN)
     assert alone("hidden", contacts) == 0
 

@@ -39,7 +39,8 @@ class Contacts(Slots):
     grasps: Tensor  # [M, K] bool, whether the gripper holds something after each step
     rest: Tensor  # [M, K, 3] m, how far the thing has come by then, besides what it was carried
     mask: Tensor  # [M, S, S] uint8, the thing before the chunk
-    # [M, K, S, S] uint8, what nearer things hide of it after each step, 254: all; UNKNOWN close beside the thing
+    # [M, K, S, S] uint8, what nearer things hide after each step of what is moved, or else was before, for the world
+    # model paints that, too; 254: all; UNKNOWN close beside the thing, and everywhere if there is none
     hidden: Tensor
 
 
@@ -129,6 +130,8 @@ def _labelled(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, offs
     camera = clips.still_camera()[e, 0]
     view = look(layer, chunks.frame, poses, camera, scene)
     covered = torch.from_numpy(things.coverage(own, now, thing))
+    was_moved = (label.places[:, 1] - label.places[:, 0]).norm(dim=1) > MOVED_M
+    painted = np.where(moves, thing, np.where(was_moved, layers.thing[episode, step], -1))
     return Contacts(
         (view.pictures * PICTURE_LEVELS).round().to(torch.int8),
         view.numbers,
@@ -137,7 +140,7 @@ def _labelled(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, offs
         holds[:, 1:],
         rest[:, 1:],
         window(covered[..., None].float(), camera, view.centre)[:, 0].round().to(torch.uint8),
-        _hidden(chunks, thing, moves, camera, view.centre, layers.chunk),
+        _hidden(chunks, painted, camera, view.centre, layers.chunk),
     )
 
 
@@ -157,15 +160,14 @@ def _carried_out(
 
 def _hidden(
     chunks: _Chunks,
-    thing: np.ndarray,  # [M]
-    moves: Tensor,  # [M] bool
+    thing: np.ndarray,  # [M], -1: none
     camera: Tensor,  # [M, 3, 4]
     centre: Tensor,  # [M, 3]
     k: int,
 ) -> Tensor:  # [M, K, SIZE, SIZE] uint8
     """The labels of `Contacts.hidden`: where the thing is not, but close to it, either is right."""
-    rows = np.flatnonzero(moves.numpy())
-    out = torch.zeros(len(moves), k, SIZE, SIZE, dtype=torch.uint8)
+    rows = np.flatnonzero(thing >= 0)
+    out = torch.full((len(thing), k, SIZE, SIZE), UNKNOWN, dtype=torch.uint8)
     if not len(rows):
         return out
     after = (chunks.step[rows, None] + np.arange(1, k + 1)).ravel()

@@ -42,14 +42,14 @@ def contact_loss(
         gain = 1 + BRIGHTNESS * share.own(torch.randn(batch, 1, 1, 1, generator=generator))
         noise = NOISE * share.own(torch.randn(batch, COLOURS, *pictures.shape[2:], generator=generator))
         pictures = torch.cat([pictures[:, :COLOURS] * gain + noise, pictures[:, COLOURS:]], dim=1)
-        said, moves = network(pictures, plan), part.moves.float()
+        said, moves, has_thing = network(pictures, plan), part.moves.float(), is_known.flatten(1).any(1)
         weight = torch.where(part.grasps, GRASPED_WEIGHT, 1.0)
         parts = {
             "moves": share.mean(F.binary_cross_entropy_with_logits(said.moves, moves)),
             "grasps": share.mean(_cross_entropy(said.grasps, part.grasps) * weight, part.closes),
             "rest_cm": share.mean((said.rest - rest).abs().mean((1, 2)) * 100, part.moves),
             "mask": share.mean(_cross_entropy(said.mask, mask).mean((1, 2)), part.moves),
-            "hidden": share.mean((_cross_entropy(said.hidden, hidden) * is_known).mean((1, 2, 3)), part.moves),
+            "hidden": share.mean((_cross_entropy(said.hidden, hidden) * is_known).mean((1, 2, 3)), has_thing),
         }
         rest_loss = parts["rest_cm"] * (REST_SCALE / 100 * 3 * network.chunk)
         value = parts["moves"] + GRASP_WEIGHT * parts["grasps"] + REST_WEIGHT * rest_loss + MASK_WEIGHT * parts["mask"]
