@@ -182,5 +182,5 @@ def test_things_that_no_gripper_can_be_set_beside_give_the_same_labels_of_record
 
 def test_recordings_in_which_nothing_comes_near_are_refused_in_words(shown, layers, scene, monkeypatch):
     monkeypatch.setattr(module, "SHARES", (0.0, 0.0, 0.0))
-    with pytest.raises(UserError, match="nothing to learn from: .* give more --scratch.exploration"):
+    with pytest.raises(UserError, match="nothing to learn from: .* give a larger --scratch.exploration"):
         record_contacts(shown, layers, scene, 0, 0)

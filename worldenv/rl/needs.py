@@ -14,7 +14,9 @@ from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.modes import network_of
 
-FLOATS = 7  # of each trained parameter: gradient, two moments of Adam; of 8 bytes: sum, place in what is exchanged
+# Memory of a trained number, in units of 4 bytes: gradient, two moments of Adam, and 2 each for the sum of gradients in
+# float64 and its place in the exchanged buffer.
+FLOATS = 7
 
 
 def check_enough_groups(count: int, config: PostTrainConfig) -> None:
@@ -50,7 +52,7 @@ def needs(engine: Engine, start: Starts, config: PostTrainConfig, ranks: Ranks, 
         weights += _bytes(trainable(engine.policy))
     steps = config.epochs * -(-whole * engine.horizon // config.minibatch)
     others = (ranks.count - 1) / ranks.count
-    sent = 2 * others * 8 * learnt * steps  # a ring, whose gradients are float64
+    sent = 2 * others * 8 * learnt * steps  # a ring exchange of gradients in float64
     if shard:  # a copy learns, whose layers are gathered for every pass there and back
         layers = [parameter for layer in layers_of(engine.policy)[1] for parameter in layer.parameters()]
         apart = sum(parameter.numel() for parameter in layers if parameter.requires_grad)
