@@ -117,8 +117,8 @@ class Layers:
 def with_wanted_opening(clips: Clips, robot: Robot) -> Clips:
     """The clips, with the recorded opening of the fingers replaced by the one that the robot's kinematics predict.
 
-    In imagined poses, a thing between the fingers does not stop them from closing. The recorded opening, which it does
-    stop, would tell the contact network that something was grasped.
+    In imagined poses, a thing between the fingers does not stop them from closing. In recorded poses it does, which
+    would tell the contact network that something was grasped.
     """
     first, proprio = clips.proprio[:, 0], clips.proprio.clone()
     poses, _ = robot.kinematics.follow(first, robot.kinematics.rest(first), clips.actions)
