@@ -50,8 +50,8 @@ class ShardedLearner(Learner):
     def _parts(self, episode: Tensor, chunk: Tensor, block: Tensor, count: int) -> list[tuple[Tensor, Tensor, float]]:
         """As in `Learner`, but all ranks have the same number of parts, because they gather a layer together.
 
-        Ranks with fewer parts add parts of weight 0. There are no blocks: FSDP adds gradients in float32, so with blocks the
-        sums would still depend on the number of ranks.
+        Ranks with fewer parts add parts of weight 0. There are no blocks: FSDP adds gradients in float32, so with
+        blocks the sums would still depend on the number of ranks.
         """
         parts, first = super()._parts(episode, chunk, torch.zeros_like(block), count), episode.new_zeros(1)
         return parts + [(first, first, 0.0)] * (max(self.ranks.every(len(parts))) - len(parts))
