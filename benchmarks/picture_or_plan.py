@@ -42,7 +42,7 @@ PLACE = slice(2, 6)  # x, y, z, yaw of an entity
 
 @dataclass
 class Grasps:
-    """Chunks in which something was to be grasped, as they went from beside."""
+    """Chunks in which something was to be grasped, carried out after an offset of the gripper."""
 
     frames: list[np.ndarray]  # the first, the clear and the present one: [M, H, W, 3] uint8
     tips: np.ndarray  # [M, 3] float32, in the first
@@ -64,7 +64,7 @@ def replay_states(trajectories: list[Trajectory]) -> np.ndarray:  # [N, T + 1, 7
 
 
 def beside(trajectories: list[Trajectory], k: int, seed: int) -> Grasps:
-    """Every trajectory's first grasp again, from beside."""
+    """The first grasp of every trajectory, carried out again after an offset of the gripper."""
     states = replay_states(trajectories)
     held = states[:, :, HELD] >= 0
     step = held.argmax(1)
@@ -167,7 +167,7 @@ def main() -> None:
     took, right = np.concatenate(all_took), np.concatenate(all_right)
     rows.append(["all", *_cells(took, right)])
     columns = ["policy acts with", "missed", "taken along", "held", "left behind"]
-    table("Grasps carried out again from beside", columns, rows)
+    table("Grasps carried out again after an offset of the gripper", columns, rows)
     along, behind = float((~right[~took]).mean()), float((~right[took]).mean())
     found = {"missed": int((~took).sum()), "taken_along": along, "held": int(took.sum()), "left_behind": behind}
     print(json.dumps(found | {"mean_error": (along + behind) / 2, "seed": given.seed}))

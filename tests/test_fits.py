@@ -189,7 +189,7 @@ def test_a_card_is_filled_up_to_its_last_episode_and_hours_follow_from_flops():
     policy = Cost(11, 1000, 10, 8, 0, 5, chunk_flops=1e12, update_flops=2e12, update_bytes=30)
     world = Cost(7, 2000, slot_bytes=40, chunk_flops=3e12)
     work = Work(episodes=6, chunks=2, iterations=9, epochs=5, at_once=4, frame_bytes=10)
-    needed = 1000 + 2000 + 12 * 10 + 4 * 30 + 6 * 2 * 5
+    needed = 1000 + 2000 + 28 * 10 + 4 * 30 + 6 * 2 * 5
     for resident in (0, 3, 6):
         card = Card((needed + 50 * resident + 2) / 0.9 / 1e9, 2.0, 0.5)
         found = fit(policy, [world], card, work)
@@ -212,7 +212,7 @@ def test_idle_weights_and_slots_make_room_for_an_update(short, update, resident)
     policy = Cost(11, 1000, 10, 8, 0, 5, chunk_flops=1e12, update_flops=2e12, update_bytes=update // 4)
     world = Cost(7, 2000, slot_bytes=40, chunk_flops=3e12)
     work = Work(episodes=6, chunks=2, iterations=9, epochs=5, at_once=4, frame_bytes=10)
-    whole = 1000 + 2000 + 12 * 10 + update + 6 * 2 * 5 + 6 * 50
+    whole = 1000 + 2000 + 28 * 10 + update + 6 * 2 * 5 + 6 * 50
     found = fit(policy, [world], Card((whole - short + 0.5) / 0.9 / 1e9, 2.0, 0.5, link=4.0), work)
     assert found.apart_resident == resident and found.resident == max(0, 6 - -(-short // 50))
     assert found.apart_s == pytest.approx(2 * 2000 / 4e9)

@@ -14,7 +14,7 @@ from worldenv.errors import UserError
 MOST = 1_000_000  # more episodes, actions or iterations than memory and time ever hold
 LARGEST = 65_536  # of any size of a network
 LONGEST_SHOWN = 60  # characters of a value in a message
-# Metadata of a field that a later version added. What an older one saved lacks it, and did what its default says.
+# Metadata of a field that a later version added. Documents of older versions lack it; its default is what they did.
 ADDED = {"added": True}
 Config = TypeVar("Config")
 
@@ -149,7 +149,7 @@ def from_document(kind: type[Config], document: Any, where: str) -> Config:
 
 
 def with_added(kind: type, document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document that an older version may have saved, with the defaults of the fields that were added since."""
+    """A document, with the defaults of the fields that were added after the version that saved it."""
     return {field.name: field.default for field in fields(kind) if field.metadata == ADDED} | document
 
 

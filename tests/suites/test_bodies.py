@@ -1,4 +1,4 @@
-"""The true things of a small scene in MuJoCo, of blocks, seen by a process that has no torch."""
+"""The true things of a small scene of blocks in MuJoCo, in a process that does not import torch."""
 
 import json
 import subprocess
@@ -93,14 +93,14 @@ def seen():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_things_are_what_moves_as_one_and_is_no_part_of_the_robot(seen):
+def test_things_are_the_rigid_bodies_that_can_move_without_the_robot(seen):
     assert seen["things"] == ["can", "drawer"]
     before, after = np.array(seen["centres"])
     np.testing.assert_allclose(before, [[0.1, 0, 0.15], [-0.25, 0.2, 0.1]], atol=1e-6)  # of the box around a thing
     np.testing.assert_allclose(after - before, [[-0.2, 0, 0], [0, -0.3, 0]], atol=1e-6)
 
 
-def test_a_thing_is_held_when_both_fingers_push_it_towards_each_other(seen):
+def test_a_thing_is_held_when_both_fingers_push_it_in_opposite_directions(seen):
     # From both sides; from one side only; both from above; neither.
     assert seen["held"] == [0, -1, -1, -1]
 

@@ -1,4 +1,4 @@
-"""What the contact network is shown: chunks as recorded, and the same ones from beside with what came of them there."""
+"""What the contact network is shown: chunks as recorded, and the same chunks tried again after an offset."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def scene(shown):
 @pytest.fixture
 def all_chunks(monkeypatch):
     monkeypatch.setattr(module, "SHARES", (1.0, 1.0, 1.0))
-    monkeypatch.setattr(module, "SHARES_BESIDE", (1.0, 0.0, 0.0))  # of those from beside, the ones that close
+    monkeypatch.setattr(module, "SHARES_BESIDE", (1.0, 0.0, 0.0))  # those that close
 
 
 def chunks(layers, shown):  # (episode, step) in which the gripper is low or holds something
@@ -180,7 +180,7 @@ def test_chunks_in_which_nothing_happens_are_taken_less_often(shown, layers, sce
 
 
 class Elsewhere:
-    """The true things of a simulator that cannot set the gripper beside; a thing more in some episodes."""
+    """The true things of a simulator that cannot move the gripper by an offset, with a column that has no thing."""
 
     def __init__(self, things):
         self.held, self.size, self.coverage, self.occlusion = (
@@ -193,7 +193,7 @@ class Elsewhere:
         self.movable = np.concatenate([things.movable, np.zeros_like(things.movable[:, :1])], axis=1)
 
 
-def test_things_that_no_gripper_can_be_set_beside_give_the_same_labels_of_recorded_chunks(shown, layers, scene):
+def test_a_simulator_without_offsets_gives_the_same_labels_of_recorded_chunks(shown, layers, scene):
     things = Elsewhere(layers.things)
     assert isinstance(layers.things, Shiftable) and not isinstance(things, Shiftable)
     found = record_contacts(shown, Layers(shown.proprio, things, K, CLEAR_M), scene, 0, 0)
@@ -201,7 +201,7 @@ def test_things_that_no_gripper_can_be_set_beside_give_the_same_labels_of_record
     assert all(torch.equal(one, other) for one, other in zip(found.tensors(), expected.tensors(), strict=True))
 
 
-def test_recordings_in_which_nothing_comes_near_are_refused_in_words(shown, layers, scene, monkeypatch):
+def test_recordings_without_a_chunk_near_a_thing_are_refused_with_a_message(shown, layers, scene, monkeypatch):
     monkeypatch.setattr(module, "SHARES", (0.0, 0.0, 0.0))
-    with pytest.raises(UserError, match="nothing to learn from: .* give more --scratch.exploration"):
+    with pytest.raises(UserError, match="nothing to learn from: .* give a larger --scratch.exploration"):
         record_contacts(shown, layers, scene, 0, 0)

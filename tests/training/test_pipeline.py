@@ -227,7 +227,7 @@ def test_chunks_that_no_episode_of_the_suite_holds_are_refused_before_anything_i
     suite = TabletopLessons()
     monkeypatch.setattr(suite.suite, "horizon", 12)
     monkeypatch.setitem(pipeline.LESSONS, "short", lambda: suite)
-    with pytest.raises(UserError, match="causal-chunks is 4, of 16 actions in all; an episode of the suite has 12"):
+    with pytest.raises(UserError, match="causal-chunks is 4 chunks, which have 16 actions; .* has only 12"):
         Pipeline(RunFolder.create(tmp_path / "run", {}), ScratchConfig(), 1, "causal", suite="short")
 
 
@@ -235,10 +235,10 @@ def test_what_the_composer_cannot_learn_from_is_refused_before_anything_is_made(
     suite, folder = TabletopLessons(), RunFolder.create(tmp_path / "run", {})
     monkeypatch.setattr(suite.suite, "horizon", 16)
     monkeypatch.setitem(pipeline.LESSONS, "short", lambda: suite)
-    with pytest.raises(UserError, match="unroll is 5, of 20 actions in all; an episode of the suite has 16"):
+    with pytest.raises(UserError, match="unroll is 5 chunks, which have 20 actions; .* has only 16"):
         Pipeline(folder, ScratchConfig(), 1, "composer", suite="short")
     monkeypatch.setattr(suite, "records_what_is_done", False)
-    with pytest.raises(UserError, match="no-extra-data leaves only demonstrations, and those of this suite"):
+    with pytest.raises(UserError, match="no-extra-data leaves only demonstrations, and the actions"):
         Pipeline(folder, ScratchConfig(unroll=4, extra_data=False), 1, "composer", suite="short")
 
 

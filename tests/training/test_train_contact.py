@@ -156,7 +156,7 @@ def test_half_of_the_batches_are_mirrored_and_plans_and_labels_with_them(contact
         assert torch.equal(plan, mirror if is_mirrored else torch.ones_like(mirror))
 
 
-def test_a_mirror_turns_the_axis_round_that_lies_across_the_pictures():
+def test_a_mirrored_picture_changes_the_sign_of_the_axis_along_its_rows():
     def camera(eye, target):
         return torch.from_numpy(Camera.look_at(eye=eye, target=target, fov_deg=40.0, size=32).projection)[None]
 
@@ -170,7 +170,7 @@ def test_a_mirror_turns_the_axis_round_that_lies_across_the_pictures():
     torch.testing.assert_close(depth, same)
 
 
-def test_without_an_axis_across_nothing_is_seen_in_a_mirror(contacts, monkeypatch):
+def test_without_such_an_axis_no_batch_is_mirrored(contacts, monkeypatch):
     torch.manual_seed(0)
     network = ContactNetwork(K)
     losses = [contact_loss(network, contacts, 8, across=across) for across in (0, None)]
@@ -178,4 +178,4 @@ def test_without_an_axis_across_nothing_is_seen_in_a_mirror(contacts, monkeypatc
     for seed in range(8):
         one, other = (loss(torch.Generator().manual_seed(seed))[0].item() for loss in losses)
         apart.append(one != other)
-    assert 0 < sum(apart) < 8  # those that the first saw in a mirror
+    assert 0 < sum(apart) < 8  # the batches that the first loss mirrored

@@ -79,7 +79,7 @@ class Clips:
         return self.stored.shape
 
     def begun(self) -> list[tuple[str, int, str]]:
-        """Task, start state and split of each episode, of clips whose frames are on disk."""
+        """Task, start state and split of each episode. Only for clips whose frames are on disk."""
         return [(demo.labels["task"], int(demo.labels["start"]), demo.labels["split"]) for demo in self.stored.demos]
 
     def frames_at(

@@ -1,4 +1,4 @@
 """The five interfaces that everything else talks to: Observation, Policy, WorldModel, Reflector, Suite (and Robot).
 
-And one that only training reads: TrueThings.
+A sixth one, TrueThings, is used only to train the composer.
 """

@@ -1,4 +1,4 @@
-"""What the labels of layers and contacts are made of: the true things of recorded episodes, which a simulator knows."""
+"""The true things of recorded episodes, as a simulator knows them: the labels of the composer are made of them."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -6,15 +6,16 @@ import numpy as np
 
 
 class TrueThings(Protocol):
-    """The true things of N recorded episodes, D of each; where one has fewer, the others never move.
+    """The true things of N recorded episodes of at most T actions. Every episode has D columns, one for each thing.
 
-    A suite for whose episodes there are such things can train the composer: `Lessons.true_things` gives them.
+    An episode that has fewer than D things has columns without a thing, whose `movable` is False. The composer can be
+    trained on a suite whose `Lessons.true_things` returns such an object.
     """
 
-    centre: np.ndarray  # [N, T + 1, D, 3] float32 m, the middle of each thing; past an episode's end as at its end
+    centre: np.ndarray  # [N, T + 1, D, 3] float32 m, the middle of each thing; after an episode's end, as at its end
     held: np.ndarray  # [N, T + 1] int64, the thing that the gripper holds; -1: none
     movable: np.ndarray  # [N, D] bool, whether a gripper can move it
-    size: tuple[int, int]  # H, W, of the pictures
+    size: tuple[int, int]  # H, W of the pictures, in pixels
 
     def coverage(
         self,
@@ -22,7 +23,7 @@ class TrueThings(Protocol):
         step: np.ndarray,  # [M] int64
         thing: np.ndarray,  # [M] int64
     ) -> np.ndarray:  # [M, H, W] uint8
-        """How much of every pixel of the first view a thing covers where nothing hides it, 255: all."""
+        """How much of every pixel of the first view a thing would cover if nothing hid it; 255: all of the pixel."""
 
     def occlusion(
         self,
@@ -30,23 +31,27 @@ class TrueThings(Protocol):
         step: np.ndarray,  # [M] int64
         thing: np.ndarray,  # [M] int64
     ) -> tuple[np.ndarray, np.ndarray]:  # [M, H, W] bool, [M, H, W] uint8
-        """Where a thing is in the picture, and how much of it nearer things hide there, 255: all.
+        """Which pixels of the first view a thing covers, and how much of it nearer things hide there; 255: all.
 
-        The robot hides nothing. Where the thing is not, nothing of it is hidden.
+        The robot does not count as a thing that hides. The second array is 0 in all pixels that the thing does not
+        cover.
         """
 
 
 class Beside(NamedTuple):
-    """M chunks that were carried out by a gripper that stood elsewhere."""
+    """M chunks that were carried out after the gripper had been moved by an offset."""
 
-    frames: np.ndarray  # [M, H, W, 3] uint8, of the first view, before each
-    poses: np.ndarray  # [M, K + 1, P] float32, proprioception, the first before the chunk
-    things: TrueThings  # of M episodes of K actions
+    frames: np.ndarray  # [M, H, W, 3] uint8, of the first view, after the offset and before the chunk
+    poses: np.ndarray  # [M, K + 1, P] float32, proprioception before the chunk and after each action
+    things: TrueThings  # of the chunks: M episodes of K actions
 
 
 @runtime_checkable
 class Shiftable(Protocol):
-    """True things of a simulator that can set the gripper elsewhere. `TrueThings` without it are labels enough."""
+    """True things of a simulator that can also move the gripper by an offset before a chunk.
+
+    This is optional: with `TrueThings` alone, the contact network learns from recorded chunks only.
+    """
 
     def beside(
         self,
@@ -55,4 +60,4 @@ class Shiftable(Protocol):
         offset: np.ndarray,  # [M, 3] m
         actions: np.ndarray,  # [M, K, A]
     ) -> Beside:
-        """Carry out actions from recorded states, in which the gripper is moved by an offset before."""
+        """From each recorded state, move the gripper by an offset and carry out actions."""

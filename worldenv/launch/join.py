@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stderr
 from datetime import timedelta
 
 import torch
-import torch.distributed.nn.functional  # before there is a group: its functions keep one, whose threads then never end
+import torch.distributed.nn.functional  # before a group is made: else its functions hold the group for ever
 from torch import distributed
 from torch.distributed import PrefixStore, TCPStore
 
@@ -55,8 +55,8 @@ def joined(program: str) -> Iterator[Ranks]:
         ranks.watch.leave(error)
         raise
     ranks.watch.end()
-    gc.collect()  # of models in shards, which keep the group
-    distributed.destroy_process_group()  # ends the threads of gloo, else C++ aborts a process that ends before them
+    gc.collect()  # frees sharded models, which hold a reference to the group
+    distributed.destroy_process_group()  # ends gloo's threads: C++ aborts a process that ends before them
 
 
 def _join(program: str) -> Ranks:

@@ -88,10 +88,11 @@ class Ranks:
     def add_gradients(
         self, parameters: Sequence[nn.Parameter], *figures: Tensor, sums: Sequence[Tensor | None] | None = None
     ) -> tuple[Tensor, ...]:
-        """Replace every gradient, and return every figure [], by its sum over the ranks, in float32.
+        """Add the gradients, and the figures [], over all ranks. The gradients are replaced, the figures returned.
 
-        With `sums`, in float64: of these, one for each parameter, in place of the gradients.
-        A parameter without a gradient at any rank has none afterwards.
+        Sums are computed in float32. With `sums`, a tensor or None for each parameter, these are added in place of the
+        gradients, in float64, and rounded once to the dtype of the parameter.
+        A parameter that has a gradient on no rank has none afterwards.
         """
         if self.count == 1 and sums is None:
             return figures

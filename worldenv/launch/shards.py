@@ -54,7 +54,7 @@ def sharded_copy(policy: nn.Module, ranks: Ranks) -> nn.Module:
     except (TypeError, RuntimeError, AttributeError) as error:
         raise UserError(f"the policy cannot be copied, which sharding needs ({error}); {REMEDY}") from error
     mesh = init_device_mesh(next(policy.parameters()).device.type, (ranks.count,))
-    getattr(mesh, "_pg_registry", {}).clear()  # torch's caches keep the mesh for ever, and so the group (joined)
+    getattr(mesh, "_pg_registry", {}).clear()  # torch's caches hold the mesh for ever, and it the group: see `joined`
     for layer in layers_of(learns)[1]:
         for parameter in layer.parameters():
             parameter.data = parameter.data.contiguous()  # of a convolution they may lie otherwise, which FSDP refuses

@@ -44,8 +44,8 @@ class Watch:
     def end(self) -> None:
         """Stop watching: the job is done, or this process has said why it ends (`leave`).
 
-        Waits for the threads, because C++ aborts a process that ends while one of them uses the store; but not for one
-        that waits for a store which is lost.
+        Waits for the threads, because C++ aborts a process that ends while one of them uses the store. It waits for at
+        most SILENT ticks for each: a thread may be waiting for a store that is lost.
         """
         self._over.set()
         for thread in self._threads:

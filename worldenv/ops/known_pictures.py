@@ -90,7 +90,7 @@ def known_pictures(
     last: Tensor,  # [B, H, W, 3] uint8, the present one
     clear: Tensor,  # [B, H, W, 3] uint8, one from when the gripper was last away from things
     mask: Tensor,  # [B, H, W] uint8, of the thing in `clear` that the gripper moves; 255: all of a pixel is the thing's
-    hidden: Tensor,  # [B, K, H, W] uint8, how much nearer things hide of it after each action; 255: all
+    hidden: Tensor,  # [B, K, H, W] uint8, how much nearer things hide of the thing after each action; 255: all
     tips: Tensor,  # [B, K + 2, P] float32, fingertips xyz (m) in `first`, now, after each action; others unread
     places: Tensor,  # [B, K + 2, 3] float32, the thing's xyz (m) in `clear`, now, after each action
     camera: Tensor,  # [B, 1, 3, 4] float32, world point (m) -> homogeneous pixel
@@ -110,11 +110,11 @@ def known_pictures(
 
     by Catmull-Rom resampling; beyond the frame the border is repeated. Where a tip is not finite the picture is grey.
 
-    The thing is `clear` and `mask` moved with its place. Its share of a pixel is the moved mask / 255 in [0, 1], less
-    what is hidden, share * (1 - hidden / 255), and a place that is not finite shows nothing. It is laid over a base,
-    base + share * (colour - base). In `clear`, `plate` is behind the thing; in `last`, where it is now, `clear` or
-    where it was there, `plate`. Both masks count one pixel further than where the share is above 0.05, hidden or not.
-    With a mask of zeros the guesses are `last` and `clear`.
+    The thing is `clear` and `mask`, moved to its place. Its share of a pixel is the moved mask / 255 in [0, 1], times
+    1 - hidden / 255; a place that is not finite shows nothing. The thing is laid over a base without the thing,
+    base + share * (colour - base). One base is `clear`, with `plate` where the thing was. The other is `last`, with the
+    first base where the thing is now. Both areas are one pixel larger than where the thing's share, hidden or not, is
+    above 0.05. With a mask of zeros the guesses are `last` and `clear`.
 
     Computed in float32 and rounded once, half to even. No gradient. Raises ValueError if a shape, dtype or device is
     another one.

@@ -15,9 +15,10 @@ ABOUT = {
     "policy": "The fine-tuned policy, taught by itself to act on imagined frames as it acted on the true frames of the "
     "same moments (demonstrations and extra data, no expert): the baseline that post-training starts from.",
     "teacher_base": "The composer after pretraining on disturbed expert episodes of the pretraining suite.",
-    "teacher": "The multi-step composer, trained by flow matching on demonstrations and extra data.",
-    "contact": "The composer's contact network: it decides what the gripper takes along. Trained on recorded chunks "
-    "and on the same chunks from a gripper that stands beside, with what came of them in the true environment.",
+    "teacher": "The multi-step composer, trained by flow matching on recorded episodes of the suite.",
+    "contact": "The composer's contact network: it predicts what the gripper moves, and which of its pixels "
+    "nearer things hide. Trained on recorded chunks and on the same chunks tried again after an offset of the gripper, "
+    "with labels from the true environment.",
     "composer": "The one-step composer (student), a world model: the teacher, trained on along its own rollouts.",
     "causal_teacher": "The multi-step causal world model, trained by diffusion forcing on the "
     "demonstrations and extra data.",

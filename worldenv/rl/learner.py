@@ -18,7 +18,7 @@ from worldenv.rollout.checks import check_config
 from worldenv.rollout.episodes import Rollouts
 
 FARTHEST = 20.0  # greatest |log-ratio|, so that exp stays finite
-BLOCKS = 8  # of an iteration's groups; 1, 2, 4 or 8 ranks share out whole ones
+BLOCKS = 8  # into which the groups of an iteration are divided; each of 1, 2, 4 or 8 ranks has whole blocks
 # record [B, ...], action [B, K, A], log_prob [B], advantage [B], clip: loss and share of clipped ratios, both []
 Objective = Callable[[Slots, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
@@ -51,8 +51,9 @@ class Learner:
     """The policy, its optimizer, and the counts that a run reports.
 
     Several ranks, each with rollouts of its own, learn as one process would from all of them: every minibatch is drawn
-    from the chunks of all ranks, and the gradients are added up. A block of groups goes through the network by itself,
-    and gradients are added in float64: so 1, 2, 4 or 8 ranks learn the same, nearly always to the last bit.
+    from the chunks of all ranks, and the gradients are added up. The groups of an iteration (a group is all siblings of
+    one start) are divided into BLOCKS. The gradient of each block is computed by itself, and gradients are added in
+    float64. So 1, 2, 4 and 8 ranks with equal numbers of threads learn the same, nearly always to the last bit.
 
     Raises UserError if `policy.trainable()` does not return parameters of the policy that can be trained.
     """
@@ -63,7 +64,7 @@ class Learner:
         check_config(config, PostTrainConfig)
         self.policy, self.config, self.ranks = policy, config, ranks
         self.parameters = trainable(policy)
-        self.whole = self.parameters  # those that are not in shards
+        self.whole = self.parameters  # the parameters that are not in shards
         self.begun = False  # whether a step has been made
         self.objective: Objective = getattr(policy, "ppo_loss", None) or partial(clipped_objective, policy)
         groups = heads_apart(policy, self.parameters, config)
@@ -152,14 +153,17 @@ class Learner:
         return 0.0, 0.0
 
     def _parts(self, episode: Tensor, chunk: Tensor, block: Tensor, count: int) -> list[tuple[Tensor, Tensor, float]]:
-        """What goes through the network at once, and its weight: every chunk has the same, whichever part it is in."""
+        """The parts of a minibatch that go through the network one by one, each within a block, with their weights.
+
+        A part's weight is its number of chunks / `count`, so every chunk has the same weight.
+        """
         at_once = self.config.accumulate or count
         inside = [block == number for number in block.unique()]
         split = [zip(episode[own].split(at_once), chunk[own].split(at_once), strict=True) for own in inside]
         return [(e, c, len(e) / count) for one in split for e, c in one]  # none if all chunks are other ranks'
 
     def _move_gradients(self, sums: list[Tensor | None]) -> None:
-        """Add the gradients of one part to those of the parts before."""
+        """Add the gradients of one part to the sums in float64, and clear the gradients."""
         for i, parameter in enumerate(self.whole):
             if parameter.grad is not None:
                 sums[i] = parameter.grad.double() if sums[i] is None else sums[i].add_(parameter.grad)

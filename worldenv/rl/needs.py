@@ -14,7 +14,8 @@ from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.modes import network_of
 
-# Of each trained number: gradient, two moments of Adam; of 8 bytes: sum, place in what is exchanged. In shards: of 4.
+# Memory of a trained number, in units of 4 bytes: gradient, two moments of Adam, and 2 each for the sum of gradients in
+# float64 and its place in the exchanged buffer. In shards, gradients are added in float32, in one buffer.
 FLOATS, FLOATS_IN_SHARDS = 7, 4
 
 
@@ -51,7 +52,7 @@ def needs(engine: Engine, start: Starts, config: PostTrainConfig, ranks: Ranks, 
         weights += _bytes(trainable(engine.policy))
     steps = config.epochs * -(-whole * engine.horizon // config.minibatch)
     others = (ranks.count - 1) / ranks.count
-    sent = 2 * others * 8 * learnt * steps  # a ring, whose gradients are float64
+    sent = 2 * others * 8 * learnt * steps  # a ring exchange of gradients in float64
     learning = FLOATS * 4 * learnt
     if shard:  # a copy learns, whose layers are gathered for every pass there and back
         layers = [parameter for layer in layers_of(engine.policy)[1] for parameter in layer.parameters()]

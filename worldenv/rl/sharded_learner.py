@@ -48,9 +48,10 @@ class ShardedLearner(Learner):
         self._hand_over()
 
     def _parts(self, episode: Tensor, chunk: Tensor, block: Tensor, count: int) -> list[tuple[Tensor, Tensor, float]]:
-        """All ranks gather a layer together, so all compute as many parts: some with the weight 0.
+        """As in `Learner`, but all ranks have the same number of parts, because they gather a layer together.
 
-        As few as possible: FSDP adds up in float32, so blocks would make nothing equal.
+        Ranks with fewer parts add parts of weight 0. There are no blocks: FSDP adds gradients in float32, so with
+        blocks the sums would still depend on the number of ranks.
         """
         parts, first = super()._parts(episode, chunk, torch.zeros_like(block), count), episode.new_zeros(1)
         return parts + [(first, first, 0.0)] * (max(self.ranks.every(len(parts))) - len(parts))

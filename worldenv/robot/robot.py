@@ -10,7 +10,7 @@ from worldenv.robot.kinematics import Kinematics, is_number
 
 KINDS = {str: "names", Real: "numbers"}
 POSE = 6  # numbers: x, y, z, axis-angle
-CLEAR_M = 0.06  # of the embedded suite
+CLEAR_M = 0.06  # `clear_m` of the embedded suite's robot
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Robot:
     # Axis-angle (rad) from the axes of the hand, as proprioception reports them, to those that the action map draws:
     # x along which the fingers close, z from the tips to the hand; None: they are the same.
     gripper_turn: tuple[float, float, float] | None = None
-    ground_m: float = 0.0  # height of what things stand on
-    clear_m: float | None = None  # height above which the fingertips touch nothing that stands there; None: not known
+    ground_m: float = 0.0  # z (m) of the surface on which things stand
+    clear_m: float | None = None  # z (m) above which the fingertips touch nothing that stands there; None: unknown
 
     def __post_init__(self) -> None:
         for name, kind in (("proprio", str), ("action", str), ("low", Real), ("high", Real)):
@@ -56,8 +56,8 @@ class Robot:
             )
         if not is_number(self.ground_m) or not (self.clear_m is None or is_number(self.clear_m)):
             raise UserError(
-                f"ground_m and clear_m of a robot are {self.ground_m!r} and {self.clear_m!r}; they should be heights "
-                "(m), the second may be None"
+                f"ground_m and clear_m of a robot are {self.ground_m!r} and {self.clear_m!r}; they should be numbers "
+                "(heights in m); clear_m may be None"
             )
         if not len(self.proprio) == len(self.low) == len(self.high) or not self.action:
             raise UserError(

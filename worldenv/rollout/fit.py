@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from worldenv.nn.cost import Cost
 
 WORK_SHARE = 0.1  # of a card's memory that is left for passes without a gradient and for fragments
-OPTIMISER_BYTES = 12  # of each number that learns, beside its weight: gradient and two moments of Adam, float32
+# Of each number that learns, beside its weight: gradient and two moments of Adam in float32, the sum of gradients and
+# its place in the exchanged buffer in float64.
+OPTIMISER_BYTES = 28
 
 
 @dataclass(frozen=True)

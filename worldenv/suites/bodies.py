@@ -1,6 +1,6 @@
 """The true things of a scene in MuJoCo: where they are, which one the gripper holds, which pixels each covers.
 
-It imports no torch, and MuJoCo: only a process that simulates imports it.
+This module imports MuJoCo and does not import torch. Only the processes that simulate import it.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,17 +11,17 @@ import numpy as np
 
 from worldenv.suites.offscreen import Trace, shrunk
 
-OPPOSITE = -0.5  # at most, the cosine between the directions in which the fingers push a thing that they hold
-UNSEEN = mujoco.mjNGROUP - 1  # a group of geoms that nobody draws
-WHOLE = mujoco.mjtState.mjSTATE_INTEGRATION  # all that the next step depends on
-SOLVING, DAMPING = 20, 1e-6  # steps in which the joints of an arm are found, and what keeps them small
+OPPOSITE = -0.5  # largest cosine between the directions in which the two fingers push a thing that they hold
+UNSEEN = mujoco.mjNGROUP - 1  # the group of the geoms that are not drawn
+WHOLE = mujoco.mjtState.mjSTATE_INTEGRATION  # all numbers on which the next simulator step depends
+SOLVING, DAMPING = 20, 1e-6  # of damped least squares for the joints of an arm: iterations, and the damping
 
 
 class Bodies:
-    """The D things of a scene, in the order of MuJoCo's bodies: all that moves and is no part of the robot.
+    """The D things of a scene, in the order of MuJoCo's bodies: all rigid bodies that can move, without the robot.
 
-    A thing is rigid: a body with a joint, and what is welded to it. So a can is one, and so are a drawer, a door and a
-    button, but a cabinet without its drawers is none.
+    A thing is a body with a joint, and what is welded to it. A can, a drawer, a door and a button are things. The frame
+    of a cabinet is not a thing, because it has no joint.
     """
 
     def __init__(
@@ -35,15 +35,15 @@ class Bodies:
         weld, is_robot = model.body_weldid, model.body_rootid == model.body(robot).id
         self.body = np.unique(weld[(weld > 0) & ~is_robot])  # [D]
         owner = weld[model.geom_bodyid]
-        self.is_robot = is_robot[model.geom_bodyid]  # as all that follow, of every geom
-        self.thing = _index_in(owner, self.body)  # -1: of none
+        self.is_robot = is_robot[model.geom_bodyid]  # for every geom, as are `thing` and `finger`
+        self.thing = _index_in(owner, self.body)  # -1: it belongs to no thing
         ends = np.array([model.body(name).id for name in fingers])
         self.finger, self.hand = _index_in(owner, weld[ends]), model.body_parentid[ends[0]]
-        self.arm = np.flatnonzero(is_robot[model.dof_bodyid] & ~np.isin(weld[model.dof_bodyid], weld[ends]))  # of dofs
-        self._middle = np.stack([self._middle_of(i) for i in range(len(self.body))])  # [D, 3] m, from each body
+        self.arm = np.flatnonzero(is_robot[model.dof_bodyid] & ~np.isin(weld[model.dof_bodyid], weld[ends]))  # dofs
+        self._middle = np.stack([self._middle_of(i) for i in range(len(self.body))])  # [D, 3] m, in the body's axes
 
     def _middle_of(self, thing: int) -> np.ndarray:
-        """The middle of the box around its geoms, along the axes of its body. It does not change: a thing is rigid."""
+        """The middle of the box around the thing's geoms, in the axes of its body. It is constant: a thing is rigid."""
         data, body, (geoms,) = self.data, self.body[thing], np.nonzero(self.thing == thing)
         if not len(geoms):
             return np.zeros(3)
@@ -59,10 +59,10 @@ class Bodies:
         return (self.data.xpos[self.body] + (axes @ self._middle[..., None])[..., 0]).astype(np.float32)
 
     def held(self) -> int:
-        """The thing that both fingers touch and push towards each other; -1: none.
+        """The thing that both fingers touch and push in opposite directions; -1: none.
 
-        Whether it moves with the hand does not matter. To press a button with closed fingers is not to hold it: both
-        push it in one direction.
+        It need not move with the hand. Closed fingers that press a button do not hold it: both push it in the same
+        direction.
         """
         geoms, normal = self.data.contact.geom, self.data.contact.frame[:, :3]  # from the first geom to the second
         pushes, pushed = np.concatenate([geoms, geoms[:, ::-1]]).T
@@ -76,9 +76,9 @@ class Bodies:
         return int(cosine.argmin()) if (cosine <= OPPOSITE).any() else -1
 
     def shift_hand(self, offset: np.ndarray) -> None:  # [3] m
-        """Set the arm's joints, which are hinges, so that the hand is moved by an offset and turned as before.
+        """Set the joint angles of the arm so that the hand is moved by an offset and keeps its rotation.
 
-        It comes as near as the joints allow, by damped least squares.
+        By damped least squares, as near as the limits of the joints allow. All joints of the arm have to be hinges.
         """
         model, data, hand = self.model, self.data, self.hand
         joints = model.dof_jntid[self.arm]
@@ -98,7 +98,7 @@ class Bodies:
         mujoco.mj_forward(model, data)
 
     def state(self) -> np.ndarray:
-        """All that MuJoCo's next step depends on; `restore` brings it back."""
+        """All numbers on which the next step of MuJoCo depends; `restore` sets them again."""
         out = np.empty(mujoco.mj_stateSize(self.model, WHOLE))
         mujoco.mj_getState(self.model, self.data, out, WHOLE)
         return out
@@ -109,24 +109,24 @@ class Bodies:
 
 
 def _index_in(values: np.ndarray, names: np.ndarray) -> np.ndarray:
-    """Where each value stands among the names; -1: nowhere."""
+    """The index of each value in `names`; -1: it is not there."""
     found = values[:, None] == names
     return np.where(found.any(1), found.argmax(1), -1)
 
 
 class Outlines:
-    """Draws which pixels of one camera show a thing, by MuJoCo's segmentation. It lives as long as the process."""
+    """Which pixels of one camera show a thing, by MuJoCo's segmentation. The object lives as long as the process."""
 
     def __init__(
         self,
         bodies: Bodies,
         camera: int,
-        context: mujoco.MjrContext,  # one that the pictures of the scene are drawn with
-        begin: Callable[[], None],  # makes its OpenGL context current
-        option: mujoco.MjvOption,  # with which they are drawn
+        context: mujoco.MjrContext,  # the one that draws the pictures of the scene
+        begin: Callable[[], None],  # makes the OpenGL context of `context` current
+        option: mujoco.MjvOption,  # the options with which the pictures of the scene are drawn
         size: int,  # pixels, height = width
-        finer: int,  # how many pixels of a drawing are averaged, on each side
-        turned: bool = False,  # whether pictures are turned by 180 degrees
+        finer: int,  # finer x finer pixels of a drawing are averaged to one pixel
+        turned: bool = False,  # whether the pictures of the scene are turned by 180 degrees
     ):
         self.bodies, self.size, self.finer, self.turned = bodies, size, finer, turned
         self._context, self._begin, self._option = context, begin, copy(option)
@@ -139,10 +139,10 @@ class Outlines:
         self._camera, self._nothing = mujoco.MjvCamera(), mujoco.MjvPerturb()
         self._camera.type, self._camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera
         material = np.where(model.geom_matid < 0, 1.0, np.r_[model.mat_rgba[:, 3], 1.0][model.geom_matid])
-        self._drawn = (model.geom_rgba[:, 3] > 0) & (material > 0)  # those that pictures show
+        self._drawn = (model.geom_rgba[:, 3] > 0) & (material > 0)  # geoms that are visible in pictures
 
     def of(self, thing: int, alone: bool) -> np.ndarray:  # [H, W] uint8, 255: all of a pixel
-        """How much of every pixel shows a thing now: where it is alone, or among all others but the robot."""
+        """How much of every pixel shows a thing now, when it is alone, or among all other things without the robot."""
         bodies, model = self.bodies, self.bodies.model
         shown = self._drawn & (bodies.thing == thing if alone else ~bodies.is_robot)
         groups = model.geom_group.copy()
@@ -158,7 +158,7 @@ class Outlines:
         picture = picture[::-1, ::-1] if self.turned else picture
         return shrunk(picture[..., None], self.finer)[..., 0]
 
-    def _numbers(self) -> np.ndarray:  # [side, side], one more than the segment that a pixel shows, 0: none
+    def _numbers(self) -> np.ndarray:  # [side, side], 1 + the segment that a pixel shows; 0: none
         self._begin()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         side = self.size * self.finer
@@ -169,9 +169,9 @@ class Outlines:
 
 
 def trace(scene: "object", actions: np.ndarray) -> Trace:  # [T, n, A]
-    """Carry out T actions, each n times, in the episode that a scene has just begun, and look at its things.
+    """Carry out T actions, each n times, in the episode that a scene has just begun, and record its true things.
 
-    A scene has `step`, `proprio` and `bodies`.
+    The scene needs `step`, `proprio` and `bodies`.
     """
     bodies: Bodies = scene.bodies
     seen = [(scene.proprio(), bodies.data.qpos.copy(), bodies.centres(), bodies.held())]
@@ -188,10 +188,11 @@ def beside(
     steps: np.ndarray,  # [M] int64
     offsets: np.ndarray,  # [M, 3] m
     tried: np.ndarray,  # [M, K, n, A]
-) -> list[tuple[np.ndarray, Trace]]:  # M: [H, W, 3] uint8, what came of it
-    """On the way of the episode that a scene has just begun, try actions from a hand that stands beside: M times.
+) -> list[tuple[np.ndarray, Trace]]:  # M: frame after the offset [H, W, 3] uint8, trace of the tried actions
+    """Carry out the episode that a scene has just begun, and try M chunks in it after the hand was moved by an offset.
 
-    With each comes what the first camera sees before. A scene has `kept`, `put_back` and `shift`, too.
+    Try i begins at steps[i]. The hand is moved by offsets[i], the first camera's frame is taken, tried[i] is carried
+    out, and the state from before the offset is restored. The scene also needs `frames`, `kept`, `put_back`, `shift`.
     """
     out = {}
     for step in range(max(steps) + 1):
@@ -211,7 +212,10 @@ def outlines(
     things: Sequence[int],  # M
     alone: bool,
 ) -> np.ndarray:  # [M, H, W] uint8
-    """`Outlines.of` things in poses of the episode that a scene has just begun; the scene is left in the last one."""
+    """`Outlines.of` M things, each in a state with given coordinates, in the episode that a scene has just begun.
+
+    The scene is left in the last of these states.
+    """
     bodies, out = scene.bodies, []
     for pose, thing in zip(poses, things, strict=True):
         bodies.data.qpos[:] = pose

@@ -48,7 +48,7 @@ class HeldSuite:
         raise NotImplementedError
 
     def _episode(self, task: Any, start: int, split: str) -> tuple[tuple, tuple]:
-        """What the simulator's `load` takes for the scene of an episode, and its other methods for the beginning."""
+        """The arguments of the simulator's `load` for the scene of an episode, and those that begin the episode."""
         raise NotImplementedError
 
     def reset(self, tasks: Sequence[Task], starts: Sequence[int], split: str) -> Starts:
@@ -96,14 +96,14 @@ class HeldSuite:
 
     def ask(
         self,
-        request: str,  # a method of the simulator
+        request: str,  # the name of a method of the simulator that begins an episode
         episodes: Sequence[tuple[str, int, str]],  # name of the task, start state, split
-        given: Sequence[tuple],  # for each, what the method takes beside
-        progress: Progress | None = None,  # advances with the episodes
+        given: Sequence[tuple],  # for each episode, the further arguments of the method
+        progress: Progress | None = None,  # advances by one for each episode
     ) -> list[Any]:
-        """What the simulators answer for episodes that begin so. No episode is held any more.
+        """The answers of the simulators to a request, one for each episode. Episodes begun by `reset` cannot go on.
 
-        Raises UserError as `checked`, or if a scene fails again and again.
+        Raises UserError as `checked` does, and if a simulator fails three times.
         """
         self._held, out = None, {}
         episodes = [(self._task(self.known.get(name, name)), start, split) for name, start, split in episodes]

@@ -26,7 +26,7 @@ class Moment(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The true things of an episode along its actions: D of them, in a scene with Q coordinates."""
+    """D true things of an episode before its first action and after each, in a scene with Q coordinates (`qpos`)."""
 
     proprio: np.ndarray  # [T + 1, P] float32
     qpos: np.ndarray  # [T + 1, Q] float64, of the scene

@@ -1,4 +1,4 @@
-"""The true things of recorded episodes of a suite whose processes can act them out again."""
+"""The true things of recorded episodes of a suite whose processes can carry out the recorded actions again."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Self
@@ -12,15 +12,15 @@ from worldenv.records.progress import Progress
 from worldenv.suites.held import HeldSuite
 from worldenv.suites.offscreen import Trace
 
-SAME = 1e-3  # most that proprioception differs in the same episode
-THERE = 0.1 * 255  # of a pixel: from there on a thing is there
+SAME = 1e-3  # largest difference of proprioception between a recorded episode and its repetition
+THERE = 0.1 * 255  # a thing is in a pixel if it covers more of it than this; 255: all
 
 
 class TracedThings:
-    """`TrueThings` of N episodes whose recorded actions were carried out: rigid bodies in MuJoCo.
+    """`TrueThings` of N episodes: rigid bodies in MuJoCo. The recorded actions have to be those that were carried out.
 
-    They are found and drawn by the suite's processes (worldenv/suites/bodies.py). Raises UserError if an episode takes
-    another course when it is acted out again.
+    The suite's processes find and draw the things (worldenv/suites/bodies.py). `of` raises UserError if an episode
+    differs from the recording when its actions are carried out again.
     """
 
     def __init__(
@@ -28,8 +28,8 @@ class TracedThings:
         suite: HeldSuite,
         episodes: Sequence[tuple[str, int, str]],  # N: task, start state, split
         actions: Sequence[np.ndarray],  # N, [n, repeat, A] each, from the beginning of each episode
-        traces: Sequence[Trace],  # of the episodes, or of what else was done in them
-        steps: int,  # T: of the longest trace
+        traces: Sequence[Trace],  # N: of the episodes, or of chunks that were tried in them
+        steps: int,  # T, the actions of the longest trace
     ):
         self.suite, self.episodes, self.actions = suite, episodes, actions
         self._qpos = [trace.qpos for trace in traces]
@@ -43,7 +43,7 @@ class TracedThings:
 
     @classmethod
     def of(cls, clips: Clips, suite: HeldSuite) -> Self:
-        """Those of recorded episodes of the suite, which are acted out again."""
+        """The true things of recorded episodes of the suite, whose actions are carried out again."""
         episodes, lengths = clips.begun(), clips.length.tolist()
         repeated = _as_carried_out(clips.actions.numpy(), suite)
         actions = [own[:length] for own, length in zip(repeated, lengths, strict=True)]
@@ -53,9 +53,9 @@ class TracedThings:
             apart = np.abs(trace.proprio - proprio[: len(trace.proprio)]).max()
             if apart > SAME:
                 raise UserError(
-                    f"an episode of {task} (start {start}) took another course when it was acted out again: "
-                    f"proprioception is off by {apart:.2g}. The labels of the composer need recorded actions that were "
-                    "carried out, and the same simulator: record the episodes here"
+                    f"an episode of {task} (start {start}) differs from its recording when its actions are carried out "
+                    f"again: proprioception is off by {apart:.2g}. The labels of the composer need recorded actions "
+                    "that were carried out, and the simulator that recorded them: record the episodes on this machine"
                 )
         return cls(suite, episodes, actions, traces, clips.actions.shape[1])
 
@@ -71,7 +71,7 @@ class TracedThings:
     def _outlines(self, episode: np.ndarray, step: np.ndarray, thing: np.ndarray, alone: bool) -> np.ndarray:
         ends = np.array([len(qpos) - 1 for qpos in self._qpos])
         keys = np.stack([episode, np.minimum(step, ends[episode]), thing], axis=1)
-        keys, row = np.unique(keys, axis=0, return_inverse=True)  # neighbouring chunks ask for the same
+        keys, row = np.unique(keys, axis=0, return_inverse=True)  # neighbouring chunks need the same pictures
         poses = [self._qpos[e][t] for e, t, _ in keys]
 
         def given(rows: list[int]) -> tuple:
@@ -81,7 +81,7 @@ class TracedThings:
         return np.stack(self._asked("outlines", keys[:, 0], began, given))[row.ravel()]
 
     def beside(self, episode: np.ndarray, step: np.ndarray, offset: np.ndarray, actions: np.ndarray) -> Beside:
-        """Carry out actions [M, K, A] from steps of episodes, in which the hand is moved by offsets [M, 3] (m)."""
+        """At steps of episodes, move the hand by offsets [M, 3] (m) and carry out actions [M, K, A]."""
         tried = _as_carried_out(actions, self.suite)
 
         def given(rows: list[int]) -> tuple:
@@ -96,8 +96,8 @@ class TracedThings:
         self,
         request: str,
         episode: np.ndarray,  # [M] int64
-        alike: Sequence[Hashable],  # M: rows that are equal here are asked for in one request
-        given: Callable[[list[int]], tuple],  # what it takes for such rows
+        alike: Sequence[Hashable],  # M: rows with equal values go into one request
+        given: Callable[[list[int]], tuple],  # rows of one request -> its arguments
     ) -> list[Any]:  # M answers
         groups: dict[Hashable, list[int]] = {}
         for row, key in enumerate(alike):

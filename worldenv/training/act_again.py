@@ -1,4 +1,4 @@
-"""Recorded actions acted out again, a little beside: episodes in which the same plan ends otherwise."""
+"""Recorded actions carried out again with a little noise: episodes in which the same plan may end differently."""
 
 from collections.abc import Sequence
 

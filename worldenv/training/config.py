@@ -12,7 +12,7 @@ from worldenv.worlds.composer.network import ComposerConfig
 from worldenv.worlds.levels import check_levels
 
 MOST_EPISODES = 100_000  # of a kind, or of a kind and task; the numbers of their start states are that far apart
-SCRATCH_WORLDS = {  # that are made, by suite
+SCRATCH_WORLDS = {  # the world models that `--from-scratch` can make, by suite
     "tabletop": ("composer", "causal"),
     "metaworld": ("causal", "composer"),
     **dict.fromkeys(LIBERO, ("causal", "composer")),
@@ -32,13 +32,13 @@ class ScratchConfig:
     adapt: Schedule = Schedule(steps=1600, batch=64, learning_rate=5e-4)  # to imagined frames
     exploration: int = 150  # episodes per task
     perturb: float = 2.0  # largest scale of the Laplace noise of exploration, 1 = the policy's own
-    again: int = 150  # episodes per task that act out explored successes again, a little beside
+    again: int = 150  # episodes per task that carry out the actions of explored successes again, with a little noise
     again_noise: float = 0.15  # largest scale of their Laplace noise, in units of the action
     teacher_pretraining: Schedule = Schedule(steps=600, batch=32, learning_rate=1.2e-3, weight_decay=1e-3)
     teacher: Schedule = Schedule(steps=5000, batch=16, learning_rate=1e-3, weight_decay=1e-3)
     student: Schedule = Schedule(steps=1800, batch=8, learning_rate=4e-4, weight_decay=1e-3)
     contact: Schedule = Schedule(steps=12_000, batch=128, learning_rate=2e-3, weight_decay=1e-2)
-    beside: int = 6  # times that recorded chunks are tried again from a gripper that stands beside
+    beside: int = 6  # at most so many times a recorded chunk is tried again after an offset of the gripper
     unroll: int = 5  # chunks that the student imagines in a row while it learns
     causal: CausalConfig = CausalConfig()  # sizes of the causal world model
     causal_teacher: Schedule = Schedule(steps=30_000, batch=64, learning_rate=5e-4, weight_decay=1e-3)

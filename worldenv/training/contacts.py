@@ -1,4 +1,7 @@
-"""What the contact network learns from: chunks of recorded episodes, and the same chunks from a gripper beside."""
+"""What the contact network learns from: recorded chunks, and the same chunks tried again after an offset.
+
+An offset: before the chunk is carried out, the gripper is moved a little (`Shiftable.beside`).
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,54 +22,57 @@ from worldenv.training.layers import MOVED_M, Layers
 from worldenv.worlds.composer.contact import Scene, look
 from worldenv.worlds.composer.layer import APERTURE, SIZE, Layer, attempts, carried, undecided, window
 
-BESIDE_M, LOWER_M, HIGHER_M, OTHER_HEIGHT = 0.03, 0.01, 0.025, 0.4  # how far beside; in what share, lower or higher
-# How many of the chunks are taken in which the gripper closes, something moves, and neither; as recorded and beside.
+# Largest offset of the gripper in m: sideways, down, up; the share of offsets that go down or up.
+BESIDE_M, LOWER_M, HIGHER_M, OTHER_HEIGHT = 0.03, 0.01, 0.025, 0.4
+# The shares of chunks that are used, as recorded and after an offset. In turn: of the chunks in which the gripper
+# closes, of the others in which something moves, and of the rest.
 SHARES, SHARES_BESIDE = (1.0, 0.4, 0.15), (0.8, 0.15, 0.05)
 AT_ONCE = 1000
-PICTURE_LEVELS = 100  # for 1: pictures are kept as int8
-HIDDEN_LEVELS, UNKNOWN = 254, 255  # for 1
-NEAR_PX, PART = 2, 0.2  # of a window; the share of one of its pixels from which on the thing counts as there
+PICTURE_LEVELS = 100  # what 1.0 is stored as: pictures are int8
+HIDDEN_LEVELS, UNKNOWN = 254, 255  # of `Contacts.hidden`: what 1.0 is stored as; no label
+NEAR_PX, PART = 2, 0.2  # pixels of a window that are close to a thing; share of a pixel above which the thing is in it
 
 
 @dataclass
 class Contacts(Slots):
-    """M chunks of K actions: what is seen before each, and what came of it."""
+    """M chunks of K actions: what the network sees before each, and its labels."""
 
-    pictures: Tensor  # [M, C, S, S] int8, of a `View`, times PICTURE_LEVELS
-    numbers: Tensor  # [M, ...] float32, of a `View`
+    pictures: Tensor  # [M, C, S, S] int8, those of `View`, times PICTURE_LEVELS
+    numbers: Tensor  # [M, ...] float32, those of `View`
     moves: Tensor  # [M] bool, whether something is moved
     closes: Tensor  # [M, K] bool, whether a grasp is still to be decided after each step
     grasps: Tensor  # [M, K] bool, whether the gripper holds something after each step
-    rest: Tensor  # [M, K, 3] m, how far the thing has come by then, besides what it was carried
+    rest: Tensor  # [M, K, 3] m, the thing's way after each step, less the way on which it was carried
     mask: Tensor  # [M, S, S] uint8, the thing before the chunk
-    # [M, K, S, S] uint8, what nearer things hide after each step of what is moved, or else was before, for the world
-    # model paints that, too; 254: all; UNKNOWN close beside the thing, and everywhere if there is none
+    # [M, K, S, S] uint8, what nearer things hide, after each step, of the thing that is moved or, if none is, was moved
+    # before; 254: all; UNKNOWN close to the thing, and everywhere if there is none
     hidden: Tensor
 
 
 class _Chunks(NamedTuple):
-    """M chunks that were carried out, and the true things of that."""
+    """M chunks that were carried out, and where to find each of them in `things`."""
 
-    frame: Tensor  # [M, H, W, 3] uint8, before each
+    frame: Tensor  # [M, H, W, 3] uint8, before each chunk
     poses: Tensor  # [M, K + 1, P] float32
     things: TrueThings
-    episode: np.ndarray  # [M], of `things`
-    step: np.ndarray  # [M], with which each begins
+    episode: np.ndarray  # [M], index of its episode
+    step: np.ndarray  # [M], at which it begins in this episode
 
 
 def record_contacts(
     clips: Clips,
     layers: Layers,
     scene: Scene,
-    beside: int,  # how often every chunk may be tried again from beside, if the layers' things are `Shiftable`
+    beside: int,  # at most so many tries of a chunk after an offset; above 0 only if `layers.things` is `Shiftable`
     seed: int,
 ) -> Contacts:
-    """Chunks in which the gripper is low or holds something.
+    """Labelled chunks in which the gripper is below the robot's `clear_m` or holds something.
 
-    A policy lifts when it sees that it holds something, so in its own episodes the plan gives the outcome away. From
-    beside the same plan is carried out whatever comes of it, and half of the grasps miss.
+    A policy lifts when it sees that it holds something. So in recorded episodes the plan (the poses of the chunk) tells
+    whether a grasp succeeded. After an offset the same plan is carried out whether the grasp succeeds or not, and half
+    of the grasps miss.
 
-    Raises UserError if there are none.
+    Raises UserError if there is no such chunk.
     """
     random, rows, offsets = np.random.default_rng(seed), [], []
     every, is_closing, is_moving, is_held = _chunks(clips, layers)
@@ -78,8 +84,8 @@ def record_contacts(
     whole, first, total = None, 0, sum(map(len, rows))
     if not total:
         raise UserError(
-            f"the contact network has nothing to learn from: of the recorded chunks, {len(every)} are near things or "
-            "hold one, and none was drawn; give more --scratch.exploration"
+            f"the contact network has nothing to learn from: in {len(every)} of the recorded chunks the gripper is "
+            "near things or holds one, and none of these chunks was drawn; give a larger --scratch.exploration"
         )
     with Progress(total, "chunks for the contact network") as progress:
         for own, offset in zip(rows, offsets, strict=True):
@@ -94,7 +100,7 @@ def record_contacts(
 
 
 def _chunks(clips: Clips, layers: Layers) -> Iterator[np.ndarray]:
-    """(episode, step) of each [M, 2], and whether the gripper closes, whether something moves, whether it is held."""
+    """Of M chunks: (episode, step) [M, 2]; whether the gripper closes, something moves, a thing is held at first."""
     k = layers.chunk
     ahead = clips.proprio.unfold(1, k + 1, 1)  # [N, T + 1 - K, P, K + 1]
     n, steps = ahead.shape[:2]
@@ -112,7 +118,7 @@ def _offsets(random: np.random.Generator, count: int) -> np.ndarray:  # [count, 
 
 
 def _labelled(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, offset: np.ndarray | None) -> Contacts:
-    """The chunks of these rows (episode, step) [M, 2], as recorded or from beside."""
+    """The chunks of these rows (episode, step) [M, 2], as recorded or after these offsets [M, 3] (m)."""
     (episode, step), (e, t) = rows.T, torch.from_numpy(rows).unbind(1)
     chunks = _carried_out(clips, layers, episode, step, offset)
     things, own, now = chunks.things, chunks.episode, chunks.step
@@ -153,7 +159,7 @@ def _carried_out(
         return _Chunks(clips.frames_at(e[:, 0], t)[:, 0, 0], recorded, layers.things, episode, step)
     found = layers.things.beside(episode, step, offset, clips.actions[e, t + torch.arange(k)].numpy())
     poses = torch.from_numpy(found.poses)
-    poses[..., APERTURE] = recorded[..., APERTURE]  # as the same actions want it, whatever is between the fingers
+    poses[..., APERTURE] = recorded[..., APERTURE]  # as predicted from the actions (`with_wanted_opening`)
     first = np.arange(len(episode)), np.zeros(len(episode), dtype=np.int64)
     return _Chunks(torch.from_numpy(found.frames), poses, found.things, *first)
 
@@ -165,7 +171,7 @@ def _hidden(
     centre: Tensor,  # [M, 3]
     k: int,
 ) -> Tensor:  # [M, K, SIZE, SIZE] uint8
-    """The labels of `Contacts.hidden`: where the thing is not, but close to it, either is right."""
+    """The labels of `Contacts.hidden`. Close to the thing, but not in it, there is no label."""
     rows = np.flatnonzero(thing >= 0)
     out = torch.full((len(thing), k, SIZE, SIZE), UNKNOWN, dtype=torch.uint8)
     if not len(rows):

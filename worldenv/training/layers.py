@@ -1,4 +1,4 @@
-"""What the gripper moves in recorded episodes, from their true states: labels for the composer and its contacts."""
+"""What the gripper moves in recorded episodes: labels for composer and contact network, from the true things."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -13,9 +13,9 @@ from worldenv.records.progress import Progress
 from worldenv.robot.robot import Robot
 from worldenv.worlds.composer.layer import APERTURE
 
-MOVED_M = 0.0015  # a thing that moved less stands still
+MOVED_M = 0.0015  # a thing that moved less than this counts as not moved
 AT_ONCE = 500  # pictures that are drawn at a time
-HIDDEN_LEVEL = 40  # of 255: less of a pixel is taken for nothing
+HIDDEN_LEVEL = 40  # of 255: if no pixel of a thing is hidden by more, the thing counts as not hidden
 
 
 class LayerLabels(NamedTuple):
@@ -23,16 +23,16 @@ class LayerLabels(NamedTuple):
 
     clear: Tensor  # [B] int64, the step whose frame is the clear one
     mask: Tensor  # [B, H, W] uint8, of the thing in that frame; all zero where nothing moves
-    hidden: Tensor  # [B, K, H, W] uint8, what nearer things hide of it after each action
-    places: Tensor  # [B, K + 2, 3] float32 m: of the thing in the clear frame, as the chunk begins, after each action
+    hidden: Tensor  # [B, K, H, W] uint8, what nearer things hide of the thing after each action; 255: all
+    places: Tensor  # [B, K + 2, 3] float32 m, the thing's: in the clear frame, at the chunk's start, after each action
 
 
 class Layers:
-    """The layers of N recorded episodes, whichever step a chunk begins with.
+    """The layers of N recorded episodes, for chunks that begin at any step.
 
-    As in imagination, the clear frame is the present one where the gripper is above everything and holds nothing, else
-    that of the chunk before. The thing is the one that is furthest from where it was in the clear frame, at any time up
-    to the end of the chunk.
+    As in imagination, the clear frame of a chunk is its first frame if the gripper is above everything and holds
+    nothing, else the clear frame of the chunk before. The moved thing is the one whose distance from its place in the
+    clear frame is largest, at any step of the chunk.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Layers:
         proprio: Tensor,  # [N, T + 1, 7]
         things: TrueThings,  # of these episodes
         chunk: int,  # K
-        clear_m: float,  # of the robot
+        clear_m: float,  # the robot's `clear_m`
     ):
         n, steps = things.held.shape
         self.chunk, self.clear_m, self.things = chunk, clear_m, things
@@ -58,7 +58,7 @@ class Layers:
         self._hide()
 
     def _draw(self) -> None:
-        """The mask of every (episode, clear step, thing) that occurs."""
+        """Draw the mask of every (episode, step of the clear frame, thing) that occurs."""
         episode, step = np.nonzero(self.thing >= 0)
         keys = np.stack([episode, self.clear[episode, step], self.thing[episode, step]], axis=1)
         keys, row = np.unique(keys, axis=0, return_inverse=True)
@@ -73,7 +73,7 @@ class Layers:
         self.masks = torch.from_numpy(np.concatenate([*drawn, self._nothing()]))  # row -1 is empty
 
     def _hide(self) -> None:
-        """What is hidden of things after the actions of chunks that move them; rows where something is."""
+        """Draw what nearer things hide of a moved thing after each action; keep the pictures that show any of it."""
         n, steps = self.thing.shape
         episode, step = np.nonzero(self.thing >= 0)
         after = (step[:, None] + np.arange(1, self.chunk + 1)).clip(max=steps - 1)
@@ -115,10 +115,10 @@ class Layers:
 
 
 def with_wanted_opening(clips: Clips, robot: Robot) -> Clips:
-    """The clips with the opening of the fingers that the robot's kinematics predict from the first pose on.
+    """The clips, with the recorded opening of the fingers replaced by the one that the robot's kinematics predict.
 
-    So imagined poses have it: fingers with a thing between them close altogether. The recorded opening would tell the
-    contact network that something was grasped.
+    In imagined poses, a thing between the fingers does not stop them from closing. In recorded poses it does, which
+    would tell the contact network that something was grasped.
     """
     first, proprio = clips.proprio[:, 0], clips.proprio.clone()
     poses, _ = robot.kinematics.follow(first, robot.kinematics.rest(first), clips.actions)

@@ -35,7 +35,7 @@ class Lessons(Protocol):
     records_what_is_done: bool  # whether demonstrations record the actions that were carried out
     part: int  # episodes that are recorded at a time: their random numbers are drawn together
     keeps: bool  # whether the episodes to pretrain on are kept in a folder: then one rank makes them, and all read them
-    keeps_states: bool  # whether their states are known: then the composer's teacher is pretrained on them, too
+    keeps_states: bool  # whether the episodes to pretrain on have true states, for labels to pretrain the composer
 
     def demonstrate(self, tasks: Sequence[Task], starts: Sequence[int], split: str, kept: Path) -> list[Trajectory]:
         """Episodes of an expert, successful ones only. What takes long may be kept in a folder."""
@@ -44,7 +44,7 @@ class Lessons(Protocol):
         """Episodes to pretrain on, at most so many. What takes long may be kept in a folder."""
 
     def true_things(self, clips: Clips) -> TrueThings:
-        """The true things of recorded episodes whose actions were carried out, to train the composer with."""
+        """The true things of recorded episodes, to train the composer. Their actions have to be those carried out."""
 
     def rivals(self, task: str) -> Sequence[Task]:
         """Tasks that an episode of this task does not do. Shown with their instructions, it is a failure."""

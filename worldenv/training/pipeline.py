@@ -148,11 +148,11 @@ class Pipeline:
         return self._disturbed
 
     def clips(self) -> Clips:
-        """Demonstrations and, with extra data, exploration and what was acted again; the frames stay on disk."""
+        """The demonstrations and, with extra data, `exploration` and `again`; the frames stay on disk."""
         return self.recorded("demonstrations", *(EXTRA_DATA if self.config.extra_data else ()))
 
     def carried_out(self) -> Clips:
-        """Those of which the recorded actions were carried out; without extra data, all that there are."""
+        """The episodes whose recorded actions are those that were carried out; without extra data, all episodes."""
         has_all = self.lessons.records_what_is_done or not self.config.extra_data
         return self.clips() if has_all else self.recorded(*EXTRA_DATA)
 

@@ -18,7 +18,7 @@ from worldenv.training.fit import Schedule
 from worldenv.training.pipeline import Pipeline, Stage
 from worldenv.training.world_stages import CONTACT, composer
 
-ROUND_START = 4_000_000  # the true episodes of the first rounds use other training starts than all before
+ROUND_START = 4_000_000  # first training start of the true episodes of round 1: no stage before uses these starts
 COMPOSER, POLICY, REFLECTOR = (f"{name}.safetensors" for name in ("composer", "policy", "reflector"))
 
 

@@ -26,7 +26,7 @@ from worldenv.worlds.composer.network import ComposerNetwork, Seen
 CHANGE_WEIGHT, ARM_CHANGE_WEIGHT = 40.0, 4.0
 ARM_LEVEL = 0.05  # of the action map's strokes: where the arm is, a little generously
 CHANGE_LEVEL = 0.15  # what counts as change, of the range [-1, 1]
-OPEN, CLOSED = 0.95, 0.4  # of the gripper's opening: so open, and above all, it touches nothing
+OPEN, CLOSED = 0.95, 0.4  # opening of the gripper: above OPEN and higher than all things, it touches nothing
 IDLE_SHARE, CLOSING_SHARE = 0.2, 3.0  # how often chunks are drawn in which it touches nothing; closes low
 MOVING_SHARE = 3.0  # likewise, chunks in which something has been moved since it was last away
 THING_WEIGHT = 10.0  # how much more the pixels of the moved thing count, whether they change or not

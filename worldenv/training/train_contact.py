@@ -1,4 +1,4 @@
-"""Train the contact network: what is moved or grasped, how far things come, their pixels, and which are hidden."""
+"""Train the contact network: what is moved or grasped, how far, which pixels it covers, which of them are hidden."""
 
 from collections.abc import Callable
 
@@ -14,18 +14,18 @@ from worldenv.worlds.composer.contact import COLOURS, REST_SCALE, ContactNetwork
 GRASP_WEIGHT, REST_WEIGHT, MASK_WEIGHT, HIDDEN_WEIGHT = 2.0, 0.5, 4.0, 4.0
 GRASPED_WEIGHT = 4.0  # of grasps against misses, of which there are five times as many
 BRIGHTNESS, NOISE = 0.1, 0.03  # standard deviations: of the gain of a sample's pictures, of its pixels
-
-
-SQUARE, MIDDLE_M = 0.999, 0.01  # least cosine between the rows of a picture and an axis of the world; see axis_across
+# See axis_across: least cosine between an axis of the world and the rows of a picture; largest coordinate of a camera.
+SQUARE, MIDDLE_M = 0.999, 0.01
 
 
 def contact_loss(
     network: ContactNetwork, contacts: Contacts, batch: int, ranks: Ranks = ALONE, across: int | None = 0
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
-    """Cross-entropy of moves, grasps, mask and what is hidden, absolute error of the rest.
+    """Cross-entropy of `moves`, `grasps`, `mask` and `hidden`, absolute error of `rest`.
 
-    Half of the batches are seen in a mirror, unless no axis of the world lies `across` the pictures, and each with its
-    colours exchanged: what happens depends on neither.
+    Half of the batches are mirrored left to right: `across` is the axis of the world whose sign this changes
+    (`axis_across`); None: no batch is mirrored. The colour channels of every batch are permuted. What happens to the
+    things depends on neither.
     """
     mirror, share = None if across is None else _mirror(network.chunk, across), Share(batch, ranks)
 
@@ -64,9 +64,9 @@ def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
 
 
 def axis_across(camera: Tensor) -> int | None:  # [N, 3, 4]
-    """The world's axis (0: x, 1: y, 2: z) that a mirror turns round if it flips the pictures of all these cameras.
+    """The axis of the world (0: x, 1: y, 2: z) whose sign changes if the pictures of all these cameras are mirrored.
 
-    It lies along the rows of the pictures, and is 0 where the cameras stand. None: there is no such axis.
+    It is parallel to the rows of the pictures, and the cameras' own coordinate on it is 0. None: there is no such axis.
     """
     row, axis = camera[:, 0, :3], camera[:, 2, :3]
     row = row - (row * axis).sum(1, keepdim=True) * axis
@@ -76,14 +76,14 @@ def axis_across(camera: Tensor) -> int | None:  # [N, 3, 4]
     return across if along[across] > SQUARE and place[:, across].abs().max() < MIDDLE_M else None
 
 
-def _flipped(across: int) -> Tensor:  # [3], by which a place is multiplied in a mirror
+def _flipped(across: int) -> Tensor:  # [3], factors of a position when pictures are mirrored
     sign = torch.ones(3)
     sign[across] = -1
     return sign
 
 
 def _mirror(chunk: int, across: int = 0) -> Tensor:  # [numbers(chunk)]
-    """The signs with which the numbers of a plan appear in a mirror: of places, and of turns about the other axes."""
+    """Factors of a plan's numbers when pictures are mirrored: positions on the axis and turns about the others flip."""
     steps, sign = chunk + 1, _flipped(across)
     plan = [sign.repeat(steps), torch.ones(steps), torch.ones(chunk), -sign.repeat(steps), torch.ones(1), sign]
     assert len(torch.cat(plan)) == numbers(chunk)

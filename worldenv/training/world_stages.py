@@ -36,10 +36,11 @@ BASE, TEACHER, CONTACT = "teacher_base.safetensors", "teacher.safetensors", "con
 
 
 class ComposerStages:
-    """A teacher, pretrained if the states of the episodes for that are known; what contacts do to things; a student of
-    one step on its own rollouts.
+    """The stages of the composer: teacher, contact network, student.
 
-    It learns from episodes whose recorded actions were carried out: the true things are found by acting them out again.
+    The teacher is pretrained if the pretraining episodes have true states. The student takes one denoising step and is
+    trained on its own rollouts. All learn from episodes whose recorded actions are those that were carried out, because
+    the true things are found by carrying out these actions again.
     """
 
     name, has_ranges = "composer", True
@@ -55,13 +56,13 @@ class ComposerStages:
         steps = p.config.unroll * ComposerConfig.chunk
         if steps > p.suite.horizon:
             raise UserError(
-                f"--scratch.unroll is {p.config.unroll}, of {steps} actions in all; an episode of the suite has "
-                f"{p.suite.horizon}"
+                f"--scratch.unroll is {p.config.unroll} chunks, which have {steps} actions; an episode of the suite "
+                f"has only {p.suite.horizon}"
             )
         if not (p.lessons.records_what_is_done or p.config.extra_data):
             raise UserError(
-                "--scratch.no-extra-data leaves only demonstrations, and those of this suite record what the expert "
-                "wanted; the composer learns from actions that were carried out: leave it out, or take --world causal"
+                "--scratch.no-extra-data leaves only demonstrations, and the actions in those of this suite are not "
+                "the ones that were carried out, which the composer needs: remove the option, or give --world causal"
             )
 
     def load(self, path: Path) -> ComposerWorld:
@@ -79,13 +80,13 @@ class ComposerStages:
         ]
 
     def clips(self) -> Clips:
-        """The recorded episodes, with the fingers as the world model will imagine them."""
+        """The recorded episodes, with the opening of the fingers that the world model will imagine."""
         if self._clips is None:
             self._clips = with_wanted_opening(self.pipeline.carried_out(), self.pipeline.suite.robot)
         return self._clips
 
     def layers(self, chunk: int) -> Layers:
-        """The layers of the recorded episodes, made anew in each session: in seconds, with MuJoCo in minutes."""
+        """The layers of the recorded episodes, made anew in each session. This takes seconds, with MuJoCo minutes."""
         if self._layers is None:
             p = self.pipeline
             things = p.lessons.true_things(p.carried_out())
@@ -123,7 +124,7 @@ class ComposerStages:
         p.write(save_model, path, teacher, "composer", made, levels=TEACHER_LEVELS)
 
     def _new(self, clips: Clips) -> ComposerNetwork:
-        """A network that knows nothing but how the empty scene of these clips looks."""
+        """An untrained network that has the picture of the empty scene of these clips."""
         teacher = self.pipeline.new(ComposerNetwork, ComposerConfig())
         draw = torch.Generator().manual_seed(self.pipeline.seed)
         teacher.plate.data = clean_background(clips.sample_frames(draw, BACKGROUND_FRAMES)[:, 0])
@@ -134,7 +135,7 @@ class ComposerStages:
         self.fit_contact(path, self.pipeline.new(ContactNetwork, teacher.config.chunk), teacher.plate)
 
     def fit_contact(self, path: Path, network: ContactNetwork, plate: Tensor) -> None:
-        """From the recorded chunks, and, with extra data, the same ones from beside, where the simulator can."""
+        """Train on the recorded chunks and, with extra data and a `Shiftable` simulator, on tries after an offset."""
         p, schedule = self.pipeline, self.pipeline.config.contact
         clips, layers = self.clips(), self.layers(network.chunk)
         scene = Scene(to_frames(plate.detach()[None, :, :, None])[0, 0], p.suite.robot)
@@ -142,7 +143,7 @@ class ComposerStages:
         if beside and not isinstance(layers.things, Shiftable):
             beside = 0
             if p.ranks.first:
-                print("contact: this simulator tries no chunk again from beside; recorded ones only", file=sys.stderr)
+                print("contact: this simulator can try no chunk after an offset: recorded ones only", file=sys.stderr)
         contacts = record_contacts(clips, layers, scene, beside, p.seed)
         across = axis_across(clips.still_camera()[:, 0])
         loss = contact_loss(network, contacts, schedule.batch, p.ranks, across)
@@ -180,8 +181,8 @@ class CausalStages:
         config, horizon = self.pipeline.config, self.pipeline.suite.horizon
         if (steps := config.causal_chunks * config.causal.chunk) > horizon:
             raise UserError(
-                f"--scratch.causal-chunks is {config.causal_chunks}, of {steps} actions in all; an episode of the "
-                f"suite has {horizon}"
+                f"--scratch.causal-chunks is {config.causal_chunks} chunks, which have {steps} actions; an episode of "
+                f"the suite has only {horizon}"
             )
 
     def load(self, path: Path) -> CausalWorld:

@@ -152,7 +152,7 @@ def written(trajectories, path):
     return Clips.open(path)
 
 
-def test_true_things_of_recorded_episodes_are_found_by_acting_them_out_again(suite, tmp_path):
+def test_true_things_are_found_by_carrying_out_recorded_actions_again(suite, tmp_path):
     record, places = Record(suite, suite.reset(suite.tasks, [5, 6, 7], "train")), []
     for _ in range(18):
         record.step(suite.expert_actions())
@@ -179,7 +179,7 @@ def test_true_things_of_recorded_episodes_are_found_by_acting_them_out_again(sui
     assert layers.moves().any(1).all() and layers.at(torch.tensor([0]), torch.tensor([12])).mask.any()
 
 
-def test_chunks_are_tried_again_from_a_hand_that_stands_beside(suite, tmp_path):
+def test_chunks_are_tried_again_after_an_offset_of_the_hand(suite, tmp_path):
     record = Record(suite, suite.reset(suite.tasks, [5, 6, 7], "train"))
     for _ in range(12):
         record.step(suite.expert_actions())
@@ -203,10 +203,10 @@ def test_chunks_are_tried_again_from_a_hand_that_stands_beside(suite, tmp_path):
     assert np.abs(np.subtract(*masks, dtype=int)).max() <= 64  # things are not moved before
 
 
-def test_episodes_that_take_another_course_have_no_true_things(suite, tmp_path):
+def test_episodes_that_differ_from_their_recording_are_refused(suite, tmp_path):
     clips = written(demonstrate(suite, suite.tasks, [0, 1, 2], "train"), tmp_path / "data")
-    with pytest.raises(UserError, match=r"took another course when it was acted out again: .* recorded actions that"):
-        TracedThings.of(clips, suite)  # the expert's wishes, not what was carried out
+    with pytest.raises(UserError, match=r"differs from its recording when its actions are .* recorded actions "):
+        TracedThings.of(clips, suite)  # their actions are recorded without the noise that was carried out
 
 
 def test_disturbed_episodes_of_other_tasks_are_what_a_base_learns_from(suite):

@@ -92,7 +92,7 @@ def test_a_thing_behind_another_is_hidden_as_far_as_the_other_stands_before_it(s
     assert (hidden[shows_front & is_there] > 200).all() and (shows_front & is_there).sum() > 4
     assert (hidden[shows_back] < 55).all() and is_there[shows_back].all() and shows_back.sum() > 10
     assert not hidden[~is_there].any()
-    for colours in ((3, 3), (7, 2)):  # nothing hangs on colours
+    for colours in ((3, 3), (7, 2)):  # the result does not depend on the colours
         state[0, 16 + 8 * front], state[0, 16 + 8 * back] = colours
         assert np.abs(occlusion(state, np.array([back]), 64)[1][0] - hidden.astype(int)).max() <= 8
 

@@ -170,6 +170,6 @@ def test_heights_count_from_the_ground(seen):
     torch.testing.assert_close(views[0].numbers, views[1].numbers, rtol=0, atol=1e-4)
 
 
-def test_a_robot_of_which_it_is_not_known_when_it_touches_nothing_is_refused(world):
+def test_a_robot_without_clear_m_is_refused(world):
     with pytest.raises(UserError, match="needs a robot with kinematics, a gripper and `clear_m`"):
         ComposerWorld(world.network, replace(world.robot, clear_m=None), (1.0,))

@@ -47,7 +47,10 @@ KINEMATICS = FittedKinematics(
 
 
 def panda(repeat: int, suite: str | None = None) -> Robot:
-    """The Panda where every action is carried out `repeat` times, before what a suite of LIBERO stands it."""
+    """The Panda with kinematics for actions that are carried out `repeat` times, and the heights of a suite's scenes.
+
+    For a suite without an entry in HEIGHTS_M, `clear_m` is None.
+    """
     ground_m, clear_m = HEIGHTS_M.get(suite, (PANDA.ground_m, PANDA.clear_m))
     return replace(PANDA, kinematics=replace(KINEMATICS, repeat=repeat), ground_m=ground_m, clear_m=clear_m)
 

@@ -70,21 +70,21 @@ class Simulator:
         return self.scene.frames_of(states)
 
     def trace(self, state: int | None, seed: int, actions: np.ndarray) -> Trace:  # [T, n, A]
-        """Begin an episode, carry out actions, each n times, and look at its true things."""
+        """Begin an episode, carry out actions, each n times, and record its true things: see `bodies.trace`."""
         from worldenv.suites.bodies import trace
 
         self.scene.begin(state, seed)
         return trace(self.scene, actions)
 
     def beside(self, state: int | None, seed: int, *given: Any) -> list[tuple[np.ndarray, Trace]]:
-        """Begin an episode, and try some of its chunks from a hand that stands beside: see `bodies.beside`."""
+        """Begin an episode, and try some of its chunks after offsets of the hand: see `bodies.beside`."""
         from worldenv.suites.bodies import beside
 
         self.scene.begin(state, seed)
         return beside(self.scene, *given)
 
     def outlines(self, state: int | None, seed: int, *given: Any) -> np.ndarray:
-        """Which pixels show true things of an episode that began so: see `bodies.outlines`."""
+        """Begin an episode, and draw which pixels show true things in states of it: see `bodies.outlines`."""
         from worldenv.suites.bodies import outlines
 
         self.scene.begin(state, seed)

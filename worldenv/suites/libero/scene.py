@@ -166,30 +166,30 @@ class Scene:
         return shrunk(picture, k)
 
     def kept(self) -> tuple:
-        """What an episode goes on from, for `put_back`."""
+        """The present state of the episode, for `put_back`."""
         robot = self.env.robots[0]
         wanted = {name: value.copy() for name, value in vars(robot.controller).items() if isinstance(value, np.ndarray)}
         return self.bodies.state(), wanted, robot.gripper.current_action.copy()
 
     def put_back(self, kept: tuple) -> None:
-        """Go on from before, up to rounding."""
+        """Restore a state of this episode; what follows is then the same up to rounding."""
         robot = self.env.robots[0]
         state, wanted, robot.gripper.current_action = kept
         vars(robot.controller).update(wanted)
         self.bodies.restore(state)
 
     def shift(self, offset: np.ndarray) -> None:  # [3] m
-        """Set the hand beside where it is."""
+        """Move the hand by an offset."""
         self.bodies.shift_hand(offset)
 
     @cached_property
     def bodies(self) -> Bodies:
-        """The true things."""
+        """The true things of the scene."""
         return Bodies(self._sim.model._model, self._sim.data._data, ROBOT, FINGERS)
 
     @cached_property
     def outlines(self) -> Outlines:
-        """What the first camera sees of them."""
+        """Draws which pixels of the first camera show a thing."""
         camera, context = self._sim.model.camera_name2id(self.cameras[0]), self._context
         drawn = context.con, context.gl_ctx.make_current, context.vopt
         return Outlines(self.bodies, camera, *drawn, self.size, self._finer)

@@ -18,7 +18,7 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Tasks of libero_90 to pretrain on, by how their names end: one thing is picked up and put somewhere.
 PICKED = ("_in_the_basket", "_in_the_tray", "_plate")
-# Of what things stand on, and above all that stands there; the other suites have tables of several heights.
+# By suite, in m: `ground_m` and `clear_m` of its robot. libero_10 and libero_90 have tables of several heights.
 HEIGHTS_M = {"libero_object": (0.0, 0.2), "libero_spatial": (0.9, 1.15), "libero_goal": (0.9, 1.15)}
 HORIZONS = {
     **STANDARD,

@@ -54,19 +54,19 @@ class Simulator:
         return self._moments(done, look)
 
     def trace(self, task: str, seed: tuple[int, ...], actions: np.ndarray) -> Trace:  # [T, n, 4]
-        """Begin one episode, carry out actions, each n times, and look at its true things."""
+        """Begin one episode, carry out actions, each n times, and record its true things: see `bodies.trace`."""
         from worldenv.suites.bodies import trace
 
         return trace(self._begun(task, seed), actions)
 
     def beside(self, task: str, seed: tuple[int, ...], *given: Any) -> list[tuple[np.ndarray, Trace]]:
-        """Begin one episode, and try some of its chunks from a hand that stands beside: see `bodies.beside`."""
+        """Begin one episode, and try some of its chunks after offsets of the hand: see `bodies.beside`."""
         from worldenv.suites.bodies import beside
 
         return beside(self._begun(task, seed), *given)
 
     def outlines(self, task: str, seed: tuple[int, ...], *given: Any) -> np.ndarray:
-        """Which pixels show true things of an episode that began so: see `bodies.outlines`."""
+        """Begin one episode, and draw which pixels show true things in states of it: see `bodies.outlines`."""
         from worldenv.suites.bodies import outlines
 
         return outlines(self._begun(task, seed), *given)

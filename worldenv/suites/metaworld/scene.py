@@ -49,7 +49,7 @@ class Lens:
 
     @property
     def drawn_with(self) -> tuple[mujoco.MjrContext, Callable[[], None], mujoco.MjvOption]:
-        """Its context, what makes the OpenGL context current, and what is drawn."""
+        """The drawing context, a function that makes its OpenGL context current, and the drawing options."""
         return self._drawn, self._gl.make_current, self._option
 
     def picture(self, model: mujoco.MjModel, data: mujoco.MjData, camera: int) -> np.ndarray:  # [side, side, 3] uint8
@@ -124,28 +124,28 @@ class Scene:
         return np.stack(out)
 
     def kept(self) -> tuple:
-        """What an episode goes on from, for `put_back`."""
+        """The present state of the episode, for `put_back`."""
         return self.bodies.state(), self.env.curr_path_length, self.seen
 
     def put_back(self, kept: tuple) -> None:
-        """Go on from before, up to rounding."""
+        """Restore a state of this episode; what follows is then the same up to rounding."""
         state, self.env.curr_path_length, self.seen = kept
         self.bodies.restore(state)
 
     def shift(self, offset: np.ndarray) -> None:  # [3] m
-        """Set the hand, and where it is driven to, beside where they are, within the limits of that."""
+        """Move the hand and its target by an offset, within the limits of the target."""
         now = self.data.mocap_pos[0].copy()
         self.data.mocap_pos[0] = np.clip(now + offset, self.env.mocap_low, self.env.mocap_high)
         self.bodies.shift_hand(self.data.mocap_pos[0] - now)
 
     @cached_property
     def bodies(self) -> Bodies:
-        """The true things."""
+        """The true things of the scene."""
         return Bodies(self.model, self.data, ROBOT, FINGERS)
 
     @cached_property
     def outlines(self) -> Outlines:
-        """What the first camera sees of them."""
+        """Draws which pixels of the first camera show a thing."""
         (number, turned), *_ = self._cameras
         return Outlines(self.bodies, number, *self._lens.drawn_with, self.size, self._finer, turned)
 

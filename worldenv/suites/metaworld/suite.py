@@ -31,7 +31,7 @@ from worldenv.suites.offscreen import Moment
 
 PROGRAM = program("worldenv.suites.metaworld.process")
 VIEWS = ("corner", "top")
-CLEAR_M = 0.25  # height (m) above the buttons, handles and plates of the tasks in THREE
+CLEAR_M = 0.25  # m: above the buttons, handles and plates of the three tasks of the suite `metaworld`
 STEP_M, CLOSING = 0.01, 0.08  # of a step: how far a unit action drives the hand, what the fingers close of their way
 SAWYER = Gripper(tip_closed_m=0.015, tip_opening_m=0.035, finger_m=0.045, hand_half_m=0.05, tool_m=0.15)
 

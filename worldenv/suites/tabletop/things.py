@@ -15,11 +15,12 @@ _ENTITIES, _NUMBERS = 15, 8  # first column of the things, and numbers of each
 _AWAY = (0.19, 0.21, 0.2, 0, 0, 0, 1)  # a gripper that hides nothing
 _NOWHERE_M = 5.0
 _FAINT, _SURE = 15, 60  # of 765: changes of a pixel by which a thing covers none of it, and all of it
-_PAINTS, _THERE = (2, 7), 60  # blue and white; of 765: the change of a pixel from one to the other where a thing is
+_PAINTS = 2, 7  # the colours blue and white
+_THERE = 60  # of 765: a thing is in a pixel that changes by more than this when the thing changes from blue to white
 
 
 class TabletopThings:
-    """The true things of N episodes along their states: `TrueThings`."""
+    """`TrueThings` of N episodes, from the states of the simulator."""
 
     def __init__(self, states: np.ndarray, size: int):  # [N, T + 1, 79], pixels
         self.states, self.size = states, (size, size)
@@ -28,7 +29,7 @@ class TabletopThings:
 
     @classmethod
     def of(cls, clips: Clips) -> Self:
-        """Those of recorded episodes of the suite, which are acted out again."""
+        """The true things of recorded episodes of the suite, whose actions are carried out again."""
         tasks, starts, splits = zip(*clips.begun(), strict=True)
         states = np.zeros((*clips.proprio.shape[:2], 79))
         for split in {*splits}:
@@ -44,7 +45,7 @@ class TabletopThings:
         return occlusion(self.states[episode, step], thing, self.size[0])
 
     def beside(self, episode: np.ndarray, step: np.ndarray, offset: np.ndarray, actions: np.ndarray) -> Beside:
-        """Carry out actions [M, K, 7] from these states, in which the gripper is moved by offsets [M, 3] (m)."""
+        """From states [M] of these episodes, move the gripper by offsets [M, 3] (m) and carry out actions [M, K, 7]."""
         env = Tabletop(self.size[0])
         limits = np.array(env.kinematics.low[:3]), np.array(env.kinematics.high[:3])
         begun = self.states[episode, step].copy()
@@ -87,7 +88,7 @@ def movable(states: np.ndarray) -> np.ndarray:  # [..., 79] -> [..., 8] bool
 
 
 def coverage(states: np.ndarray, thing: np.ndarray, size: int) -> np.ndarray:  # [N, 79], [N] int -> [N, size, size]
-    """How much of every pixel a thing covers where nothing hides it, 255 for all of the pixel: uint8."""
+    """How much of every pixel a thing would cover if nothing hid it, uint8; 255: all of the pixel."""
     nothing = _away(states)
     _things(nothing)[..., 2] = _NOWHERE_M
     change = _change(_alone(states, thing), nothing, size)
@@ -99,9 +100,9 @@ def occlusion(
     thing: np.ndarray,  # [N] int
     size: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # [N, size, size] bool, [N, size, size] uint8
-    """Where a thing is in the picture, and how much of it nearer things hide there, 255: all.
+    """Which pixels a thing covers, and how much of it nearer things hide there; 255: all.
 
-    The gripper hides nothing. Where the thing is not, nothing of it is hidden.
+    The gripper does not count as a thing that hides. The second array is 0 in all pixels that the thing does not cover.
     """
     seen, whole = (
         _change(*(_painted(scene, thing, paint) for paint in _PAINTS), size)
@@ -133,7 +134,7 @@ def _painted(states: np.ndarray, thing: np.ndarray, paint: int) -> np.ndarray:
 
 
 def _change(one: np.ndarray, other: np.ndarray, size: int) -> np.ndarray:  # [N, 79] each -> [N, size, size] int16
-    """How far the pictures of two states differ, summed over the colours."""
+    """The absolute difference between the pictures of two states, summed over the three colour channels."""
     env, pictures = Tabletop(size), []
     env.reset([TASKS[0]] * len(one), [0] * len(one), "train")
     for states in (one, other):

@@ -29,17 +29,17 @@ from worldenv.worlds.composer.layer import (
 
 WIDTHS, CONDITION, HIDDEN = (32, 48, 64, 96), 96, 256  # channels, at 1 to 1/8 of the window
 COLOURS = 6  # channels of a view: present frame, clear frame with the layer where it is now; then come others
-FINGER_PX, FINGER_HIGH_M = 1.2, 0.1  # fingertips in a view: standard deviation, height where they are faintest
+FINGER_PX, FINGER_HIGH_M = 1.2, 0.1  # fingertips in a view: standard deviation, height above ground of the faintest
 POSE = 7  # numbers of a pose that are read
 REST_SCALE = 30.0  # of what the network says in metres
-STILL_M = 0.0015  # a layer that has moved less is not shown: where nothing has moved, there is no layer to be known
-# How doubt grows. The logits of grasps are divided by the first, for they are too sure of themselves; the second is for
-# every metre of a push. Found on 1,200 starts (benchmarks/LOG.md).
+STILL_M = 0.0015  # a layer that has moved less is not shown to the network: before a thing moves there is no layer
+# Of the doubt: the logits of grasps are divided by the first, because they are overconfident; the second is the rate
+# at which doubt grows with every metre of a push. Found on 1,200 starts (benchmarks/LOG.md).
 TEMPERATURE, DOUBT_PER_M = 2.0, 5.0
-# A mask goes through a window and back, which blurs it. With more contrast it differs from the true one by
-# 3 % of its area instead of 13 %, and lacks next to nothing of it.
+# A mask is resampled to a window and back, which blurs it. With more contrast it differs from the true mask by 3 % of
+# its area instead of 13 %, and hardly any pixel of the thing is missing.
 CONTRAST, DARKER = 2.5, 0.5
-SAME_THING = 0.3  # share of what is moved that the layer covers where they are one thing
+SAME_THING = 0.3  # if the layer covers more than this share of the moved thing, they are the same thing
 
 
 class Touch(NamedTuple):
@@ -47,24 +47,24 @@ class Touch(NamedTuple):
 
     moves: Tensor  # [B] logit: something is moved
     grasps: Tensor  # [B, K] logits: after this step the gripper holds something, if it closes
-    rest: Tensor  # [B, K, 3] m: how far the thing has come by then, besides what it is carried
-    mask: Tensor  # [B, SIZE, SIZE] logits: the thing
-    hidden: Tensor  # [B, K, SIZE, SIZE] logits: nearer things hide it there after this step
+    rest: Tensor  # [B, K, 3] m: the thing's way after each step, less the way on which it is carried
+    mask: Tensor  # [B, SIZE, SIZE] logits: the thing covers this pixel
+    hidden: Tensor  # [B, K, SIZE, SIZE] logits: after this step, nearer things hide what the thing covers of this pixel
 
 
 class Course(NamedTuple):
-    """What becomes of the layers of B episodes in a chunk."""
+    """Where the layers of B episodes are during a chunk, and what is hidden of them."""
 
     places: Tensor  # [B, K + 1, 3] m, where the thing is now and after each action
-    hidden: Tensor  # [B, K, H, W] uint8, what nearer things hide of it after each action, 255: all
-    doubt: Tensor  # [B] in [0, 1]
+    hidden: Tensor  # [B, K, H, W] uint8, what nearer things hide of the thing after each action; 255: all
+    doubt: Tensor  # [B] in [0, 1], see `doubt_of`
 
 
 class Scene(NamedTuple):
     """What is the same in all episodes."""
 
-    plate: Tensor  # [H, W, 3] float32 in [-1, 1], empty
-    robot: Robot  # with a gripper; all poses here are `drawn_poses` of it
+    plate: Tensor  # [H, W, 3] float32 in [-1, 1], the picture of the empty scene
+    robot: Robot  # with a gripper; all poses in this module are as `drawn_poses` returns them
 
 
 class View(NamedTuple):
@@ -188,13 +188,13 @@ class ContactNetwork(nn.Module):
 
 def follow(
     network: ContactNetwork,
-    layer: Layer,  # of B episodes, moved on in place
+    layer: Layer,  # of B episodes, changed in place
     frame: Tensor,  # [B, H, W, 3] uint8
     poses: Tensor,  # [B, K + 1, P] float32, the present one first
     camera: Tensor,  # [B, 3, 4]
     scene: Scene,
 ) -> Course:
-    """What becomes of the layer's thing, and the doubt of it. The layer becomes that of the chunk's end."""
+    """Predict the course of the layers in a chunk. Afterwards, `layer` is as at the end of the chunk."""
     above = ~layer.held & (poses[:, 0, 2] > scene.robot.clear_m)
     layer.clear.copy_(torch.where(above[:, None, None, None], frame, layer.clear))
     layer.mask.mul_(~above[:, None, None])
@@ -243,7 +243,7 @@ def _touch(
 
 
 def _hidden(logits: Tensor, centre: Tensor, camera: Tensor, mask: Tensor) -> Tensor:  # [B, K, H, W] uint8
-    """What the windows say is hidden of a layer, in the picture. Nothing is where there is no layer."""
+    """What is hidden of the layers: the predictions in windows, resampled to pictures. 0 where there is no layer."""
     hides = (logits > 0).any(3).any(2).any(1) & (mask > 0).any(2).any(1)
     hidden, rows = mask.new_zeros(*logits.shape[:2], *mask.shape[1:]), rows_with(hides)
     if len(rows):
@@ -258,7 +258,7 @@ def _in_picture(
     centre: Tensor,  # [B, 3]
     size: tuple[int, int],  # H, W
 ) -> Tensor:  # [B, C, H, W] uint8
-    """The share that a window says of each pixel, 255: all."""
+    """Shares of the pixels of a window, resampled to the picture; 255: all of a pixel."""
     share = unwindow(share, camera, centre, size) * CONTRAST - DARKER
     return (share.clamp(0, 1) * 255).round().to(torch.uint8)
 

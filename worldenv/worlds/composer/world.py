@@ -104,7 +104,7 @@ class ComposerWorld:
         return Imagined(passed.frames[:, :, None], proprio, passed.finite, passed.doubt)
 
     def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
-        """One denoising step of the network in floats, from known pictures and the poses with the axes that are drawn.
+        """One denoising step of the network in floats, from known pictures and poses as `drawn_poses` returns them.
 
         Raises UserError for 8 bits.
         """
