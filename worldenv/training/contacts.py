@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from worldenv.data.clips import Clips
 from worldenv.errors import UserError
@@ -30,7 +29,7 @@ SHARES, SHARES_BESIDE = (1.0, 0.4, 0.15), (0.8, 0.15, 0.05)
 AT_ONCE = 1000
 PICTURE_LEVELS = 100  # what 1.0 is stored as: pictures are int8
 HIDDEN_LEVELS, UNKNOWN = 254, 255  # of `Contacts.hidden`: what 1.0 is stored as; no label
-NEAR_PX, PART = 2, 0.2  # pixels of a window that are close to a thing; share of a pixel above which the thing is in it
+PART = 0.2  # share of a pixel of a window above which a thing is in it
 
 
 @dataclass
@@ -45,7 +44,7 @@ class Contacts(Slots):
     rest: Tensor  # [M, K, 3] m, the thing's way after each step, less the way on which it was carried
     mask: Tensor  # [M, S, S] uint8, the thing before the chunk
     # [M, K, S, S] uint8, what nearer things hide, after each step, of the thing that is moved or, if none is, was moved
-    # before; 254: all; UNKNOWN close to the thing, and everywhere if there is none
+    # before; 254: all; UNKNOWN where the thing is not
     hidden: Tensor
 
 
@@ -171,7 +170,7 @@ def _hidden(
     centre: Tensor,  # [M, 3]
     k: int,
 ) -> Tensor:  # [M, K, SIZE, SIZE] uint8
-    """The labels of `Contacts.hidden`. Close to the thing, but not in it, there is no label."""
+    """The labels of `Contacts.hidden`."""
     rows = np.flatnonzero(thing >= 0)
     out = torch.full((len(thing), k, SIZE, SIZE), UNKNOWN, dtype=torch.uint8)
     if not len(rows):
@@ -182,6 +181,5 @@ def _hidden(
     at = camera[rows], centre[rows]
     there, hides = (window(part.unflatten(0, (-1, k)).movedim(1, 3), *at) for part in pictures)
     share = (HIDDEN_LEVELS * hides / there.clamp(min=PART)).round()
-    around = F.max_pool2d(there, 2 * NEAR_PX + 1, 1, NEAR_PX) > 0
-    out[rows] = torch.where(there > PART, share, torch.where(around, UNKNOWN, 0)).to(torch.uint8)
+    out[rows] = torch.where(there > PART, share, UNKNOWN).to(torch.uint8)
     return out

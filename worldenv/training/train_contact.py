@@ -11,7 +11,7 @@ from worldenv.training.contacts import HIDDEN_LEVELS, PICTURE_LEVELS, UNKNOWN, C
 from worldenv.training.share import Share
 from worldenv.worlds.composer.contact import COLOURS, REST_SCALE, ContactNetwork, channels, numbers
 
-GRASP_WEIGHT, REST_WEIGHT, MASK_WEIGHT, HIDDEN_WEIGHT = 2.0, 0.5, 4.0, 4.0
+GRASP_WEIGHT, REST_WEIGHT, MASK_WEIGHT, HIDDEN_WEIGHT = 2.0, 0.5, 4.0, 1.0
 GRASPED_WEIGHT = 4.0  # of grasps against misses, of which there are five times as many
 BRIGHTNESS, NOISE = 0.1, 0.03  # standard deviations: of the gain of a sample's pictures, of its pixels
 # See axis_across: least cosine between an axis of the world and the rows of a picture; largest coordinate of a camera.
@@ -42,14 +42,14 @@ def contact_loss(
         gain = 1 + BRIGHTNESS * share.own(torch.randn(batch, 1, 1, 1, generator=generator))
         noise = NOISE * share.own(torch.randn(batch, COLOURS, *pictures.shape[2:], generator=generator))
         pictures = torch.cat([pictures[:, :COLOURS] * gain + noise, pictures[:, COLOURS:]], dim=1)
-        said, moves, has_thing = network(pictures, plan), part.moves.float(), is_known.flatten(1).any(1)
+        said, moves = network(pictures, plan), part.moves.float()
         weight = torch.where(part.grasps, GRASPED_WEIGHT, 1.0)
         parts = {
             "moves": share.mean(F.binary_cross_entropy_with_logits(said.moves, moves)),
             "grasps": share.mean(_cross_entropy(said.grasps, part.grasps) * weight, part.closes),
             "rest_cm": share.mean((said.rest - rest).abs().mean((1, 2)) * 100, part.moves),
             "mask": share.mean(_cross_entropy(said.mask, mask).mean((1, 2)), part.moves),
-            "hidden": share.mean((_cross_entropy(said.hidden, hidden) * is_known).mean((1, 2, 3)), has_thing),
+            "hidden": share.mean(_cross_entropy(said.hidden, hidden), is_known),
         }
         rest_loss = parts["rest_cm"] * (REST_SCALE / 100 * 3 * network.chunk)
         value = parts["moves"] + GRASP_WEIGHT * parts["grasps"] + REST_WEIGHT * rest_loss + MASK_WEIGHT * parts["mask"]
