@@ -79,23 +79,28 @@ def record_contacts(
     for round_ in range(1 + beside):
         share = np.array(SHARES_BESIDE if round_ else SHARES)[kinds] * ~(is_held & (round_ > 0))
         rows.append(every[random.random(len(every)) < share])
-        offsets.append(_offsets(random, len(rows[-1])) if round_ else None)
-    whole, first, total = None, 0, sum(map(len, rows))
-    if not total:
+        offsets.append(_offsets(random, len(rows[-1]) if round_ else 0))
+    recorded, drawn, offset = len(rows[0]), np.concatenate(rows), np.concatenate(offsets)
+    if not len(drawn):
         raise UserError(
             f"the contact network has nothing to learn from: in {len(every)} of the recorded chunks the gripper is "
             "near things or holds one, and none of these chunks was drawn; give a larger --scratch.exploration"
         )
-    with Progress(total, "chunks for the contact network") as progress:
-        for own, offset in zip(rows, offsets, strict=True):
-            for begin in range(0, len(own), AT_ONCE):
-                part = slice(begin, begin + AT_ONCE)
-                made = _labelled(clips, layers, scene, own[part], None if offset is None else offset[part])
-                whole = whole or made.empty(total)  # filled in place: it takes gigabytes
-                whole.put(torch.arange(first, first + len(made)), made)
-                first += len(made)
-                progress.advance(len(made))
+    by_episode = recorded + np.argsort(drawn[recorded:, 0], kind="stable")  # each is carried out again for its tries
+    order, whole = [(part, None) for part in _parts(np.arange(recorded))], None
+    order += [(part, offset[part - recorded]) for part in _parts(by_episode)]
+    with Progress(len(drawn), "chunks for the contact network") as progress:
+        for part, own_offset in order:
+            made = _labelled(clips, layers, scene, drawn[part], own_offset)
+            whole = whole or made.empty(len(drawn))  # filled in place: it takes gigabytes
+            whole.put(torch.from_numpy(part), made)
+            progress.advance(len(made))
     return whole
+
+
+def _parts(rows: np.ndarray) -> list[np.ndarray]:
+    """At most AT_ONCE rows each."""
+    return [rows[first : first + AT_ONCE] for first in range(0, len(rows), AT_ONCE)]
 
 
 def _chunks(clips: Clips, layers: Layers) -> Iterator[np.ndarray]:
