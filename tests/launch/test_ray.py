@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -189,8 +189,41 @@ def test_failure_that_ray_does_not_mend_is_one_line(program, failure, line, caps
     remote = {name: SimpleNamespace(remote=getattr(said, name)) for name in ("take", "is_refused")}
     errors = {"train": SimpleNamespace(TrainingFailedError=Lost), "exceptions": SimpleNamespace(RayError=OSError)}
     ray, work = SimpleNamespace(get=lambda value: value, **errors), Work(cli.train, program, [], tmp_path)
-    assert on_ray._followed(ray, SimpleNamespace(fit=fit), SimpleNamespace(**remote), work, sys.stdout) == 1
+    assert on_ray._followed(ray, fit, SimpleNamespace(**remote), work, sys.stdout) == 1
     assert capsys.readouterr() == ("", f"before\n{program}: Ray gave up: {line.format(run=tmp_path)}\n")
+
+
+class Starting(Exception):
+    def __init__(self, failure):
+        self.controller_failure = failure
+
+
+@pytest.mark.parametrize(
+    ("left", "failures", "fits"),
+    [
+        (-1, [Starting(OSError())] * 3, 4),
+        (2, [Starting(OSError())] * 2, 3),
+        (2, [Starting(OSError())] * 3, None),
+        (0, [Starting(OSError())], None),
+        (-1, [Starting(ValueError())], None),  # no worker has died
+        (-1, [Lost()], None),  # Ray has tried again as often as it may
+    ],
+)
+def test_workers_that_die_while_ray_starts_them_are_started_again(left, failures, fits):
+    tried, to_come = [], iter(failures)
+
+    def trainer():
+        def fit():
+            tried.append(1)
+            if failure := next(to_come, None):
+                raise failure
+
+        return SimpleNamespace(fit=fit)
+
+    errors = {"train": SimpleNamespace(ControllerError=Starting), "exceptions": SimpleNamespace(RayActorError=OSError)}
+    with nullcontext() if fits else pytest.raises((Starting, Lost)):
+        on_ray._fit(SimpleNamespace(**errors), trainer, left)
+    assert fits is None or len(tried) == fits
 
 
 def test_result_that_stdout_does_not_take_is_named_and_the_code_says_so(capsys, tmp_path):
@@ -200,7 +233,7 @@ def test_result_that_stdout_does_not_take_is_named_and_the_code_says_so(capsys, 
     remote = {name: SimpleNamespace(remote=getattr(said, name)) for name in ("take", "is_refused")}
     errors = {"train": SimpleNamespace(TrainingFailedError=Lost), "exceptions": SimpleNamespace(RayError=OSError)}
     ray, work = SimpleNamespace(get=lambda value: value, **errors), Work(cli.train, "worldenv-train", [], tmp_path)
-    done = SimpleNamespace(fit=lambda: said.write("stderr", "done\n"))
+    done = lambda: said.write("stderr", "done\n")  # noqa: E731
     assert on_ray._followed(ray, done, SimpleNamespace(**remote), work, Closed()) == 1
     line = f"the result could not be printed to stdout (stdout is closed); it is in {tmp_path}/result.json"
     assert capsys.readouterr() == ("", f"done\nworldenv-train: {line}\n")

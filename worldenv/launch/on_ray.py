@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
@@ -48,13 +48,14 @@ def start(work: Work, given: RayConfig, device: str) -> int:
         said = ray.remote(num_cpus=0)(Said).remote()
         is_new = not (work.run / "config.json").exists()
         limits = {"max_failures": given.max_failures, "controller_failure_limit": given.max_failures}
-        trainer = TorchTrainer(
+        trainer = partial(
+            TorchTrainer,
             partial(do, work, is_new, said),
             scaling_config=ScalingConfig(num_workers=given.workers, **asked),
             run_config=RunConfig(storage_path=given.storage, failure_config=FailureConfig(**limits)),
             torch_config=TorchConfig("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout_s=int(EXCHANGE_S)),
         )
-        return _followed(ray, trainer, said, work, out)
+        return _followed(ray, partial(_fit, ray, trainer, given.max_failures), said, work, out)
 
 
 @contextmanager
@@ -118,12 +119,27 @@ def _units(amount: float) -> int:
     return round(UNITS * amount)
 
 
-def _followed(ray: Any, trainer: Any, said: Any, work: Work, out: TextIO) -> int:
-    """Fit to the end, and print what the ranks print; returns the exit code."""
+def _fit(ray: Any, trainer: Callable[[], Any], left: int) -> None:
+    """Train to the end. Where a worker dies while Ray starts the workers, Ray gives up: then this begins again.
+
+    left: how often it may begin again; -1: without a limit.
+    """
+    while True:
+        try:
+            trainer().fit()
+            return
+        except ray.train.ControllerError as error:
+            if not left or not isinstance(error.controller_failure, ray.exceptions.RayActorError):
+                raise
+            left -= 1
+
+
+def _followed(ray: Any, fit: Callable[[], None], said: Any, work: Work, out: TextIO) -> int:
+    """Train to the end, and print what the ranks print; returns the exit code."""
     refused, failure, result = False, None, io.StringIO()
     try:
         with _printed(ray, said, result):
-            trainer.fit()
+            fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         failure = error
     with suppress(ray.exceptions.RayError):
