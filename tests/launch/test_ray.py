@@ -203,6 +203,7 @@ class Starting(Exception):
     [
         (-1, [Starting(OSError())] * 3, 4),
         (2, [Starting(OSError())] * 2, 3),
+        (1, [OSError()], 2),  # what leads the workers has died
         (2, [Starting(OSError())] * 3, None),
         (0, [Starting(OSError())], None),
         (-1, [Starting(ValueError())], None),  # no worker has died

@@ -128,8 +128,9 @@ def _fit(ray: Any, trainer: Callable[[], Any], left: int) -> None:
         try:
             trainer().fit()
             return
-        except ray.train.ControllerError as error:
-            if not left or not isinstance(error.controller_failure, ray.exceptions.RayActorError):
+        except (ray.train.ControllerError, ray.exceptions.RayActorError) as error:
+            failure = getattr(error, "controller_failure", error)
+            if not left or not isinstance(failure, ray.exceptions.RayActorError):
                 raise
             left -= 1
 
