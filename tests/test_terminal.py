@@ -105,6 +105,18 @@ def test_help_and_messages_are_printed_in_a_plain_locale(word, monkeypatch, caps
     assert word != ["--help"] or b"tabletop-quick" in out.buffer.getvalue()
 
 
+def interrupted(program: str) -> subprocess.CompletedProcess:
+    """Run a program that sends itself a signal."""
+    return subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": ROOT},
+        timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
+    )
+
+
 @pytest.mark.parametrize(("number", "code", "how"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
 @pytest.mark.parametrize("module", ["torch", "torch.nn"])
 def test_interruption_is_answered_in_one_line_also_while_torch_is_imported(number, code, how, module):
@@ -120,14 +132,7 @@ sys.meta_path.insert(0, Interrupts())
 from worldenv import cli
 cli.train(["tabletop", "--run", "/nowhere/x"])
 """
-    ended = subprocess.run(
-        [sys.executable, "-P", "-c", program],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": ROOT},
-        timeout=60,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
-    )
+    ended = interrupted(program)
     assert ended.returncode == code and ended.stderr.strip() == f"worldenv-train: {how}; run it again"
 
 
@@ -179,14 +184,7 @@ def work(words, command):
 
 cli._main(work, "worldenv-train", [])
 """
-    ended = subprocess.run(
-        [sys.executable, "-P", "-c", program],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": ROOT},
-        timeout=60,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    ended = interrupted(program)
     assert ended.returncode == code and ended.stderr.count("\n") == 2, ended.stderr
 
 
