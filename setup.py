@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,8 @@ ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 11)
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # LibTorch stable ABI of torch 2.11
 CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden"]  # no -std: torch appends its own
+# Some compilers link libstdc++ statically. Mixed with the one that torch has loaded, it prints no number, or crashes.
+LINK_FLAGS = ["-Wl,--exclude-libs,libstdc++.a"] if sys.platform == "linux" else []
 DEPENDENCIES = [
     "numpy>=1.26",
     "h5py>=3.13",  # the HDF5 that 3.10 brings crashes on broken files
@@ -65,7 +68,7 @@ def compiled(torch) -> dict:
     cuda = wants_cuda(torch)  # before cpp_extension is imported: it reads CUDA_HOME at import
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    stable = {"py_limited_api": True, "include_dirs": ["csrc"]}
+    stable = {"py_limited_api": True, "include_dirs": ["csrc"], "extra_link_args": LINK_FLAGS}
     flags = [*CXX_FLAGS, STABLE_ABI]
     extensions = [
         CppExtension(
@@ -84,7 +87,7 @@ def compiled(torch) -> dict:
                 tabletop,
                 include_dirs=["csrc", pybind11.get_include()],
                 extra_compile_args={"cxx": [*CXX_FLAGS, "-pthread"]},
-                extra_link_args=["-pthread"],
+                extra_link_args=["-pthread", *LINK_FLAGS],
                 language="c++",
             )
         )

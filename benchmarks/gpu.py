@@ -108,6 +108,9 @@ def steps(reports: Path) -> list[Step]:
         Step("tests", [*pytest, "-k", "not hopper", *marked("tests", "test_*.py")], 120, "build"),
         Step("tests of triton", [*pytest, *many, TRITON], 150, "build", triton),
     ]
+    if find_spec("tyro"):  # the command line: every stage, practice and evaluation
+        command = [sys.executable, "-P", "-m", "worldenv", "tabletop-causal-tiny", "--device", "cuda"]
+        out.append(Step("training", [*command, "--run", str(reports / "run")], 150, "build"))
     hopper = [*pytest, "-k", "hopper", "tests/kernels/test_cuda_on_device.py"]
     for path in sorted(marked("benchmarks", "bench_*.py"), key=lambda path: "kernels" in path):  # the engine first
         report = reports / f"{Path(path).stem}.json"
@@ -120,7 +123,8 @@ def run(step: Step, limit_s: float) -> None:
     """Run a step; a limit that is over ends it and everything that it has started."""
     began = time.monotonic()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # ninja may lie beside this Python
-    environment = os.environ | {"PYTHONPATH": str(BUILT), "PATH": path} | step.environment
+    packages = f"{BUILT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+    environment = os.environ | {"PYTHONPATH": packages, "PATH": path} | step.environment
     environment.pop("TORCH_CUDA_ARCH_LIST", None)  # built for this card
     process = subprocess.Popen(
         step.command,
@@ -239,7 +243,8 @@ def main(arguments: Sequence[str] = ()) -> int:
 
     def save() -> dict:
         found = document(todo, card)
-        (RESULTS / name).write_text(json.dumps(found, indent=1) + "\n")
+        text = json.dumps(found, indent=1).replace(str(ROOT), ".")  # where it lies is nobody's business
+        (RESULTS / name).write_text(text + "\n")
         return found
 
     run_all(todo, TOTAL_S - (time.monotonic() - began), save)

@@ -1,5 +1,6 @@
 """Wheel and sdist hold what the tree holds now, whatever earlier builds left in it. Nothing is compiled here."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -89,3 +90,17 @@ def test_tree_that_cannot_be_written_is_built_and_left_as_it_is(tree):
     before = sorted(tree.rglob("*"))
     wheel(tree, "import os; os.access = lambda path, mode: mode != os.W_OK")
     assert sorted(tree.rglob("*")) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the flag is for Linux")
+def test_a_module_with_a_libstdcxx_of_its_own_prints_numbers_beside_torch(tmp_path):
+    setup = ast.parse((ROOT / "setup.py").read_text())
+    flags = next(x.value.body for x in setup.body if isinstance(x, ast.Assign) and x.targets[0].id == "LINK_FLAGS")
+    (tmp_path / "print.cpp").write_text(
+        '#include <sstream>\nextern "C" int digits(long x) { std::ostringstream s; s << x; return s.str().size(); }\n'
+    )
+    build = ["g++", "-shared", "-fPIC", "-static-libstdc++", "print.cpp", "-o", "print.so", *ast.literal_eval(flags)]
+    subprocess.run(build, cwd=tmp_path, check=True)
+    code = "import torch, ctypes; print(ctypes.CDLL('./print.so').digits(12345))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout.strip() == "5", run.stderr

@@ -12,6 +12,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch._inductor.exc import InductorError
 
 from worldenv import kernels
 from worldenv.ops.action_map import Gripper, action_map_reference
@@ -204,19 +205,24 @@ def bench_triton(benchmark, case):
     op, make, reference = CASES[case]
     arguments, compiled = make(), torch.compile(reference)
     expected = exact(op, arguments, reference)
-    for face in (kernels.FACES[op], compiled):
-        for actual, wanted in zip(outputs(face(*clones(arguments))), expected, strict=True):
+    calls = {"triton": kernels.FACES[op], "eager": reference, "compile": compiled}
+    try:
+        compiled(*clones(arguments))
+    except InductorError as error:  # a fault of torch's compiler (seen with torch 2.11) hides no other row
+        benchmark.extra_info["compile_failed"] = str(error)[-200:]
+        del calls["compile"]
+    for name in calls.keys() - {"eager"}:
+        for actual, wanted in zip(outputs(calls[name](*clones(arguments))), expected, strict=True):
             tolerance = TOLERANCE.get(wanted.dtype, 0)
             torch.testing.assert_close(actual, wanted, rtol=tolerance, atol=tolerance)
 
-    calls = {"triton": kernels.FACES[op], "eager": reference, "compile": compiled}
     calls = {name: partial(call, *arguments) for name, call in calls.items()}
     seconds = interleaved_s(calls)
     benchmark.pedantic(lambda: (calls["triton"](), torch.cuda.synchronize()), rounds=ROUNDS)
     benchmark.extra_info.update(
         median_s=seconds,
         gb_s=moved_bytes(op, arguments, expected) / seconds["triton"] / 1e9,
-        speedup_over={name: seconds[name] / seconds["triton"] for name in ("eager", "compile")},
+        speedup_over={name: seconds[name] / seconds["triton"] for name in calls if name != "triton"},
     )
     if op == "windowed_attention":
         benchmark.extra_info["tflop_s"] = 4 * B * M * H * C * D / seconds["triton"] / 1e12

@@ -7,12 +7,11 @@ import pytest
 import torch
 from causal import ROBOT, random_starts
 
-from worldenv.assemble import load, make_engine
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
 from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.worlds.causal.cost import count
-from worldenv.worlds.causal.network import LIBERO_BASE, CausalNetwork
+from worldenv.worlds.causal.network import LIBERO_BASE, CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import CausalWorld
 
 DEVICE = "cuda"
@@ -21,22 +20,25 @@ HORIZON = 8  # actions, two chunks
 
 
 def tabletop(config: EngineConfig) -> Engine:
-    return make_engine(load(device=DEVICE), config)
+    """What `worldenv-train tabletop-causal` trains."""
+    return random_engine(CausalConfig(), config)
 
 
 def libero_base(config: EngineConfig) -> Engine:
+    return random_engine(LIBERO_BASE, config)
+
+
+def random_engine(world: CausalConfig, config: EngineConfig) -> Engine:
     """Random weights; the simulator in bfloat16."""
     torch.manual_seed(0)
     with torch.device(DEVICE):
-        network = CausalNetwork(LIBERO_BASE).eval().requires_grad_(False).to(torch.bfloat16)
+        network = CausalNetwork(world).eval().requires_grad_(False).to(torch.bfloat16)
         policy, reflector = SmallPolicy(SmallPolicyConfig()).eval(), SmallReflector(SmallReflectorConfig()).eval()
     return Engine(policy, CausalWorld(network, ROBOT), reflector, config)
 
 
-def flops_a_frame(engine: Engine) -> float | None:
-    """Of the causal simulator, as `worlds/causal/cost.py` counts them; None for the other one."""
-    if not isinstance(engine.world, CausalWorld):
-        return None
+def flops_a_frame(engine: Engine) -> float:
+    """Of the causal simulator, as `worlds/causal/cost.py` counts them."""
     config = engine.world.network.config
     one = count(config, config.places)
     return (len(engine.world.levels) + 1) * (one.matrix_flops + one.attention_flops) / config.chunk
@@ -71,5 +73,5 @@ def bench_engine(benchmark, make, episodes):
         slot_bytes=slot,
         record_bytes=record,
         peak_bytes=torch.cuda.max_memory_reserved(),
-        simulator_flops_per_s=flops and flops * frames / seconds,
+        simulator_flops_per_s=flops * frames / seconds,
     )

@@ -1,8 +1,8 @@
 """Triton faces of the ops, one file each; installed as `worldenv.kernels`. Can be imported without triton.
 
 A file marks its launchers with `face`; nothing lists them. On a CUDA device Triton runs an op for which the CUDA C++
-module has no face. Of `patchify`, `spatial_softmax` and `adagn` the gradient has no face: where one is wanted, their
-references run.
+module has no face, and attention whose heads it does not take. Of `patchify`, `spatial_softmax` and `adagn` the
+gradient has no face: where one is wanted, their references run.
 """
 
 import pkgutil
@@ -13,6 +13,7 @@ import torch
 
 TRITON_ERROR: str | None = None  # why no Triton face can run; None where triton imports
 FACES: dict[str, Callable] = {}  # by op: every launcher of the files that were imported
+ON_CUDA: dict[str, Callable] = {}  # the same on the device of their tensors, once registered
 RUNS: set[str] = set()  # the ops that Triton runs on CUDA tensors
 
 try:
@@ -32,8 +33,9 @@ def register() -> None:
     for module in pkgutil.iter_modules(__path__):
         import_module(f"{__name__}.{module.name}")
     for op, launcher in FACES.items():
+        ON_CUDA[op] = _where_its_tensors_are(launcher)
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"worldenv::{op}", "CUDA"):
-            torch.library.impl(f"worldenv::{op}", "CUDA")(_where_its_tensors_are(launcher))
+            torch.library.impl(f"worldenv::{op}", "CUDA")(ON_CUDA[op])
             RUNS.add(op)
 
 

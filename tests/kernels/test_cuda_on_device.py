@@ -159,7 +159,18 @@ def test_captured_in_a_graph_both_give_what_they_give_eagerly(int8):
 
 def test_what_the_face_does_not_take_is_refused_with_the_way_out():
     query, keys, values, length, *_ = on_device(attention.inputs())
+    face = torch.ops.worldenv.windowed_attention
     with pytest.raises(RuntimeError, match="WORLDENV_BACKEND=triton"):
-        windowed_attention(query.float(), keys.float(), values.float(), length)
+        face(query.float(), keys.float(), values.float(), length)
     with pytest.raises(RuntimeError, match="head has 32 numbers.*WORLDENV_BACKEND=triton"):
-        windowed_attention(*(t[..., :32].contiguous() for t in (query, keys, values)), length)
+        face(*(t[..., :32].contiguous() for t in (query, keys, values)), length)
+
+
+@pytest.mark.parametrize(("dtype", "d"), [(torch.float32, 64), (torch.bfloat16, 32)])
+def test_heads_that_cuda_does_not_take_are_run_by_triton(dtype, d):
+    query, keys, values, length = on_device(attention.inputs(dtype=dtype, d=d))[:4]
+    found, wanted = (f(query, keys, values, length) for f in (windowed_attention, windowed_attention_reference))
+    torch.testing.assert_close(found, wanted, rtol=TOLERANCE[torch.bfloat16], atol=TOLERANCE[torch.bfloat16])
+    written = on_device(rope.inputs(dtype=dtype, d=d))
+    query, wanted = rope_cache_write(*written), rope_cache_write_reference(*on_device(written))
+    torch.testing.assert_close(query, wanted, rtol=TOLERANCE[torch.bfloat16], atol=TOLERANCE[torch.bfloat16])

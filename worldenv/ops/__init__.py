@@ -1,15 +1,15 @@
 """The ops, one module each, and the only door to compiled code. Nothing lists them: import the one you need.
 
 The device of the tensor picks the face: C++ on the CPU; on a CUDA device CUDA C++, or Triton for an op that CUDA C++
-lacks. Where no face is built for a device, the op's reference is what torch runs there, and `worldenv-info` says so; a
-face that cannot take its input raises.
+lacks and for heads of attention that it does not take. Where no face is built for a device, the op's reference is what
+torch runs there, and `worldenv-info` says so; a face that cannot take its input raises.
 
 WORLDENV_BACKEND, read once at import: `reference` makes every op run its reference; `triton` leaves out CUDA C++, so
 that Triton runs every op it has on a CUDA device.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
 
 import torch
@@ -36,6 +36,7 @@ except ImportError as error:
     raise ImportError(_why_not_loaded(error)) from error
 
 NOT_OPS = ("constants", "packed")  # modules here that several ops share
+CUDA_HEADS = (64, 128)  # numbers of a head of attention that CUDA C++ takes, in bfloat16 or float16
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BACKEND = os.environ.get("WORLDENV_BACKEND", "")
 if BACKEND not in ("", "reference", "triton"):
@@ -67,6 +68,14 @@ def has_face(name: str, device: torch.device) -> bool:
     import_module(f"worldenv.ops.{name}")
     key = torch._C._dispatch_key_for_device(device.type)
     return BACKEND != "reference" and torch._C._dispatch_has_kernel_for_dispatch_key(f"worldenv::{name}", key)
+
+
+def attention_face(name: str, dtype: torch.dtype, ring: torch.Tensor) -> Callable:
+    """What runs op `name` on a ring [B, G, C, D] with queries of a dtype: Triton where CUDA C++ does not take these."""
+    taken = dtype in (torch.bfloat16, torch.float16) and ring.shape[-1] in CUDA_HEADS
+    if ring.is_cuda and not taken and name in kernels.ON_CUDA:
+        return kernels.ON_CUDA[name]
+    return getattr(torch.ops.worldenv, name)
 
 
 def missing_faces(names: Sequence[str], device: torch.device) -> list[str]:

@@ -1,7 +1,8 @@
 """The stages that make a world model: one class for each kind, used by `Pipeline`."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,24 +196,45 @@ class CausalStages:
 
     def make_teacher(self, path: Path) -> None:
         p, schedule = self.pipeline, self.pipeline.config.causal_teacher
-        clips, teacher = p.clips(), p.new(CausalNetwork, p.config.causal)
+        clips, teacher = self._clips(), p.new(CausalNetwork, p.config.causal)
         draw = torch.Generator().manual_seed(p.seed)
         fit_tokenizer(teacher.tokenizer, clips.sample_frames(draw, TOKENIZER_FRAMES)[:, 0])
         teacher.tokenizer.requires_grad_(False)
         teacher.to(p.device)
         loss = causal_loss(teacher, p.suite.robot, clips, schedule.batch, p.config.causal_chunks, p.ranks)
-        made = p.train(teacher, loss, schedule, "causal_teacher")
+        with _on_a_gpu(teacher):
+            made = p.train(teacher, loss, schedule, "causal_teacher")
         p.write(save_model, path, teacher, "causal", made, levels=TEACHER_LEVELS)
 
     def make(self, path: Path) -> None:
         p, schedule = self.pipeline, self.pipeline.config.causal_student
         teacher, student = (_causal(p.models / "causal_teacher.safetensors").to(p.device) for _ in range(2))
         student.tokenizer.requires_grad_(False)
-        given = p.suite.robot, p.clips(), schedule.batch, p.config.causal_chunks, p.config.causal_levels
+        given = p.suite.robot, self._clips(), schedule.batch, p.config.causal_chunks, p.config.causal_levels
         loss = distillation_loss(student, teacher, *given, ranks=p.ranks)
-        made = p.train(student, loss, schedule, "causal_student")
+        with _on_a_gpu(teacher, student):
+            made = p.train(student, loss, schedule, "causal_student")
         kept = kept_kinematics(p.suite.robot)
         p.write(save_model, path, student, "causal", made, levels=p.config.causal_levels, **kept)
+
+    def _clips(self) -> Clips:
+        """In memory where a GPU would wait for the disk."""
+        clips = self.pipeline.clips()
+        return clips if self.pipeline.device.type == "cpu" else clips.in_memory()
+
+
+@contextmanager
+def _on_a_gpu(*networks: CausalNetwork) -> Iterator[None]:
+    """On a GPU: networks compiled, as Python cannot launch their kernels as fast as they run, and products in TF32."""
+    before = torch.get_float32_matmul_precision()
+    if networks[0].see.weight.is_cuda:
+        torch.set_float32_matmul_precision("high")
+        for network in networks:
+            network.velocity_of_all = torch.compile(network.velocity_of_all, dynamic=False)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def composer(path: Path) -> ComposerNetwork:

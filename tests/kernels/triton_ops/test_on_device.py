@@ -65,20 +65,20 @@ def test_addresses_beyond_32_bits_are_reached(draw):
 
 
 @pytest.mark.parametrize(
-    ("op", "shape", "dtype", "others"),
+    ("op", "shape", "kind", "others"),
     [
         ("patchify", (700, 1, 1024, 1024, 3), torch.uint8, ()),
         ("spatial_softmax", (131, 512, 512, 64), torch.bfloat16, ()),
         ("adagn", (131, 512, 512, 64), torch.bfloat16, (8, "weight", "weight", None, None, "relu", 1e-5)),
     ],
 )
-def test_images_beyond_32_bits_are_reached(draw, op, shape, dtype, others):  # 2.2e9 numbers
+def test_images_beyond_32_bits_are_reached(draw, op, shape, kind, others):  # 2.2e9 numbers
     torch.cuda.empty_cache()  # of the tests before
     if torch.cuda.mem_get_info()[0] < 20e9:
         pytest.skip("needs 20 GB of free memory")
-    x = torch.zeros(shape, dtype=dtype, device="cuda")
-    x[-1] = (draw(*shape[1:]) * 50).abs().clamp(max=250).to(dtype)
-    others = [draw(64).to(dtype) if value == "weight" else value for value in others]
+    x = torch.zeros(shape, dtype=kind, device="cuda")
+    x[-1] = (draw(*shape[1:]) * 50).abs().clamp(max=250).to(kind)
+    others = [draw(64).to(kind) if value == "weight" else value for value in others]
     face = getattr(torch.ops.worldenv, op)
     found, alone = face(x, *others)[-1], face(x[-1:], *others)[0]
     assert torch.equal(found, alone) and alone.any()

@@ -204,7 +204,9 @@ class CausalNetwork(nn.Module):
             query = rotate(normalise(query, layer.query_gain.float()), angle)
             key = rotate(normalise(key, layer.key_gain.float()), angle)
             heads = [x.transpose(1, 2).to(qkv.dtype) for x in (query, key, value)]
-            out = F.scaled_dot_product_attention(*heads, attn_mask=sees, enable_gqa=True)
+            if qkv.is_cuda:  # no fast kernel takes a mask and shared keys; one takes a mask
+                heads[1:] = (x.repeat_interleave(self.config.heads // g, 1) for x in heads[1:])
+            out = F.scaled_dot_product_attention(*heads, attn_mask=sees, enable_gqa=not qkv.is_cuda)
             return out.transpose(1, 2).reshape(b * n, tokens, self.config.heads, self.config.head)
 
         out = self._through(latents.flatten(0, 1), t.flatten(), condition.view(b * n, tokens, -1), attend)
