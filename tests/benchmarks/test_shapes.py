@@ -18,8 +18,7 @@ def test_engines_of_both_shapes_run(monkeypatch, shape):
     engine = getattr(bench_shapes, shape)(EngineConfig(horizon=8, capacity=3))
     out = engine.run(random_starts(3, engine.world.size[0]), 1, 0, stop=False)
     assert not out.broken.any() and (out.chunks == 2).all()
-    flops = bench_shapes.flops_a_frame(engine)
-    assert (flops is None) == (shape == "tabletop")
+    assert bench_shapes.flops_a_frame(engine) > 0
 
 
 @torch.no_grad()
