@@ -110,7 +110,7 @@ def steps(reports: Path) -> list[Step]:
     ]
     if find_spec("tyro"):  # the command line: every stage, practice and evaluation
         command = [sys.executable, "-P", "-m", "worldenv", "tabletop-causal-tiny", "--device", "cuda"]
-        out.append(Step("training", [*command, "--run", str(reports / "run")], 150, "build"))
+        out.append(Step("training", [*command, "--run", str(reports / "run")], 200, "build"))
     hopper = [*pytest, "-k", "hopper", "tests/kernels/test_cuda_on_device.py"]
     for path in sorted(marked("benchmarks", "bench_*.py"), key=lambda path: "kernels" in path):  # the engine first
         report = reports / f"{Path(path).stem}.json"
