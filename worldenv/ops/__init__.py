@@ -36,7 +36,7 @@ except ImportError as error:
     raise ImportError(_why_not_loaded(error)) from error
 
 NOT_OPS = ("constants", "packed")  # modules here that several ops share
-CUDA_HEADS = (64, 128)  # numbers of a head of attention that CUDA C++ takes, in bfloat16 or float16
+CUDA_HEADS = (64, 128)  # numbers of a head of attention that CUDA C++ takes
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BACKEND = os.environ.get("WORLDENV_BACKEND", "")
 if BACKEND not in ("", "reference", "triton"):
@@ -70,9 +70,9 @@ def has_face(name: str, device: torch.device) -> bool:
     return BACKEND != "reference" and torch._C._dispatch_has_kernel_for_dispatch_key(f"worldenv::{name}", key)
 
 
-def attention_face(name: str, dtype: torch.dtype, ring: torch.Tensor) -> Callable:
-    """What runs op `name` on a ring [B, G, C, D] with queries of a dtype: Triton where CUDA C++ does not take these."""
-    taken = dtype in (torch.bfloat16, torch.float16) and ring.shape[-1] in CUDA_HEADS
+def attention_face(name: str, ring: torch.Tensor, dtype: torch.dtype | None = None) -> Callable:
+    """What runs op `name` on a ring [B, G, C, D]: Triton where CUDA C++ does not take D or a dtype of queries."""
+    taken = ring.shape[-1] in CUDA_HEADS and dtype is not torch.float32
     if ring.is_cuda and not taken and name in kernels.ON_CUDA:
         return kernels.ON_CUDA[name]
     return getattr(torch.ops.worldenv, name)

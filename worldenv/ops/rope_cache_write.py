@@ -100,7 +100,7 @@ def rope_cache_write(
     )
     if ops.BACKEND == "reference":
         return rope_cache_write_reference(*arguments)
-    return ops.attention_face("rope_cache_write", qkv.dtype, keys)(*arguments)
+    return ops.attention_face("rope_cache_write", keys)(*arguments)
 
 
 def _check(qkv, query_gain, key_gain, frame, place, time_angle, space_angle, keys) -> None:

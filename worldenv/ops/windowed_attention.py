@@ -50,7 +50,7 @@ def windowed_attention(
     arguments = (query.detach(), keys, values, length, key_scale, value_scale)
     if ops.BACKEND == "reference":
         return windowed_attention_reference(*arguments)
-    return ops.attention_face("windowed_attention", query.dtype, keys)(*arguments)
+    return ops.attention_face("windowed_attention", keys, query.dtype)(*arguments)
 
 
 def _check(query, keys, values, length, key_scale, value_scale) -> None:
