@@ -83,6 +83,9 @@ def strip(frames: Tensor) -> np.ndarray:  # [M, H, W, 3] -> [H, M W, 3]
 def measure(network: CausalNetwork, episodes: int) -> dict[str, float]:
     """The engine with so many resident episodes: a simulator of bfloat16, keys and values in 8 bits."""
     device = network.see.weight.device
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     with torch.device(device):
         half = CausalNetwork(replace(network.config, cache="int8")).eval().requires_grad_(False)
         half.load_state_dict(network.state_dict())
