@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] = ()) -> int:
 
     def save() -> dict:
         found = document(todo, card)
-        text = json.dumps(found, indent=1).replace(str(ROOT), ".")  # where it lies is nobody's business
+        text = json.dumps(found, indent=1).replace(str(ROOT), ".")  # paths that mean something elsewhere
         (RESULTS / name).write_text(text + "\n")
         return found
 

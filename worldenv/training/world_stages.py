@@ -202,7 +202,7 @@ class CausalStages:
         teacher.tokenizer.requires_grad_(False)
         teacher.to(p.device)
         loss = causal_loss(teacher, p.suite.robot, clips, schedule.batch, p.config.causal_chunks, p.ranks)
-        with _tensor_float32():
+        with _tensor_float32(p.device):
             made = p.train(teacher, loss, schedule, "causal_teacher")
         p.write(save_model, path, teacher, "causal", made, levels=TEACHER_LEVELS)
 
@@ -212,7 +212,7 @@ class CausalStages:
         student.tokenizer.requires_grad_(False)
         given = p.suite.robot, self._clips(), schedule.batch, p.config.causal_chunks, p.config.causal_levels
         loss = distillation_loss(student, teacher, *given, ranks=p.ranks)
-        with _tensor_float32():
+        with _tensor_float32(p.device):
             made = p.train(student, loss, schedule, "causal_student")
         kept = kept_kinematics(p.suite.robot)
         p.write(save_model, path, student, "causal", made, levels=p.config.causal_levels, **kept)
@@ -224,10 +224,11 @@ class CausalStages:
 
 
 @contextmanager
-def _tensor_float32() -> Iterator[None]:
-    """Products of float32 matrices in TF32, on GPUs that have it: training bears the rounding."""
+def _tensor_float32(device: torch.device) -> Iterator[None]:
+    """Products of float32 matrices in TF32, on a GPU that has it: training bears the rounding."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
