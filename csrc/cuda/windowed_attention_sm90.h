@@ -1,6 +1,7 @@
 // Kernel of the op windowed_attention for Hopper (sm_90a), on wgmma.
 //
-// Its tests have passed on an H200. It is chosen by WORLDENV_WGMMA=1 alone, until the engine has run with it on a device.
+// Its tests have passed on an H200. It is chosen by WORLDENV_WGMMA=1 alone, until the engine has run with it on a
+// device.
 //
 // A block stays on its multiprocessor and takes one piece of work after the other. One warpgroup copies tiles of 128
 // tokens into four buffers (keys, values, keys, values), also those of the next piece of work while the others finish
