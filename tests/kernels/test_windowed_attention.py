@@ -1,8 +1,11 @@
 """The CUDA kernels of windowed_attention, run on the emulator."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from worldenv import ops
 from worldenv.ops.windowed_attention import windowed_attention_reference
 
 # Of weights that are rounded to the type of the values before they are multiplied.
@@ -123,3 +126,22 @@ def test_seeded_defect_is_found(emulate, kernels, old, new):
                 for int8 in (False, True):
                     arguments = inputs((3, 385), m=40, c=400, int8=int8, seed=seed)
                     assert_equals_the_reference(run(broken, arguments, seed, kernel), arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "d", "by_triton"),
+    [
+        ("windowed_attention", torch.bfloat16, 64, False),
+        ("windowed_attention", torch.float32, 64, True),
+        ("windowed_attention", torch.float16, 48, True),
+        ("rope_cache_write", None, 128, False),  # CUDA C++ takes every dtype here
+        ("rope_cache_write", None, 32, True),
+    ],
+)
+def test_triton_runs_the_heads_that_cuda_does_not_take(monkeypatch, name, dtype, d, by_triton):
+    triton = object()
+    monkeypatch.setattr(ops, "kernels", SimpleNamespace(ON_CUDA={name: triton}), raising=False)
+    ring = SimpleNamespace(is_cuda=True, shape=(1, 1, 8, d))
+    assert (ops.attention_face(name, ring, dtype) is triton) == by_triton
+    ring.is_cuda = False
+    assert ops.attention_face(name, ring, dtype) is getattr(torch.ops.worldenv, name)
