@@ -106,7 +106,7 @@ class Lockstep:
         course = follow(network.contact, layer, frame, poses, camera[:, 0], scene)
         places = torch.cat([layer.origin[:, None], course.places], dim=1)
         tips = torch.cat([memory.tips[:, None], poses[..., POSITION]], dim=1)
-        known = memory.first, frame, layer.clear, layer.mask, course.hidden
+        known = memory.first, course.frame, layer.clear, layer.mask, course.hidden
         return network.see(known_pictures(*known, tips, places, camera, network.plate), poses, camera, robot.gripper)
 
     @torch.no_grad()

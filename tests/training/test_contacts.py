@@ -35,8 +35,12 @@ def scene(shown):
 
 @pytest.fixture
 def all_chunks(monkeypatch):
-    monkeypatch.setattr(module, "SHARES", (1.0, 1.0, 1.0))
-    monkeypatch.setattr(module, "SHARES_BESIDE", (1.0, 0.0, 0.0))  # those that close
+    monkeypatch.setattr(module, "SHARES", (1.0,) * 4)
+    monkeypatch.setattr(module, "SHARES_BESIDE", (1.0, 0.0, 0.0, 0.0))  # those that close
+
+
+def replace_plate(scene, level):
+    return scene._replace(plate=torch.full_like(scene.plate, level))
 
 
 def chunks(layers, shown):  # (episode, step) in which the gripper is low or holds something
@@ -141,6 +145,38 @@ def test_of_a_thing_that_lies_still_where_it_was_put_it_is_labelled_too_what_is_
     assert still.sum() > len(shown) and is_hidden[still].flatten(2).any(2).float().mean() > 0.9
 
 
+def test_another_thing_that_is_moved_is_labelled_with_its_way_and_shown_where_it_is_now(shown, scene, all_chunks):
+    states, proprio = TabletopThings.of(shown).states[:, [0] * 9], shown.proprio[:, :9].clone()
+    others = []
+    for e, thing in enumerate(states[:, 0, 13].astype(int)):
+        others.append(next(i for i in np.nonzero(movable(states[e, 0]))[0] if i != thing))
+        rows = states[e, :, 15:].reshape(-1, 8, 8)  # a view
+        rows[:, others[-1], 2:4] = rows[0, thing, 2:4] + np.array([0, 0.05])
+        rows[1:, thing, 2] += 0.06
+        rows[3:, others[-1], 2] += 0.02
+        proprio[e, :, :2] = torch.from_numpy(rows[0, thing, 2:4])
+    proprio[:, :, 2] = CLEAR_M - 0.01
+    layers = Layers(proprio, TabletopThings(states, 64), K, CLEAR_M)
+    clips = replace(shown, proprio=proprio, length=shown.length.clamp(max=8), actions=shown.actions[:, :8])
+    contacts = record_contacts(clips, layers, scene, 0, 0)
+    steps = torch.tensor([t for _ in shown.tasks for t in range(5)])
+    pushes = steps == 0  # the chunks in which both are moved
+    assert torch.equal(contacts.pushes, pushes) and pushes.sum() >= len(shown)
+    expected = torch.tensor((0.02, 0, 0)).expand(int(pushes.sum()), 3)
+    torch.testing.assert_close(contacts.pushed[pushes], expected)
+    assert not contacts.pushed[~pushes].any() and not contacts.pushed_mask[~pushes].any()
+    assert ((contacts.pushed_mask[pushes] > 127).sum((1, 2)) > 12).all()
+    blank = torch.zeros_like(shown.frames_at(torch.tensor([0]), torch.tensor([[0]]))[0, 0])  # all dark
+    mask = torch.from_numpy(layers.things.coverage(np.array([0]), np.array([0]), np.array(others[:1])))
+    bright = (blank + (mask[0, ..., None] > 127) * 255).to(torch.uint8)
+    now, rows = layers.centre[:1, 4], np.array([[0, 4]])
+    dark = replace_plate(scene, -1.0)
+    found = module._up_to_date(bright, layers, now, rows, shown.still_camera()[:1, 0], dark)
+    there = torch.from_numpy(layers.things.coverage(np.array([0]), np.array([4]), np.array(others[:1])))[0]
+    assert (found[0, ..., 0][there == 255] > 200).float().mean() > 0.8
+    assert (found[0, ..., 0][there == 0] < 120).float().mean() > 0.98
+
+
 @pytest.mark.parametrize(("away", "share"), [(0.0, (0.9, 1.0)), (0.06, (0.0, 0.0))])
 def test_grasps_from_beside_are_labelled_as_they_went_there(shown, layers, scene, all_chunks, monkeypatch, away, share):
     def offsets(random, count):
@@ -160,6 +196,18 @@ def test_grasps_from_beside_are_labelled_as_they_went_there(shown, layers, scene
         assert not beside.grasps.any() and beside.rest[~beside.moves].abs().max() <= MOVED_M + 1e-6
 
 
+def test_close_to_other_things_chunks_with_a_held_thing_are_tried_beside_too_and_push(
+    shown, layers, scene, monkeypatch
+):
+    monkeypatch.setattr(module, "SHARES", (0.0,) * 4)
+    monkeypatch.setattr(module, "SHARES_BESIDE", (0.0, 1.0, 0.0, 0.0))
+    monkeypatch.setattr(module, "CLOSE_M", 0.2)
+    every, closes, close, _, held = module._chunks(shown, layers)
+    contacts = record_contacts(shown, layers, scene, 3, 0)
+    assert len(contacts) == 3 * (close & ~closes).sum() and (close & held & ~closes).sum() > 10
+    assert contacts.grasps.all(1).float().mean() > 0.3 and contacts.pushes.any()
+
+
 def test_half_of_the_grasps_from_beside_miss_and_the_same_seed_gives_the_same(shown, layers, scene, all_chunks):
     contacts, again = (record_contacts(shown, layers, scene, 6, 3) for _ in range(2))
     recorded = len(record_contacts(shown, layers, scene, 0, 3))
@@ -172,9 +220,9 @@ def test_half_of_the_grasps_from_beside_miss_and_the_same_seed_gives_the_same(sh
 
 
 def test_chunks_in_which_nothing_happens_are_taken_less_often(shown, layers, scene, monkeypatch):
-    monkeypatch.setattr(module, "SHARES", (1.0, 0.0, 0.0))
+    monkeypatch.setattr(module, "SHARES", (1.0, 0.0, 0.0, 0.0))
     closing = record_contacts(shown, layers, scene, 0, 0)
-    monkeypatch.setattr(module, "SHARES", (0.0, 1.0, 0.0))
+    monkeypatch.setattr(module, "SHARES", (0.0, 1.0, 1.0, 0.0))
     moving = record_contacts(shown, layers, scene, 0, 0)
     assert closing.closes.any(1).all() and not moving.closes.any() and moving.moves.float().mean() > 0.6
 
@@ -202,6 +250,6 @@ def test_a_simulator_without_offsets_gives_the_same_labels_of_recorded_chunks(sh
 
 
 def test_recordings_without_a_chunk_near_a_thing_are_refused_with_a_message(shown, layers, scene, monkeypatch):
-    monkeypatch.setattr(module, "SHARES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(module, "SHARES", (0.0,) * 4)
     with pytest.raises(UserError, match="nothing to learn from: .* give a larger --scratch.exploration"):
         record_contacts(shown, layers, scene, 0, 0)

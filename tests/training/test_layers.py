@@ -41,8 +41,8 @@ def everywhere(clips):
 
 
 def label(layers, e, t):
-    clear, mask, _, places = layers.at(torch.tensor([e]), torch.tensor([t]))
-    return int(clear), mask[0].numpy(), places[0].numpy()
+    found = layers.at(torch.tensor([e]), torch.tensor([t]))
+    return int(found.clear), found.mask[0].numpy(), found.places[0].numpy()
 
 
 def test_the_clear_frame_is_the_last_from_above_with_nothing_held_of_those_with_which_chunks_begin(
@@ -127,6 +127,26 @@ def test_what_was_moved_stays_the_layer_while_it_lies_still_until_the_gripper_ha
         layers.at(torch.tensor([0]), torch.tensor([7])).places[0, :, 0].diff().abs().gt(0.01).tolist()
         == [True] + [False] * K
     )
+
+
+def test_what_the_moved_thing_pushes_is_the_other_thing_with_its_mask_and_its_places(clips, states):
+    pushed, proprio = np.repeat(states[:1, :1], 12, axis=1), clips.proprio[:1, :12].clone()
+    things, proprio[:, :, 2] = pushed[0, :, 15:].reshape(-1, 8, 8), CLEAR_M - 0.01  # a view
+    thing = int(pushed[0, 0, 13])
+    other = next(i for i in np.nonzero(movable(pushed[0, 0]))[0] if i != thing)
+    things[2:, thing, 2] += 0.05
+    things[5:, other, 3] += 0.02
+    layers = Layers(proprio, TabletopThings(pushed, 64), K, CLEAR_M)
+    found = layers.at(torch.zeros(3).long(), torch.tensor([0, 2, 7]))
+    assert layers.thing[0, [0, 2, 7]].tolist() == [thing] * 3 and layers.other[0, [0, 2, 7]].tolist() == [
+        -1,
+        other,
+        other,
+    ]
+    assert not found.other_mask[0].any()
+    assert np.array_equal(found.other_mask[1:].numpy(), coverage(pushed[0, [0, 0]], np.array([other] * 2), 64))
+    ways = found.other_places[1:, 1:, 1] - found.other_places[1:, :1, 1]
+    torch.testing.assert_close(ways, torch.tensor([[0, 0.02], [0.02, 0.02]]))  # at the chunk's start, at its end
 
 
 def test_the_opening_is_what_the_kinematics_say_and_poses_are_as_recorded(clips):

@@ -36,7 +36,10 @@ def contacts():
     hidden[(mask == 0)[:, None].expand_as(hidden)] = UNKNOWN
     hidden[~near] = UNKNOWN
     grasps = near[:, None].expand(M, K)
-    return Contacts(pictures, torch.zeros(M, numbers(K)), near, closes, grasps, rest, mask, hidden)
+    pushed = torch.tensor((0.0, 0.02, 0)) * near[:, None]  # another thing, below the first
+    return Contacts(
+        pictures, torch.zeros(M, numbers(K)), near, closes, grasps, rest, mask, hidden, near, pushed, mask.roll(6, 1)
+    )
 
 
 def learn(network, contacts, steps):
@@ -54,7 +57,7 @@ def learn(network, contacts, steps):
 def test_it_learns_what_moves_what_is_grasped_and_which_pixels_are_the_things(contacts):
     torch.manual_seed(0)
     network = ContactNetwork(K)
-    found = learn(network, contacts, 40)
+    found = learn(network, contacts, 100)
     assert found[-1][0] < 0.5 * found[0][0]
     said = network(contacts.pictures.float() / PICTURE_LEVELS, contacts.numbers)
     assert ((said.moves > 0) == contacts.moves).float().mean() > 0.95
@@ -63,6 +66,10 @@ def test_it_learns_what_moves_what_is_grasped_and_which_pixels_are_the_things(co
     assert (inside == ((contacts.mask > 0) & contacts.moves[:, None, None])).float().mean() > 0.97
     right, known = (said.hidden > 0) == (contacts.hidden == HIDDEN_LEVELS), contacts.hidden != UNKNOWN
     assert right[known].float().mean() > 0.97
+    assert ((said.pushes > 0) == contacts.pushes).float().mean() > 0.95
+    apart = (said.pushed - contacts.pushed).norm(dim=1)[contacts.pushes]
+    inside = (said.pushed_mask > 0) == (contacts.pushed_mask > 0)
+    assert apart.mean() < 0.01 and inside[contacts.pushes].float().mean() > 0.97
 
 
 def alone(part, contacts):
@@ -72,7 +79,9 @@ def alone(part, contacts):
 
 def test_what_is_decided_already_or_does_not_move_counts_for_nothing(contacts):
     still = contacts[torch.nonzero(~contacts.moves)[:, 0]]
-    assert alone("mask", still) == alone("hidden", still) == alone("rest_cm", still) == 0 and alone("moves", still) > 0
+    for part in ("mask", "hidden", "rest_cm", "pushed_cm", "pushed_mask"):
+        assert alone(part, still) == 0, part
+    assert alone("moves", still) > 0 and alone("pushes", still) > 0
     still.closes.zero_()
     assert alone("grasps", still) == 0 and alone("grasps", contacts) > 0
     still.hidden.zero_()  # something was moved before
@@ -147,7 +156,8 @@ class Knows(ContactNetwork):
         rest = side * torch.tensor((0.06, 0, 0)) + torch.zeros(len(plan), K, 3)
         sure = torch.full((len(plan), K), 20.0)
         mask = 20 * (2 * bright.float() - 1)
-        return Touch(sure[:, 0], sure, rest, mask, mask[:, None].expand(-1, K, -1, -1))
+        hidden = mask[:, None].expand(-1, K, -1, -1)
+        return Touch(sure[:, 0], sure, rest, mask, hidden, sure[:, 0], rest[:, 0] / 3, -mask)
 
 
 def test_half_of_the_batches_are_mirrored_and_plans_and_labels_with_them(contacts):
@@ -158,6 +168,11 @@ def test_half_of_the_batches_are_mirrored_and_plans_and_labels_with_them(contact
     contacts.numbers.fill_(1.0)
     contacts.moves, contacts.grasps = torch.ones(M, dtype=torch.bool), torch.ones(M, K, dtype=torch.bool)
     contacts.rest = torch.tensor((0.03, 0, 0)).expand(M, K, 3)
+    contacts.pushes, contacts.pushed, contacts.pushed_mask = (
+        contacts.moves,
+        contacts.rest[:, 0] / 3,
+        255 - contacts.mask,
+    )
     network = Knows()
     loss = contact_loss(network, contacts, 16)
     for seed in range(40):

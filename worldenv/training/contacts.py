@@ -19,13 +19,15 @@ from worldenv.records.progress import Progress
 from worldenv.robot.hand import drawn_poses
 from worldenv.training.layers import MOVED_M, Layers
 from worldenv.worlds.composer.contact import Scene, look
-from worldenv.worlds.composer.layer import APERTURE, SIZE, Layer, attempts, carried, undecided, window
+from worldenv.worlds.composer.layer import APERTURE, SIZE, Layer, attempts, carried, undecided, window, with_moved
 
 # Largest offset of the gripper in m: sideways, down, up; the share of offsets that go down or up.
 BESIDE_M, LOWER_M, HIGHER_M, OTHER_HEIGHT = 0.03, 0.01, 0.025, 0.4
 # The shares of chunks that are used, as recorded and after an offset. In turn: of the chunks in which the gripper
-# closes, of the others in which something moves, and of the rest.
-SHARES, SHARES_BESIDE = (1.0, 0.4, 0.15), (0.8, 0.15, 0.05)
+# closes; of the others in which something moves close to another thing; moves elsewhere; of the rest. No chunk that
+# begins with a held thing is tried after an offset, unless it is of the second kind.
+SHARES, SHARES_BESIDE = (1.0, 1.0, 0.4, 0.15), (0.8, 0.8, 0.15, 0.05)
+CLOSE_M = 0.08  # between the middles of two things that are close to each other
 AT_ONCE = 1000
 PICTURE_LEVELS = 100  # what 1.0 is stored as: pictures are int8
 HIDDEN_LEVELS, UNKNOWN = 254, 255  # of `Contacts.hidden`: what 1.0 is stored as; no label
@@ -46,6 +48,9 @@ class Contacts(Slots):
     # [M, K, S, S] uint8, what nearer things hide, after each step, of the thing that is moved or, if none is, was moved
     # before; 254: all; UNKNOWN where the thing is not
     hidden: Tensor
+    pushes: Tensor  # [M] bool, whether another thing is moved, too
+    pushed: Tensor  # [M, 3] m, its way by the end of the chunk
+    pushed_mask: Tensor  # [M, S, S] uint8, that thing before the chunk
 
 
 class _Chunks(NamedTuple):
@@ -74,10 +79,10 @@ def record_contacts(
     Raises UserError if there is no such chunk.
     """
     random, rows, offsets = np.random.default_rng(seed), [], []
-    every, is_closing, is_moving, is_held = _chunks(clips, layers)
-    kinds = np.where(is_closing, 0, np.where(is_moving, 1, 2))
+    every, is_closing, is_close, is_moving, is_held = _chunks(clips, layers)
+    kinds = np.select([is_closing, is_close, is_moving], [0, 1, 2], 3)
     for round_ in range(1 + beside):
-        share = np.array(SHARES_BESIDE if round_ else SHARES)[kinds] * ~(is_held & (round_ > 0))
+        share = np.array(SHARES_BESIDE if round_ else SHARES)[kinds] * ~(is_held & (kinds != 1) & (round_ > 0))
         rows.append(every[random.random(len(every)) < share])
         offsets.append(_offsets(random, len(rows[-1]) if round_ else 0))
     recorded, drawn, offset = len(rows[0]), np.concatenate(rows), np.concatenate(offsets)
@@ -104,7 +109,8 @@ def _parts(rows: np.ndarray) -> list[np.ndarray]:
 
 
 def _chunks(clips: Clips, layers: Layers) -> Iterator[np.ndarray]:
-    """Of M chunks: (episode, step) [M, 2]; whether the gripper closes, something moves, a thing is held at first."""
+    """Of M chunks: (episode, step) [M, 2]; whether the gripper closes, something moves close to another thing,
+    something moves, a thing is held at first."""
     k = layers.chunk
     ahead = clips.proprio.unfold(1, k + 1, 1)  # [N, T + 1 - K, P, K + 1]
     n, steps = ahead.shape[:2]
@@ -112,7 +118,18 @@ def _chunks(clips: Clips, layers: Layers) -> Iterator[np.ndarray]:
     closes = attempts(ahead.transpose(2, 3).flatten(0, 1)).any(1).view(n, steps) & ~held
     whole = torch.arange(steps) <= clips.length[:, None] - k
     use = ((ahead[:, :, 2].amin(2) < layers.clear_m) | held) & whole
-    return (part.numpy() for part in (use.nonzero(), closes[use], layers.moves()[:, :steps][use], held[use]))
+    rows, moves = use.nonzero(), layers.moves()[:, :steps][use]
+    return (part.numpy() for part in (rows, closes[use], _close(layers, rows) & moves, moves, held[use]))
+
+
+def _close(layers: Layers, rows: Tensor) -> Tensor:  # [M, 2] -> [M] bool
+    """Whether the moved thing comes close to another one that can be moved."""
+    (episode, step), row = rows.numpy().T, np.arange(len(rows))
+    thing = layers.thing[episode, step]
+    centre = layers.centre[episode[:, None], step[:, None] + np.arange(layers.chunk + 1)]  # [M, K + 1, D, 3]
+    apart = np.linalg.norm(centre - centre[row, :, thing][:, :, None], axis=-1).min(1)
+    apart[row, thing] = np.inf
+    return torch.from_numpy(((apart < CLOSE_M) & layers.things.movable[episode]).any(1))
 
 
 def _offsets(random: np.random.Generator, count: int) -> np.ndarray:  # [count, 3] m
@@ -134,14 +151,13 @@ def _labelled(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, offs
     poses, holds = drawn_poses(chunks.poses, scene.robot), torch.from_numpy(held >= 0)
     way = torch.from_numpy(centre[row, :, thing])
     rest = way - way[:, :1] - carried(poses, holds)
-    label = layers.at(e, t)
-    clear = clips.frames_at(e, label.clear[:, None])[:, 0, 0]
-    layer = Layer(clear, label.mask, label.places[:, 0], label.places[:, 1], holds[:, 0])
-    camera = clips.still_camera()[e, 0]
+    camera, painted = clips.still_camera()[e, 0], layers.thing[episode, step]
+    label, place = layers.at(e, t), torch.from_numpy(centre[row, 0, painted.clip(0)])
+    clear = _up_to_date(clips.frames_at(e, label.clear[:, None])[:, 0, 0], layers, centre[:, 0], rows, camera, scene)
+    layer = Layer(clear, label.mask, label.places[:, 0], place, holds[:, 0])
     view = look(layer, chunks.frame, poses, camera, scene)
-    covered = torch.from_numpy(things.coverage(own, now, thing))
-    was_moved = (label.places[:, 1] - label.places[:, 0]).norm(dim=1) > MOVED_M
-    painted = np.where(moves, thing, np.where(was_moved, layers.thing[episode, step], -1))
+    was_moved = (place - label.places[:, 0]).norm(dim=1) > MOVED_M
+    painted = np.where(moves, thing, np.where(was_moved, painted, -1))
     return Contacts(
         (view.pictures * PICTURE_LEVELS).round().to(torch.int8),
         view.numbers,
@@ -149,9 +165,60 @@ def _labelled(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, offs
         undecided(poses, holds[:, 0]),
         holds[:, 1:],
         rest[:, 1:],
-        window(covered[..., None].float(), camera, view.centre)[:, 0].round().to(torch.uint8),
+        _mask(chunks, thing, camera, view.centre),
         _hidden(chunks, painted, camera, view.centre, layers.chunk),
+        *_pushed(chunks, centre, np.where(moves, thing, -1), camera, view.centre),
     )
+
+
+def _up_to_date(
+    clear: Tensor,  # [M, H, W, 3] uint8
+    layers: Layers,
+    now: np.ndarray,  # [M, D, 3] m, the middles of things before each chunk
+    rows: np.ndarray,  # [M, 2]
+    camera: Tensor,  # [M, 3, 4]
+    scene: Scene,
+) -> Tensor:  # [M, H, W, 3] uint8
+    """Clear frames with the thing that has been pushed since, if it is not the layer, where it is now."""
+    (episode, step), row = rows.T, np.arange(len(rows))
+    begin = layers.clear[episode, step]
+    was = layers.centre[episode, begin]
+    away = np.linalg.norm(now - was, axis=-1) * layers.things.movable[episode]
+    away[row, layers.thing[episode, step]] = 0
+    other = away.argmax(1)
+    some = np.flatnonzero(away[row, other] > MOVED_M)
+    if len(some):
+        clear, other = clear.clone(), other[some]
+        mask = torch.from_numpy(layers.things.coverage(episode[some], begin[some], other))
+        places = (torch.from_numpy(centre[some, other]) for centre in (was, now))
+        clear[some] = with_moved(clear[some], mask, *places, camera[some], scene.plate)
+    return clear
+
+
+def _mask(chunks: _Chunks, thing: np.ndarray, camera: Tensor, centre: Tensor) -> Tensor:  # [M, SIZE, SIZE] uint8
+    """The labels of `Contacts.mask`, and of `pushed_mask` with the other thing."""
+    covered = torch.from_numpy(chunks.things.coverage(chunks.episode, chunks.step, thing))
+    return window(covered[..., None].float(), camera, centre)[:, 0].round().to(torch.uint8)
+
+
+def _pushed(
+    chunks: _Chunks,
+    places: np.ndarray,  # [M, K + 1, D, 3] m, the middles of things
+    thing: np.ndarray,  # [M], -1: none
+    camera: Tensor,  # [M, 3, 4]
+    centre: Tensor,  # [M, 3]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The labels of `Contacts.pushes`, `pushed` and `pushed_mask`: of the other thing that comes farthest."""
+    row, way = np.arange(len(thing)), places[:, -1] - places[:, 0]
+    away = np.linalg.norm(way, axis=-1) * chunks.things.movable[chunks.episode]
+    away[row, thing] = 0
+    other = away.argmax(1)
+    pushes = (away[row, other] > MOVED_M) & (thing >= 0)
+    mask, some = torch.zeros(len(thing), SIZE, SIZE, dtype=torch.uint8), np.flatnonzero(pushes)
+    if len(some):
+        part = chunks._replace(episode=chunks.episode[some], step=chunks.step[some])
+        mask[some] = _mask(part, other[some], camera[some], centre[some])
+    return torch.from_numpy(pushes), torch.from_numpy(way[row, other] * pushes[:, None]), mask
 
 
 def _carried_out(

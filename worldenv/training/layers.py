@@ -25,6 +25,8 @@ class LayerLabels(NamedTuple):
     mask: Tensor  # [B, H, W] uint8, of the thing in that frame; all zero where nothing moves
     hidden: Tensor  # [B, K, H, W] uint8, what nearer things hide of the thing after each action; 255: all
     places: Tensor  # [B, K + 2, 3] float32 m, the thing's: in the clear frame, at the chunk's start, after each action
+    other_mask: Tensor  # [B, H, W] uint8, in the clear frame, of the other thing that has been pushed since; or zero
+    other_places: Tensor  # [B, 3, 3] float32 m, of that thing: in the clear frame, at the chunk's start, at its end
 
 
 class Layers:
@@ -32,7 +34,8 @@ class Layers:
 
     As in imagination, the clear frame of a chunk is its first frame if the gripper is above everything and holds
     nothing, else the clear frame of the chunk before. The moved thing is the one whose distance from its place in the
-    clear frame is largest, at any step of the chunk.
+    clear frame is largest, at any step of the chunk. The thing whose distance comes next is the other one, which the
+    moved thing or the gripper has pushed.
     """
 
     def __init__(
@@ -47,23 +50,26 @@ class Layers:
         self.centre, self.held = things.centre, things.held
         above, rows = proprio.numpy()[:, :, 2] > clear_m, np.arange(n)
         self.clear = np.zeros((n, steps), dtype=np.int64)
-        self.thing = np.full((n, steps), -1)
+        self.thing, self.other = np.full((2, n, steps), -1)
         for t in range(steps):
             before = self.clear[:, t - chunk] if t >= chunk else 0
             self.clear[:, t] = np.where(above[:, t] & (self.held[:, t] < 0), t, before)
             away = self.centre[:, t : t + chunk + 1] - self.centre[rows, self.clear[:, t]][:, None]
             away = np.linalg.norm(away, axis=-1).max(1) * things.movable
             self.thing[:, t] = np.where(away.max(1) > MOVED_M, away.argmax(1), -1)
+            away[rows, away.argmax(1)] = 0
+            self.other[:, t] = np.where(away.max(1) > MOVED_M, away.argmax(1), -1)
         self._draw()
         self._hide()
 
     def _draw(self) -> None:
         """Draw the mask of every (episode, step of the clear frame, thing) that occurs."""
-        episode, step = np.nonzero(self.thing >= 0)
-        keys = np.stack([episode, self.clear[episode, step], self.thing[episode, step]], axis=1)
+        things = np.stack([self.thing, self.other])
+        which, episode, step = np.nonzero(things >= 0)
+        keys = np.stack([episode, self.clear[episode, step], things[which, episode, step]], axis=1)
         keys, row = np.unique(keys, axis=0, return_inverse=True)
-        self.row = np.full(self.thing.shape, -1)
-        self.row[episode, step] = row.ravel()
+        self.row = np.full(things.shape, -1)
+        self.row[which, episode, step] = row.ravel()
         parts = [keys[first : first + AT_ONCE] for first in range(0, len(keys), AT_ONCE)]
         drawn = []
         with Progress(len(keys), "masks of moved things") as progress:
@@ -106,12 +112,15 @@ class Layers:
         ahead = (t[:, None] + np.arange(self.chunk + 1)).clip(max=self.centre.shape[1] - 1)
         steps = np.concatenate([clear[:, None], ahead], axis=1)
         places = self.centre[e[:, None], steps, thing[:, None]]
-        mask = self.masks[torch.from_numpy(self.row[e, t])]
+        other_steps = np.stack([clear, t, ahead[:, -1]], axis=1)
+        other_places = self.centre[e[:, None], other_steps, self.other[e, t, None].clip(0)]
+        mask, other_mask = self.masks[torch.from_numpy(self.row[:, e, t])]
         keys = self._key(e[:, None], ahead[:, 1:], thing[:, None])
         row = np.searchsorted(self.hidden_keys, keys)
         is_kept = (np.append(self.hidden_keys, -1)[row] == keys) & (self.thing[e, t] >= 0)[:, None]
         hidden = self.hidden[torch.from_numpy(np.where(is_kept, row + 1, 0))]  # row 0 is empty
-        return LayerLabels(torch.from_numpy(clear), mask, hidden, torch.from_numpy(places))
+        places, other_places = torch.from_numpy(places), torch.from_numpy(other_places)
+        return LayerLabels(torch.from_numpy(clear), mask, hidden, places, other_mask, other_places)
 
 
 def with_wanted_opening(clips: Clips, robot: Robot) -> Clips:

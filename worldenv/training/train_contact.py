@@ -1,4 +1,4 @@
-"""Train the contact network: what is moved or grasped, how far, which pixels it covers, which of them are hidden."""
+"""Train the contact network: what is moved or grasped, how far, which of its pixels are hidden; what it pushes."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,8 @@ from worldenv.training.contacts import HIDDEN_LEVELS, PICTURE_LEVELS, UNKNOWN, C
 from worldenv.training.share import Share
 from worldenv.worlds.composer.contact import COLOURS, REST_SCALE, ContactNetwork, channels, numbers
 
-GRASP_WEIGHT, REST_WEIGHT, MASK_WEIGHT, HIDDEN_WEIGHT = 2.0, 0.5, 4.0, 1.0
+GRASP_WEIGHT, REST_WEIGHT, MASK_WEIGHT, HIDDEN_WEIGHT = 2.0, 0.5, 4.0, 2.0
+PUSH_WEIGHT = 2.0
 GRASPED_WEIGHT = 4.0  # of grasps against misses, of which there are five times as many
 BRIGHTNESS, NOISE = 0.1, 0.03  # standard deviations: of the gain of a sample's pictures, of its pixels
 # See axis_across: least cosine between an axis of the world and the rows of a picture; largest coordinate of a camera.
@@ -21,7 +22,8 @@ SQUARE, MIDDLE_M = 0.999, 0.01
 def contact_loss(
     network: ContactNetwork, contacts: Contacts, batch: int, ranks: Ranks = ALONE, across: int | None = 0
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
-    """Cross-entropy of `moves`, `grasps`, `mask` and `hidden`, absolute error of `rest`.
+    """Cross-entropy of `moves`, `grasps`, `mask`, `hidden`, `pushes` and `pushed_mask`, absolute error of `rest` and
+    `pushed`.
 
     Half of the batches are mirrored left to right: `across` is the axis of the world whose sign this changes
     (`axis_across`); None: no batch is mirrored. The colour channels of every batch are permuted. What happens to the
@@ -32,13 +34,14 @@ def contact_loss(
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         part = contacts[share.own(torch.randint(len(contacts), (batch,), generator=generator))]
         pictures, plan, rest, mask = part.pictures.float() / PICTURE_LEVELS, part.numbers, part.rest, part.mask / 255
+        pushed, pushed_mask = part.pushed, part.pushed_mask / 255
         is_known, hidden = part.hidden != UNKNOWN, part.hidden.clamp(max=HIDDEN_LEVELS) / HIDDEN_LEVELS
         order = torch.randperm(3, generator=generator)
         pictures = pictures[:, torch.cat([order, 3 + order, torch.arange(COLOURS, channels(network.chunk))])]
         if torch.rand((), generator=generator) < 0.5 and mirror is not None:
             pictures, mask, plan = pictures.flip(3), mask.flip(2), plan * mirror
             is_known, hidden = is_known.flip(3), hidden.flip(3)
-            rest = rest * _flipped(across)
+            pushed_mask, rest, pushed = pushed_mask.flip(2), rest * _flipped(across), pushed * _flipped(across)
         gain = 1 + BRIGHTNESS * share.own(torch.randn(batch, 1, 1, 1, generator=generator))
         noise = NOISE * share.own(torch.randn(batch, COLOURS, *pictures.shape[2:], generator=generator))
         pictures = torch.cat([pictures[:, :COLOURS] * gain + noise, pictures[:, COLOURS:]], dim=1)
@@ -50,10 +53,15 @@ def contact_loss(
             "rest_cm": share.mean((said.rest - rest).abs().mean((1, 2)) * 100, part.moves),
             "mask": share.mean(_cross_entropy(said.mask, mask).mean((1, 2)), part.moves),
             "hidden": share.mean(_cross_entropy(said.hidden, hidden), is_known),
+            "pushes": share.mean(F.binary_cross_entropy_with_logits(said.pushes, part.pushes.float())),
+            "pushed_cm": share.mean((said.pushed - pushed).abs().mean(1) * 100, part.pushes),
+            "pushed_mask": share.mean(_cross_entropy(said.pushed_mask, pushed_mask).mean((1, 2)), part.pushes),
         }
         rest_loss = parts["rest_cm"] * (REST_SCALE / 100 * 3 * network.chunk)
         value = parts["moves"] + GRASP_WEIGHT * parts["grasps"] + REST_WEIGHT * rest_loss + MASK_WEIGHT * parts["mask"]
-        value = value + HIDDEN_WEIGHT * parts["hidden"]
+        value = value + HIDDEN_WEIGHT * parts["hidden"] + PUSH_WEIGHT * parts["pushes"]
+        value = value + MASK_WEIGHT * parts["pushed_mask"]
+        value = value + REST_WEIGHT * parts["pushed_cm"] * (REST_SCALE / 100 * 3)
         return value, {name: part.item() for name, part in parts.items()}
 
     return loss

@@ -6,7 +6,7 @@ import pytest
 from worldenv.suites.tabletop.demonstrate import demonstrate
 from worldenv.suites.tabletop.physics import Tabletop, start_state
 from worldenv.suites.tabletop.scenes import TASKS
-from worldenv.suites.tabletop.things import act_out, centres, coverage, movable, occlusion
+from worldenv.suites.tabletop.things import HELD, TabletopThings, act_out, centres, coverage, movable, occlusion
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +105,25 @@ def test_what_stands_in_front_or_apart_is_not_hidden_and_the_gripper_hides_nothi
     apart, (_, back) = behind(start, 0.15)
     is_there, hidden = occlusion(apart, np.array([back]), 64)
     assert is_there.any() and not hidden.any()
+
+
+def test_beside_a_held_thing_follows_the_gripper_and_pushes_what_is_in_its_way():
+    task = TASKS[0]
+    state = start_state(task, 0, "train")[0][None].copy()
+    thing, things = int(state[0, 13]), state[0, 15:].reshape(8, 8)  # a view
+    other = next(i for i in np.nonzero(movable(state[0]))[0] if i != thing)
+    things[other, 2:4] = things[thing, 2:4] + np.array([0.06, 0])
+    state[0, :3] = *things[thing, 2:4], 0.02
+    state[0, 3:6], state[0, 6], state[0, HELD], state[0, 8:12] = 0, 0, thing, (0, 0, -0.02, 0)
+    recorded = TabletopThings(state[:, None].repeat(2, axis=1), 64)
+    offset, still = np.array([[0.02, 0, 0]]), np.array([[[0, 0, 0, 0, 0, 0, 1.0]]], dtype=np.float32)
+    found = recorded.beside(np.array([0]), np.array([0]), offset, still)
+    begun, before = found.things.centre[0, 0], recorded.centre[0, 0]
+    np.testing.assert_allclose(begun[thing] - before[thing], offset[0], atol=1e-6)
+    reach = things[thing, 6] + things[other, 6]
+    assert begun[other, 0] - begun[thing, 0] > reach - 1e-6 and begun[other, 0] > before[other, 0] + 0.005
+    env = Tabletop(64)
+    env.reset([task], [0], "train")
+    env.restore(found.things.states[:, 0])
+    assert np.array_equal(found.frames, env.frames())
+    assert (found.things.held == thing).all() and np.array_equal(found.things.centre[0, 1], begun)

@@ -59,11 +59,15 @@ def way(begin, end, opening, then=None):  # [1, K + 1, 7]: straight on; the fing
     return out
 
 
+NOTHING = torch.tensor([-8.0]), torch.zeros(1, 3), torch.full((1, SIZE, SIZE), -8.0)  # of `Touch`, of what is pushed
+
+
 class Says:
     """A contact network that says what the test wants."""
 
     def __init__(self):
         self.calls, self.moves, self.point, self.hidden = 0, False, None, torch.full((1, K, SIZE, SIZE), -8.0)
+        self.pushes = NOTHING
 
     def say(self, moves, thing=None):
         self.moves, self.point = moves, thing
@@ -78,7 +82,8 @@ class Says:
             )  # as in the labels, a pixel is the thing's of which it has a part
             seen = window(thing[..., None], CAMERA, torch.tensor([self.point]))[:, 0]
             mask = torch.logit(seen, eps=3e-4)
-        return Touch(torch.tensor([sign]), torch.full((1, K), sign), torch.zeros(1, K, 3), mask, self.hidden)
+        way = torch.zeros(1, K, 3)
+        return Touch(torch.tensor([sign]), torch.full((1, K), sign), way, mask, self.hidden, *self.pushes)
 
 
 class Imagination:
@@ -90,7 +95,7 @@ class Imagination:
 
     def go(self, poses, moves=False, thing=None):
         self.network.say(moves, thing)
-        places, self.hidden, self.doubt = follow(self.network, self.layer, self.frame, poses, CAMERA, SCENE)
+        places, self.hidden, self.doubt, self.frame = follow(self.network, self.layer, self.frame, poses, CAMERA, SCENE)
         layer, tips = self.layer, torch.cat([poses[:, :1, :3], poses[..., :3]], dim=1)
         places_all = torch.cat([layer.origin[:, None], places], dim=1)
         plate = patchify(SCENE.plate[None, None])[0, :, :, 0]
@@ -149,11 +154,37 @@ def test_a_thing_that_is_pushed_moves_as_far_as_the_network_says():
     imagination.network.say(True, HERE)
     network = lambda *seen: says(*seen)._replace(grasps=torch.full((1, K), -8.0), rest=rest)  # noqa: E731
     layer, poses = imagination.layer, way(HERE, HERE, OPEN)
-    places, _, doubt = follow(network, layer, imagination.frame, poses, CAMERA, SCENE)
+    places, _, doubt, _ = follow(network, layer, imagination.frame, poses, CAMERA, SCENE)
     torch.testing.assert_close(places[:, 1:], torch.tensor(HERE) + rest)
     assert (layer.mask > 250).any() and layer.held.tolist() == [False]
     torch.testing.assert_close(layer.place, places[:, -1])
     assert doubt.item() == pytest.approx(1 - math.exp(-DOUBT_PER_M * 0.04))
+
+
+def test_what_a_held_thing_pushes_goes_as_far_as_the_network_says_and_stays_there():
+    beside, then = ((HERE[0] + x, HERE[1], HERE[2]) for x in (0.045, 0.085))
+    imagination = Imagination(table(red=(HERE, RED), blue=(beside, BLUE)), HERE)
+    seen, says = (
+        window(8 * disk(beside)[..., None].clamp(max=1 / 8), CAMERA, torch.tensor([HERE]))[:, 0],
+        imagination.network,
+    )
+    mask, way_m = torch.logit(seen, eps=3e-4), torch.tensor([[0.04, 0, 0]])
+    before, red = seen_at(imagination.frame, BLUE, beside), seen_at(imagination.frame, RED, HERE)
+    says.pushes = torch.tensor([8.0]), way_m, mask
+    up = (HERE[0], HERE[1], 0.05)
+    imagination.go(way(HERE, up, OPEN, CLOSED), True, HERE)
+    says.pushes = NOTHING
+    for frame in (imagination.frame, imagination.layer.clear):
+        there = (share_of(frame, BLUE) * (disk(then, 0.035)[0] > 0)).sum().item()
+        assert there == pytest.approx(before, rel=ONCE) and seen_at(frame, BLUE, then) < 1.1 * before
+    assert imagination.doubt.item() == pytest.approx(1 - math.exp(-DOUBT_PER_M * 0.04), abs=0.02)
+    assert share_of(imagination.layer.clear, RED).sum().item() == pytest.approx(
+        red, rel=ONCE
+    )  # the held thing is whole
+    clear = imagination.layer.clear.clone()
+    imagination.go(way(up, (FAR[0], FAR[1], 0.05), CLOSED), True)
+    assert torch.equal(imagination.layer.clear, clear)
+    assert seen_at(imagination.frame, BLUE, then) == pytest.approx(before, rel=2 * ONCE)
 
 
 def test_a_thing_behind_another_shows_only_what_the_other_does_not_hide_and_is_whole_again_when_it_comes_out():
@@ -234,7 +265,7 @@ def test_doubt_is_high_where_the_network_cannot_decide_whether_something_is_gras
         monkeypatch.setattr(contact, "rows_with", lambda mask: torch.arange(len(mask)))
     grasps = torch.full((1, K), torch.logit(torch.tensor(said)).item())
     pixels = torch.zeros(1, SIZE, SIZE), torch.zeros(1, K, SIZE, SIZE)
-    network = lambda *seen: Touch(grasps[:, 0], grasps, torch.zeros(1, K, 3), *pixels)  # noqa: E731
+    network = lambda *seen: Touch(grasps[:, 0], grasps, torch.zeros(1, K, 3), *pixels, *NOTHING)  # noqa: E731
     frame, closes = table(red=(HERE, RED)), way(HERE, HERE, OPEN, CLOSED)
 
     def doubt(poses, held=False):

@@ -13,6 +13,7 @@ from worldenv.suites.tabletop.scenes import KINDS, TASKS
 HELD = 7  # column of a state (csrc/tabletop/world.h): index of the thing in the gripper, -1 for none
 _ENTITIES, _NUMBERS = 15, 8  # first column of the things, and numbers of each
 _AWAY = (0.19, 0.21, 0.2, 0, 0, 0, 1)  # a gripper that hides nothing
+_STILL = np.array((0, 0, 0, 0, 0, 0, 1), dtype=np.float32)  # an action: the gripper stands still and is closed
 _NOWHERE_M = 5.0
 _FAINT, _SURE = 15, 60  # of 765: changes of a pixel by which a thing covers none of it, and all of it
 _PAINTS = 2, 7  # the colours blue and white
@@ -45,13 +46,18 @@ class TabletopThings:
         return occlusion(self.states[episode, step], thing, self.size[0])
 
     def beside(self, episode: np.ndarray, step: np.ndarray, offset: np.ndarray, actions: np.ndarray) -> Beside:
-        """From states [M] of these episodes, move the gripper by offsets [M, 3] (m) and carry out actions [M, K, 7]."""
+        """From states [M] of these episodes, move the gripper by offsets [M, 3] (m) and carry out actions [M, K, 7].
+
+        A gripper that holds a thing first stands still for one step, in which the thing follows it and pushes others.
+        """
         env = Tabletop(self.size[0])
         limits = np.array(env.kinematics.low[:3]), np.array(env.kinematics.high[:3])
         begun = self.states[episode, step].copy()
         begun[:, :3] = np.where(offset == 0, begun[:, :3], (begun[:, :3] + offset).clip(*limits))
         env.reset([TASKS[0]] * len(begun), [0] * len(begun), "train")
         env.restore(begun)
+        env.step(np.tile(_STILL, (len(begun), 1)))
+        env.restore(np.where(begun[:, HELD : HELD + 1] >= 0, env.state(), begun))
         frames, states = env.frames(), [env.state()]
         for action in actions.swapaxes(0, 1):
             env.step(action)

@@ -9,9 +9,7 @@ from torch.nn import functional as F
 from worldenv.nn.int8 import AT_ONCE, Conv, by_rows
 from worldenv.ops.action_map import rotated_axes
 from worldenv.ops.constants import constant
-from worldenv.ops.known_pictures import known_pictures
-from worldenv.ops.patchify import patchify, unit
-from worldenv.ops.unpatchify import to_frames
+from worldenv.ops.patchify import unit
 from worldenv.robot.robot import Robot
 from worldenv.worlds.composer.layer import (
     POSITION,
@@ -21,10 +19,12 @@ from worldenv.worlds.composer.layer import (
     carried,
     holding,
     in_window,
+    renewed,
     undecided,
     unwindow,
     window,
     window_offsets,
+    with_moved,
 )
 
 WIDTHS, CONDITION, HIDDEN = (32, 48, 64, 96), 96, 256  # channels, at 1 to 1/8 of the window
@@ -50,6 +50,9 @@ class Touch(NamedTuple):
     rest: Tensor  # [B, K, 3] m: the thing's way after each step, less the way on which it is carried
     mask: Tensor  # [B, SIZE, SIZE] logits: the thing covers this pixel
     hidden: Tensor  # [B, K, SIZE, SIZE] logits: after this step, nearer things hide what the thing covers of this pixel
+    pushes: Tensor  # [B] logit: the thing that is moved pushes another one
+    pushed: Tensor  # [B, 3] m: the other thing's way by the end of the chunk
+    pushed_mask: Tensor  # [B, SIZE, SIZE] logits: the other thing covers this pixel
 
 
 class Course(NamedTuple):
@@ -58,6 +61,7 @@ class Course(NamedTuple):
     places: Tensor  # [B, K + 1, 3] m, where the thing is now and after each action
     hidden: Tensor  # [B, K, H, W] uint8, what nearer things hide of the thing after each action; 255: all
     doubt: Tensor  # [B] in [0, 1], see `doubt_of`
+    frame: Tensor  # [B, H, W, 3] uint8, the present one, with things that are pushed where they will be
 
 
 class Scene(NamedTuple):
@@ -156,7 +160,10 @@ class Block(nn.Module):
 
 
 class ContactNetwork(nn.Module):
-    """Decides for a whole chunk and a whole thing: taken along or not. So no thing is torn, and none becomes two."""
+    """Decides for a whole chunk and a whole thing: taken along or not. So no thing is torn, and none becomes two.
+
+    The thing that is moved may push another one. That one is at its new place from the chunk's first frame on.
+    """
 
     def __init__(self, chunk: int):
         super().__init__()
@@ -167,9 +174,9 @@ class ContactNetwork(nn.Module):
         )
         self.down = nn.ModuleList([Block(channels(chunk), a), Block(a, b, 2), Block(b, c, 2), Block(c, d, 2)])
         self.up = nn.ModuleList([Block(d + c, b), Block(2 * b, a)])
-        self.masks = Conv(2 * a, 1 + chunk, 3, padding=1)
+        self.masks = Conv(2 * a, 2 + chunk, 3, padding=1)
         self.decide = nn.Sequential(
-            nn.Linear(d * (SIZE // 8) ** 2 + CONDITION, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 1 + 4 * chunk)
+            nn.Linear(d * (SIZE // 8) ** 2 + CONDITION, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 5 + 4 * chunk)
         )
 
     def forward(self, pictures: Tensor, plan: Tensor) -> Touch:
@@ -181,9 +188,12 @@ class ContactNetwork(nn.Module):
         for block, level in zip(self.up, levels[-2:0:-1], strict=True):
             pictures = block(torch.cat([F.interpolate(pictures, scale_factor=2), level], dim=1), condition)
         masks = self.masks(torch.cat([F.interpolate(pictures, scale_factor=2), levels[0]], dim=1))
-        moves, grasps, rest = said.split((1, self.chunk, 3 * self.chunk), dim=1)
+        moves, grasps, rest, pushes, pushed = said.split((1, self.chunk, 3 * self.chunk, 1, 3), dim=1)
         rest = rest.unflatten(1, (self.chunk, 3)) / REST_SCALE
-        return Touch(moves[:, 0], grasps, rest, masks[:, 0], masks[:, 1:])
+        mask, hidden, pushed_mask = masks.split((1, self.chunk, 1), dim=1)
+        return Touch(
+            moves[:, 0], grasps, rest, mask[:, 0], hidden, pushes[:, 0], pushed / REST_SCALE, pushed_mask[:, 0]
+        )
 
 
 def follow(
@@ -201,7 +211,7 @@ def follow(
     places = layer.place[:, None].repeat(1, poses.shape[1], 1)
     near = (poses[:, :, 2].amin(1) < scene.robot.clear_m) | layer.held
     hidden = frame.new_zeros(len(places), poses.shape[1] - 1, *frame.shape[1:3])
-    course = Course(places, hidden, places.new_zeros(len(places)))
+    course = Course(places, hidden, places.new_zeros(len(places)), frame.clone())
     rows = rows_with(near)
     if len(rows):
         part = layer[rows]
@@ -233,13 +243,15 @@ def _touch(
         part = layer[rows]
         _cut_out(part, is_new[rows], thing[rows], view.centre[rows], camera[rows], scene.plate)
         layer.put(rows, part)
+    pushes = (said.pushes > 0) & moves
+    frame = _push(said, pushes, layer, frame, view.centre, camera, scene.plate)
     way = carried(poses, held)
     way[:, 1:] += said.rest * moves[:, None, None]
     places = layer.place[:, None] + way
     layer.place.copy_(places[:, -1])
     layer.held.copy_(held[:, -1])
     hidden = _hidden(said.hidden, view.centre, camera, layer.mask)
-    return Course(places, hidden, doubt_of(said, is_open, moves & ~held.any(1)))
+    return Course(places, hidden, doubt_of(said, is_open, moves & ~held.any(1), pushes), frame)
 
 
 def _hidden(logits: Tensor, centre: Tensor, camera: Tensor, mask: Tensor) -> Tensor:  # [B, K, H, W] uint8
@@ -266,26 +278,43 @@ def _in_picture(
 def doubt_of(
     said: Touch,
     is_open: Tensor,  # [B, K] bool, whether a grasp was to be decided after each step
-    pushes: Tensor,  # [B] bool, whether something is moved that is not held at any time
+    is_pushed: Tensor,  # [B] bool, whether something is moved that is not held at any time
+    pushes: Tensor,  # [B] bool, whether what is moved pushes another thing
 ) -> Tensor:  # [B] float32 in [0, 1]
-    """How unsure it is that a chunk ends so: 1 - (1 - unsure) exp(-DOUBT_PER_M |rest|).
+    """How unsure it is that a chunk ends so: 1 - (1 - unsure) exp(-DOUBT_PER_M far).
 
-    `unsure` is the chance that the least certain grasp comes out otherwise, at a temperature of TEMPERATURE. `rest` is
-    how far a thing is pushed by the chunk's end, 0 if none is: the further, the less is known where it comes to lie.
+    `unsure` is the chance that the least certain grasp comes out otherwise, at a temperature of TEMPERATURE. `far` is
+    how far things are pushed by the chunk's end: the further, the less is known where they come to lie.
     """
     unsure = (by_rows(torch.sigmoid, -said.grasps.abs() / TEMPERATURE) * is_open).amax(1)
-    far = said.rest[:, -1:].norm(dim=2) * pushes[:, None]  # [B, 1]
+    far = said.rest[:, -1:].norm(dim=2) * is_pushed[:, None] + said.pushed.norm(dim=1, keepdim=True) * pushes[:, None]
     return 1 - (1 - unsure) * by_rows(torch.exp, -DOUBT_PER_M * far)[:, 0]
+
+
+def _push(
+    said: Touch, pushes: Tensor, layer: Layer, frame: Tensor, centre: Tensor, camera: Tensor, plate: Tensor
+) -> Tensor:  # [B, H, W, 3] uint8
+    """The other thing is moved, in the clear frame of the layer and in the present frame, which is returned."""
+    rows = rows_with(pushes)
+    if not len(rows):
+        return frame
+    part, here, size = layer[rows], centre[rows], tuple(layer.mask.shape[1:])
+    mask = _in_picture(said.pushed_mask[rows, None].sigmoid(), camera[rows], here, size)[:, 0]
+    clear = with_moved(part.clear, mask, here, here + said.pushed[rows], camera[rows], plate)
+    is_free = pushes[rows, None, None] & (part.mask == 0)  # where the layer was cut out, `clear` shows it
+    clear = torch.where(is_free[..., None], clear, part.clear)
+    frame = frame.clone()
+    frame[rows] = renewed(frame[rows], part.clear, clear)
+    part.clear.copy_(clear)
+    layer.put(rows, part)
+    return frame
 
 
 def _cut_out(layer: Layer, is_new: Tensor, thing: Tensor, centre: Tensor, camera: Tensor, plate: Tensor) -> None:
     """Another thing becomes the layer; the one before is left where it lies."""
     is_point, is_picture = is_new[:, None], is_new[:, None, None]
-    points = torch.stack([layer.origin, layer.place, layer.place], dim=1)
-    plate = patchify(plate[None, None])[0, :, :, 0]
-    frames, hidden = (layer.clear,) * 3, torch.zeros_like(layer.mask)[:, None]
-    known = known_pictures(*frames, layer.mask, hidden, points, points, camera[:, None], plate)
-    layer.clear.copy_(torch.where(is_picture[..., None], to_frames(known[:, :, :, -1:])[:, 0], layer.clear))
+    left = with_moved(layer.clear, layer.mask, layer.origin, layer.place, camera, plate)
+    layer.clear.copy_(torch.where(is_picture[..., None], left, layer.clear))
     mask = _in_picture(thing[:, None], camera, centre, tuple(layer.mask.shape[1:]))[:, 0]
     layer.mask.copy_(torch.where(is_picture, mask, layer.mask))
     layer.origin.copy_(torch.where(is_point, centre, layer.origin))

@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldenv.interfaces.slots import Slots
+from worldenv.ops.known_pictures import known_pictures
+from worldenv.ops.patchify import patchify
+from worldenv.ops.unpatchify import to_frames
 
 POSITION, APERTURE = slice(0, 3), 6  # numbers of a pose
 HALF_OPEN = 0.5 + 1e-4  # fingers that are no wider open can hold a thing
@@ -34,6 +37,26 @@ class Layer(Slots):
         return cls(
             frame.clone(), nothing, position.clone(), position.clone(), torch.zeros_like(nothing[:, 0, 0]).bool()
         )
+
+
+def with_moved(
+    frame: Tensor,  # [B, H, W, 3] uint8
+    mask: Tensor,  # [B, H, W] uint8, of a thing in it; 255: all of a pixel
+    origin: Tensor,  # [B, 3] m, where the thing is in it
+    place: Tensor,  # [B, 3] m
+    camera: Tensor,  # [B, 3, 4]
+    plate: Tensor,  # [H, W, 3] float32 in [-1, 1]
+) -> Tensor:  # [B, H, W, 3] uint8
+    """The frame with the thing moved to a place, and the empty scene where it was."""
+    points = torch.stack([origin, place, place], dim=1)
+    frames, hidden, plate = (frame,) * 3, torch.zeros_like(mask)[:, None], patchify(plate[None, None])[0, :, :, 0]
+    known = known_pictures(*frames, mask, hidden, points, points, camera[:, None], plate)
+    return to_frames(known[:, :, :, -1:])[:, 0]
+
+
+def renewed(frame: Tensor, before: Tensor, after: Tensor) -> Tensor:  # [B, H, W, 3] uint8 each
+    """The frame, and `after` in the pixels in which `before` and `after` differ."""
+    return torch.where((before != after).any(3, keepdim=True), after, frame)
 
 
 def project(point: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:  # [B, 3], [B, 3, 4] -> [B, 2] px, [B] m

@@ -143,7 +143,7 @@ class ComposerWorld:
         course = follow(network.contact, layer, frame, poses, camera[:, 0], scene)
         places = torch.cat([layer.origin[:, None], course.places], dim=1)
         tips = torch.cat([memory.tips[:, None], poses[..., POSITION]], dim=1)
-        known = memory.first, frame, layer.clear, layer.mask, course.hidden
+        known = memory.first, course.frame, layer.clear, layer.mask, course.hidden
         pictures = known_pictures(*known, tips, places, camera, network.plate)
         seen = network.see(pictures, poses, camera, self.robot.gripper)
         shape = self.size[0] // 2, self.size[1] // 2, poses.shape[1] - 1, PATCH
