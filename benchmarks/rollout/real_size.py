@@ -11,6 +11,7 @@ are those that torch counts while the parts run. Random judges teach nothing, so
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
@@ -36,7 +37,7 @@ from worldenv.rl.learner import Learner  # noqa: E402
 from worldenv.rollout.engine import Engine  # noqa: E402
 from worldenv.rollout.episodes import Rollouts  # noqa: E402
 from worldenv.rollout.fit import Card, Fit, Work, fit  # noqa: E402
-from worldenv.rollout.memory import free_bytes  # noqa: E402
+from worldenv.rollout.memory import free_bytes, out_of_memory_says  # noqa: E402
 
 PRESET = presets()["rlinf-wan-libero"][1]
 WARM = 8  # episodes of the run that warms up and counts FLOPs
@@ -87,7 +88,7 @@ class Benchmark:
         most, free = max(self.given.episodes), free_bytes(self.device)
         found = predicted(self.outlines, free / GB, most, self.given.chunks, self.sizes.rlinf.size)
         self.facts["costs"] = {role: asdict(outline.cost) for role, outline in self.outlines.items()}
-        self.facts["fit"] = asdict(found)
+        self.facts |= {"fit": asdict(found), "free_bytes": free}
         if not found.resident:
             raise UserError(
                 f"{free / GB:.1f} GB are free, and {-found.room_bytes / GB:.1f} GB more are needed for weights and "
@@ -119,9 +120,9 @@ class Benchmark:
 
     def count(self, engine: Engine, starts: Starts) -> float:
         """FLOPs of an episode, with its begin; the kernels are warm after it."""
-        with FlopCounterMode(display=False) as samples:
+        with counting() as samples:
             slot, record = engine.bytes_per_episode(starts)
-        with FlopCounterMode(display=False) as all_of_it:
+        with counting() as all_of_it:
             engine.run(starts, 1, 0, stop=False)
         flops = (all_of_it.get_total_flops() - samples.get_total_flops()) / len(starts)  # a run samples once, too
         self.facts |= {"slot_bytes": slot, "record_bytes": record, "episode_flops": flops}
@@ -158,7 +159,7 @@ class Benchmark:
         sign = torch.ones(len(rollouts.chunks), device=self.device)
         sign[1::2] = -1
         few = -(-rl.minibatch // self.given.chunks)
-        with FlopCounterMode(display=False) as counter:
+        with counting() as counter:
             warm = learner.update(rollouts[:few], sign[:few], draw)
         a_chunk = counter.get_total_flops() / warm["chunks"]
         learnt = rollouts[: self.given.learn]
@@ -219,6 +220,17 @@ class Benchmark:
         return {f"peak_{name}_bytes": count for name, count in used.items()}
 
 
+def counting() -> FlopCounterMode:
+    """torch's counter, with a formula of attention for grouped heads too, and for the op of the CPU."""
+
+    def attention(query: tuple, key: tuple, value: tuple, *given: Any, out_shape: Any = None, **named: Any) -> int:
+        return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+    kinds = ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
+    calls = (getattr(torch.ops.aten, f"_scaled_dot_product_{kind}") for kind in kinds)
+    return FlopCounterMode(display=False, custom_mapping=dict.fromkeys(calls, attention))
+
+
 def predicted(found: dict[str, Outline], gigabytes: float, episodes: int, chunks: int, pixels: int) -> Fit:
     """What fits a card, by arithmetic."""
     rl = PRESET.rl
@@ -262,7 +274,8 @@ def main(words: list[str] | None = None) -> None:
             if given.device == "cpu" and not given.tiny:
                 raise UserError("the parts at their real size need a GPU; give --tiny, or --count")
             measured = Benchmark(given, Path(folder))
-            measured.run()
+            with out_of_memory_says("take fewer --episodes; the file of --out has what was measured before"):
+                measured.run()
     except UserError as error:
         parser.exit(2, f"real_size: {error}\n")
     print(json.dumps({row["name"]: row["extra_info"] for row in measured.rows}))

@@ -82,6 +82,7 @@ def _qwen(
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     of_text = dict(zip((*names, "num_key_value_heads", "max_position_embeddings"), text, strict=True))
     of_text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": rope}
+    of_text |= {"bos_token_id": None, "eos_token_id": None}  # the defaults lie outside of a tiny vocabulary
     of_vision = dict(zip(("depth", "hidden_size", "intermediate_size", "num_heads"), vision, strict=True))
     of_vision |= {"out_hidden_size": text[1], "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
     return {"text": of_text, "vision": of_vision | {"window_size": window, "fullatt_block_indexes": full}}

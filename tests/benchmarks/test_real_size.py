@@ -32,6 +32,8 @@ def test_everything_is_measured_with_tiny_parts(tmp_path, capsys):
     assert (first["resident"], second["resident"], update["chunks"]) == (2, 4, 4)
     assert first["broken"] == second["broken"] == update["skipped_steps"] == 0
     assert min(first["frames_per_s"], update["chunk_s"], found["slot_bytes"], found["episode_flops"]) > 0
+    assert update["chunk_flops"] == pytest.approx(found["costs"]["policy"]["update_flops"], rel=0.25)
+    assert found["episode_flops"] > 2 * sum(cost["chunk_flops"] for cost in found["costs"].values())  # and its begin
     for role, part in found["parts"].items():
         assert part["parameters"] == found["costs"][role]["parameters"], role
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["update"]["chunks"] == 4
