@@ -144,10 +144,10 @@ class VlmReflector(nn.Module):
             feature = self.feature(tokens, state.instruction[:, None].expand(-1, k, -1))
             weights = (part for layer in (self.head[0], *self.head[1::2]) for part in (layer.weight, layer.bias))
             return reward_head(feature, state.first, state.total, state.count, *weights, self.config.threshold)
-        reward = torch.empty(b, k, device=tokens.device)
+        reward, ages = torch.empty(b, k, device=tokens.device), _by_age(state.count)
         for i in range(k):
-            for count in state.count.unique().tolist():  # of the same age: they keep the same frames
-                self._watch(state, (state.count == count).nonzero()[:, 0], count, tokens[:, i])
+            for count, rows in ages:
+                self._watch(state, rows, count + i, tokens[:, i])
             state.count += 1
             reward[:, i] = state.reward
         return reward, reward > self.config.threshold
@@ -157,7 +157,9 @@ class VlmReflector(nn.Module):
         room = self.config.samples
         keep(state.kept, rows, count, tokens[rows])
         if count % self.every == 0:
-            place = torch.tensor(places(count + 1, room), device=rows.device)
+            kept = places(count + 1, room)
+            place = torch.arange(len(kept), device=rows.device)  # made there: a copy from the host would wait
+            place[-1:] = kept[-1]
             hidden = self.hidden(state.prompt[rows], state.kept[rows[:, None], place])
             state.reward[rows] = torch.sigmoid(self.logit(hidden))
 
@@ -216,6 +218,12 @@ class VlmReflector(nn.Module):
             save_weights(folder / HEAD, self.head, known)
         settings = asdict(self.config) | {"vlm": str(self.config.vlm.absolute())}
         write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
+
+
+def _by_age(count: Tensor) -> list[tuple[int, Tensor]]:
+    """Ages and the rows of that age: they keep the same frames. The host waits for the device once."""
+    ages, each = count.cpu().unique(return_counts=True)
+    return list(zip(ages.tolist(), count.argsort(stable=True).split(each.tolist()), strict=True))
 
 
 def _head(inputs: int, width: int) -> nn.Sequential:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import worldenv
 from worldenv.errors import UserError
@@ -40,6 +41,36 @@ def test_chunk_by_chunk_is_the_same_as_all_at_once_and_as_alone(reflector, frame
     assert whole[:, -1].std() > 1e-4
     torch.testing.assert_close(judged(judge, shown, [3, 1, 4]), whole, rtol=0, atol=1e-5)
     torch.testing.assert_close(judged(judge, shown[1:2], 4, TEXTS[1:2]), whole[1:2], rtol=0, atol=1e-5)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten.nonzero, torch.ops.aten._unique2, torch.ops.aten.item)
+        return func(*args, **(kwargs or {}))
+
+
+def test_episodes_of_several_ages_are_judged_as_alone_and_their_ages_are_asked_once_a_chunk(reflector, frames):
+    judge, shown = reflector("qwen2_5_vl", every=100), frames(3, 9)
+    state = begin(judge, shown)
+    state.count[1:] = torch.tensor([4, 2])
+    with Waits() as waits:
+        judge.judge(shown[:, 1:], state)  # no question is due
+    assert waits.count <= 1 and state.count.tolist() == [9, 12, 10]
+    judge = reflector("qwen2_5_vl")
+    older, younger = begin(judge, shown[:1]), begin(judge, shown[1:], TEXTS[1:])
+    judge.judge(shown[:1, 1:4], older)
+    for name in ("prompt", "kept", "count", "reward"):
+        mine, others = getattr(younger, name), getattr(older, name)
+        wide = max(mine.shape[1:2] + others.shape[1:2], default=0) if name == "prompt" else None
+        pair = [torch.nn.functional.pad(x, (0, wide - x.shape[1]), value=-1) if wide else x for x in (mine, others)]
+        setattr(younger, name, torch.cat(pair))
+    mixed, _ = judge.judge(torch.cat([shown[1:, 1:6], shown[:1, 4:9]]), younger)
+    torch.testing.assert_close(mixed[2:], judged(judge, shown[:1], 8)[:, 3:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(mixed[:1], judged(judge, shown[1:2], 5, TEXTS[1:2])[:, :5], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

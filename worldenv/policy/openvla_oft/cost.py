@@ -17,7 +17,11 @@ def openvla_cost(path: Path | str, suite: Suite, pixels: int) -> Cost:
 
     Raises UserError as `inspect_policy` does.
     """
-    found = inspect_policy(path, suite)
+    return cost_of(inspect_policy(path, suite), suite, pixels)
+
+
+def cost_of(found: Found, suite: Suite, pixels: int) -> Cost:
+    """The same of a folder that has been looked through, or of sizes alone: with a dtype, no file is read."""
     network, config = found.network, found.config
     number = stored_bytes(found.release.entries, config.dtype)
     parameters, weight_bytes = size_of(network, number)

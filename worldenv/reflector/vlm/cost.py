@@ -1,15 +1,16 @@
 """What a released vision-language model costs as a judge, from its configuration and its files' headers alone."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from torch import nn
 
-from worldenv.nn.cost import Cost, matrices, transformer_flops
+from worldenv.nn.cost import Cost, matrices, size_of, transformer_flops
 from worldenv.records.released import inspect, library, stored_bytes
-from worldenv.reflector.transformers_vlm import settings_of
+from worldenv.reflector.transformers_vlm import VlmConfig, settings_of
 from worldenv.reflector.vlm.families import FAMILIES
 from worldenv.reflector.vlm.load import read_configuration, read_pictures
 
@@ -34,9 +35,21 @@ def vlm_cost(path: Path | str, chunk: int, pixels: int) -> Cost:
         network = network_class(config)
     number = stored_bytes(release.entries, "stored" if settings.dtype == "file" else settings.dtype)
     parameters = sum(torch.Size(entry.shape).numel() for entry in release.entries.values())
-    text, vision, language = config.get_text_config(), config.vision_config, _language(network)
     asked = SimpleNamespace(network=network, look=read_pictures(release.folder), side=settings.side)
-    height, width = family.size(asked, pixels, pixels)
+    found = cost_of(network, family.size(asked, pixels, pixels), settings, number, chunk)
+    return replace(found, parameters=parameters, weight_bytes=number * parameters)
+
+
+def cost_of(
+    network: nn.Module,  # transformers' own, on any device
+    size: tuple[int, int],  # pixels of a frame as its tower sees it
+    settings: VlmConfig,
+    number: int,  # bytes of a weight
+    chunk: int,
+) -> Cost:
+    """The same of a network, whose files need not be there."""
+    config, language = network.config, _language(network)
+    text, vision, (height, width) = config.get_text_config(), config.vision_config, size
     seen, merge = (height // vision.patch_size) * (width // vision.patch_size), _merge(config)
     tokens = math.ceil(height // vision.patch_size / merge) * math.ceil(width // vision.patch_size / merge)
     layers = getattr(vision, "depth", None) or vision.num_hidden_layers
@@ -48,7 +61,7 @@ def vlm_cost(path: Path | str, chunk: int, pixels: int) -> Cost:
         slot = number * settings.samples * tokens * row + INT64 * PROMPT
         question = transformer_flops(matrices(language), read, text.num_hidden_layers, text.hidden_size)
         flops += chunk / settings.every * question
-    return Cost(parameters, number * parameters, slot_bytes=slot, chunk_flops=flops)
+    return Cost(*size_of(network, number), slot_bytes=slot, chunk_flops=flops)
 
 
 def _language(network: nn.Module) -> nn.Module:

@@ -19,7 +19,11 @@ FLOAT32 = 4  # bytes
 
 def wan_cost(path: Path | str, suite: Suite, chunk: int) -> Cost:
     """Of a policy's chunk of `chunk` actions. Raises UserError as `inspect_wan` does."""
-    found = inspect_wan(path, suite)
+    return cost_of(inspect_wan(path, suite), chunk)
+
+
+def cost_of(found: Found, chunk: int) -> Cost:
+    """The same of a folder that has been looked through, or of sizes alone: with a dtype, no file is read."""
     config, sizes = found.config, found.sizes
     number = stored_bytes(found.release.entries, config.dtype)
     weights = [size_of(module, number) for module in (found.transformer, found.vae)]
