@@ -65,7 +65,8 @@ def test_known_pictures_are_of_the_first_frame_the_present_one_and_the_layer(tin
     for chunk, ((before, course, after), known) in enumerate(zip(layers, given, strict=True)):
         first, last, clear, mask, hidden, tips, all_places = known[:7]
         assert torch.equal(first, video[:, 0, 0]) and torch.equal(last, course.frame)
-        assert ((last == video[:, 4 * chunk, 0]) | (last == clear)).all()  # what is pushed is taken from the clear frame
+        present = video[:, 4 * chunk, 0]
+        assert ((last == present) | (last == clear)).all()  # what is pushed comes from the clear frame
         assert torch.equal(clear, after.clear) and torch.equal(mask, after.mask)
         assert torch.equal(all_places, torch.cat([after.origin[:, None], course.places], dim=1))
         assert torch.equal(hidden, course.hidden)
