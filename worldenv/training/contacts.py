@@ -23,9 +23,9 @@ from worldenv.worlds.composer.layer import APERTURE, SIZE, Layer, attempts, carr
 
 # Largest offset of the gripper in m: sideways, down, up; the share of offsets that go down or up.
 BESIDE_M, LOWER_M, HIGHER_M, OTHER_HEIGHT = 0.03, 0.01, 0.025, 0.4
-# The shares of chunks that are used, as recorded and after an offset. In turn: of the chunks in which the gripper
-# closes; of the others in which something moves close to another thing; moves elsewhere; of the rest. No chunk that
-# begins with a held thing is tried after an offset, unless it is of the second kind.
+# The shares of four kinds of chunks that are used, as recorded and after an offset. 0: the gripper closes. 1: something
+# moves close to another thing. 2: something moves elsewhere. 3: the rest. Of the chunks that begin with a held thing,
+# only those of kind 1 are tried after an offset.
 SHARES, SHARES_BESIDE = (1.0, 1.0, 0.4, 0.15), (0.8, 0.8, 0.15, 0.05)
 CLOSE_M = 0.08  # between the middles of two things that are close to each other
 AT_ONCE = 1000
@@ -49,7 +49,7 @@ class Contacts(Slots):
     # before; 254: all; UNKNOWN where the thing is not
     hidden: Tensor
     pushes: Tensor  # [M] bool, whether another thing is moved, too
-    pushed: Tensor  # [M, 3] m, its way by the end of the chunk
+    pushed: Tensor  # [M, 3] m, its displacement at the end of the chunk
     pushed_mask: Tensor  # [M, S, S] uint8, that thing before the chunk
 
 
@@ -179,7 +179,7 @@ def _up_to_date(
     camera: Tensor,  # [M, 3, 4]
     scene: Scene,
 ) -> Tensor:  # [M, H, W, 3] uint8
-    """Clear frames with the thing that has been pushed since, if it is not the layer, where it is now."""
+    """The clear frames, with the other thing that has been pushed since then at its present place."""
     (episode, step), row = rows.T, np.arange(len(rows))
     begin = layers.clear[episode, step]
     was = layers.centre[episode, begin]

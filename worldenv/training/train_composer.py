@@ -76,7 +76,7 @@ class ChunkBatch:
         return network.see(pictures, self.poses, self.camera, self.gripper)
 
     def _with_other(self, last: Tensor, clear: Tensor, plate: Tensor) -> tuple[Tensor, Tensor]:
-        """The frames with the other thing where it is at the end of the chunk, as in imagination."""
+        """Present and clear frame with the pushed thing already where it is at the chunk's end, as in imagination."""
         rows = self.layer.other_mask.any(2).any(1).nonzero()[:, 0]
         if not len(rows):
             return last, clear

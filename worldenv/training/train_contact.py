@@ -1,4 +1,4 @@
-"""Train the contact network: what is moved or grasped, how far, which of its pixels are hidden; what it pushes."""
+"""Train the contact network: what is moved, grasped or pushed, how far, which pixels it covers, which are hidden."""
 
 from collections.abc import Callable
 

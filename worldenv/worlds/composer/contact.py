@@ -51,7 +51,7 @@ class Touch(NamedTuple):
     mask: Tensor  # [B, SIZE, SIZE] logits: the thing covers this pixel
     hidden: Tensor  # [B, K, SIZE, SIZE] logits: after this step, nearer things hide what the thing covers of this pixel
     pushes: Tensor  # [B] logit: the thing that is moved pushes another one
-    pushed: Tensor  # [B, 3] m: the other thing's way by the end of the chunk
+    pushed: Tensor  # [B, 3] m: the other thing's displacement at the end of the chunk
     pushed_mask: Tensor  # [B, SIZE, SIZE] logits: the other thing covers this pixel
 
 
@@ -301,7 +301,7 @@ def _push(
     part, here, size = layer[rows], centre[rows], tuple(layer.mask.shape[1:])
     mask = _in_picture(said.pushed_mask[rows, None].sigmoid(), camera[rows], here, size)[:, 0]
     clear = with_moved(part.clear, mask, here, here + said.pushed[rows], camera[rows], plate)
-    is_free = pushes[rows, None, None] & (part.mask == 0)  # where the layer was cut out, `clear` shows it
+    is_free = pushes[rows, None, None] & (part.mask == 0)  # in its mask, `clear` has to keep the layer's own thing
     clear = torch.where(is_free[..., None], clear, part.clear)
     frame = frame.clone()
     frame[rows] = renewed(frame[rows], part.clear, clear)
