@@ -253,3 +253,15 @@ def test_recordings_without_a_chunk_near_a_thing_are_refused_with_a_message(show
     monkeypatch.setattr(module, "SHARES", (0.0,) * 4)
     with pytest.raises(UserError, match="nothing to learn from: .* give a larger --scratch.exploration"):
         record_contacts(shown, layers, scene, 0, 0)
+
+
+def test_a_chunk_that_begins_with_a_held_thing_is_not_tried_where_the_thing_would_not_follow(
+    shown, layers, scene, monkeypatch
+):
+    monkeypatch.setattr(module, "SHARES", (0.0,) * 4)
+    monkeypatch.setattr(module, "SHARES_BESIDE", (0.0, 1.0, 0.0, 0.0))
+    monkeypatch.setattr(module, "CLOSE_M", 0.2)
+    _, closes, close, _, held = module._chunks(shown, layers)
+    monkeypatch.setattr(TabletopThings, "held_follows", False)
+    contacts = record_contacts(shown, layers, scene, 1, 0)
+    assert len(contacts) == (close & ~closes & ~held).sum() < (close & ~closes).sum()

@@ -53,6 +53,8 @@ class Shiftable(Protocol):
     This is optional: with `TrueThings` alone, the contact network learns from recorded chunks only.
     """
 
+    held_follows: bool  # whether a held thing moves with the gripper; if not, chunks that begin with one are not tried
+
     def beside(
         self,
         episode: np.ndarray,  # [M] int64

@@ -23,6 +23,8 @@ class TracedThings:
     differs from the recording when its actions are carried out again.
     """
 
+    held_follows = False
+
     def __init__(
         self,
         suite: HeldSuite,

@@ -25,7 +25,7 @@ from worldenv.worlds.composer.layer import APERTURE, SIZE, Layer, attempts, carr
 BESIDE_M, LOWER_M, HIGHER_M, OTHER_HEIGHT = 0.03, 0.01, 0.025, 0.4
 # The shares of four kinds of chunks that are used, as recorded and after an offset. 0: the gripper closes. 1: something
 # moves close to another thing. 2: something moves elsewhere. 3: the rest. Of the chunks that begin with a held thing,
-# only those of kind 1 are tried after an offset.
+# only those of kind 1 are tried after an offset, if the held thing follows the gripper (`Shiftable.held_follows`).
 SHARES, SHARES_BESIDE = (1.0, 1.0, 0.4, 0.15), (0.8, 0.8, 0.15, 0.05)
 CLOSE_M = 0.08  # between the middles of two things that are close to each other
 AT_ONCE = 1000
@@ -81,8 +81,9 @@ def record_contacts(
     random, rows, offsets = np.random.default_rng(seed), [], []
     every, is_closing, is_close, is_moving, is_held = _chunks(clips, layers)
     kinds = np.select([is_closing, is_close, is_moving], [0, 1, 2], 3)
+    is_tried = ~is_held | ((kinds == 1) & (beside > 0 and layers.things.held_follows))
     for round_ in range(1 + beside):
-        share = np.array(SHARES_BESIDE if round_ else SHARES)[kinds] * ~(is_held & (kinds != 1) & (round_ > 0))
+        share = np.array(SHARES_BESIDE)[kinds] * is_tried if round_ else np.array(SHARES)[kinds]
         rows.append(every[random.random(len(every)) < share])
         offsets.append(_offsets(random, len(rows[-1]) if round_ else 0))
     recorded, drawn, offset = len(rows[0]), np.concatenate(rows), np.concatenate(offsets)

@@ -23,6 +23,8 @@ _THERE = 60  # of 765: a thing is in a pixel that changes by more than this when
 class TabletopThings:
     """`TrueThings` of N episodes, from the states of the simulator."""
 
+    held_follows = True
+
     def __init__(self, states: np.ndarray, size: int):  # [N, T + 1, 79], pixels
         self.states, self.size = states, (size, size)
         self.centre, self.held = centres(states), states[:, :, HELD].astype(np.int64)
