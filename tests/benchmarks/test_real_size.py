@@ -1,6 +1,7 @@
 """The benchmark at the real size: its outlines have the published sizes, and the whole of it runs with tiny ones."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -39,6 +40,28 @@ def test_everything_is_measured_with_tiny_parts(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["update"]["chunks"] == 4
     with pytest.raises(SystemExit):  # and what is there is not overwritten
         real_size.main([*words, str(path)])
+
+
+def measured(tmp_path, *words):
+    path = tmp_path / "found.json"
+    real_size.main(["--tiny", "--device", "cpu", "--chunks", "2", "--learn", "2", *words, "--out", str(path)])
+    return load(path)
+
+
+def test_rollouts_that_would_take_too_long_or_do_not_fit_are_named_and_not_measured(tmp_path, monkeypatch, capsys):
+    late = measured(tmp_path, "--limit", "0", "--episodes", "2", "4")
+    assert [row["name"] for row in late["benchmarks"]] == ["rollout[2]", "update"]
+    assert late["skipped"] == ["4 episodes: they would end after the limit of 0 s"]
+    predicted = real_size.predicted
+    monkeypatch.setattr(real_size, "predicted", lambda *given: replace(predicted(*given), resident=3))
+    (tmp_path / "found.json").unlink()
+    large = measured(tmp_path, "--episodes", "2", "4")
+    assert [row["name"] for row in large["benchmarks"]] == ["rollout[2]", "update"]
+    assert large["skipped"] == ["4 episodes: 3 are predicted to fit"]
+    (tmp_path / "found.json").unlink()
+    with pytest.raises(SystemExit):
+        measured(tmp_path, "--episodes", "4")
+    assert "no rollout was measured (4 episodes: 3 are predicted to fit)" in capsys.readouterr().err
 
 
 def test_without_a_card_it_says_so(monkeypatch, capsys):

@@ -196,15 +196,21 @@ def test_grasps_from_beside_are_labelled_as_they_went_there(shown, layers, scene
         assert not beside.grasps.any() and beside.rest[~beside.moves].abs().max() <= MOVED_M + 1e-6
 
 
-def test_close_to_other_things_chunks_with_a_held_thing_are_tried_beside_too_and_push(
-    shown, layers, scene, monkeypatch
-):
+@pytest.fixture
+def close_chunks(shown, layers, monkeypatch):
+    """Chunks close to another thing alone are drawn, all of them, after an offset. Of each: whether a thing is held."""
     monkeypatch.setattr(module, "SHARES", (0.0,) * 4)
     monkeypatch.setattr(module, "SHARES_BESIDE", (0.0, 1.0, 0.0, 0.0))
     monkeypatch.setattr(module, "CLOSE_M", 0.2)
-    every, closes, close, _, held = module._chunks(shown, layers)
+    _, closes, close, _, held = module._chunks(shown, layers)
+    return held[close & ~closes]
+
+
+def test_close_to_other_things_chunks_with_a_held_thing_are_tried_beside_too_and_push(
+    shown, layers, scene, close_chunks
+):
     contacts = record_contacts(shown, layers, scene, 3, 0)
-    assert len(contacts) == 3 * (close & ~closes).sum() and (close & held & ~closes).sum() > 10
+    assert len(contacts) == 3 * len(close_chunks) and close_chunks.sum() > 10
     assert contacts.grasps.all(1).float().mean() > 0.3 and contacts.pushes.any()
 
 
@@ -256,12 +262,8 @@ def test_recordings_without_a_chunk_near_a_thing_are_refused_with_a_message(show
 
 
 def test_a_chunk_that_begins_with_a_held_thing_is_not_tried_where_the_thing_would_not_follow(
-    shown, layers, scene, monkeypatch
+    shown, layers, scene, close_chunks, monkeypatch
 ):
-    monkeypatch.setattr(module, "SHARES", (0.0,) * 4)
-    monkeypatch.setattr(module, "SHARES_BESIDE", (0.0, 1.0, 0.0, 0.0))
-    monkeypatch.setattr(module, "CLOSE_M", 0.2)
-    _, closes, close, _, held = module._chunks(shown, layers)
     monkeypatch.setattr(TabletopThings, "held_follows", False)
     contacts = record_contacts(shown, layers, scene, 1, 0)
-    assert len(contacts) == (close & ~closes & ~held).sum() < (close & ~closes).sum()
+    assert len(contacts) == (~close_chunks).sum() < len(close_chunks)
