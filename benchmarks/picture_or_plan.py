@@ -24,11 +24,11 @@ from worldenv.evaluation.truth import act_in_true
 from worldenv.interfaces.observation import Key, Observation
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.progress import table
-from worldenv.robot.robot import CLEAR_M
 from worldenv.rollout.memory import keep_freed_memory
 from worldenv.rollout.parallel import CACHED
 from worldenv.suites.tabletop.physics import HORIZON, Tabletop, task_by_name
 from worldenv.suites.tabletop.scenes import TASKS
+from worldenv.suites.tabletop.suite import CLEAR_M
 from worldenv.worlds.composer.layer import POSITION, Layer
 from worldenv.worlds.composer.world import ComposerWorld, Memory
 

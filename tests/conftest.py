@@ -20,7 +20,7 @@ from worldenv.robot.camera import tabletop_camera
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
 from worldenv.rollout.engine import Engine, EngineConfig
-from worldenv.suites.tabletop.suite import TabletopSuite
+from worldenv.suites.tabletop.suite import CLEAR_M, TabletopSuite
 from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
 from worldenv.worlds.composer.world import ComposerWorld
 
@@ -77,7 +77,7 @@ class Tiny:
         return torch.from_numpy(tabletop_camera(size).projection).expand(n, 1, 3, 4)
 
     def world(self, seed: int = 0, size: int = 16, chunk: int = 4, levels: tuple[float, ...] = (1.0, 0.5)):
-        return ComposerWorld(self.simulator(seed, size, chunk), moved_gripper(Kinematics()), levels)
+        return ComposerWorld(self.simulator(seed, size, chunk), moved_gripper(Kinematics(), clear_m=CLEAR_M), levels)
 
     def parts(self, seed: int = 0, size: int = 16) -> Parts:
         """All parts of a run, small."""

@@ -11,6 +11,7 @@ from worldenv.errors import UserError
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
 from worldenv.rollout.replay import replay
+from worldenv.suites.tabletop.suite import CLEAR_M
 from worldenv.worlds.composer.world import ComposerWorld
 
 SEED = 11
@@ -289,7 +290,7 @@ def test_no_tensor_is_made_where_the_others_are_not(tiny, rollouts):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_everything_happens_on_the_device_of_the_starts(tiny):
-    world = ComposerWorld(tiny.simulator().cuda(), moved_gripper(Kinematics()), (1.0, 0.5))
+    world = ComposerWorld(tiny.simulator().cuda(), moved_gripper(Kinematics(), clear_m=CLEAR_M), (1.0, 0.5))
     config = EnvConfig(envs=5, horizon=8, chunk=3)
     env = WorldModelEnv(world, tiny.reflector().cuda(), tiny.starts(5).to("cuda"), config)
     env.seed(SEED)

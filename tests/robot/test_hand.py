@@ -11,6 +11,7 @@ from worldenv.errors import UserError
 from worldenv.robot.hand import cameras_after, drawn_poses
 from worldenv.robot.kinematics import Kinematics, rotation
 from worldenv.robot.robot import Robot, moved_gripper
+from worldenv.suites.tabletop.suite import TabletopSuite
 
 VIEWS = ("agentview", "wrist")
 
@@ -80,6 +81,10 @@ def test_without_a_camera_on_the_hand_nothing_is_computed():
     assert cameras_after(None, pose, pose[:, None], ("wrist",), ("wrist",)) is None
     assert cameras_after(camera, pose, pose[:, None], ("agentview",), ("wrist",)) is None
     assert moved_gripper(Kinematics()).hand_views == ()
+
+
+def test_above_which_height_a_gripper_touches_nothing_is_known_only_where_it_is_given():
+    assert moved_gripper(Kinematics()).clear_m is None and TabletopSuite(16).robot.clear_m == 0.06
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from worldenv.interfaces.slots import Slots
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
 from worldenv.rollout.graphs import Graphs, bucket
+from worldenv.suites.tabletop.suite import CLEAR_M
 from worldenv.worlds.composer import contact
 from worldenv.worlds.composer.world import ComposerWorld
 
@@ -235,7 +236,7 @@ def test_no_episode_waits_for_the_host_as_it_begins_and_goes_on(tiny, all_rows, 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_host_waits_for_the_device_once_a_chunk(tiny, monkeypatch):
-    world = ComposerWorld(tiny.simulator().cuda(), moved_gripper(Kinematics()), (1.0,))
+    world = ComposerWorld(tiny.simulator().cuda(), moved_gripper(Kinematics(), clear_m=CLEAR_M), (1.0,))
     models = {"policy": tiny.policy().cuda(), "world": world, "reflector": tiny.reflector().cuda()}
     engine, starts = tiny.engine(horizon=20, capacity=12, batch=12, **models), tiny.starts(7).to("cuda")
     for _ in range(3):  # compiled and recorded
@@ -263,7 +264,7 @@ def test_host_waits_for_the_device_once_a_chunk(tiny, monkeypatch):
 @pytest.mark.parametrize(("capacity", "batch"), [(12, None), (14, 8)])
 def test_replayed_steps_give_the_rollouts_of_steps_that_are_launched(tiny, monkeypatch, capacity, batch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # batches of other sizes would round otherwise
-    world = ComposerWorld(tiny.simulator().cuda(), moved_gripper(Kinematics()), (1.0, 0.5))
+    world = ComposerWorld(tiny.simulator().cuda(), moved_gripper(Kinematics(), clear_m=CLEAR_M), (1.0, 0.5))
     models = {"policy": tiny.policy().cuda(), "world": world, "reflector": tiny.reflector().cuda()}
     engine, starts = tiny.engine(horizon=20, capacity=capacity, batch=batch, **models), tiny.starts(7).to("cuda")
     replayed = engine.run(starts, 3, 0)

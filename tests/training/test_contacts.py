@@ -10,7 +10,8 @@ from worldenv.errors import UserError
 from worldenv.interfaces.true_things import Shiftable
 from worldenv.ops.unpatchify import to_frames
 from worldenv.robot.kinematics import Kinematics
-from worldenv.robot.robot import CLEAR_M, moved_gripper
+from worldenv.robot.robot import moved_gripper
+from worldenv.suites.tabletop.suite import CLEAR_M
 from worldenv.suites.tabletop.things import TabletopThings, movable
 from worldenv.training import contacts as module
 from worldenv.training.contacts import HIDDEN_LEVELS, PICTURE_LEVELS, UNKNOWN, record_contacts
@@ -30,7 +31,7 @@ def layers(shown):
 @pytest.fixture(scope="module")
 def scene(shown):
     plate = clean_background(shown.sample_frames(torch.Generator().manual_seed(0), 300)[:, 0])
-    return Scene(to_frames(plate[None, :, :, None])[0, 0], moved_gripper(Kinematics()))
+    return Scene(to_frames(plate[None, :, :, None])[0, 0], moved_gripper(Kinematics(), clear_m=CLEAR_M))
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from worldenv.robot.kinematics import Kinematics
-from worldenv.robot.robot import CLEAR_M, moved_gripper
+from worldenv.robot.robot import moved_gripper
 from worldenv.suites.tabletop.detector import nearest_color
+from worldenv.suites.tabletop.suite import CLEAR_M
 from worldenv.suites.tabletop.things import HELD, TabletopThings, act_out, coverage, movable, occlusion
 from worldenv.training.layers import HIDDEN_LEVEL, MOVED_M, Layers, with_wanted_opening
 

@@ -14,6 +14,7 @@ from worldenv.ops.unpatchify import to_frames
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
 from worldenv.suites.tabletop.physics import start_state, task_by_name
+from worldenv.suites.tabletop.suite import CLEAR_M
 from worldenv.suites.tabletop.things import TabletopThings
 from worldenv.training import train_composer
 from worldenv.training.layers import Layers
@@ -37,7 +38,7 @@ from worldenv.training.train_composer import (
 )
 from worldenv.worlds.composer.network import ComposerNetwork
 
-ROBOT = moved_gripper(Kinematics())
+ROBOT = moved_gripper(Kinematics(), clear_m=CLEAR_M)
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ from worldenv.robot.hand import cameras_after
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
 from worldenv.rollout.replay import replay
+from worldenv.suites.tabletop.suite import CLEAR_M
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import CausalWorld, draw_maps
 from worldenv.worlds.composer.world import ComposerWorld
 
 CONFIG = CausalConfig(image_size=16, patch=4, map_shrink=2, channels=16, width=32, layers=1, heads=2, key_heads=1)
-STILL = moved_gripper(Kinematics())
+STILL = moved_gripper(Kinematics(), clear_m=CLEAR_M)
 ROBOT = replace(STILL, hand_views=("agentview",))
 
 

@@ -12,6 +12,7 @@ from worldenv.records.model_files import save_model
 from worldenv.robot.fitted import FittedKinematics
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
+from worldenv.suites.tabletop.suite import CLEAR_M
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.world import ComposerWorld
@@ -19,7 +20,7 @@ from worldenv.worlds.kinematics import kept_kinematics
 
 SIZE = np.diag([0.03] * 3 + [0.1] * 3 + [0.2])
 LAGGING = FittedKinematics(0.5 * SIZE, 0.3 * SIZE, 0.4 * np.eye(7), (0.0,) * 7, (0.0, 1.0))
-EXACT = moved_gripper(Kinematics())
+EXACT = moved_gripper(Kinematics(), clear_m=CLEAR_M)
 ROBOT = replace(EXACT, kinematics=LAGGING)
 CONFIG = CausalConfig(image_size=16, patch=4, map_shrink=2, channels=16, width=32, layers=1, heads=2, key_heads=1)
 

@@ -9,12 +9,13 @@ from worldenv.errors import UserError
 from worldenv.records.checkpoint import CheckpointError
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
+from worldenv.suites.tabletop.suite import CLEAR_M
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.world import ComposerWorld
 from worldenv.worlds.levels import check_levels, levels_of
 
-ROBOT = moved_gripper(Kinematics())
+ROBOT = moved_gripper(Kinematics(), clear_m=CLEAR_M)
 
 
 @pytest.fixture(params=["composer", "causal"])

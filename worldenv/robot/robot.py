@@ -10,7 +10,6 @@ from worldenv.robot.kinematics import Kinematics, is_number
 
 KINDS = {str: "names", Real: "numbers"}
 POSE = 6  # numbers: x, y, z, axis-angle
-CLEAR_M = 0.06  # `clear_m` of the embedded suite's robot
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Robot:
         return len(self.action)
 
 
-def moved_gripper(kinematics: Kinematics, gripper: Gripper | None = None, clear_m: float | None = CLEAR_M) -> Robot:
+def moved_gripper(kinematics: Kinematics, gripper: Gripper | None = None, clear_m: float | None = None) -> Robot:
     """A gripper that is moved by deltas: 7-D as in LIBERO and the embedded suite, 4-D where the hand does not turn."""
     turns = () if kinematics.rotation == "fixed" else ("drx", "dry", "drz")
     return Robot(

@@ -10,7 +10,8 @@ from worldenv.ops.patchify import patchify, unit
 from worldenv.ops.unpatchify import to_frames
 from worldenv.robot.camera import tabletop_camera
 from worldenv.robot.kinematics import Kinematics
-from worldenv.robot.robot import CLEAR_M, moved_gripper
+from worldenv.robot.robot import moved_gripper
+from worldenv.suites.tabletop.suite import CLEAR_M
 from worldenv.worlds.composer import contact
 from worldenv.worlds.composer.contact import (
     DOUBT_PER_M,
@@ -29,7 +30,7 @@ K, SIDE = 4, 64
 CAMERA = torch.from_numpy(tabletop_camera(SIDE).projection)[None]
 GREY, RED, BLUE = (torch.tensor(colour) for colour in ((150.0, 140, 120), (210.0, 45, 45), (45.0, 85, 210)))
 PLATE = GREY.round().to(torch.uint8).expand(1, SIDE, SIDE, 3)
-SCENE = Scene(unit(PLATE)[0], moved_gripper(Kinematics()))
+SCENE = Scene(unit(PLATE)[0], moved_gripper(Kinematics(), clear_m=CLEAR_M))
 HERE, THERE, FAR = ((-0.06, 0.02, 0.02), (0.06, 0.02, 0.02), (0.02, 0.12, 0.02))
 OPEN, CLOSED = 1.0, 0.0
 ONCE = (

@@ -10,7 +10,8 @@ from worldenv.interfaces.observation import Key
 from worldenv.interfaces.world import WorldModel
 from worldenv.nn.int8 import measured
 from worldenv.robot.kinematics import Kinematics, chunk_kinematics, composed
-from worldenv.robot.robot import CLEAR_M, moved_gripper
+from worldenv.robot.robot import moved_gripper
+from worldenv.suites.tabletop.suite import CLEAR_M
 from worldenv.worlds.composer import world as module
 from worldenv.worlds.composer.contact import Scene, look
 from worldenv.worlds.composer.layer import Layer
@@ -143,7 +144,7 @@ def test_twin_in_8_bits_shares_the_parameters_and_leaves_the_world_as_it_was(wor
 
 def test_a_hand_whose_axes_are_others_is_imagined_as_the_one_that_the_action_map_draws(world, seen):
     turn, network = (0.3, -0.2, 1.1), world.network
-    plain = moved_gripper(Kinematics(rotation="compose"))
+    plain = moved_gripper(Kinematics(rotation="compose"), clear_m=CLEAR_M)
     turned = replace(plain, gripper_turn=turn)
     back = -torch.tensor(turn).expand(len(seen), 3)
     reported = replace(seen, proprio=seen.proprio.clone())
@@ -159,7 +160,7 @@ def test_a_hand_whose_axes_are_others_is_imagined_as_the_one_that_the_action_map
 
 
 def test_heights_count_from_the_ground(seen):
-    up, plate, low = 0.5, torch.zeros(16, 16, 3), moved_gripper(Kinematics())
+    up, plate, low = 0.5, torch.zeros(16, 16, 3), moved_gripper(Kinematics(), clear_m=CLEAR_M)
     raised = replace(seen, proprio=seen.proprio.clone(), camera=seen.camera.clone())
     raised.proprio[:, 2] += up
     raised.camera[..., 3] -= up * seen.camera[..., 2]  # as high above the ground as before

@@ -13,6 +13,7 @@ from worldenv.suites.tabletop.physics import HORIZON, Tabletop
 from worldenv.suites.tabletop.scenes import TASKS, Task
 
 VIEW = "agentview"
+CLEAR_M = 0.06  # m: fingertips above it touch nothing that stands on the table
 
 
 class TabletopSuite:
@@ -22,7 +23,7 @@ class TabletopSuite:
 
     def __init__(self, image_size: int = 64):
         self.physics = Tabletop(image_size)
-        self.robot = moved_gripper(self.physics.kinematics)
+        self.robot = moved_gripper(self.physics.kinematics, clear_m=CLEAR_M)
 
     def reset(self, tasks: Sequence[Task], starts: Sequence[int], split: str) -> Starts:
         """Begin one episode for each (task, start state). Raises UserError for an unknown split."""
