@@ -210,8 +210,8 @@ def outlines(
     scene: "object",
     poses: np.ndarray,  # [M, Q], as `Trace.qpos`
     things: Sequence[int],  # M
-    alone: bool,
-) -> np.ndarray:  # [M, H, W] uint8
+    alone: Sequence[bool],  # n
+) -> np.ndarray:  # [M, n, H, W] uint8
     """`Outlines.of` M things, each in a state with given coordinates, in the episode that a scene has just begun.
 
     The scene is left in the last of these states.
@@ -221,5 +221,5 @@ def outlines(
         bodies.data.qpos[:] = pose
         mujoco.mj_kinematics(bodies.model, bodies.data)
         mujoco.mj_camlight(bodies.model, bodies.data)
-        out.append(scene.outlines.of(thing, alone))
-    return np.stack(out)
+        out.append([scene.outlines.of(thing, is_alone) for is_alone in alone])
+    return np.array(out)

@@ -62,15 +62,17 @@ class TracedThings:
         return cls(suite, episodes, actions, traces, clips.actions.shape[1])
 
     def coverage(self, episode: np.ndarray, step: np.ndarray, thing: np.ndarray) -> np.ndarray:  # [M] int64 each
-        return self._outlines(episode, step, thing, True)
+        return self._outlines(episode, step, thing, True)[0]
 
     def occlusion(self, episode: np.ndarray, step: np.ndarray, thing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        alone, among = (self._outlines(episode, step, thing, is_alone).astype(np.float32) for is_alone in (True, False))
+        alone, among = self._outlines(episode, step, thing, True, False).astype(np.float32)
         is_there = alone > THERE
         hidden = np.where(is_there, 255 * (1 - among / alone.clip(1)).clip(0, 1), 0)
         return is_there, hidden.round().astype(np.uint8)
 
-    def _outlines(self, episode: np.ndarray, step: np.ndarray, thing: np.ndarray, alone: bool) -> np.ndarray:
+    def _outlines(
+        self, episode: np.ndarray, step: np.ndarray, thing: np.ndarray, *alone: bool
+    ) -> np.ndarray:  # [n, M, H, W] uint8, for each of the n values of `alone`
         ends = np.array([len(qpos) - 1 for qpos in self._qpos])
         keys = np.stack([episode, np.minimum(step, ends[episode]), thing], axis=1)
         keys, row = np.unique(keys, axis=0, return_inverse=True)  # neighbouring chunks need the same pictures
@@ -80,7 +82,7 @@ class TracedThings:
             return np.stack([poses[row] for row in rows]), keys[rows, 2], alone
 
         began = [self.episodes[e] for e in keys[:, 0]]
-        return np.stack(self._asked("outlines", keys[:, 0], began, given))[row.ravel()]
+        return np.stack(self._asked("outlines", keys[:, 0], began, given), axis=1)[:, row.ravel()]
 
     def beside(self, episode: np.ndarray, step: np.ndarray, offset: np.ndarray, actions: np.ndarray) -> Beside:
         """At steps of episodes, move the hand by offsets [M, 3] (m) and carry out actions [M, K, A]."""

@@ -152,7 +152,7 @@ def written(trajectories, path):
     return Clips.open(path)
 
 
-def test_true_things_are_found_by_carrying_out_recorded_actions_again(suite, tmp_path):
+def test_true_things_are_found_by_carrying_out_recorded_actions_again(suite, tmp_path, monkeypatch):
     record, places = Record(suite, suite.reset(suite.tasks, [5, 6, 7], "train")), []
     for _ in range(18):
         record.step(suite.expert_actions())
@@ -171,7 +171,14 @@ def test_true_things_are_found_by_carrying_out_recorded_actions_again(suite, tmp
         at = np.array([part.mean() + 0.5 for part in np.nonzero(covers > 127)])
         assert np.abs(at - [y / depth, x / depth]).max() < 2, task
     which = np.array([0, 0, 2, 0]), np.array([0, 18, 18, 18]), np.zeros(4, dtype=int)
+    ask, begun = suite.ask, []
+    monkeypatch.setattr(
+        suite, "ask", lambda name, episodes, *given: begun.extend(episodes) or ask(name, episodes, *given)
+    )
     is_there, hidden = things.occlusion(*which)
+    assert [task for task, *_ in begun] == [clips.tasks[0], clips.tasks[2]]  # each episode once
+    alone, among = (things._outlines(*which, is_alone)[0] for is_alone in (True, False))
+    assert np.array_equal(things._outlines(*which, True, False), [alone, among])
     assert np.array_equal(is_there, things.coverage(*which) > THERE) and np.array_equal(hidden[1], hidden[3])
     before, pressed = hidden.sum((1, 2), dtype=int)[:2]
     assert 3 * before < pressed and not hidden[~is_there].any()  # the box hides the button
