@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from worldenv.assemble import load, make_engine
 from worldenv.evaluation.measure import held_out, practice_starts
@@ -151,6 +152,30 @@ def test_gradients_are_added_and_parameters_without_one_stay_so(begin):
 
     assert [one[:4] for one in begin(2, work).results()] == [([3.0] * 3, None, [1.0] * 3, 1.0)] * 2
     assert [one[4] for one in begin(3, work).results()] == [0, 3, 7]
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the number of elements of the largest tensor that is made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, op, types, arguments=(), named=None):
+        out = op(*arguments, **(named or {}))
+        self.numel = max(self.numel, out.numel()) if isinstance(out, torch.Tensor) else self.numel
+        return out
+
+
+def test_a_process_alone_rounds_its_sums_without_a_copy_of_all_of_them():
+    parameters = [torch.nn.Parameter(torch.zeros(3, 5, 7, 2)) for _ in range(4)]
+    parameters[3].requires_grad_(False)
+    one, other = torch.rand(2, 3, 5, 7, 2, dtype=torch.float64)
+    other = other.to(memory_format=torch.channels_last)
+    with Largest() as made:
+        figures = ALONE.add_gradients(parameters, torch.tensor(0.5), sums=[one, None, other, one])
+    assert made.numel == one.numel() and [figure.dtype for figure in figures] == [torch.float64]
+    first, without, last, still = (parameter.grad for parameter in parameters)
+    assert torch.equal(first, one.float()) and torch.equal(last, other.float()) and without is still is None
+    assert last.is_contiguous()  # as the sums of several ranks, of which the same norm comes out
 
 
 def test_true_episodes_are_shared_and_come_back_in_order(tiny, begin):

@@ -96,6 +96,12 @@ class Ranks:
         """
         if self.count == 1 and sums is None:
             return figures
+        if self.count == 1:
+            order = torch.contiguous_format  # as among several ranks: sums over a gradient are rounded in this order
+            for parameter, total in zip(parameters, sums, strict=True):
+                if parameter.requires_grad:
+                    parameter.grad = None if total is None else total.to(parameter.dtype, memory_format=order)
+            return tuple(one.detach().double() for one in figures)
         given = [one.grad for one in parameters] if sums is None else sums
         both = [pair for pair in zip(parameters, given, strict=True) if pair[0].requires_grad]
         learnt = [parameter for parameter, _ in both]
@@ -103,8 +109,7 @@ class Ranks:
         grads = [torch.zeros_like(one) if grad is None else grad for one, grad in both]
         dtype = torch.float32 if sums is None else torch.float64
         flat = torch.cat([one.detach().flatten().to(dtype) for one in (*grads, have, *figures)])
-        if self.count > 1:
-            self._exchange(distributed.all_reduce, flat)
+        self._exchange(distributed.all_reduce, flat)
         *sums, counts, added = flat.split([*(one.numel() for one in learnt), len(learnt), len(figures)])
         for parameter, total, count in zip(learnt, sums, counts.tolist(), strict=True):
             parameter.grad = total.view_as(parameter).to(parameter.dtype) if count else None
