@@ -10,6 +10,7 @@ import torch
 
 from worldenv.assemble import load
 from worldenv.config import presets
+from worldenv.data.clips import Clips
 from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
 from worldenv.errors import UserError
 from worldenv.records.run_folder import RunFolder
@@ -240,6 +241,17 @@ def test_what_the_composer_cannot_learn_from_is_refused_before_anything_is_made(
     monkeypatch.setattr(suite, "records_what_is_done", False)
     with pytest.raises(UserError, match="no-extra-data leaves only demonstrations, and the actions"):
         Pipeline(folder, ScratchConfig(unroll=4, extra_data=False), 1, "composer", suite="short")
+
+
+def test_composer_is_not_trained_on_episodes_that_are_all_too_short_for_the_student(tiny, tmp_path, monkeypatch):
+    lengths, config = [19, 8], replace(CONFIG, extra_data=False)
+    monkeypatch.setattr(Pipeline, "recorded", lambda *_: Clips.of([tiny.trajectory(length) for length in lengths]))
+    world = Pipeline(RunFolder.create(tmp_path / "run", {}), config, 1, "composer").world
+    (path, first), *_ = world.stages()
+    with pytest.raises(UserError, match="unroll is 5 chunks, which have 20 actions; the longest .* has only 19"):
+        first(path)
+    lengths[0] = 20
+    assert world.clips().length.tolist() == lengths
 
 
 def test_full_disk_in_a_stage_is_one_line_that_names_what_it_was_to_make(tmp_path, monkeypatch):

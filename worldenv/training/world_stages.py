@@ -81,9 +81,19 @@ class ComposerStages:
         ]
 
     def clips(self) -> Clips:
-        """The recorded episodes, with the opening of the fingers that the world model will imagine."""
+        """The recorded episodes, with the opening of the fingers that the world model will imagine.
+
+        Raises UserError if all are shorter than what the student imagines in a row.
+        """
         if self._clips is None:
-            self._clips = with_wanted_opening(self.pipeline.carried_out(), self.pipeline.suite.robot)
+            recorded, unroll = self.pipeline.carried_out(), self.pipeline.config.unroll
+            steps, longest = unroll * ComposerConfig.chunk, int(recorded.length.max())
+            if steps > longest:
+                raise UserError(
+                    f"--scratch.unroll is {unroll} chunks, which have {steps} actions; the longest recorded episode "
+                    f"has only {longest}: give a smaller --scratch.unroll and another --run"
+                )
+            self._clips = with_wanted_opening(recorded, self.pipeline.suite.robot)
         return self._clips
 
     def layers(self, chunk: int) -> Layers:
@@ -96,6 +106,7 @@ class ComposerStages:
 
     def make_teacher_base(self, path: Path) -> None:
         p = self.pipeline
+        self.clips()  # refused here, before anything of the world model is trained
         data, schedule = p.disturbed(), p.config.teacher_pretraining
         n, steps = len(data.frames), data.frames.shape[1] - 1
         camera = torch.from_numpy(p.suite.physics.camera.projection)
