@@ -104,6 +104,15 @@ def test_evaluation_ends_in_one_json_line(capsys, models, tmp_path):
         (["--policy", "small", "tabletop"], "the first word is '--policy'; it should be a preset: tabletop, tabletop-"),
         (["tabletop", "--resume"], "--resume needs --run"),
         (["tabletop", "--from-scratch", "--models", "x"], "leave out --models, or leave out --from-scratch"),
+        (
+            ["tabletop", "--from-scratch", "--suite", "metaworld"],
+            "the preset tabletop has settings for the suite tabletop, not for making the models of metaworld: take "
+            "`worldenv-train metaworld --from-scratch --suite metaworld`",
+        ),
+        (
+            ["metaworld-tiny", "--suite", "libero_spatial-small", "--world", "composer"],
+            "take `worldenv-train libero-small --from-scratch --suite libero_spatial-small`",
+        ),
         (["tabletop", "--rl.siblings", "1"], "--rl.siblings is 1; it should be a whole number from 2"),
         (["tabletop", "--rl.learning-rate", "nan"], "--rl.learning-rate is nan; it should be a number above 0"),
         (["tabletop", "--rl.accumulate", "300"], "--rl.accumulate is 300; it should not exceed minibatch, 256"),

@@ -9,11 +9,12 @@ import pytest
 import worldenv
 from worldenv.config import EvaluateConfig, TrainConfig, presets
 from worldenv.errors import UserError
+from worldenv.options import training
 from worldenv.policy.openvla_oft.config import OpenVLAConfig
 from worldenv.reflector.transformers_vlm import VlmConfig
 from worldenv.rl.config import PostTrainConfig
 from worldenv.suites.libero.tasks import HORIZONS, SMALL
-from worldenv.training.config import ScratchConfig
+from worldenv.training.config import SCRATCH_PRESETS, ScratchConfig
 from worldenv.training.fit import Schedule
 from worldenv.training.lessons import CHUNK
 from worldenv.worlds.causal.network import CausalConfig
@@ -145,6 +146,12 @@ def test_models_from_scratch_are_refused_where_nothing_makes_them(other):
 def test_both_world_models_are_made_from_scratch_for_every_suite_that_has_lessons(suite):
     for world in ("composer", "causal"):
         assert TrainConfig(from_scratch=True, suite=suite, world=world).world == world
+
+
+@pytest.mark.parametrize(("suite", "preset"), SCRATCH_PRESETS.items())
+def test_every_suite_whose_models_are_made_has_a_preset_with_its_settings(suite, preset):
+    config = training([preset, "--from-scratch", "--suite", suite])
+    assert config == replace(presets()[preset][1], from_scratch=True, suite=suite)
 
 
 def test_preset_of_the_paper_has_its_numbers():

@@ -14,6 +14,7 @@ from worldenv.nn.int8 import check_precision
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import EngineConfig
 from worldenv.training.config import (
+    SCRATCH_PRESETS,
     SCRATCH_WORLDS,
     RefreshConfig,
     ScratchConfig,
@@ -71,9 +72,9 @@ class TrainConfig:
                 "--from-scratch makes its own models: leave out --models, or leave out --from-scratch (if the preset "
                 "sets it, give --no-from-scratch)"
             )
-        if self.from_scratch and self.world not in SCRATCH_WORLDS.get(self.suite, ()):
+        if self.from_scratch and not (self.suite in SCRATCH_PRESETS and self.world in SCRATCH_WORLDS):
             raise UserError(
-                f"--from-scratch makes the models of the suites {', '.join(SCRATCH_WORLDS)}, with --world composer or "
+                f"--from-scratch makes the models of the suites {', '.join(SCRATCH_PRESETS)}, with --world composer or "
                 "causal; train your own models yourself and name them with --policy, --world and --reflector"
             )
         if self.from_scratch and self.world == "composer" and self.device == "cuda":

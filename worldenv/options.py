@@ -17,7 +17,7 @@ from worldenv.errors import UserError, nearest
 from worldenv.fields import FieldError, shown
 from worldenv.records.run_folder import RunFolder
 from worldenv.saved import check_weights, resolved, saved_config
-from worldenv.training.config import RefreshConfig, ScratchConfig
+from worldenv.training.config import SCRATCH_PRESETS, RefreshConfig, ScratchConfig
 from worldenv.training.train_vlm import VlmTraining
 
 TRAIN_HELP = """Improve a vision-language-action policy by reinforcement learning inside a learned world model.
@@ -69,18 +69,30 @@ def training(words: Sequence[str]) -> TrainConfig:
     if "resume" not in given:
         if not makes_models:
             chosen = {name: (about, _Short(**vars(config))) for name, (about, config) in chosen.items()}
-        config = _parsed(
+        parsed = _parsed(
             lambda: tyro.extras.overridable_config_cli(
                 chosen, args=words, prog="worldenv-train", description=TRAIN_HELP
             )
         )
-        return TrainConfig(**vars(config))
+        config = TrainConfig(**vars(parsed))
+        _check_preset(words[0], config)
+        return config
     if "run" not in given:
         raise UserError("--resume needs --run: the folder of the run to continue")
     base = _saved(Path(given["run"]), given)
     shown = TrainConfig if base.from_scratch or base.rounds > 1 or makes_models else _Short
     words = words[1:] if words[0] in chosen else words  # what the run used counts, and no preset
     return TrainConfig(**vars(_parsed(lambda: _cli(shown, shown(**vars(base)), words, "worldenv-train", TRAIN_HELP))))
+
+
+def _check_preset(preset: str, config: TrainConfig) -> None:
+    """Raise UserError if the models of a suite are to be made with the settings of another suite's preset."""
+    own = presets()[preset][1].suite
+    if config.from_scratch and SCRATCH_PRESETS.get(own) != (wanted := SCRATCH_PRESETS[config.suite]):
+        raise UserError(
+            f"the preset {preset} has settings for the suite {own}, not for making the models of {config.suite}: take "
+            f"`worldenv-train {wanted} --from-scratch --suite {config.suite}`"
+        )
 
 
 def _saved(run: Path, given: dict[str, str]) -> TrainConfig:

@@ -12,10 +12,11 @@ from worldenv.worlds.composer.network import ComposerConfig
 from worldenv.worlds.levels import check_levels
 
 MOST_EPISODES = 100_000  # of a kind, or of a kind and task; the numbers of their start states are that far apart
-SCRATCH_WORLDS = {  # the world models that `--from-scratch` can make, by suite
-    "tabletop": ("composer", "causal"),
-    "metaworld": ("causal", "composer"),
-    **dict.fromkeys(LIBERO, ("causal", "composer")),
+SCRATCH_WORLDS = ("composer", "causal")  # the world models that `--from-scratch` can make
+SCRATCH_PRESETS = {  # for each suite whose models it can make, the preset with this suite's settings
+    "tabletop": "tabletop",
+    "metaworld": "metaworld",
+    **dict.fromkeys(LIBERO, "libero-small"),
 }
 TOKENIZER_FRAMES = 512  # that the tokenizer of the causal world model is fitted to
 
