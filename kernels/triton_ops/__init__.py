@@ -7,13 +7,13 @@ gradient has no face: where one is wanted, their references run.
 
 import pkgutil
 from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
 
 import torch
 
 TRITON_ERROR: str | None = None  # why no Triton face can run; None where triton imports
-FACES: dict[str, Callable] = {}  # by op: every launcher of the files that were imported
-ON_CUDA: dict[str, Callable] = {}  # the same on the device of their tensors, once registered
+FACES: dict[str, Callable] = {}  # by op: the launchers of the files that were imported, on the device of their tensors
 RUNS: set[str] = set()  # the ops that Triton runs on CUDA tensors
 
 try:
@@ -24,7 +24,7 @@ except Exception as error:  # a broken install raises more than ImportError; the
 
 def face(launcher: Callable) -> Callable:
     """Mark `launcher` as the Triton face of the op that has its name. It takes and gives what the op's schema says."""
-    FACES[launcher.__name__] = launcher
+    FACES[launcher.__name__] = _where_its_tensors_are(launcher)
     return launcher
 
 
@@ -33,14 +33,14 @@ def register() -> None:
     for module in pkgutil.iter_modules(__path__):
         import_module(f"{__name__}.{module.name}")
     for op, launcher in FACES.items():
-        ON_CUDA[op] = _where_its_tensors_are(launcher)
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"worldenv::{op}", "CUDA"):
-            torch.library.impl(f"worldenv::{op}", "CUDA")(ON_CUDA[op])
+            torch.library.impl(f"worldenv::{op}", "CUDA")(launcher)
             RUNS.add(op)
 
 
 def _where_its_tensors_are(launcher: Callable) -> Callable:
     # Triton launches on the current device, which need not be the one of the tensors.
+    @wraps(launcher)
     def run(*arguments):
         with torch.cuda.device_of(next(x for x in arguments if isinstance(x, torch.Tensor))):
             return launcher(*arguments)

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -126,3 +127,19 @@ def test_launcher_takes_as_many_arguments_as_its_op_and_leaves_out_the_same(regi
         wanted = [argument.has_default_value() for argument in schema.arguments]
         parameters = inspect.signature(launcher).parameters.values()
         assert [one.default is not inspect.Parameter.empty for one in parameters] == wanted
+
+
+def test_face_runs_on_the_device_of_its_tensors_which_need_not_be_the_current_one(monkeypatch):
+    current, tensor = [], torch.ones(2)
+
+    @contextmanager
+    def device_of(given):
+        current.append(given)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(kernels, "FACES", {})
+    kernels.face(lambda scale, given: (scale * given, [*current]))
+    out, during = kernels.FACES["<lambda>"](3, tensor)
+    assert out.tolist() == [3, 3] and during[0] is tensor and not current

@@ -140,7 +140,7 @@ def test_seeded_defect_is_found(emulate, kernels, old, new):
 )
 def test_triton_runs_the_heads_that_cuda_does_not_take(monkeypatch, name, dtype, d, by_triton):
     triton = object()
-    monkeypatch.setattr(ops, "kernels", SimpleNamespace(ON_CUDA={name: triton}), raising=False)
+    monkeypatch.setattr(ops, "kernels", SimpleNamespace(FACES={name: triton}), raising=False)
     ring = SimpleNamespace(is_cuda=True, shape=(1, 1, 8, d))
     assert (ops.attention_face(name, ring, dtype) is triton) == by_triton
     ring.is_cuda = False

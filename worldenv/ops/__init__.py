@@ -73,8 +73,8 @@ def has_face(name: str, device: torch.device) -> bool:
 def attention_face(name: str, ring: torch.Tensor, dtype: torch.dtype | None = None) -> Callable:
     """What runs op `name` on a ring [B, G, C, D]: Triton where CUDA C++ does not take D or a dtype of queries."""
     taken = ring.shape[-1] in CUDA_HEADS and dtype is not torch.float32
-    if ring.is_cuda and not taken and name in kernels.ON_CUDA:
-        return kernels.ON_CUDA[name]
+    if ring.is_cuda and not taken and name in kernels.FACES:
+        return kernels.FACES[name]
     return getattr(torch.ops.worldenv, name)
 
 
