@@ -104,9 +104,9 @@ class Lockstep:
         network, robot, layer = self.engine.world.network, self.engine.world.robot, memory.layer
         scene = Scene(to_frames(network.plate[None, :, :, None])[0, 0], robot)
         course = follow(network.contact, layer, frame, poses, camera[:, 0], scene)
-        places = torch.cat([layer.origin[:, None], course.places], dim=1)
+        places = torch.cat([layer.thing.origin[:, None], course.places], dim=1)
         tips = torch.cat([memory.tips[:, None], poses[..., POSITION]], dim=1)
-        known = memory.first, course.frame, layer.clear, layer.mask, course.hidden
+        known = memory.first, course.frame, layer.scene(camera[:, 0], scene.plate), layer.thing.mask, course.hidden
         return network.see(known_pictures(*known, tips, places, camera, network.plate), poses, camera, robot.gripper)
 
     @torch.no_grad()

@@ -167,15 +167,11 @@ def test_another_thing_that_is_moved_is_labelled_with_its_way_and_shown_where_it
     torch.testing.assert_close(contacts.pushed[pushes], expected)
     assert not contacts.pushed[~pushes].any() and not contacts.pushed_mask[~pushes].any()
     assert ((contacts.pushed_mask[pushes] > 127).sum((1, 2)) > 12).all()
-    blank = torch.zeros_like(shown.frames_at(torch.tensor([0]), torch.tensor([[0]]))[0, 0])  # all dark
-    mask = torch.from_numpy(layers.things.coverage(np.array([0]), np.array([0]), np.array(others[:1])))
-    bright = (blank + (mask[0, ..., None] > 127) * 255).to(torch.uint8)
-    now, rows = layers.centre[:1, 4], np.array([[0, 4]])
-    dark = replace_plate(scene, -1.0)
-    found = module._up_to_date(bright, layers, now, rows, shown.still_camera()[:1, 0], dark)
-    there = torch.from_numpy(layers.things.coverage(np.array([0]), np.array([4]), np.array(others[:1])))[0]
-    assert (found[0, ..., 0][there == 255] > 200).float().mean() > 0.8
-    assert (found[0, ..., 0][there == 0] < 120).float().mean() > 0.98
+    at, place = np.array([0]), np.array(others[:1])
+    found = module._other(layers, layers.centre[:1, 4], np.array([[0, 4]]))
+    torch.testing.assert_close(found.place - found.origin, torch.tensor([[0.02, 0, 0]]))
+    assert np.array_equal(found.mask.numpy(), layers.things.coverage(at, at, place))
+    assert not module._other(layers, layers.centre[:1, 0], np.array([[0, 0]])).mask.any()  # nothing has come far yet
 
 
 @pytest.mark.parametrize(("away", "share"), [(0.0, (0.9, 1.0)), (0.06, (0.0, 0.0))])

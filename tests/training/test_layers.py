@@ -150,6 +150,18 @@ def test_what_the_moved_thing_pushes_is_the_other_thing_with_its_mask_and_its_pl
     torch.testing.assert_close(ways, torch.tensor([[0, 0.02], [0.02, 0.02]]))  # at the chunk's start, at its end
 
 
+def test_a_held_thing_is_the_layer_even_if_another_one_has_come_farther(clips, states):
+    moved, proprio = np.repeat(states[:1, :1], 12, axis=1), clips.proprio[:1, :12].clone()
+    things, proprio[:, :, 2] = moved[0, :, 15:].reshape(-1, 8, 8), CLEAR_M - 0.01  # a view
+    pushed, held = np.nonzero(movable(moved[0, 0]))[0][:2]
+    things[2:, pushed, 2] += 0.05
+    things[6:, held, 2] += 0.01
+    moved[0, 6:10, HELD] = held
+    layers = Layers(proprio, TabletopThings(moved, 64), K, CLEAR_M)
+    assert layers.thing[0].tolist() == [pushed] * 2 + [held] * 8 + [pushed] * 2
+    assert layers.other[0].tolist() == [-1] * 2 + [pushed] * 8 + [held] * 2
+
+
 def test_the_opening_is_what_the_kinematics_say_and_poses_are_as_recorded(clips):
     robot, stuck = moved_gripper(Kinematics(aperture_rate=0.25)), clips.proprio.clone()
     stuck[:, 1:, 6] = 0.7  # a thing between the fingers

@@ -14,7 +14,7 @@ from worldenv.training import train_contact
 from worldenv.training.contacts import HIDDEN_LEVELS, PICTURE_LEVELS, UNKNOWN, Contacts
 from worldenv.training.train_contact import axis_across, contact_loss
 from worldenv.worlds.composer.contact import COLOURS, ContactNetwork, Scene, Touch, channels, look, numbers
-from worldenv.worlds.composer.layer import SIZE, Layer, project, window
+from worldenv.worlds.composer.layer import SIZE, Layer, Thing, project, window
 
 K, M = 4, 96
 
@@ -119,8 +119,10 @@ def test_in_a_mirror_true_frames_and_poses_give_the_mirrored_view():
     robot = moved_gripper(Kinematics())
     plate = frame[0].float() / 127.5 - 1
     side = torch.tensor([-1.0, 1, 1])
-    view = look(Layer(clear, mask, origin, origin + moved, held), frame, poses, camera, Scene(plate, robot))
-    layer = Layer(clear.flip(2), mask.flip(2), origin * side, (origin + moved) * side, held)
+    thing, other = Thing(mask, origin, origin + moved), Thing(mask.roll(9, 1), origin, origin - moved)
+    view = look(Layer(clear, thing, other, held), frame, poses, camera, Scene(plate, robot))
+    thing, other = (Thing(one.mask.flip(2), one.origin * side, one.place * side) for one in (thing, other))
+    layer = Layer(clear.flip(2), thing, other, held)
     other = look(layer, frame.flip(2), mirrored(poses), camera, Scene(plate.flip(1), robot))
     torch.testing.assert_close(other.pictures, view.pictures.flip(3), rtol=0, atol=2e-3)
     assert (other.pictures - view.pictures).abs().max() > 0.5  # and not the same

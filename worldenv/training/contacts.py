@@ -19,7 +19,7 @@ from worldenv.records.progress import Progress
 from worldenv.robot.hand import drawn_poses
 from worldenv.training.layers import MOVED_M, Layers
 from worldenv.worlds.composer.contact import Scene, look
-from worldenv.worlds.composer.layer import APERTURE, SIZE, Layer, attempts, carried, undecided, window, with_moved
+from worldenv.worlds.composer.layer import APERTURE, SIZE, Layer, Thing, attempts, carried, undecided, window
 
 # Largest offset of the gripper in m: sideways, down, up; the share of offsets that go down or up.
 BESIDE_M, LOWER_M, HIGHER_M, OTHER_HEIGHT = 0.03, 0.01, 0.025, 0.4
@@ -154,10 +154,10 @@ def _labelled(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, offs
     rest = way - way[:, :1] - carried(poses, holds)
     camera, painted = clips.still_camera()[e, 0], layers.thing[episode, step]
     label, place = layers.at(e, t), torch.from_numpy(centre[row, 0, painted.clip(0)])
-    clear = _up_to_date(clips.frames_at(e, label.clear[:, None])[:, 0, 0], layers, centre[:, 0], rows, camera, scene)
-    layer = Layer(clear, label.mask, label.places[:, 0], place, holds[:, 0])
+    clear, origin = clips.frames_at(e, label.clear[:, None])[:, 0, 0], label.places[:, 0]
+    layer = Layer(clear, Thing(label.mask, origin, place), _other(layers, centre[:, 0], rows), holds[:, 0])
     view = look(layer, chunks.frame, poses, camera, scene)
-    was_moved = (place - label.places[:, 0]).norm(dim=1) > MOVED_M
+    was_moved = (place - origin).norm(dim=1) > MOVED_M
     painted = np.where(moves, thing, np.where(was_moved, painted, -1))
     return Contacts(
         (view.pictures * PICTURE_LEVELS).round().to(torch.int8),
@@ -172,28 +172,22 @@ def _labelled(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, offs
     )
 
 
-def _up_to_date(
-    clear: Tensor,  # [M, H, W, 3] uint8
+def _other(
     layers: Layers,
     now: np.ndarray,  # [M, D, 3] m, the middles of things before each chunk
     rows: np.ndarray,  # [M, 2]
-    camera: Tensor,  # [M, 3, 4]
-    scene: Scene,
-) -> Tensor:  # [M, H, W, 3] uint8
-    """The clear frames, with the other thing that has been pushed since then at its present place."""
+) -> Thing:
+    """The thing besides the layer's that has come farthest since the clear frame."""
     (episode, step), row = rows.T, np.arange(len(rows))
     begin = layers.clear[episode, step]
     was = layers.centre[episode, begin]
     away = np.linalg.norm(now - was, axis=-1) * layers.things.movable[episode]
     away[row, layers.thing[episode, step]] = 0
     other = away.argmax(1)
-    some = np.flatnonzero(away[row, other] > MOVED_M)
+    mask, some = np.zeros((len(rows), *layers.things.size), dtype=np.uint8), np.flatnonzero(away[row, other] > MOVED_M)
     if len(some):
-        clear, other = clear.clone(), other[some]
-        mask = torch.from_numpy(layers.things.coverage(episode[some], begin[some], other))
-        places = (torch.from_numpy(centre[some, other]) for centre in (was, now))
-        clear[some] = with_moved(clear[some], mask, *places, camera[some], scene.plate)
-    return clear
+        mask[some] = layers.things.coverage(episode[some], begin[some], other[some])
+    return Thing(*map(torch.from_numpy, (mask, was[row, other], now[row, other])))
 
 
 def _mask(chunks: _Chunks, thing: np.ndarray, camera: Tensor, centre: Tensor) -> Tensor:  # [M, SIZE, SIZE] uint8

@@ -33,9 +33,9 @@ class Layers:
     """The layers of N recorded episodes, for chunks that begin at any step.
 
     As in imagination, the clear frame of a chunk is its first frame if the gripper is above everything and holds
-    nothing, else the clear frame of the chunk before. The moved thing is the one whose distance from its place in the
-    clear frame is largest, at any step of the chunk. The thing whose distance comes next is the other one, which the
-    moved thing or the gripper has pushed.
+    nothing, else the clear frame of the chunk before. The moved thing is the one that the gripper holds at any step of
+    the chunk. If it holds none, it is the one whose distance from its place in the clear frame is largest at any step.
+    The thing whose distance is largest among the rest is the other one: it was moved before, or has been pushed.
     """
 
     def __init__(
@@ -56,8 +56,10 @@ class Layers:
             self.clear[:, t] = np.where(above[:, t] & (self.held[:, t] < 0), t, before)
             away = self.centre[:, t : t + chunk + 1] - self.centre[rows, self.clear[:, t]][:, None]
             away = np.linalg.norm(away, axis=-1).max(1) * things.movable
-            self.thing[:, t] = np.where(away.max(1) > MOVED_M, away.argmax(1), -1)
-            away[rows, away.argmax(1)] = 0
+            held = self.held[:, t : t + chunk + 1].max(1)
+            thing = np.where(held >= 0, held, away.argmax(1))
+            self.thing[:, t] = np.where(away.max(1) > MOVED_M, thing, -1)
+            away[rows, thing] = 0
             self.other[:, t] = np.where(away.max(1) > MOVED_M, away.argmax(1), -1)
         self._draw()
         self._hide()

@@ -17,7 +17,7 @@ from worldenv.robot.hand import drawn_poses
 from worldenv.robot.robot import Robot
 from worldenv.training.layers import Layers
 from worldenv.training.share import WHOLE, Share
-from worldenv.worlds.composer.layer import POSITION, renewed, with_moved
+from worldenv.worlds.composer.layer import POSITION, Thing, renewed, with_other
 from worldenv.worlds.composer.network import ComposerNetwork, Seen
 
 # How much more a pixel counts that changes within the chunk: few do, and they are all that matters. Five in six of them
@@ -77,15 +77,10 @@ class ChunkBatch:
 
     def _with_other(self, last: Tensor, clear: Tensor, plate: Tensor) -> tuple[Tensor, Tensor]:
         """Present and clear frame with the pushed thing already where it is at the chunk's end, as in imagination."""
-        rows = self.layer.other_mask.any(2).any(1).nonzero()[:, 0]
-        if not len(rows):
-            return last, clear
-        mask, (was, now, then) = self.layer.other_mask[rows], self.layer.other_places[rows].unbind(1)
-        given = self.camera[rows, 0], to_frames(plate.detach()[None, :, :, None])[0, 0]
-        before, after = (with_moved(clear[rows], mask, was, place, *given) for place in (now, then))
-        last, clear = last.clone(), clear.clone()
-        last[rows], clear[rows] = renewed(last[rows], before, after), after
-        return last, clear
+        mask, (was, now, then) = self.layer.other_mask, self.layer.other_places.unbind(1)
+        given = self.camera[:, 0], to_frames(plate.detach()[None, :, :, None])[0, 0]
+        before, after = (with_other(clear, self.layer.mask, Thing(mask, was, at), *given) for at in (now, then))
+        return renewed(last, before, after), after
 
     def weight(self, predicted: Tensor, *last: Tensor) -> Tensor:  # [B, K, H, W, 3], [B, H, W, 3] each, in [-1, 1]
         """How much each pixel counts, [B, K, H, W, 1]: those that change, and those of the moved thing."""

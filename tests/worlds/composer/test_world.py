@@ -9,6 +9,7 @@ from worldenv.errors import UserError
 from worldenv.interfaces.observation import Key
 from worldenv.interfaces.world import WorldModel
 from worldenv.nn.int8 import measured
+from worldenv.ops.unpatchify import to_frames
 from worldenv.robot.kinematics import Kinematics, chunk_kinematics, composed
 from worldenv.robot.robot import moved_gripper
 from worldenv.suites.tabletop.suite import CLEAR_M
@@ -68,8 +69,9 @@ def test_known_pictures_are_of_the_first_frame_the_present_one_and_the_layer(tin
         assert torch.equal(first, video[:, 0, 0]) and torch.equal(last, course.frame)
         present = video[:, 4 * chunk, 0]
         assert ((last == present) | (last == clear)).all()  # what is pushed comes from the clear frame
-        assert torch.equal(clear, after.clear) and torch.equal(mask, after.mask)
-        assert torch.equal(all_places, torch.cat([after.origin[:, None], course.places], dim=1))
+        scene = after.scene(starts.seen.camera[:, 0], to_frames(engine.world.network.plate[None, :, :, None])[0, 0])
+        assert torch.equal(clear, scene) and torch.equal(mask, after.thing.mask)
+        assert torch.equal(all_places, torch.cat([after.thing.origin[:, None], course.places], dim=1))
         assert torch.equal(hidden, course.hidden)
         assert torch.equal(tips[:, 0], starts.seen.proprio[:, :3]) and tips.shape == (7, 6, 3)
         is_clear = (tips[:, 1, 2] > CLEAR_M) & ~before.held & (mask == 0).all(2).all(1)  # and nothing is moved now

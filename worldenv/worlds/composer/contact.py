@@ -15,16 +15,17 @@ from worldenv.worlds.composer.layer import (
     POSITION,
     SIZE,
     Layer,
+    Thing,
     attempts,
     carried,
     holding,
     in_window,
     renewed,
+    rows_with,
     undecided,
     unwindow,
     window,
     window_offsets,
-    with_moved,
 )
 
 WIDTHS, CONDITION, HIDDEN = (32, 48, 64, 96), 96, 256  # channels, at 1 to 1/8 of the window
@@ -106,12 +107,12 @@ def look(
     middle = (poses[:, 0, POSITION] + poses[:, -1, POSITION]) / 2
     is_grasp = closes.any(1) & ~layer.held
     centre = torch.where(is_grasp[:, None], poses[rows, first][:, POSITION], middle)
-    has_moved = (layer.place - layer.origin).norm(dim=1) > STILL_M
-    mask = layer.mask.float() / 255 * has_moved[:, None, None]
+    thing = layer.thing
+    mask = thing.mask.float() / 255 * _has_moved(thing)[:, None, None]
     was = F.max_pool2d(mask[:, None], 3, 1, 1)[:, 0, :, :, None] > 0.05
-    clear = unit(layer.clear)
+    clear = unit(layer.scene(camera, scene.plate))
     empty = window(torch.where(was, scene.plate, clear), camera, centre)
-    cut_out = window(torch.cat([clear, mask[..., None]], dim=-1), camera, centre, (layer.origin, layer.place))
+    cut_out = window(torch.cat([clear, mask[..., None]], dim=-1), camera, centre, (thing.origin, thing.place))
     covered = cut_out[:, 3:]
     now = torch.lerp(empty, cut_out[:, :3], covered)
     fingers = _fingers(poses, camera, centre, scene.robot)
@@ -207,8 +208,9 @@ def follow(
     """Predict the course of the layers in a chunk. Afterwards, `layer` is as at the end of the chunk."""
     above = ~layer.held & (poses[:, 0, 2] > scene.robot.clear_m)
     layer.clear.copy_(torch.where(above[:, None, None, None], frame, layer.clear))
-    layer.mask.mul_(~above[:, None, None])
-    places = layer.place[:, None].repeat(1, poses.shape[1], 1)
+    for thing in (layer.thing, layer.other):
+        thing.mask.mul_(~above[:, None, None])
+    places = layer.thing.place[:, None].repeat(1, poses.shape[1], 1)
     near = (poses[:, :, 2].amin(1) < scene.robot.clear_m) | layer.held
     hidden = frame.new_zeros(len(places), poses.shape[1] - 1, *frame.shape[1:3])
     course = Course(places, hidden, places.new_zeros(len(places)), frame.clone())
@@ -222,11 +224,6 @@ def follow(
     return course
 
 
-def rows_with(mask: Tensor) -> Tensor:  # [B] bool -> [M] int64
-    """The rows to work on: those of the mask; on a GPU all, for to count them the host would wait for the device."""
-    return torch.nonzero(mask)[:, 0] if mask.device.type == "cpu" else torch.arange(len(mask), device=mask.device)
-
-
 def _touch(
     network: ContactNetwork, layer: Layer, near: Tensor, frame: Tensor, poses: Tensor, camera: Tensor, scene: Scene
 ) -> Course:
@@ -235,22 +232,20 @@ def _touch(
     is_open = undecided(poses, layer.held) & near[:, None]
     held = holding((said.grasps > 0) & near[:, None], poses, layer.held)
     moves = ((said.moves > 0) | held.any(1)) & near
-    thing = said.mask.sigmoid()
-    share = torch.minimum(thing, view.covered).sum((1, 2)) / thing.sum((1, 2)).clamp(min=1)
-    is_new = moves & ~layer.held & (share <= SAME_THING)
-    rows = rows_with(is_new)
-    if len(rows):
-        part = layer[rows]
-        _cut_out(part, is_new[rows], thing[rows], view.centre[rows], camera[rows], scene.plate)
-        layer.put(rows, part)
+    is_new = moves & ~layer.held & (_common(said.mask.sigmoid(), view.covered) <= SAME_THING)
     pushes = (said.pushes > 0) & moves
-    frame = _push(said, pushes, layer, frame, view.centre, camera, scene.plate)
+    rows = rows_with(is_new | pushes)
+    if len(rows):
+        part, given = layer[rows], (view.centre[rows], camera[rows], scene.plate)
+        _take(part, is_new[rows], said.mask[rows], *given)
+        frame[rows] = _push(part, pushes[rows], said.pushed_mask[rows], said.pushed[rows], frame[rows], *given)
+        layer.put(rows, part)
     way = carried(poses, held)
     way[:, 1:] += said.rest * moves[:, None, None]
-    places = layer.place[:, None] + way
-    layer.place.copy_(places[:, -1])
+    places = layer.thing.place[:, None] + way
+    layer.thing.place.copy_(places[:, -1])
     layer.held.copy_(held[:, -1])
-    hidden = _hidden(said.hidden, view.centre, camera, layer.mask)
+    hidden = _hidden(said.hidden, view.centre, camera, layer.thing.mask)
     return Course(places, hidden, doubt_of(said, is_open, moves & ~held.any(1), pushes), frame)
 
 
@@ -291,31 +286,52 @@ def doubt_of(
     return 1 - (1 - unsure) * by_rows(torch.exp, -DOUBT_PER_M * far)[:, 0]
 
 
+def _has_moved(thing: Thing) -> Tensor:  # [B] bool
+    return (thing.place - thing.origin).norm(dim=1) > STILL_M
+
+
+def _common(thing: Tensor, other: Tensor) -> Tensor:  # [B, SIZE, SIZE] each, shares of pixels -> [B]
+    """The share of the first thing that the second covers."""
+    return torch.minimum(thing, other).sum((1, 2)) / thing.sum((1, 2)).clamp(min=1)
+
+
+def _seen(layer: Layer, logits: Tensor, centre: Tensor, camera: Tensor) -> tuple[Tensor, Thing]:
+    """The thing that the network sees in windows: whether it is the layer's other thing [B], and if not, a new one."""
+    share, other = logits.sigmoid(), layer.other
+    covered = window(other.mask[..., None].float() / 255, camera, centre, (other.origin, other.place))[:, 0]
+    mask = _in_picture(share[:, None], camera, centre, tuple(other.mask.shape[1:]))[:, 0]
+    return _common(share, covered) > SAME_THING, Thing(mask, centre, centre)
+
+
+def _leave(layer: Layer, where: Tensor, camera: Tensor, plate: Tensor) -> None:  # [B] bool
+    """The other thing is left where it is, in the clear frame: another one takes its place in the layer."""
+    layer.clear = torch.where(where[:, None, None, None], layer.scene(camera, plate), layer.clear)
+
+
+def _take(layer: Layer, is_new: Tensor, logits: Tensor, centre: Tensor, camera: Tensor, plate: Tensor) -> None:
+    """A thing is moved that is not the layer's: it becomes the layer's, and the one that was moved before the other."""
+    is_other, seen = _seen(layer, logits, centre, camera)
+    gives_way = is_new & (is_other | _has_moved(layer.thing))
+    _leave(layer, gives_way & ~is_other, camera, plate)
+    before, seen = layer.thing, layer.other.where(is_other, seen)
+    layer.thing, layer.other = seen.where(is_new, before), before.where(gives_way, layer.other)
+
+
 def _push(
-    said: Touch, pushes: Tensor, layer: Layer, frame: Tensor, centre: Tensor, camera: Tensor, plate: Tensor
+    layer: Layer,
+    pushes: Tensor,  # [B] bool
+    logits: Tensor,  # [B, SIZE, SIZE], of `pushed_mask`
+    way: Tensor,  # [B, 3] m
+    frame: Tensor,  # [B, H, W, 3] uint8
+    centre: Tensor,
+    camera: Tensor,
+    plate: Tensor,
 ) -> Tensor:  # [B, H, W, 3] uint8
-    """The other thing is moved, in the clear frame of the layer and in the present frame, which is returned."""
-    rows = rows_with(pushes)
-    if not len(rows):
-        return frame
-    part, here, size = layer[rows], centre[rows], tuple(layer.mask.shape[1:])
-    mask = _in_picture(said.pushed_mask[rows, None].sigmoid(), camera[rows], here, size)[:, 0]
-    clear = with_moved(part.clear, mask, here, here + said.pushed[rows], camera[rows], plate)
-    is_free = pushes[rows, None, None] & (part.mask == 0)  # in its mask, `clear` has to keep the layer's own thing
-    clear = torch.where(is_free[..., None], clear, part.clear)
-    frame = frame.clone()
-    frame[rows] = renewed(frame[rows], part.clear, clear)
-    part.clear.copy_(clear)
-    layer.put(rows, part)
-    return frame
-
-
-def _cut_out(layer: Layer, is_new: Tensor, thing: Tensor, centre: Tensor, camera: Tensor, plate: Tensor) -> None:
-    """Another thing becomes the layer; the one before is left where it lies."""
-    is_point, is_picture = is_new[:, None], is_new[:, None, None]
-    left = with_moved(layer.clear, layer.mask, layer.origin, layer.place, camera, plate)
-    layer.clear.copy_(torch.where(is_picture[..., None], left, layer.clear))
-    mask = _in_picture(thing[:, None], camera, centre, tuple(layer.mask.shape[1:]))[:, 0]
-    layer.mask.copy_(torch.where(is_picture, mask, layer.mask))
-    layer.origin.copy_(torch.where(is_point, centre, layer.origin))
-    layer.place.copy_(torch.where(is_point, centre, layer.place))
+    """The other thing is moved, in the layer and in the present frame, which is returned."""
+    is_other, seen = _seen(layer, logits, centre, camera)
+    is_new = pushes & ~is_other
+    _leave(layer, is_new, camera, plate)
+    layer.other = seen.where(is_new, layer.other)
+    before = layer.scene(camera, plate)
+    layer.other.place = layer.other.place + way * pushes[:, None]
+    return renewed(frame, before, layer.scene(camera, plate))

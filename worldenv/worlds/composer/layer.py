@@ -1,10 +1,11 @@
-"""The layer: the thing that the gripper moves, cut out of a clear frame and painted where it is now.
+"""The layer: what the gripper moves, cut out of a clear frame and painted where it is now.
 
 Frames that are copied from frames lose a little each time. What lies still is copied exactly, and what is moved is
 taken from the same clear frame at every pass, so nothing fades, however long an episode is.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -21,22 +22,40 @@ SIZE, PIXEL_M = 32, 0.006  # of a window: pixels on each side, and what one of t
 
 
 @dataclass
+class Thing(Slots):
+    """A thing of each episode, as it looks in a clear frame."""
+
+    mask: Tensor  # [E, H, W] uint8, its share of each pixel; 255: all. All zero if there is none
+    origin: Tensor  # [E, 3] float32 m, where it is in the clear frame
+    place: Tensor  # [E, 3] float32 m, where it is now
+
+    def where(self, use: Tensor, other: Self) -> Self:  # [E] bool
+        """This thing where `use`, elsewhere the other one."""
+        pairs = zip(self.tensors(), other.tensors(), strict=True)
+        return Thing(*(torch.where(use.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
+
+
+@dataclass
 class Layer(Slots):
-    """The layer of each episode."""
+    """The layer of each episode: the thing that was moved last, and another one, which was moved before or is pushed.
+
+    Both are always taken from the same clear frame, until the gripper has been above everything again.
+    """
 
     clear: Tensor  # [E, H, W, 3] uint8, a frame from when the gripper was last above everything
-    mask: Tensor  # [E, H, W] uint8, the thing in `clear`; all zero if nothing has been moved since
-    origin: Tensor  # [E, 3] float32 m, where the thing was in `clear`
-    place: Tensor  # [E, 3] float32 m, where it is
-    held: Tensor  # [E] bool, whether the gripper holds it
+    thing: Thing  # moved last
+    other: Thing
+    held: Tensor  # [E] bool, whether the gripper holds the thing
 
     @classmethod
     def begin(cls, frame: Tensor, position: Tensor) -> "Layer":  # [E, H, W, 3] uint8, [E, 3]
         """Nothing has been moved yet."""
-        nothing = torch.zeros_like(frame[..., 0])
-        return cls(
-            frame.clone(), nothing, position.clone(), position.clone(), torch.zeros_like(nothing[:, 0, 0]).bool()
-        )
+        nothing = (Thing(torch.zeros_like(frame[..., 0]), position.clone(), position.clone()) for _ in range(2))
+        return cls(frame.clone(), *nothing, frame.new_zeros(len(frame), dtype=torch.bool))
+
+    def scene(self, camera: Tensor, plate: Tensor) -> Tensor:  # [E, 3, 4], [H, W, 3] -> [E, H, W, 3] uint8
+        """The clear frame with the other thing where it is now."""
+        return with_other(self.clear, self.thing.mask, self.other, camera, plate)
 
 
 def with_moved(
@@ -52,6 +71,30 @@ def with_moved(
     frames, hidden, plate = (frame,) * 3, torch.zeros_like(mask)[:, None], patchify(plate[None, None])[0, :, :, 0]
     known = known_pictures(*frames, mask, hidden, points, points, camera[:, None], plate)
     return to_frames(known[:, :, :, -1:])[:, 0]
+
+
+def with_other(
+    clear: Tensor,  # [B, H, W, 3] uint8
+    mask: Tensor,  # [B, H, W] uint8, of the layer's thing, whose pixels stay as they are
+    other: Thing,  # of B episodes
+    camera: Tensor,  # [B, 3, 4]
+    plate: Tensor,  # [H, W, 3] float32 in [-1, 1]
+) -> Tensor:  # [B, H, W, 3] uint8
+    """The clear frame with the other thing where it is now."""
+    has_moved, is_free = (other.place != other.origin).any(1), mask == 0
+    rows = rows_with(has_moved & (other.mask > 0).any(2).any(1))
+    if not len(rows):
+        return clear
+    before, part, is_free = clear[rows], other[rows], is_free[rows]
+    there = with_moved(before, part.mask * is_free, part.origin, part.place, camera[rows], plate)
+    out = clear.clone()
+    out[rows] = torch.where((is_free & has_moved[rows, None, None])[..., None], there, before)
+    return out
+
+
+def rows_with(mask: Tensor) -> Tensor:  # [B] bool -> [M] int64
+    """The rows to work on: those of the mask; on a GPU all, for to count them the host would wait for the device."""
+    return torch.nonzero(mask)[:, 0] if mask.device.type == "cpu" else torch.arange(len(mask), device=mask.device)
 
 
 def renewed(frame: Tensor, before: Tensor, after: Tensor) -> Tensor:  # [B, H, W, 3] uint8 each

@@ -141,9 +141,9 @@ class ComposerWorld:
         network, layer, poses = self.network, memory.layer, drawn_poses(poses, self.robot)
         scene = Scene(to_frames(network.plate[None, :, :, None])[0, 0], self.robot)
         course = follow(network.contact, layer, frame, poses, camera[:, 0], scene)
-        places = torch.cat([layer.origin[:, None], course.places], dim=1)
+        places = torch.cat([layer.thing.origin[:, None], course.places], dim=1)
         tips = torch.cat([memory.tips[:, None], poses[..., POSITION]], dim=1)
-        known = memory.first, course.frame, layer.clear, layer.mask, course.hidden
+        known = memory.first, course.frame, layer.scene(camera[:, 0], scene.plate), layer.thing.mask, course.hidden
         pictures = known_pictures(*known, tips, places, camera, network.plate)
         seen = network.see(pictures, poses, camera, self.robot.gripper)
         shape = self.size[0] // 2, self.size[1] // 2, poses.shape[1] - 1, PATCH
