@@ -10,7 +10,7 @@ from torch import nn
 from worldenv import job
 from worldenv.config import TrainConfig, presets
 from worldenv.data.clips import Clips
-from worldenv.data.trajectories import TrajectoryReader
+from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
 from worldenv.errors import UserError
 from worldenv.evaluation import measure
 from worldenv.evaluation.config import EvalConfig
@@ -253,6 +253,26 @@ def test_what_models_are_shown_is_shared_and_comes_back_whole(tiny, begin):
         assert torch.allclose(own, whole[1], atol=1e-5) and torch.allclose(other, whole[2], atol=1e-5)
     few = clips.pick(torch.tensor([0]))  # fewer than ranks
     assert [len(one) for one, _, _ in begin(2, lambda ranks: work(ranks, few)).results()] == [1, 1]
+
+
+def test_labels_are_made_by_the_first_rank_and_read_by_the_others(tmp_path, begin, monkeypatch):
+    with TrajectoryWriter(tmp_path / "shown") as writer:
+        for trajectory in demonstrate(TASKS[:2], range(2), "train"):
+            writer.write(trajectory)
+    monkeypatch.setattr(Pipeline, "recorded", lambda *_: Clips.open(tmp_path / "shown"))
+    coverage = TabletopThings.coverage
+
+    def work(ranks, path=tmp_path / "two"):
+        drawn = []
+        monkeypatch.setattr(TabletopThings, "coverage", lambda *given: drawn.append(1) or coverage(*given))
+        with opened_by(ranks, lambda: RunFolder.create(path, {})) as folder:
+            layers = Pipeline(folder, tiny_scratch(), 1, "composer", ranks=ranks).world.layers(4)
+        return len(drawn), layers.row, layers.masks, layers.hidden_keys, layers.hidden
+
+    alone, (one, other) = work(ALONE, tmp_path / "one"), begin(2, work).results()
+    assert (alone[0], one[0], other[0]) == (1, 1, 0)
+    for expected, *found in zip(alone[1:], one[1:], other[1:], strict=True):
+        assert all(np.array_equal(expected, each) for each in found)
 
 
 @pytest.fixture

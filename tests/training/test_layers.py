@@ -6,14 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from worldenv.data.clips import Clips
+from worldenv.data.frames import StoredFrames
+from worldenv.records.kept import Kept
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
 from worldenv.suites.tabletop.detector import nearest_color
 from worldenv.suites.tabletop.suite import CLEAR_M
 from worldenv.suites.tabletop.things import HELD, TabletopThings, act_out, coverage, movable, occlusion
-from worldenv.training.layers import HIDDEN_LEVEL, MOVED_M, Layers, with_wanted_opening
+from worldenv.training import layers as drawing
+from worldenv.training.layers import HIDDEN_LEVEL, MOVED_M, Layers, made_of, with_wanted_opening
 
 K = 4
+EIGHT = torch.arange(8)
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +188,61 @@ def test_a_goal_that_is_shifted_is_no_layer(clips, states):
     shifted[0, 2:, 15 + 8 * goal + 2] += 0.05
     layers = Layers(clips.proprio[:, :6], TabletopThings(shifted, 64), K, CLEAR_M)
     assert not layers.moves().any()  # pads and trays are no things that a gripper moves
+
+
+class Counted(TabletopThings):
+    """Counts the pictures that are drawn, and dies when there were to be more than `most`."""
+
+    drawn, most = 0, 10**9
+
+    def coverage(self, *which):
+        self.count(which)
+        return super().coverage(*which)
+
+    def occlusion(self, *which):
+        self.count(which)
+        return super().occlusion(*which)
+
+    def count(self, which):
+        if self.drawn + len(which[0]) > self.most:
+            raise KeyboardInterrupt
+        self.drawn += len(which[0])
+
+
+def test_layers_whose_drawing_is_interrupted_draw_the_rest_and_then_are_read_and_the_same(
+    clips, states, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(drawing, "AT_ONCE", 20)
+    crowded = states.copy()
+    for e, thing in enumerate(states[:, 0, 13].astype(int)):  # another thing stands in front
+        other = next(i for i in np.nonzero(movable(states[e, 0]))[0] if i != thing)
+        rows = crowded[e, :, 15:].reshape(-1, 8, 8)  # a view
+        rows[:, other, 2:4] = rows[-1, thing, 2:4] - np.array([0, 0.035])
+    whole, kept = Counted(crowded, 64), Kept(tmp_path / "labels", made_of(clips, K, CLEAR_M))
+    expected = Layers(clips.proprio, whole, K, CLEAR_M)
+    first, second, third = (Counted(crowded, 64) for _ in range(3))
+    first.most = whole.drawn - 50
+    with pytest.raises(KeyboardInterrupt):
+        Layers(clips.proprio, first, K, CLEAR_M, kept)
+    for things, drawn in ((second, whole.drawn - first.drawn), (third, 0)):
+        found = Layers(clips.proprio, things, K, CLEAR_M, kept)
+        assert things.drawn == drawn < whole.drawn / 2
+        assert np.array_equal(found.row, expected.row) and torch.equal(found.masks, expected.masks)
+        assert np.array_equal(found.hidden_keys, expected.hidden_keys) and torch.equal(found.hidden, expected.hidden)
+    assert len(found.hidden) > 10 and first.drawn > 100
+
+
+def test_labels_are_of_the_same_episodes_only_if_all_is_the_same(clips):
+    longer, demos = clips.length.clone(), clips.stored.demos
+    longer[3] -= 1
+
+    def begun(**labels):
+        other = [replace(demo, labels=demo.labels | labels) for demo in demos[:1]] + list(demos[1:])
+        return replace(clips, stored=StoredFrames(other, clips.stored._files))
+
+    same = made_of(Clips.open(demos[0].path.parent), K, CLEAR_M)
+    others = [replace(clips, length=longer), *(begun(**one) for one in ({"start": 77}, {"split": "a"}, {"task": "b"}))]
+    others += [replace(clips, **{name: getattr(clips, name) + 1e-6}) for name in ("proprio", "actions")]
+    found = [made_of(other, K, CLEAR_M) for other in others]
+    found += [made_of(clips, K + 1, CLEAR_M), made_of(clips, K, CLEAR_M + 0.01), made_of(clips.pick(EIGHT), K, CLEAR_M)]
+    assert same == made_of(clips, K, CLEAR_M) and len({same, *found}) == len(found) + 1

@@ -16,6 +16,7 @@ from worldenv.errors import UserError
 from worldenv.records.run_folder import RunFolder
 from worldenv.records.stage_times import stage_seconds
 from worldenv.suites.tabletop.scenes import TASKS
+from worldenv.suites.tabletop.things import TabletopThings
 from worldenv.training import pipeline, world_stages
 from worldenv.training.config import ScratchConfig
 from worldenv.training.lessons import TabletopLessons
@@ -56,7 +57,7 @@ def weights(folder):
 
 def test_every_stage_leaves_its_model_its_data_and_its_card(folder):
     expected = {f"{name}.{kind}" for name in MODELS for kind in ("safetensors", "md")}
-    expected |= {"demonstrations", "exploration", "again", "ranges.json"}
+    expected |= {"demonstrations", "exploration", "again", "labels", "ranges.json"}
     assert {path.name for path in written(folder)} == expected
     ranges = load(folder.path / "models").ranges
     assert {"down1", "layers.0.mlp.2", "fine_out.1.conv2"} <= ranges["world"].keys()
@@ -93,7 +94,9 @@ def test_run_that_is_complete_does_nothing(folder):
     assert written(folder) == before
 
 
-def test_deleted_output_alone_is_made_again_and_is_the_same(folder, same_weights):
+def test_deleted_output_alone_is_made_again_of_kept_labels_and_is_the_same(folder, same_weights, monkeypatch):
+    for name in ("coverage", "occlusion"):
+        monkeypatch.setattr(TabletopThings, name, lambda *given: pytest.fail("labels are drawn"))
     before, models = written(folder), weights(folder)
     path = folder.path / "models" / "teacher.safetensors"
     path.unlink()

@@ -115,6 +115,15 @@ class Ranks:
             parameter.grad = total.view_as(parameter).to(parameter.dtype) if count else None
         return added.unbind()
 
+    @contextmanager
+    def after_first(self) -> Iterator[None]:
+        """Rank 0 goes through the block first, then all others at once: they find what it has kept in files."""
+        if not self.first:
+            self.every(None)
+        yield
+        if self.first:
+            self.every(None)
+
     def check_alike(self, what: dict[str, Any]) -> None:
         """Raise UserError, at all ranks, unless each was given the same."""
         for rank, other in enumerate(self.every(what)):

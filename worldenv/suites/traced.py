@@ -8,6 +8,7 @@ import numpy as np
 from worldenv.data.clips import Clips
 from worldenv.errors import UserError
 from worldenv.interfaces.true_things import Beside
+from worldenv.records.kept import NOT_KEPT, Kept
 from worldenv.records.progress import Progress
 from worldenv.suites.held import HeldSuite
 from worldenv.suites.offscreen import Trace
@@ -44,22 +45,18 @@ class TracedThings:
         self.movable = np.stack([np.arange(most) < trace.centre.shape[1] for trace in traces])
 
     @classmethod
-    def of(cls, clips: Clips, suite: HeldSuite) -> Self:
-        """The true things of recorded episodes of the suite, whose actions are carried out again."""
-        episodes, lengths = clips.begun(), clips.length.tolist()
-        repeated = _as_carried_out(clips.actions.numpy(), suite)
+    def of(cls, clips: Clips, suite: HeldSuite, kept: Kept = NOT_KEPT) -> Self:
+        """The true things of recorded episodes of the suite, whose actions are carried out again. Traces are kept."""
+        lengths, repeated = clips.length.tolist(), _as_carried_out(clips.actions.numpy(), suite)
         actions = [own[:length] for own, length in zip(repeated, lengths, strict=True)]
-        with Progress(len(episodes), f"true things of {suite.name}") as progress:
-            traces = suite.ask("trace", episodes, [(own,) for own in actions], progress)
-        for (task, start, _), trace, proprio in zip(episodes, traces, clips.proprio.numpy(), strict=True):
-            apart = np.abs(trace.proprio - proprio[: len(trace.proprio)]).max()
-            if apart > SAME:
-                raise UserError(
-                    f"an episode of {task} (start {start}) differs from its recording when its actions are carried out "
-                    f"again: proprioception is off by {apart:.2g}. The labels of the composer need recorded actions "
-                    "that were carried out, and the simulator that recorded them: record the episodes on this machine"
-                )
-        return cls(suite, episodes, actions, traces, clips.actions.shape[1])
+
+        def make() -> dict[str, np.ndarray]:
+            traces = enumerate(_traces(clips, suite, actions))
+            return {f"{i} {name}": value for i, trace in traces for name, value in trace._asdict().items()}
+
+        found = kept.arrays("traces", make)
+        traces = [Trace(*(found[f"{i} {name}"] for name in Trace._fields)) for i in range(len(clips))]
+        return cls(suite, clips.begun(), actions, traces, clips.actions.shape[1])
 
     def coverage(self, episode: np.ndarray, step: np.ndarray, thing: np.ndarray) -> np.ndarray:  # [M] int64 each
         return self._outlines(episode, step, thing, True)[0]
@@ -111,6 +108,22 @@ class TracedThings:
         for rows, answer in zip(parts, answers, strict=True):
             out |= zip(rows, answer, strict=True)
         return [out[row] for row in range(len(alike))]
+
+
+def _traces(clips: Clips, suite: HeldSuite, actions: Sequence[np.ndarray]) -> list[Trace]:
+    """Carry out the actions of recorded episodes again. Raises UserError if one differs from the recording."""
+    episodes = clips.begun()
+    with Progress(len(episodes), f"true things of {suite.name}") as progress:
+        traces = suite.ask("trace", episodes, [(own,) for own in actions], progress)
+    for (task, start, _), trace, proprio in zip(episodes, traces, clips.proprio.numpy(), strict=True):
+        apart = np.abs(trace.proprio - proprio[: len(trace.proprio)]).max()
+        if apart > SAME:
+            raise UserError(
+                f"an episode of {task} (start {start}) differs from its recording when its actions are carried out "
+                f"again: proprioception is off by {apart:.2g}. The labels of the composer need recorded actions "
+                "that were carried out, and the simulator that recorded them: record the episodes on this machine"
+            )
+    return traces
 
 
 def _as_carried_out(actions: np.ndarray, suite: HeldSuite) -> np.ndarray:  # [N, T, A] -> [N, T, repeat, A] float64

@@ -1,5 +1,6 @@
 """What the gripper moves in recorded episodes: labels for composer and contact network, from the true things."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -7,8 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldenv import __version__
 from worldenv.data.clips import Clips
 from worldenv.interfaces.true_things import TrueThings
+from worldenv.records.checksum import checksum
+from worldenv.records.kept import NOT_KEPT, Kept
 from worldenv.records.progress import Progress
 from worldenv.robot.robot import Robot
 from worldenv.worlds.composer.layer import APERTURE
@@ -44,6 +48,7 @@ class Layers:
         things: TrueThings,  # of these episodes
         chunk: int,  # K
         clear_m: float,  # the robot's `clear_m`
+        kept: Kept = NOT_KEPT,  # where the pictures that are drawn are kept
     ):
         n, steps = things.held.shape
         self.chunk, self.clear_m, self.things = chunk, clear_m, things
@@ -61,10 +66,10 @@ class Layers:
             self.thing[:, t] = np.where(away.max(1) > MOVED_M, thing, -1)
             away[rows, thing] = 0
             self.other[:, t] = np.where(away.max(1) > MOVED_M, away.argmax(1), -1)
-        self._draw()
-        self._hide()
+        self._draw(kept)
+        self._hide(kept)
 
-    def _draw(self) -> None:
+    def _draw(self, kept: Kept) -> None:
         """Draw the mask of every (episode, step of the clear frame, thing) that occurs."""
         things = np.stack([self.thing, self.other])
         which, episode, step = np.nonzero(things >= 0)
@@ -72,31 +77,26 @@ class Layers:
         keys, row = np.unique(keys, axis=0, return_inverse=True)
         self.row = np.full(things.shape, -1)
         self.row[which, episode, step] = row.ravel()
-        parts = [keys[first : first + AT_ONCE] for first in range(0, len(keys), AT_ONCE)]
-        drawn = []
-        with Progress(len(keys), "masks of moved things") as progress:
-            for part in parts:
-                drawn.append(self.things.coverage(*part.T))
-                progress.advance(len(part))
-        self.masks = torch.from_numpy(np.concatenate([*drawn, self._nothing()]))  # row -1 is empty
+        parts = _drawn(keys, lambda part: self.things.coverage(*part.T), "masks of moved things", kept)
+        self.masks = torch.from_numpy(np.concatenate([*(drawn for _, drawn in parts), self._nothing()]))  # last: empty
 
-    def _hide(self) -> None:
+    def _hide(self, kept: Kept) -> None:
         """Draw what nearer things hide of a moved thing after each action; keep the pictures that show any of it."""
         n, steps = self.thing.shape
         episode, step = np.nonzero(self.thing >= 0)
         after = (step[:, None] + np.arange(1, self.chunk + 1)).clip(max=steps - 1)
         keys = np.unique(self._key(episode[:, None], after, self.thing[episode, step][:, None]))
-        found, kept = [self._nothing()], [np.empty(0, dtype=keys.dtype)]
-        with Progress(len(keys), "what hides moved things") as progress:
-            for first in range(0, len(keys), AT_ONCE):
-                part = keys[first : first + AT_ONCE]
-                place, thing = np.divmod(part, self.centre.shape[2])
-                _, hidden = self.things.occlusion(place // steps, place % steps, thing)
-                some = (hidden > HIDDEN_LEVEL).any((1, 2))
-                kept.append(part[some])
-                found.append(hidden[some])
-                progress.advance(len(part))
-        self.hidden_keys, self.hidden = np.concatenate(kept), torch.from_numpy(np.concatenate(found))
+        shown, found = [np.empty(0, dtype=keys.dtype)], [self._nothing()]
+
+        def draw(part: np.ndarray) -> np.ndarray:
+            place, thing = np.divmod(part, self.centre.shape[2])
+            return self.things.occlusion(place // steps, place % steps, thing)[1]
+
+        for part, hidden in _drawn(keys, draw, "what hides moved things", kept):
+            some = (hidden > HIDDEN_LEVEL).any((1, 2))
+            shown.append(part[some])
+            found.append(hidden[some])
+        self.hidden_keys, self.hidden = np.concatenate(shown), torch.from_numpy(np.concatenate(found))
 
     def _nothing(self) -> np.ndarray:
         return np.zeros((1, *self.things.size), dtype=np.uint8)
@@ -123,6 +123,27 @@ class Layers:
         hidden = self.hidden[torch.from_numpy(np.where(is_kept, row + 1, 0))]  # row 0 is empty
         places, other_places = torch.from_numpy(places), torch.from_numpy(other_places)
         return LayerLabels(torch.from_numpy(clear), mask, hidden, places, other_mask, other_places)
+
+
+def _drawn(
+    keys: np.ndarray,  # [M, ...], of pictures
+    draw: Callable[[np.ndarray], np.ndarray],  # [m, ...] -> [m, H, W] uint8
+    title: str,
+    kept: Kept,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Parts of the keys, each with its pictures. Every part is kept in a file of its own."""
+    with Progress(len(keys), title) as progress:
+        for number, first in enumerate(range(0, len(keys), AT_ONCE)):
+            part = keys[first : first + AT_ONCE]
+            name = f"{title.replace(' ', '_')}_{number:05d}"
+            yield part, kept.arrays(name, lambda part=part: {"pictures": draw(part)}, part)["pictures"]
+            progress.advance(len(part))
+
+
+def made_of(clips: Clips, chunk: int, clear_m: float) -> str:
+    """A checksum of all that the labels of these recorded episodes are made of, and by."""
+    columns = {name: getattr(clips, name) for name in ("proprio", "actions", "length")}
+    return checksum([__version__, clips.begun(), clips.frame_shape, chunk, clear_m], columns)
 
 
 def with_wanted_opening(clips: Clips, robot: Robot) -> Clips:

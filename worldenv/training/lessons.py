@@ -11,6 +11,7 @@ from worldenv.data.trajectory import Trajectory
 from worldenv.interfaces.suite import Suite, Task
 from worldenv.interfaces.true_things import TrueThings
 from worldenv.nn.sentence import SentenceEncoder
+from worldenv.records.kept import Kept
 from worldenv.suites.libero import demonstrate as libero
 from worldenv.suites.libero.suite import LiberoSuite
 from worldenv.suites.libero.tasks import SMALL
@@ -43,8 +44,11 @@ class Lessons(Protocol):
     def disturbed(self, count: int, seed: int, kept: Path) -> Disturbed:
         """Episodes to pretrain on, at most so many. What takes long may be kept in a folder."""
 
-    def true_things(self, clips: Clips) -> TrueThings:
-        """The true things of recorded episodes, to train the composer. Their actions have to be those carried out."""
+    def true_things(self, clips: Clips, kept: Kept) -> TrueThings:
+        """The true things of recorded episodes, to train the composer. Their actions have to be those carried out.
+
+        What takes long may be kept.
+        """
 
     def rivals(self, task: str) -> Sequence[Task]:
         """Tasks that an episode of this task does not do. Shown with their instructions, it is a failure."""
@@ -68,7 +72,7 @@ class TabletopLessons:
     def disturbed(self, count: int, seed: int, kept: Path) -> Disturbed:
         return disturbed_episodes(count, seed)
 
-    def true_things(self, clips: Clips) -> TabletopThings:
+    def true_things(self, clips: Clips, kept: Kept) -> TabletopThings:
         return TabletopThings.of(clips)
 
     def rivals(self, task: str) -> Sequence[Task]:
@@ -93,8 +97,8 @@ class MetaWorldLessons:
     def disturbed(self, count: int, seed: int, kept: Path) -> Disturbed:
         return metaworld.disturb(count, seed, like=self.suite)
 
-    def true_things(self, clips: Clips) -> TracedThings:
-        return TracedThings.of(clips, self.suite)
+    def true_things(self, clips: Clips, kept: Kept) -> TracedThings:
+        return TracedThings.of(clips, self.suite, kept)
 
     def rivals(self, task: str) -> Sequence[Task]:
         return [other for other in self.suite.tasks if other.name != task]
@@ -123,8 +127,8 @@ class LiberoLessons:
     def disturbed(self, count: int, seed: int, kept: Path) -> Disturbed:
         return libero.disturb(count, seed, CHUNK, self.suite, kept)
 
-    def true_things(self, clips: Clips) -> TracedThings:
-        return TracedThings.of(clips, self.suite)
+    def true_things(self, clips: Clips, kept: Kept) -> TracedThings:
+        return TracedThings.of(clips, self.suite, kept)
 
     def rivals(self, task: str) -> Sequence[Task]:
         """The other tasks of the suite; if it has only one, those of its benchmark."""

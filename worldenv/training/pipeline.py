@@ -140,11 +140,8 @@ class Pipeline:
         """The pretraining episodes, made anew in each session unless the lessons keep them: they are deterministic."""
         if self._disturbed is None:
             given = self.config.pretraining_episodes, self.seed, self.data / "pretraining"
-            if self.lessons.keeps and not self.ranks.first:
-                self.ranks.every(None)  # until rank 0 has kept all
-            self._disturbed = self.lessons.disturbed(*given)
-            if self.lessons.keeps and self.ranks.first:
-                self.ranks.every(None)
+            with self.ranks.after_first() if self.lessons.keeps else nullcontext():
+                self._disturbed = self.lessons.disturbed(*given)
         return self._disturbed
 
     def clips(self) -> Clips:

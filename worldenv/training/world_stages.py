@@ -13,15 +13,17 @@ from torch import Tensor
 from worldenv.data.clips import Clips
 from worldenv.data.frames import MemoryFrames
 from worldenv.errors import UserError
+from worldenv.files import remove_temporary
 from worldenv.interfaces.true_things import Shiftable
 from worldenv.nn.encoder import VisionLanguageEncoder
 from worldenv.ops.unpatchify import to_frames
 from worldenv.records.checkpoint import load_weights, save_weights
+from worldenv.records.kept import Kept
 from worldenv.records.model_files import load_model, save_model
 from worldenv.suites.tabletop.things import TabletopThings
 from worldenv.training.config import TOKENIZER_FRAMES
 from worldenv.training.contacts import record_contacts
-from worldenv.training.layers import Layers, with_wanted_opening
+from worldenv.training.layers import Layers, made_of, with_wanted_opening
 from worldenv.training.train_causal import causal_loss, distillation_loss, fit_tokenizer
 from worldenv.training.train_composer import BACKGROUND_FRAMES, clean_background, student_loss, teacher_loss
 from worldenv.training.train_contact import axis_across, contact_loss
@@ -97,11 +99,16 @@ class ComposerStages:
         return self._clips
 
     def layers(self, chunk: int) -> Layers:
-        """The layers of the recorded episodes, made anew in each session. This takes seconds, with MuJoCo minutes."""
+        """The layers of the recorded episodes. What is drawn for them is kept in <folder>/data/labels."""
         if self._layers is None:
             p = self.pipeline
-            things = p.lessons.true_things(p.carried_out())
-            self._layers = Layers(self.clips().proprio, things, chunk, p.suite.robot.clear_m)
+            recorded, proprio, clear_m = p.carried_out(), self.clips().proprio, p.suite.robot.clear_m
+            kept = Kept(p.data / "labels", made_of(recorded, chunk, clear_m), p.ranks.first)
+            if p.ranks.first:
+                remove_temporary(kept.folder)
+            with p.ranks.after_first():
+                things = p.lessons.true_things(recorded, kept)
+                self._layers = Layers(proprio, things, chunk, clear_m, kept)
         return self._layers
 
     def make_teacher_base(self, path: Path) -> None:

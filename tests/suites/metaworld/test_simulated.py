@@ -15,6 +15,7 @@ from worldenv.data.trajectories import TrajectoryWriter
 from worldenv.errors import UserError
 from worldenv.interfaces.observation import Starts
 from worldenv.nn.instruction import tokenize
+from worldenv.records.kept import Kept
 from worldenv.rollout.checks import check_begun, check_suite
 from worldenv.suites.metaworld.demonstrate import demonstrate, disturb
 from worldenv.suites.metaworld.suite import MetaWorldSuite
@@ -158,7 +159,15 @@ def test_true_things_are_found_by_carrying_out_recorded_actions_again(suite, tmp
         record.step(suite.expert_actions())
         places.append(suite.places()[:, :3])
     clips = written(record.trajectories(suite.tasks, [5, 6, 7], "train", "expert", [18, 18, 14]), tmp_path / "data")
-    things = TracedThings.of(clips, suite)
+    kept = Kept(tmp_path / "labels", "these episodes")
+    things = TracedThings.of(clips, suite, kept)
+    with monkeypatch.context() as patch:
+        patch.setattr(suite, "ask", lambda *given: pytest.fail("actions are carried out again"))
+        read = TracedThings.of(clips, suite, kept)
+    for one, other in zip(things._qpos, read._qpos, strict=True):
+        assert one.dtype == other.dtype and np.array_equal(one, other)
+    assert all(np.array_equal(getattr(read, name), getattr(things, name)) for name in ("centre", "held", "movable"))
+    things = read
     assert things.centre.shape == (3, 19, 1, 3) and things.movable.all() and (things.held < 0).all()
     assert (things.centre[2, 14:] == things.centre[2, 14]).all()  # past the end
     for row, task in enumerate(suite.tasks):
@@ -213,7 +222,9 @@ def test_chunks_are_tried_again_after_an_offset_of_the_hand(suite, tmp_path):
 def test_episodes_that_differ_from_their_recording_are_refused(suite, tmp_path):
     clips = written(demonstrate(suite, suite.tasks, [0, 1, 2], "train"), tmp_path / "data")
     with pytest.raises(UserError, match=r"differs from its recording when its actions are .* recorded actions "):
-        TracedThings.of(clips, suite)  # their actions are recorded without the noise that was carried out
+        # their actions are recorded without the noise that was carried out
+        TracedThings.of(clips, suite, Kept(tmp_path / "labels"))
+    assert not (tmp_path / "labels").exists()
 
 
 def test_disturbed_episodes_of_other_tasks_are_what_a_base_learns_from(suite):
