@@ -74,6 +74,17 @@ def test_whatever_byte_is_changed_the_arrays_are_the_true_ones(kept):
     assert len(made) > len(whole) / 7 / 2
 
 
+def test_file_whose_damage_makes_an_array_shorter_is_not_used(tmp_path, monkeypatch):
+    kept, true = Kept(tmp_path), {"mask": (np.arange(30000) % 251).astype(np.uint8).reshape(3, 10000)}
+    monkeypatch.setattr(np, "savez_compressed", np.savez)  # so that the shape can be found in it
+    kept.arrays("a", lambda: true)
+    path = tmp_path / "a.npz"
+    whole = path.read_bytes()
+    assert whole.count(b"(3, 10000)") == 1
+    path.write_bytes(whole.replace(b"(3, 10000)", b"(1, 10000)"))
+    assert same(kept.arrays("a", lambda: true), true)
+
+
 def test_pickle_in_a_file_is_not_loaded(kept):
     class Trap:
         def __reduce__(self):

@@ -78,7 +78,8 @@ class Layers:
         self.row = np.full(things.shape, -1)
         self.row[which, episode, step] = row.ravel()
         parts = _drawn(keys, lambda part: self.things.coverage(*part.T), "masks of moved things", kept)
-        self.masks = torch.from_numpy(np.concatenate([*(drawn for _, drawn in parts), self._nothing()]))  # last: empty
+        masks = [drawn for _, drawn in parts]
+        self.masks = torch.from_numpy(np.concatenate([*masks, self._nothing()]))  # row -1 is empty
 
     def _hide(self, kept: Kept) -> None:
         """Draw what nearer things hide of a moved thing after each action; keep the pictures that show any of it."""
