@@ -61,7 +61,7 @@ def _read(path: Path, made_of: str) -> dict[str, np.ndarray] | None:
     except FileNotFoundError:
         return None
     except DAMAGES as error:
-        why = str(error) or type(error).__name__
+        why = " ".join(str(error).split()) or type(error).__name__
         print(f"{path} is damaged ({why}): what it held is made anew", file=sys.stderr)
         return None
 
