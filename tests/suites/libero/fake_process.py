@@ -26,7 +26,7 @@ class Fake:
         tasks = [(f"task_{i}", f"put the {color} can down", 50) for i, color in enumerate(colors)]
         return tasks, {"package": "fake"}
 
-    def load(self, suite, number, size, views, pictures):
+    def load(self, suite, number, size, views, pictures, shuffled):
         self.number, self.size, self.views = number, size, views
         print("loaded", number)  # LIBERO prints, too
 

@@ -72,6 +72,25 @@ def done_by_force(scene):
     return [before, any([scene.step(IDLE) for _ in range(20)])]
 
 
+def shuffled(scene):
+    """What shuffling does to a state: whether the places are the same, things move, the target and the rest stay."""
+    names, target = scene.env.objects_dict, scene.env.parsed_problem["goal_state"][0][2]
+    begun = scene.states[STATE]
+    several = [scene._shuffled(begun.copy(), seed) for seed in (*range(12), 0)]
+    one, same = several[0], several[-1]
+    first = {name: scene.env.sim.model.get_joint_qpos_addr(thing.joints[-1])[0] for name, thing in names.items()}
+    rows = 1 + np.array([*first.values()])[:, None] + np.arange(2)
+    at_rest = np.setdiff1d(np.arange(len(begun)), rows)
+    stays = [target.startswith(name) for name in first]
+    return {
+        "places": bool(np.array_equal(np.sort(one[rows], axis=0), np.sort(begun[rows], axis=0))),
+        "again": bool(np.array_equal(one, same)),
+        "orders": len({state[rows].tobytes() for state in several}),
+        "stays": sum(stays) == 1 and bool(np.array_equal(one[rows[stays]], begun[rows[stays]])),
+        "rest": bool(np.array_equal(one[at_rest], begun[at_rest])),
+    }
+
+
 def main(suite, number):
     random = np.random.default_rng(0)
     actions = random.uniform(-1, 1, (STEPS, 7)) * [0.6, 0.6, 0.6, 0.3, 0.3, 0.3, 1] - [0, 0, 0.3, 0, 0, 0, 0]
@@ -84,7 +103,7 @@ def main(suite, number):
     again, pictured = acted(scene.env, actions), scene.frames()
     scene.begin(STATE, SEED + 1)
     elsewhere = acted(scene.env, actions)
-    out = {"camera": camera_difference(scene), "done": done_by_force(scene)}
+    out = {"camera": camera_difference(scene), "done": done_by_force(scene), "shuffled": shuffled(scene)}
     scene.begin(None, SEED)  # after another one, whose fixtures stand elsewhere
     drawn = acted(scene.env, actions)
     hard_reset(scene.env, SEED, scene.states[STATE])

@@ -49,6 +49,12 @@ def test_a_task_is_done_when_its_goal_holds(compared):
     assert compared["done"] == [False, True]
 
 
+def test_shuffled_things_stand_in_each_others_places_and_the_target_in_its_own(compared):
+    found = compared["shuffled"]
+    assert all(found[name] for name in ("places", "again", "stays", "rest"))
+    assert found["orders"] > 1
+
+
 def test_all_suites_are_listed_with_their_words(libero):
     assert len(libero[0]) == 10 and libero[0][0][1] == "pick up the alphabet soup and place it in the basket"
     package = libero[1]["package"]

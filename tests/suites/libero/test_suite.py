@@ -205,6 +205,7 @@ def test_what_the_simulator_refuses_is_told(make):
         ({"tasks": ("task_11",)}, "tasks has 'task_11', no task of this suite.*did you mean"),
         ({"tasks": (1, "task_1")}, "it has a task twice"),
         ({"practice_starts": 0}, "practice_starts is 0"),
+        ({"name": "libero_goal", "shuffled": True}, "shuffled is for libero_object, .*not for libero_goal"),
     ],
 )
 def test_wrong_argument_is_refused(make, given, why):
@@ -233,7 +234,7 @@ PARENT = """
 import os, sys, time
 from worldenv.suites.actors import Process
 process = Process({program!r})
-process.ask(("load", "libero_object", 0, 8, ("agentview",), "fast"))
+process.ask(("load", "libero_object", 0, 8, ("agentview",), "fast", False))
 process.answer(20)
 print(process.popen.pid, flush=True)
 time.sleep(1000)

@@ -57,6 +57,7 @@ def disturb(episodes: int, seed: int, chunk: int, like: LiberoSuite, folder: Pat
                 repeat=like.repeat,
                 pictures=like.pictures,
                 workers=like.workers,
+                shuffled=like.shuffled and name == like.name,
                 program=like.program,
             )
             tasks = [task for task in suite.tasks if _is_for_pretraining(task, name, like)]

@@ -39,14 +39,14 @@ class Simulator:
 
         return described(suite), found
 
-    def load(self, suite: str, number: int, size: int, views: Sequence[str], pictures: str) -> None:
+    def load(self, suite: str, number: int, size: int, views: Sequence[str], pictures: str, shuffled: bool) -> None:
         """Build the scene of a task."""
         from worldenv.suites.libero.installed import installed
 
         installed()
         from worldenv.suites.libero.scene import Scene
 
-        self.scene = Scene(suite, number, size, views, pictures)
+        self.scene = Scene(suite, number, size, views, pictures, shuffled)
 
     def begin(self, state: int | None, seed: int, look: bool) -> Moment:
         """Begin an episode."""

@@ -48,15 +48,17 @@ _remember_compiled(BDDLBaseDomain)
 class Scene:
     """The scene of one task. There should be one in the life of a process: to close one spoils the next one's pictures.
 
-    pictures: "official", as LIBERO draws them, or "fast": without reflections and multisampling.
+    pictures: "official", as LIBERO draws them, or "fast": without reflections and multisampling. shuffled: the things
+    stand in each other's places, another order for each seed.
     """
 
-    def __init__(self, suite: str, number: int, size: int, views: Sequence[str], pictures: str):
+    def __init__(self, suite: str, number: int, size: int, views: Sequence[str], pictures: str, shuffled: bool = False):
         benchmark = get_benchmark_dict()[suite]()
         task = benchmark.get_task(number)
         bddl = Path(get_libero_path("bddl_files"), task.problem_folder, task.bddl_file)
         self.states = np.asarray(benchmark.get_task_init_states(number))  # [50, state]
         self.size, self.cameras, self._is_official = size, [CAMERAS[view] for view in views], pictures == "official"
+        self.shuffled = shuffled
         self._finer = 1 if self._is_official else max(1, FINE // size)
         self.env = ControlEnv(bddl_file_name=str(bddl), use_camera_obs=False, ignore_done=True).env
         self.env.hard_reset = False
@@ -81,7 +83,8 @@ class Scene:
             robot.gripper.current_action = np.zeros(robot.gripper.dof)
         np.random.seed(seed)
         self._place()
-        self._set(self._drawn() if state is None else self.states[state])
+        begun = self._drawn() if state is None else self.states[state].copy()
+        self._set(self._shuffled(begun, seed) if self.shuffled else begun)
         self._sim.data._data.qacc_warmstart[:] = 0  # what the draws that no state keeps have left: differences of 1e-14
         for _ in range(SETTLING):
             self.step(IDLE)
@@ -100,6 +103,16 @@ class Scene:
         joints = self.env.robots[0]._ref_joint_pos_indexes
         state.qpos[joints] += ARM_NOISE * np.random.standard_normal(len(joints))
         return state.flatten()
+
+    def _shuffled(self, state: np.ndarray, seed: int) -> np.ndarray:
+        """The state, in which all things but that to which the goal leads stand in each other's places."""
+        _, _, *target = ordered(self.env.parsed_problem["goal_state"])[0]
+        things = self.env.objects_dict.items()
+        moved = [thing for name, thing in things if not any(one.startswith(name) for one in target)]
+        first = np.array([self._sim.model.get_joint_qpos_addr(thing.joints[-1])[0] for thing in moved])
+        places = 1 + first[:, None] + np.arange(2)  # x and y, after the time
+        state[places] = state[np.random.default_rng(seed).permutation(places)]
+        return state
 
     def step(self, action: np.ndarray) -> bool:
         """Carry out one action [7] for 1/20 s; whether the goal holds now."""

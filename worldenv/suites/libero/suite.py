@@ -34,7 +34,8 @@ class LiberoSuite(HeldSuite):
 
     Start states: number n of "test" is official state n modulo their number (50), with the fixtures placed by a seed of
     n; so 0 to 49 are those of the official protocol. "train" and "validation" draw all places from the regions of the
-    task by a seed of the number, as the official states were once drawn. The splits share none.
+    task by a seed of the number, as the official states were once drawn. The splits share none. In LIBERO Object a
+    thing hardly moves from one official state to the next; with `shuffled`, a policy has to look where it stands.
 
     Raises UserError for an unknown name or value, and in one line if LIBERO or what it needs is not installed.
     """
@@ -51,6 +52,7 @@ class LiberoSuite(HeldSuite):
         workers: int | None = None,
         timeout_s: float = 180.0,
         practice_starts: int = 240,  # from how many start states practice draws
+        shuffled: bool = False,  # the things stand in each other's places, another order in each start state
         robot: Robot | None = None,  # None: the Panda, with kinematics for this `repeat`
         program: Sequence[str] = PROGRAM,  # what simulates; another one in tests
     ):
@@ -60,11 +62,13 @@ class LiberoSuite(HeldSuite):
             raise UserError(f"pictures is {shown(pictures)}; it should be {' or '.join(get_args(Pictures))}")
         if not is_number(timeout_s) or timeout_s <= 0:
             raise UserError(f"timeout_s is {shown(timeout_s)}; it should be a positive number of seconds")
+        if shuffled and name != "libero_object":
+            raise UserError(f"shuffled is for libero_object, whose things all stand on the floor, not for {name}")
         self.views = check_views(views, VIEWS, "LIBERO")
         self.size, self.repeat = count("size", size), count("repeat", repeat)
         horizon = max(1, HORIZONS[name] // self.repeat) if horizon is None else horizon
         workers = own_cpus() if workers is None else workers
-        self.name, self.pictures = name, pictures
+        self.name, self.pictures, self.shuffled = name, pictures, shuffled
         self.robot = panda(self.repeat, name) if robot is None else robot
         self.horizon, self.workers = count("horizon", horizon), count("workers", workers)
         self.practice_starts = count("practice_starts", practice_starts)
@@ -137,7 +141,7 @@ class LiberoSuite(HeldSuite):
             "views": list(self.views),
             "repeat": self.repeat,
             "horizon": self.horizon,
-            "test_starts": "official initial states, fixtures by seed",
+            "test_starts": "official initial states, fixtures by seed" + ", things shuffled" * self.shuffled,
             "workers": self.workers,
             "repeated_episodes": self.repeated,
         }
@@ -156,7 +160,7 @@ class LiberoSuite(HeldSuite):
         return self._scene(task), self._start(task, start, split)
 
     def _scene(self, task: LiberoTask) -> tuple:
-        return self.name, task.number, self.size, self.views, self.pictures
+        return self.name, task.number, self.size, self.views, self.pictures, self.shuffled
 
     def _start(self, task: LiberoTask, number: int, split: str) -> tuple[int | None, int]:
         """The official state (None: places are drawn), and the seed of all that is drawn."""

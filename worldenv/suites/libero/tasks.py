@@ -13,6 +13,10 @@ PERTURBATIONS = ("lan", "object", "swap", "task")
 _SMALL = {"repeat": 2, "practice_starts": 240}
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "libero_object-small": ("libero_object", {**_SMALL, "tasks": (1, 3, 4, 6, 7, 9), "horizon": 96}),
+    "libero_object-shuffled": (
+        "libero_object",
+        {**_SMALL, "tasks": (1, 3, 4, 6, 7, 9), "horizon": 96, "shuffled": True},
+    ),
     "libero_spatial-small": ("libero_spatial", {**_SMALL, "tasks": (0, 2, 3, 5, 6, 8), "horizon": 104}),
     "libero_object-tiny": ("libero_object", {**_SMALL, "tasks": (4,), "horizon": 16, "practice_starts": 8}),
 }
