@@ -12,7 +12,7 @@ from worldenv.ops.unpatchify import to_frames
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
 from worldenv.suites.tabletop.suite import CLEAR_M
-from worldenv.suites.tabletop.things import TabletopThings, movable
+from worldenv.suites.tabletop.things import HELD, TabletopThings, movable
 from worldenv.training import contacts as module
 from worldenv.training.contacts import HIDDEN_LEVELS, PICTURE_LEVELS, UNKNOWN, record_contacts
 from worldenv.training.layers import MOVED_M, Layers
@@ -167,11 +167,36 @@ def test_another_thing_that_is_moved_is_labelled_with_its_way_and_shown_where_it
     torch.testing.assert_close(contacts.pushed[pushes], expected)
     assert not contacts.pushed[~pushes].any() and not contacts.pushed_mask[~pushes].any()
     assert ((contacts.pushed_mask[pushes] > 127).sum((1, 2)) > 12).all()
-    at, place = np.array([0]), np.array(others[:1])
-    found = module._other(layers, layers.centre[:1, 4], np.array([[0, 4]]))
-    torch.testing.assert_close(found.place - found.origin, torch.tensor([[0.02, 0, 0]]))
-    assert np.array_equal(found.mask.numpy(), layers.things.coverage(at, at, place))
-    assert not module._other(layers, layers.centre[:1, 0], np.array([[0, 0]])).mask.any()  # nothing has come far yet
+    at, thing = np.array([0]), states[:1, 0, 13].astype(int)
+    (first, second), painted = before(layers, 4)
+    assert painted == thing
+    for found, which, far in ((first, thing, 0.06), (second, np.array(others[:1]), 0.02)):
+        torch.testing.assert_close(found.place - found.origin, torch.tensor([[far, 0, 0]]))
+        assert np.array_equal(found.mask.numpy(), layers.things.coverage(at, at, which))
+    nothing, painted = before(layers, 0)  # nothing has come far yet
+    assert painted == -1 and not any(found.mask.any() for found in nothing)
+
+
+def before(layers, step, episode=0):
+    rows = np.array([[episode, step]])
+    label, held = layers.at(*torch.from_numpy(rows).unbind(1)), layers.held[[episode], step]
+    return module._before(layers, label, rows, layers.centre[[episode], step], held)
+
+
+def test_the_view_does_not_tell_which_thing_the_chunk_will_grasp(shown):
+    states, proprio = TabletopThings.of(shown).states[:1, [0] * 9].copy(), shown.proprio[:1, :9].clone()
+    pushed, grasped = np.nonzero(movable(states[0, 0]))[0][:2]
+    things = states[0, :, 15:].reshape(-1, 8, 8)  # a view
+    things[1:, pushed, 2] += 0.05
+    things[7:, grasped, 3] += 0.01
+    states[0, 6:, HELD] = grasped
+    proprio[:, :, 2] = CLEAR_M - 0.01
+    layers = Layers(proprio, TabletopThings(states, 64), K, CLEAR_M)
+    for step, first in ((4, pushed), (6, grasped)):  # of the composer's labels, the grasped one is the layer at both
+        assert layers.thing[0, step] == grasped
+        (one, other), painted = before(layers, step)
+        assert painted == (pushed if step == 4 else -1)  # what is held has not been moved yet
+        assert one.mask.any() == (first == pushed) and other.mask.any() == (first == grasped)
 
 
 @pytest.mark.parametrize(("away", "share"), [(0.0, (0.9, 1.0)), (0.06, (0.0, 0.0))])

@@ -17,7 +17,7 @@ from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.true_things import TrueThings
 from worldenv.records.progress import Progress
 from worldenv.robot.hand import drawn_poses
-from worldenv.training.layers import MOVED_M, Layers
+from worldenv.training.layers import MOVED_M, LayerLabels, Layers
 from worldenv.worlds.composer.contact import Scene, look
 from worldenv.worlds.composer.layer import APERTURE, SIZE, Layer, Thing, attempts, carried, undecided, window
 
@@ -152,13 +152,11 @@ def _labelled(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, offs
     poses, holds = drawn_poses(chunks.poses, scene.robot), torch.from_numpy(held >= 0)
     way = torch.from_numpy(centre[row, :, thing])
     rest = way - way[:, :1] - carried(poses, holds)
-    camera, painted = clips.still_camera()[e, 0], layers.thing[episode, step]
-    label, place = layers.at(e, t), torch.from_numpy(centre[row, 0, painted.clip(0)])
-    clear, origin = clips.frames_at(e, label.clear[:, None])[:, 0, 0], label.places[:, 0]
-    layer = Layer(clear, Thing(label.mask, origin, place), _other(layers, centre[:, 0], rows), holds[:, 0])
-    view = look(layer, chunks.frame, poses, camera, scene)
-    was_moved = (place - origin).norm(dim=1) > MOVED_M
-    painted = np.where(moves, thing, np.where(was_moved, painted, -1))
+    camera, label = clips.still_camera()[e, 0], layers.at(e, t)
+    before, painted = _before(layers, label, rows, centre[:, 0], held[:, 0])
+    clear = clips.frames_at(e, label.clear[:, None])[:, 0, 0]
+    view = look(Layer(clear, *before, holds[:, 0]), chunks.frame, poses, camera, scene)
+    painted = np.where(moves, thing, painted)
     return Contacts(
         (view.pictures * PICTURE_LEVELS).round().to(torch.int8),
         view.numbers,
@@ -172,22 +170,37 @@ def _labelled(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, offs
     )
 
 
-def _other(
+def _before(
     layers: Layers,
-    now: np.ndarray,  # [M, D, 3] m, the middles of things before each chunk
+    label: LayerLabels,  # of M chunks
     rows: np.ndarray,  # [M, 2]
-) -> Thing:
-    """The thing besides the layer's that has come farthest since the clear frame."""
+    now: np.ndarray,  # [M, D, 3] m, the middles of things before each chunk
+    held: np.ndarray,  # [M], the thing that is held then; -1: none
+) -> tuple[tuple[Thing, Thing], np.ndarray]:
+    """The layer's things before each chunk, and which thing the first one is [M]; -1: none.
+
+    The first one is held, or else has come farthest since the clear frame; the other one comes next. What the chunk
+    will move must not count: the network would be told what it has to predict.
+    """
     (episode, step), row = rows.T, np.arange(len(rows))
     begin = layers.clear[episode, step]
     was = layers.centre[episode, begin]
     away = np.linalg.norm(now - was, axis=-1) * layers.things.movable[episode]
-    away[row, layers.thing[episode, step]] = 0
-    other = away.argmax(1)
-    mask, some = np.zeros((len(rows), *layers.things.size), dtype=np.uint8), np.flatnonzero(away[row, other] > MOVED_M)
-    if len(some):
-        mask[some] = layers.things.coverage(episode[some], begin[some], other[some])
-    return Thing(*map(torch.from_numpy, (mask, was[row, other], now[row, other])))
+    first = np.where(held >= 0, held, away.argmax(1))
+    drawn = (layers.thing[episode, step], label.mask), (layers.other[episode, step], label.other_mask)
+
+    def of(thing: np.ndarray) -> Thing:
+        mask, left = torch.zeros_like(label.mask), away[row, thing] > MOVED_M
+        for known, masks in drawn:
+            same = left & (known == thing)
+            mask[same], left = masks[same], left & ~same
+        if left.any():
+            mask[left] = torch.from_numpy(layers.things.coverage(episode[left], begin[left], thing[left]))
+        return Thing(mask, torch.from_numpy(was[row, thing]), torch.from_numpy(now[row, thing]))
+
+    one, is_moved = of(first), away[row, first] > MOVED_M
+    away[row, first] = 0
+    return (one, of(away.argmax(1))), np.where(is_moved, first, -1)
 
 
 def _mask(chunks: _Chunks, thing: np.ndarray, camera: Tensor, centre: Tensor) -> Tensor:  # [M, SIZE, SIZE] uint8

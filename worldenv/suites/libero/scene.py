@@ -49,7 +49,7 @@ class Scene:
     """The scene of one task. There should be one in the life of a process: to close one spoils the next one's pictures.
 
     pictures: "official", as LIBERO draws them, or "fast": without reflections and multisampling. shuffled: the things
-    stand in each other's places, another order for each seed.
+    stand in each other's places, in an order drawn by the seed.
     """
 
     def __init__(self, suite: str, number: int, size: int, views: Sequence[str], pictures: str, shuffled: bool = False):

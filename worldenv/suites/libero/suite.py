@@ -52,7 +52,7 @@ class LiberoSuite(HeldSuite):
         workers: int | None = None,
         timeout_s: float = 180.0,
         practice_starts: int = 240,  # from how many start states practice draws
-        shuffled: bool = False,  # the things stand in each other's places, another order in each start state
+        shuffled: bool = False,  # the things stand in each other's places, in an order drawn for each start state
         robot: Robot | None = None,  # None: the Panda, with kinematics for this `repeat`
         program: Sequence[str] = PROGRAM,  # what simulates; another one in tests
     ):
