@@ -20,7 +20,7 @@ def test_bytes_per_episode_are_those_of_the_tensors(tiny, size, chunks):
     slot, record = engine.bytes_per_episode(starts)
     assert slot * 5 == sum(tensor.nbytes for tensor in engine.runner.episodes.tensors())
     assert record * 6 == sum(tensor.nbytes for tensor in out.tensors())
-    pictures = (3 * 3 + 1) * size**2  # the first frame, the present and the clear one, and the mask of the layer
+    pictures = (3 * 3 + 2) * size**2  # the first frame, the present and the clear one, and the masks of the layer
     assert pictures < slot < pictures + 4096 and record < chunks * 1024  # no frame is recorded
 
 

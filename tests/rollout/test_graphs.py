@@ -19,7 +19,7 @@ from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
 from worldenv.rollout.graphs import Graphs, bucket
 from worldenv.suites.tabletop.suite import CLEAR_M
-from worldenv.worlds.composer import contact
+from worldenv.worlds.composer import contact, layer
 from worldenv.worlds.composer.world import ComposerWorld
 
 
@@ -174,7 +174,8 @@ def test_engine_frees_its_slots_as_soon_as_nobody_holds_it(tiny):
 @pytest.fixture
 def all_rows(monkeypatch):
     """As on a GPU, the contact network looks at every episode, not only where the gripper is near things."""
-    monkeypatch.setattr(contact, "rows_with", lambda mask: torch.arange(len(mask)))
+    for module in (contact, layer):
+        monkeypatch.setattr(module, "rows_with", lambda mask: torch.arange(len(mask)))
 
 
 def test_a_step_brings_no_numbers_from_the_host_but_the_first_time(tiny, all_rows, monkeypatch):
