@@ -71,8 +71,7 @@ def blinded(clips: Clips) -> Clips:
 def without_looking(pipeline: Pipeline, folder: RunFolder, steps: int) -> SmallPolicy:
     """Fine-tuned as the policy of the run, on grey pictures."""
     policy, schedule = pipeline.base().policy, replace(pipeline.config.finetune, steps=steps)
-    grey, shift_px = blinded(pipeline.recorded("demonstrations")), pipeline.config.shift_px
-    loss = imitation_loss(policy, grey, schedule.batch, shift_px=shift_px)
+    loss = imitation_loss(policy, blinded(pipeline.recorded("demonstrations")), schedule.batch)
     fit(policy, loss, schedule, "blind", folder, pipeline.seed)
     return policy
 

@@ -1,8 +1,8 @@
 """How the weights of the embedded default are made: the fields of `worldenv-train --scratch.*`."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 
-from worldenv.fields import ADDED, COUNT, FieldError, Within, check_fields
+from worldenv.fields import COUNT, FieldError, Within, check_fields
 from worldenv.policy.small import SmallPolicyConfig
 from worldenv.suites.libero.tasks import SMALL as LIBERO
 from worldenv.suites.tabletop.physics import HORIZON
@@ -28,8 +28,6 @@ class ScratchConfig:
     pretraining_episodes: int = 4000
     action_episodes: int = 75  # of them have actions
     base: Schedule = Schedule(steps=4500, batch=64, learning_rate=1.5e-3)
-    # Base and fine-tuning: pictures are shifted by up to so many pixels, in other light, and proprioception has noise
-    shift_px: int = field(default=0, metadata=ADDED)
     demonstrations: int = 5  # per task
     finetune: Schedule = Schedule(steps=300, batch=64, learning_rate=2e-4)
     adapt: Schedule = Schedule(steps=1600, batch=64, learning_rate=5e-4)  # to imagined frames
@@ -60,7 +58,6 @@ class ScratchConfig:
             self,
             pretraining_episodes=episodes,
             action_episodes=episodes,
-            shift_px=Within(0, 32),
             demonstrations=episodes,
             exploration=episodes,
             perturb=Within(0, 100),

@@ -9,19 +9,15 @@ from worldenv.data.clips import Clips
 from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.ops.laplace_chunk import laplace_log_prob
 from worldenv.policy.small import SmallPolicy
-from worldenv.training.augment import augmented
 from worldenv.training.share import Share
 
 SCALE_WEIGHT = 0.05  # of the scale head's likelihood against the action head's L1
 
 
 def imitation_loss(
-    policy: SmallPolicy, clips: Clips, batch: int, ranks: Ranks = ALONE, shift_px: int = 0
+    policy: SmallPolicy, clips: Clips, batch: int, ranks: Ranks = ALONE
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
-    """L1 of the chunk's mean, and the Laplace negative log-likelihood of its scale (World-Env, arXiv 2509.24948).
-
-    `shift_px` is that of `augmented`.
-    """
+    """L1 of the chunk's mean, and the Laplace negative log-likelihood of its scale (World-Env, arXiv 2509.24948)."""
     tokens, share = policy.encoder.text.tokenize(clips.instructions), Share(batch, ranks)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -30,8 +26,7 @@ def imitation_loss(
         episode, step = share.own(episode), share.own(step)
         action = clips.action_chunks(episode, step, policy.config.chunk)
         frames = clips.frames_at(episode, step[:, None])[:, 0, 0]
-        frames, proprio = augmented(frames, clips.proprio[episode, step], shift_px, generator, share)
-        mu, beta = policy(frames, proprio, tokens[episode])
+        mu, beta = policy(frames, clips.proprio[episode, step], tokens[episode])
         l1 = share.mean((mu - action).abs())
         nll = -share.mean(laplace_log_prob(action, mu.detach(), beta)) / mu[0].numel()
         return l1 + SCALE_WEIGHT * nll, {"l1": l1.item(), "nll": nll.item()}

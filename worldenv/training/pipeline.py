@@ -35,7 +35,6 @@ from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.training.act_again import act_again
 from worldenv.training.adapt import adaptation_loss
-from worldenv.training.augment import augmented
 from worldenv.training.config import ScratchConfig
 from worldenv.training.finetune import imitation_loss
 from worldenv.training.fit import Schedule, fit
@@ -194,12 +193,10 @@ class Pipeline:
         base, schedule = self.new(Base, self.policy_config()), self.config.base
         tokens = base.policy.encoder.text.tokenize(data.instructions)
         with_actions = min(self.config.action_episodes, len(data.plans))  # an expert may have failed some
-        share, names = Share(schedule.batch, self.ranks), ("frames", "proprio")
+        share = Share(schedule.batch, self.ranks)
 
         def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
             batch = sample_base_batch(data, tokens, generator, schedule.batch, with_actions, share.rows)
-            seen = augmented(*map(batch.get, names), self.config.shift_px, generator, share)
-            batch |= zip(names, seen, strict=True)
             return base_loss(base, batch, share)
 
         made = self.train(base, loss, schedule, "base")
@@ -226,7 +223,7 @@ class Pipeline:
     def make_finetuned(self, path: Path) -> None:
         policy, schedule = self.base().policy, self.config.finetune
         demonstrations = self.recorded("demonstrations").in_memory()
-        loss = imitation_loss(policy, demonstrations, schedule.batch, self.ranks, self.config.shift_px)
+        loss = imitation_loss(policy, demonstrations, schedule.batch, self.ranks)
         self.write(save_model, path, policy, "policy", self.train(policy, loss, schedule, "finetune"))
 
     def make_policy(self, path: Path) -> None:
