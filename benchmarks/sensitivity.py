@@ -1,4 +1,4 @@
-"""How much do a policy's outcomes depend on noise in its pictures? Better agreement cannot be expected of imagination.
+"""How much do a policy's outcomes depend on noise in its pictures? A yardstick for the agreement of imagination.
 
     python benchmarks/sensitivity.py [--models FOLDER] [--policies FILE ...] [--starts 1000] [--noise 2 5 8]
 
