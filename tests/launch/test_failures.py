@@ -355,6 +355,28 @@ def test_launcher_that_its_agent_holds_up_ends_when_all_its_ranks_have(children,
     assert subprocess.run([sys.executable, "-P", "-c", LAUNCHER.format(children, ends_s)]).returncode == code
 
 
+KEPT_ALIVE = """
+import atexit, sys
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.launcher import api
+from worldenv.launch import start
+from worldenv.launch.config import LaunchConfig
+def fail(*_):
+    raise SignalException("asked to end", 15)
+api.elastic_launch = lambda *_: fail
+start.LEAVE_S = 0.0
+atexit.register(print, "the interpreter ends")
+print("said before")
+sys.exit(start.start(["train"], LaunchConfig(nodes={}, processes=2, address="localhost:1")))
+"""
+
+
+@pytest.mark.parametrize(("nodes", "more"), [(1, "the interpreter ends\n"), (2, "")])
+def test_launcher_of_one_of_several_machines_does_not_wait_for_the_threads_of_its_agent(nodes, more):
+    done = subprocess.run([sys.executable, "-P", "-c", KEPT_ALIVE.format(nodes)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (143, f"said before\n{more}"), done.stderr
+
+
 def test_exit_codes_are_those_of_the_page():
     errors = [UserError(), ImportError(), OSError(), KeyboardInterrupt(), Terminated(), SystemExit(5), SystemExit()]
     assert [exit_code(error) for error in errors] == [2, 2, 1, 130, 143, 5, 0]
