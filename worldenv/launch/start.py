@@ -24,7 +24,8 @@ def start(words: Sequence[str], launch: LaunchConfig) -> int:
     or `eval`.
 
     It is that of the first rank that failed (1 if a signal killed it), or 128 + the signal that ended this process.
-    With several nodes, this process then ends here and does not return. Raises UserError if the machines do not find each other.
+    With several nodes, this process then ends here and does not return. Raises UserError if the machines do not find
+    each other.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
