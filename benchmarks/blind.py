@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from altered import Altered, grey
 
 from worldenv.data.clips import Clips
 from worldenv.data.frames import MemoryFrames
@@ -27,8 +26,6 @@ from worldenv.errors import UserError
 from worldenv.evaluation.measure import held_out
 from worldenv.evaluation.truth import groups_of, steps_to_success
 from worldenv.files import write_text
-from worldenv.interfaces.observation import Key, Observation
-from worldenv.interfaces.policy import Decision
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.intervals import wilson_interval
 from worldenv.records.progress import Progress, table
@@ -38,34 +35,13 @@ from worldenv.training.finetune import imitation_loss
 from worldenv.training.fit import fit
 from worldenv.training.pipeline import Pipeline
 
-GREY = 127
 ROWS = ("sees", "grey", "blind")
-
-
-class Blind(nn.Module):
-    """A policy to which every picture is grey."""
-
-    def __init__(self, policy: SmallPolicy):
-        super().__init__()
-        self.policy, self.chunk, self.views = policy, policy.chunk, policy.views
-
-    def read(self, texts: Sequence[str]) -> Any:
-        return self.policy.read(texts)
-
-    def act(self, seen: Observation, read: Any, key: Key, explore: bool) -> Decision:
-        return self.policy.act(replace(seen, frames=torch.full_like(seen.frames, GREY)), read, key, explore)
-
-    def log_prob(self, record: Any, action: Tensor) -> Tensor:
-        return self.policy.log_prob(record, action)
-
-    def trainable(self) -> list[nn.Parameter]:
-        return self.policy.trainable()
 
 
 def blinded(clips: Clips) -> Clips:
     """The same episodes with grey frames."""
     kept = clips.in_memory().stored
-    return replace(clips, stored=MemoryFrames(torch.full_like(kept.rows, GREY), kept.begin))
+    return replace(clips, stored=MemoryFrames(grey(kept.rows), kept.begin))
 
 
 def without_looking(pipeline: Pipeline, folder: RunFolder, steps: int) -> SmallPolicy:
@@ -102,7 +78,8 @@ def compare(given: argparse.Namespace) -> dict:
         sees = SmallPolicy.load(pipeline.models / "finetuned.safetensors")
         output = given.output or given.run.with_name(f"{given.run.name}-blind")
         with RunFolder.create(output, {"blind": steps}) as folder:
-            policies = {"sees": sees, "grey": Blind(sees), "blind": Blind(without_looking(pipeline, folder, steps))}
+            policies = {"sees": sees, "grey": Altered(sees, grey)}
+            policies["blind"] = Altered(without_looking(pipeline, folder, steps), grey)
             tasks, starts = held_out(suite, config.start_seed, given.episodes)
             done = {}
             for row, policy in policies.items():
