@@ -22,7 +22,7 @@ from worldenv.training.train_vlm import VlmTraining
 
 TRAIN_HELP = """Improve a vision-language-action policy by reinforcement learning inside a learned world model.
 
-Start with:  worldenv-train tabletop            (5 to 6 minutes on two CPU cores)
+Start with:  worldenv-train tabletop            (minutes on two CPU cores)
              worldenv-train tabletop-quick      (15 seconds, to see that everything works)
 Go on with:  worldenv-train --resume --run RUN  (settings are those of the run; --rl.iterations may be more)
 """

@@ -9,6 +9,7 @@ import worldenv
 
 SIZE, STEP_M, NEAR_M = 32, 0.03, 0.04
 COLORS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
+SPLITS = ("train", "test", "validation")
 CAMERA = np.array([[80, 0, 0, 16], [0, 80, 0, 16], [0, 0, 0, 1]], dtype=np.float32)  # 80 pixels per metre
 ROBOT = worldenv.Robot(proprio=("x m", "y m"), action=("dx", "dy"), low=(-0.18, -0.18), high=(0.18, 0.18))
 
@@ -39,7 +40,7 @@ class ReachSuite:
     tasks = (Reach("red"), Reach("blue"))
 
     def reset(self, tasks, starts, split) -> worldenv.Starts:
-        seeds = [[split == "test", start % 2**63] for start in starts]  # the splits share no start state
+        seeds = [[SPLITS.index(split), start % 2**63] for start in starts]  # the splits share no start state
         draws = np.stack([np.random.default_rng(seed).uniform(-1, 1, 6) for seed in seeds])
         self.pen = (0.05 * draws[:, :2]).astype(np.float32)
         markers = {"red": draws[:, 2:4] * 0.02 - (0.12, 0.05), "blue": draws[:, 4:6] * 0.02 + (0.12, 0.05)}

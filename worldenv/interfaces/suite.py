@@ -37,7 +37,7 @@ class Task(Protocol):
 
 @runtime_checkable
 class Suite(Protocol):
-    """A batch of true episodes. Start states are numbered; the splits "train" and "test" share none.
+    """A batch of true episodes. Start states are numbered; the splits "train", "validation" and "test" share none.
 
     A suite may also offer a detector, `find_things(frames, tasks) -> Things`: the things that it sees in frames
     [N, T, V, H, W, 3] uint8 of episodes of these N tasks, true or imagined. With it, an evaluation says whether things
