@@ -37,8 +37,9 @@ def practice(model, folder, monkeypatch):
     return worldenv.TrainConfig(run=folder / "run", reflector="vlm:judge", rl=rl, eval=EVAL)
 
 
-def test_run_goes_on_and_is_measured_from_another_folder(released, tmp_path, monkeypatch):
-    config = practice(released("smolvlm"), tmp_path, monkeypatch)
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava_onevision", "smolvlm"])  # Qwen2.5-VL: with the whole pair
+def test_run_goes_on_and_is_measured_from_another_folder(released, tmp_path, monkeypatch, family):
+    config = practice(released(family), tmp_path, monkeypatch)
     worldenv.train(config)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -46,6 +47,6 @@ def test_run_goes_on_and_is_measured_from_another_folder(released, tmp_path, mon
     longer = worldenv.train(used)
     assert longer["counts"]["groups"] == 4
     again = worldenv.load_run(tmp_path / "run")
-    assert again.reflector.config.every == 8 and again.reflector.config.vlm == released("smolvlm")
+    assert again.reflector.config.every == 8 and again.reflector.config.vlm == released(family)
     result = worldenv.evaluate(worldenv.EvaluateConfig(models=tmp_path / "run", run=tmp_path / "measured"))
     assert result["success"] == longer["success_after"]
