@@ -164,7 +164,7 @@ def test_the_scale_is_fitted_to_demonstrations_and_the_mean_stays(tiny, load):
     clips = Clips.of([tiny.trajectory(9, 0), tiny.trajectory(12, 1)])
     before = copy.deepcopy(policy)
     first, last = fit_scale(policy, clips, steps=30, batch=8, learning_rate=1e-2)
-    assert last != first and np.isfinite(last)
+    assert last < first - 0.05
     pairs = zip(policy.named_parameters(), before.named_parameters(), strict=True)
     changed = {name for (name, now), (_, old) in pairs if not torch.equal(now, old)}
     assert "scale_head.outer.weight" in changed and all(name.startswith("scale_head.") for name in changed)
