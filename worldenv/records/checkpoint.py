@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,16 @@ def load_weights(path: str | Path, module: nn.Module | None = None) -> tuple[dic
         check_fit(path, state_dict, module)
         module.load_state_dict(state_dict)
     return state_dict, metadata
+
+
+def inspect_weights(path: str | Path) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+    """Shapes and metadata of what `save_weights` wrote, by the head of the file: no tensor is read.
+
+    Raises CheckpointError as `load_weights` does, but not for damaged tensors.
+    """
+    path = Path(path)
+    shapes, text = _read(path, WEIGHTS_KEY, "save_weights", lambda file, name: tuple(file.get_slice(name).get_shape()))
+    return shapes, _document(path, text)
 
 
 def save_state(path: str | Path, **parts: Any) -> None:
@@ -99,27 +109,33 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], key: str, document: d
 
 
 def _read_tensors(path: Path, key: str, writer: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    check_file(path)
-    while (found := _read_once(path)) is None:
-        pass
-    tensors, metadata = found
-    if key not in metadata:
-        found = _shortened(sorted(metadata)) or "nothing"
-        raise CheckpointError(f"{path}: not written by {writer} (its metadata holds {found}); give another file")
-    document, has_checksum = _checked_document(path, metadata[key], tensors)
+    # Copies: the file may be replaced or cut while the tensors are in use.
+    tensors, text = _read(path, key, writer, lambda file, name: file.get_tensor(name).clone())
+    document, has_checksum = _checked_document(path, text, tensors)
     if key == STATE_KEY and not has_checksum:
         raise CheckpointError(f"{path}: has no checksum, so an older version wrote it; begin again with another --run")
     return tensors, document
 
 
-def _read_once(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Tensors and metadata; None if another file took the name meanwhile: safetensors opens it for each of the two."""
+def _read(path: Path, key: str, writer: str, take: Callable[[Any, str], Any]) -> tuple[dict[str, Any], str]:
+    """What `take` makes of each tensor, and the text under `key`."""
+    check_file(path)
+    while (found := _read_once(path, take)) is None:
+        pass
+    parts, metadata = found
+    if key not in metadata:
+        found = _shortened(sorted(metadata)) or "nothing"
+        raise CheckpointError(f"{path}: not written by {writer} (its metadata holds {found}); give another file")
+    return parts, metadata[key]
+
+
+def _read_once(path: Path, take: Callable[[Any, str], Any]) -> tuple[dict[str, Any], dict[str, str]] | None:
+    """Parts and metadata; None if another file took the name meanwhile: safetensors opens it for each of the two."""
     before = _version(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            # Copies: the file may be replaced or cut while the tensors are in use.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            parts = {name: take(file, name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         if _version(path) != before:
             return None
@@ -131,7 +147,7 @@ def _read_once(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         ) from error
     except MemoryError as error:
         raise CheckpointError(f"{path} does not fit into memory ({path.stat().st_size:,} bytes)") from error
-    return (tensors, metadata) if _version(path) == before else None
+    return (parts, metadata) if _version(path) == before else None
 
 
 def _version(path: Path) -> tuple[int, int] | None:
@@ -155,14 +171,20 @@ def check_file(path: Path) -> None:
     raise CheckpointError(f"{found or f'{path}: there is no such file'}; check the path")
 
 
-def _checked_document(path: Path, text: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Any], bool]:
-    """The document in a file's metadata, and whether it has a checksum; a file of an older version has none."""
+def _document(path: Path, text: str) -> dict[str, Any]:
+    """The document in a file's metadata."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its metadata is not JSON ({one_line(error)}); make it again") from error
     if not isinstance(document, dict):
         raise CheckpointError(f"{path}: its metadata is no JSON object; make it again")
+    return document
+
+
+def _checked_document(path: Path, text: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Any], bool]:
+    """The same, and whether it has a checksum; a file of an older version has none."""
+    document = _document(path, text)
     expected = document.pop(CHECKSUM, None)
     if expected is not None and expected != checksum(document, tensors):
         raise CheckpointError(

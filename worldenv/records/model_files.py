@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +19,7 @@ from worldenv.records.checkpoint import (
     CheckpointError,
     check_file,
     check_fit,
+    inspect_weights,
     load_weights,
     one_line,
     save_weights,
@@ -59,19 +61,30 @@ def load_model(
     weights do not fit; before memory is taken for the model.
     """
     weights, metadata = load_weights(path)
-    if metadata.get("kind") != kind:
-        found = metadata.get("kind", "model of unknown kind")
-        raise CheckpointError(f"{path} holds a {str(found)[:100]}; a {kind} was expected")
-    largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
-    try:
-        made = _configuration(config, metadata.get("config"), max(PLAUSIBLE, largest))
-        with _Budget(sum(tensor.numel() for tensor in weights.values())):
-            model = _in_float32(lambda: network(made, **options))
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
-        raise CheckpointError(f"{path}: its configuration is not valid for a {kind}: {one_line(error)}") from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    with _valid(path, kind), _Budget(sum(tensor.numel() for tensor in weights.values())):
+        made = _configuration_of(path, kind, config, shapes, metadata)
+        model = _in_float32(lambda: network(made, **options))
     check_fit(path, weights, model, "It may be of another version of worldenv: use that one, or make the model again")
     model.load_state_dict(weights)
     return model.float().to(memory_format=torch.channels_last).eval(), metadata
+
+
+def inspect_model(path: Path, kind: str, config: type) -> Any:
+    """The configuration that a model's file has. No weight is read; raises CheckpointError as `load_model` does."""
+    shapes, metadata = inspect_weights(path)
+    with _valid(path, kind):
+        return _configuration_of(path, kind, config, shapes, metadata)
+
+
+@contextmanager
+def _valid(path: Path, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise CheckpointError(f"{path}: its configuration is not valid for a {kind}: {one_line(error)}") from error
 
 
 class _Budget(TorchFunctionMode):
@@ -100,6 +113,16 @@ def _in_float32(build: Callable[[], Network]) -> Network:
         return build()
     finally:
         torch.set_default_dtype(before)
+
+
+def _configuration_of(
+    path: Path, kind: str, config: type, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, Any]
+) -> Any:
+    if metadata.get("kind") != kind:
+        found = metadata.get("kind", "model of unknown kind")
+        raise CheckpointError(f"{path} holds a {str(found)[:100]}; a {kind} was expected")
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    return _configuration(config, metadata.get("config"), max(PLAUSIBLE, largest))
 
 
 def _configuration(config: type, values: Any, largest: int) -> Any:

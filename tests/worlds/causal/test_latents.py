@@ -1,6 +1,7 @@
 """The causal world model in the latents of diffusers' autoencoders: engine, training, distillation, its folder."""
 
 import copy
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,7 +16,9 @@ from worldenv.data.clips import Clips  # noqa: E402
 from worldenv.errors import UserError  # noqa: E402
 from worldenv.export import export_onnx  # noqa: E402
 from worldenv.interfaces.observation import Key  # noqa: E402
+from worldenv.records import model_files  # noqa: E402
 from worldenv.records.model_files import save_model  # noqa: E402
+from worldenv.records.released import Release  # noqa: E402
 from worldenv.suites.tabletop.suite import TabletopSuite  # noqa: E402
 from worldenv.training.train_causal import causal_loss, distillation_loss  # noqa: E402
 from worldenv.worlds.causal.latents import (  # noqa: E402
@@ -150,7 +153,7 @@ def test_tokens_that_the_autoencoder_does_not_give_are_refused(folder):
         (lambda f, a: (f / "worldenv.json").write_text('{"frames": 1}'), "does not know 'frames'"),
         (lambda f, a: (f / "worldenv.json").write_text('{"decode": "none"}'), "decode is 'none'"),
         (lambda f, a: (f / "vae" / "config.json").unlink(), "has no config.json"),
-        (lambda f, a: a("AutoencoderKLWan").save_pretrained(f / "vae"), "channels"),
+        (lambda f, a: a("AutoencoderKLWan").save_pretrained(f / "vae"), "does not fit .*channels"),
         (lambda f, a: (f / "vae" / WEIGHTS).unlink(), "vae has neither"),
         (lambda f, a: (f / "vae" / WEIGHTS).rename(f / "vae" / "model.bin"), "in model.bin: pickles, which may run"),
         (lambda f, a: (f / "vae" / WEIGHTS).write_bytes(b"1"), "is no complete safetensors file"),
@@ -161,10 +164,13 @@ def test_tokens_that_the_autoencoder_does_not_give_are_refused(folder):
         ),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_said(tmp_path, folder, tabletop, make_autoencoder, change, message):
-    import shutil
-
+def test_what_is_wrong_with_a_folder_is_said_before_a_weight_is_read(
+    tmp_path, folder, tabletop, make_autoencoder, monkeypatch, change, message
+):
     shutil.copytree(folder, tmp_path / "copy")
     change(tmp_path / "copy", make_autoencoder)
-    with pytest.raises(UserError, match=message):
+    for part, name in ((Release, "fill"), (model_files, "load_weights")):
+        monkeypatch.setattr(part, name, lambda *_, name=name, **__: pytest.fail(f"{name} read weights"))
+    with pytest.raises(UserError, match=message) as error:
         load_causal_latents(tmp_path / "copy", tabletop)
+    assert str(tmp_path / "copy") in str(error.value) and "\n" not in str(error.value)

@@ -13,7 +13,7 @@ from worldenv.fields import check_fields
 from worldenv.interfaces.pieces import Piece
 from worldenv.interfaces.suite import Suite
 from worldenv.records.checkpoint import CheckpointError
-from worldenv.records.model_files import load_model, save_model
+from worldenv.records.model_files import inspect_model, load_model, save_model
 from worldenv.records.released import AGAIN, folder_of, settings_in, written_like
 from worldenv.robot.robot import Robot
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
@@ -149,7 +149,7 @@ def save_causal_latents(
 def load_causal_latents(folder: Path | str, suite: Suite, config: LatentsConfig | None = None) -> LatentCausalWorld:
     """From a folder with vae/, in the layout of diffusers, and causal.safetensors, which `save_causal_latents` wrote.
 
-    Raises UserError naming the file for anything that is missing, damaged or does not fit.
+    Raises UserError naming the file for anything that is missing, damaged or does not fit, before a weight is read.
     """
     folder = folder_of(folder)
     config = settings_in(folder, LatentsConfig) if config is None else config
@@ -159,6 +159,12 @@ def load_causal_latents(folder: Path | str, suite: Suite, config: LatentsConfig 
         )
     if not (folder / VAE).is_dir():
         raise CheckpointError(f"{folder} has no folder {VAE}, its autoencoder; {AGAIN}")
-    tokenizer, path = read_tokenizer(folder / VAE), folder / FILE
+    vae, path = inspect_diffusers(folder / VAE, AUTOENCODERS), folder / FILE
+    sizes = inspect_model(path, KIND, CausalConfig)
+    try:
+        LatentTokenizer(FrameTokenizer(vae.module), sizes.patch, sizes.channels)
+    except UserError as error:
+        raise CheckpointError(f"{path} does not fit {folder / VAE}: {error}") from error
+    tokenizer = FrameTokenizer(vae.read(None))
     network, about = load_model(path, KIND, LatentCausalNetwork, CausalConfig, tokenizer=tokenizer)
     return LatentCausalWorld(network, suite.robot, levels_of(path, about), suite.views[0], config.decode, folder)
