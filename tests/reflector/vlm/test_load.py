@@ -1,6 +1,7 @@
 """What is wrong with a user's folder is said in one line, with file and remedy, before a weight is read."""
 
 import json
+import re
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from worldenv.reflector.transformers_vlm import VlmConfig, load_vlm_reflector, n
 
 SHARD = "model-00001-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
-CHAT = ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|im_start|>")
+FAMILIES = ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "smolvlm"]
 
 
 def edit(path, change):
@@ -53,7 +54,8 @@ def as_pickles(folder):
 def of_words(folder):
     from tokenizers import Tokenizer, models
 
-    vocabulary = {"<unk>": 0, "task": 1} | {token: 500 + i for i, token in enumerate(CHAT)}
+    chat = [added["content"] for added in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]]
+    vocabulary = {"<unk>": 0, "task": 1} | {token: 500 + i for i, token in enumerate(chat)}
     Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
 
 
@@ -63,7 +65,7 @@ def of_many_tokens(folder):
 
 def of_another_chat(folder):
     def forget(document):
-        token = "<end_of_utterance>"
+        token = next(token for token in ENDS if token in document["model"]["vocab"])
         del document["model"]["vocab"][token]
         document["added_tokens"] = [added for added in document["added_tokens"] if added["content"] != token]
 
@@ -74,18 +76,27 @@ def elsewhere(folder):
     edit(folder / INDEX, lambda d: d["weight_map"].update({next(iter(d["weight_map"])): "../other.safetensors"}))
 
 
-NORM = "model.text_model.layers.0.input_layernorm.weight"
+def sizes(**changed):
+    """Of the language model, which Qwen2.5-VL's authors do not nest."""
+    return lambda folder: edit(folder / "config.json", lambda d: d.get("text_config", d).update(changed))
+
+
+def norm(tensors):
+    """The name of a tensor [32] of the language model's first layer."""
+    return next(name for name in tensors if name.endswith("layers.0.input_layernorm.weight"))
+
+
+ENDS = "<end_of_utterance>", "<|im_end|>"  # of what the user says
+NORM = r"layers\.0\.input_layernorm\.weight"
+REMEDY = re.compile(r"\b(download|give|take|check|save|restore)\b", re.IGNORECASE)
 WRONG = {
     "no configuration": (lambda f: (f / "config.json").unlink(), "has no config.json"),
     "not JSON": (lambda f: halve(f / "config.json"), r"config.json is not valid JSON"),
     "another architecture": (lambda f: edit(f / "config.json", lambda d: d.update(model_type="llava")), "'llava'"),
     "quantised": (lambda f: edit(f / "config.json", lambda d: d.update(quantization_config={})), "quantised"),
-    "sizes are no numbers": (
-        lambda f: edit(f / "config.json", lambda d: d["text_config"].update(hidden_size="many")),
-        "config.json is no configuration of SmolVLMConfig",
-    ),
+    "sizes are no numbers": (sizes(hidden_size="many"), r"config.json is no configuration of \w+Config"),
     "sizes of another model": (
-        lambda f: edit(f / "config.json", lambda d: d["text_config"].update(intermediate_size=96)),
+        sizes(intermediate_size=96),
         r"model-0000\d-of-00002.safetensors has .*\[64, 32\] where \[96, 32\] fits",
     ),
     "a shard is missing": (lambda f: (f / SHARD).unlink(), f"lacks {SHARD}"),
@@ -97,19 +108,19 @@ WRONG = {
     "a shard is elsewhere": (elsewhere, "has no weight_map of names of files beside it"),
     "no index": (lambda f: (f / INDEX).unlink(), "has neither model.safetensors nor"),
     "pickles": (as_pickles, "pytorch_model.bin.*which may run a program"),
-    "a tensor is missing": (lambda f: rewrite(f, lambda t: t.pop(NORM)), f"index.json lacks {NORM}"),
+    "a tensor is missing": (lambda f: rewrite(f, lambda t: t.pop(norm(t))), rf"index.json lacks [\w.]*{NORM}"),
     "a tensor is not known": (
         lambda f: rewrite(f, lambda t: t.update({"model.extra.weight": torch.zeros(3)})),
-        "has model.extra.weight, which this model does not know",
+        r"has model[\w.]*\.extra\.weight, which this model does not know",
     ),
     "a tensor has another shape": (
-        lambda f: rewrite(f, lambda t: t.update({NORM: torch.zeros(5)})),
-        rf"{SHARD} has {NORM} \[5\] where \[32\] fits",
+        lambda f: rewrite(f, lambda t: t.update({norm(t): torch.zeros(5)})),
+        rf"{SHARD} has [\w.]*{NORM} \[5\] where \[32\] fits",
     ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json: there is no such file"),
     "tokenizer is damaged": (lambda f: halve(f / "tokenizer.json"), "tokenizer.json is no tokenizer"),
     "tokenizer of another model": (of_many_tokens, "has the token 700, and the model knows 512"),
-    "tokenizer of another chat": (of_another_chat, "tokenizer.json lacks <end_of_utterance>"),
+    "tokenizer of another chat": (of_another_chat, f"tokenizer.json lacks ({'|'.join(map(re.escape, ENDS))})"),
     "tokenizer without yes": (of_words, "has no tokens of their own for yes and no"),
     "no preprocessing": (lambda f: (f / "preprocessor_config.json").unlink(), "lacks preprocessor_config.json"),
     "preprocessing of nothing": (
@@ -135,13 +146,15 @@ def read(monkeypatch):
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_folder_is_refused_in_one_line_before_weights_are_read(copied, read, case, capfd):
-    folder, (damage, message) = copied("smolvlm"), WRONG[case]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wrong_folder_is_refused_in_one_line_before_weights_are_read(copied, read, family, case, capfd):
+    folder, (damage, message) = copied(family), WRONG[case]
     damage(folder)
     capfd.readouterr()
     with pytest.raises(UserError, match=message) as error:
         load_vlm_reflector(folder, ("agentview",))
-    assert "\n" not in str(error.value) and str(folder) in str(error.value) and not read
+    said = str(error.value)
+    assert "\n" not in said and str(folder) in said and REMEDY.search(said) and not read
     assert capfd.readouterr() == ("", "")  # no report of the library beside it
 
 
@@ -153,7 +166,7 @@ def test_what_is_no_folder_is_refused_and_nothing_is_downloaded(read, name):
     assert not read
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "smolvlm"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_one_lost_tensor_is_never_made_up(copied, family):
     folder = copied(family)
     rewrite(folder, lambda tensors: tensors.pop(sorted(tensors)[0]))
@@ -212,7 +225,7 @@ def test_head_of_another_model_is_refused(reflector, released, copied, tmp_path)
     reflector("smolvlm", "language").save(tmp_path, {})
     assert load_vlm_reflector(tmp_path, ("agentview",)).config.question.startswith("Is the task done")
     other = copied("smolvlm")
-    rewrite(other, lambda tensors: tensors[NORM].mul_(2))
+    rewrite(other, lambda tensors: tensors[norm(tensors)].mul_(2))
     edit(tmp_path / "reflector.json", lambda d: d.update(vlm="smolvlm"))  # beside it
     with pytest.raises(UserError, match="was trained on another model"):
         load_vlm_reflector(tmp_path, ("agentview",))
