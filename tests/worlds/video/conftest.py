@@ -141,13 +141,13 @@ def write_vggt(path: Path) -> Path:
     return path
 
 
-def write_pipeline(path: Path, **settings) -> Path:
+def write_pipeline(path: Path, vggt: bool = False, **settings) -> Path:
     transformers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.set_verbosity(logging.ERROR)
     unet().save_pretrained(path / "unet")
     autoencoder("AutoencoderTiny").save_pretrained(path / "vae")
     clip().save_pretrained(path / "image_encoder")
-    trunk().save_pretrained(path / "geometry")
+    write_vggt(path / "geometry") if vggt else trunk().save_pretrained(path / "geometry")
     index = {"_class_name": "StableVideoDiffusionPipeline", "unet": ["diffusers", "UNetSpatioTemporalConditionModel"]}
     (path / "model_index.json").write_text(json.dumps(index))
     (path / "worldenv.json").write_text(json.dumps(SETTINGS | settings))

@@ -108,12 +108,8 @@ def test_features_are_those_of_the_authors(folder, state):
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_it_takes_the_place_of_the_geometry_encoder_in_a_pipeline(release, folder, load, tabletop):
-    for path in (release / "geometry").iterdir():
-        path.unlink()
-    for path in folder.iterdir():
-        (release / "geometry" / path.name).write_bytes(path.read_bytes())
-    world = load(release, clip="none")
+def test_it_takes_the_place_of_the_geometry_encoder_in_a_pipeline(writers, tmp_path, load, tabletop):
+    world = load(writers("worlds/video").write_pipeline(tmp_path / "svd", vggt=True), clip="none")
     starts = tabletop.reset(tabletop.tasks[:2], range(2), "train")
     assert world.begin(starts.seen, 4).tokens.shape == (2, 4, 16)
     assert type(world.network.conditioning.encoders["geometry"]).__name__ == "VggtEncoder"

@@ -1,4 +1,7 @@
-"""Rollouts on the tabletop: the engine, keys, decoding, practice; training, and back to a folder."""
+"""Rollouts on the tabletop: the engine, keys, decoding, practice; training, and back to a folder.
+
+Training that is interrupted: tests/worlds/test_released_parts.py.
+"""
 
 import copy
 
@@ -13,8 +16,6 @@ from worldenv.interfaces.world import WorldModel
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.loop import post_train
-from worldenv.training import fit as loop
-from worldenv.training.fit import Schedule, fit
 from worldenv.training.train_video import learning, video_loss
 from worldenv.training.windows import steps_of
 
@@ -113,25 +114,6 @@ def test_training_lowers_the_loss_and_frozen_parts_stay(load, clips, starts, tmp
     assert torch.equal(mine.frames, its.frames) and not torch.equal(mine.frames, old.frames)
     with pytest.raises(UserError, match="back is there already"):
         world.write_back(folder)
-
-
-def test_interrupted_training_goes_on_to_the_same_end(load, clips, tmp_path, monkeypatch, same_weights):
-    """As docs/your_checkpoint.md trains it."""
-    schedule, step, calls = Schedule(4, 2, 1e-3, save_every_s=0.0), loop._step, iter(range(100))
-
-    def trained(folder):
-        network = learning(load().network)
-        with folder:
-            fit(network, video_loss(network, clips, 2), schedule, "unet", folder, seed=0)
-        return network
-
-    whole = trained(RunFolder.create(tmp_path / "whole", {}))
-    monkeypatch.setattr(loop, "_step", lambda *given: step(*given) if next(calls) < 2 else 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        trained(RunFolder.create(tmp_path / "run", {}))
-    monkeypatch.setattr(loop, "_step", step)
-    resumed = trained(RunFolder.resume(tmp_path / "run"))
-    assert same_weights(resumed, whole) and not same_weights(whole, load().network)
 
 
 def test_examples_have_the_memory_that_a_rollout_would_have():
