@@ -27,6 +27,17 @@ def test_denoising_step_agrees_under_onnxruntime(load, tmp_path):
         torch.testing.assert_close(torch.from_numpy(found), piece.call(*inputs.values()), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("vggt", [False, True])
+def test_encoders_of_the_first_frame_agree_under_onnxruntime(load, writers, tmp_path, vggt):
+    world = load(writers("worlds/video").write_pipeline(tmp_path / "svd", vggt))
+    names = ["world-geometry-encoder"] if vggt else ["world-clip-encoder", "world-geometry-encoder"]
+    files = export_onnx(Parts(None, None, world, None), tmp_path / "out", ("world",), names)["files"]
+    assert list(files) == [f"{name}.onnx" for name in names]
+    assert max(file["difference"] for file in files.values()) <= 1e-4
+    encoder = world.network.conditioning.encoders["geometry"]
+    assert files["world-geometry-encoder.onnx"]["outputs"] == {"features": f"float32 [batch, 4, {encoder.width}]"}
+
+
 class Pictures:
     """A world model as far as its autoencoder goes."""
 
