@@ -98,7 +98,13 @@ def read_weights(folder):
     return {f"{path.name}/{k}": v for path in files if path.exists() for k, v in load_file(path).items()}
 
 
-@pytest.mark.parametrize(("mode", "family"), [("language", "qwen2_5_vl"), ("zero-shot", "llava_onevision")])
+@pytest.mark.parametrize(
+    ("mode", "family"),
+    [
+        *(("language", family) for family in ("qwen2_5_vl", "qwen3_vl", "llava_onevision", "smolvlm")),
+        ("zero-shot", "llava_onevision"),
+    ],
+)
 def test_every_matrix_of_the_adapter_learns_and_peft_reads_it(training, frames, mode, family):
     config = training(mode, family, lora=2)
     torch.manual_seed(config.seed)
