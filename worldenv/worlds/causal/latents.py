@@ -18,7 +18,7 @@ from worldenv.records.released import AGAIN, folder_of, settings_in, written_lik
 from worldenv.robot.robot import Robot
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import LEVELS, CausalWorld
-from worldenv.worlds.components import inspect_diffusers
+from worldenv.worlds.components import Component, inspect_diffusers
 from worldenv.worlds.levels import levels_of
 from worldenv.worlds.tokenizers import LEVELS as AUTOENCODERS
 from worldenv.worlds.tokenizers import FrameTokenizer
@@ -149,6 +149,30 @@ def save_causal_latents(
 def load_causal_latents(folder: Path | str, suite: Suite, config: LatentsConfig | None = None) -> LatentCausalWorld:
     """From a folder with vae/, in the layout of diffusers, and causal.safetensors, which `save_causal_latents` wrote.
 
+    Raises UserError, before anything large is read, as `inspect_causal_latents` does.
+    """
+    found = inspect_causal_latents(folder, suite, config)
+    network, about = found.read(FrameTokenizer(found.vae.read(None)))
+    levels = levels_of(found.folder / FILE, about)
+    return LatentCausalWorld(network, suite.robot, levels, suite.views[0], found.config.decode, found.folder)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A folder that has been looked through."""
+
+    folder: Path
+    config: LatentsConfig
+    vae: Component
+
+    def read(self, tokenizer: FrameTokenizer) -> tuple[LatentCausalNetwork, dict[str, Any]]:
+        """The network beside the autoencoder, and what its file says. Raises CheckpointError as `load_model` does."""
+        return load_model(self.folder / FILE, KIND, LatentCausalNetwork, CausalConfig, tokenizer=tokenizer)
+
+
+def inspect_causal_latents(folder: Path | str, suite: Suite, config: LatentsConfig | None = None) -> Found:
+    """Look through the folder, and say whether it fits the suite; only the network beside the autoencoder is read.
+
     Raises UserError naming the file for anything that is missing, damaged or does not fit.
     """
     folder = folder_of(folder)
@@ -159,6 +183,7 @@ def load_causal_latents(folder: Path | str, suite: Suite, config: LatentsConfig 
         )
     if not (folder / VAE).is_dir():
         raise CheckpointError(f"{folder} has no folder {VAE}, its autoencoder; {AGAIN}")
-    tokenizer, path = read_tokenizer(folder / VAE), folder / FILE
-    network, about = load_model(path, KIND, LatentCausalNetwork, CausalConfig, tokenizer=tokenizer)
-    return LatentCausalWorld(network, suite.robot, levels_of(path, about), suite.views[0], config.decode, folder)
+    found = Found(folder, config, inspect_diffusers(folder / VAE, AUTOENCODERS))
+    _, about = found.read(FrameTokenizer(found.vae.module))
+    levels_of(folder / FILE, about)
+    return found
