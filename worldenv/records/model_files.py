@@ -59,9 +59,7 @@ def load_model(
     weights do not fit; before memory is taken for the model.
     """
     weights, metadata = load_weights(path)
-    if metadata.get("kind") != kind:
-        found = metadata.get("kind", "model of unknown kind")
-        raise CheckpointError(f"{path} holds a {str(found)[:100]}; a {kind} was expected")
+    check_kind(path, metadata, kind)
     largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
     try:
         made = _configuration(config, metadata.get("config"), max(PLAUSIBLE, largest))
@@ -72,6 +70,13 @@ def load_model(
     check_fit(path, weights, model, "It may be of another version of worldenv: use that one, or make the model again")
     model.load_state_dict(weights)
     return model.float().to(memory_format=torch.channels_last).eval(), metadata
+
+
+def check_kind(path: Path, metadata: Mapping[str, Any], kind: str) -> None:
+    """Raise CheckpointError unless the metadata of a file say that it holds a model of this kind."""
+    if metadata.get("kind") != kind:
+        found = metadata.get("kind", "model of unknown kind")
+        raise CheckpointError(f"{path} holds a {str(found)[:100]}; a {kind} was expected")
 
 
 class _Budget(TorchFunctionMode):

@@ -12,8 +12,8 @@ from worldenv.errors import UserError
 from worldenv.fields import check_fields
 from worldenv.interfaces.pieces import Piece
 from worldenv.interfaces.suite import Suite
-from worldenv.records.checkpoint import CheckpointError
-from worldenv.records.model_files import load_model, save_model
+from worldenv.records.checkpoint import CheckpointError, load_weights
+from worldenv.records.model_files import check_kind, load_model, save_model
 from worldenv.records.released import AGAIN, folder_of, settings_in, written_like
 from worldenv.robot.robot import Robot
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
@@ -152,9 +152,11 @@ def load_causal_latents(folder: Path | str, suite: Suite, config: LatentsConfig 
     Raises UserError, before anything large is read, as `inspect_causal_latents` does.
     """
     found = inspect_causal_latents(folder, suite, config)
-    network, about = found.read(FrameTokenizer(found.vae.read(None)))
-    levels = levels_of(found.folder / FILE, about)
-    return LatentCausalWorld(network, suite.robot, levels, suite.views[0], found.config.decode, found.folder)
+    path, tokenizer = found.folder / FILE, FrameTokenizer(found.vae.read(None))
+    network, about = load_model(path, KIND, LatentCausalNetwork, CausalConfig, tokenizer=tokenizer)
+    return LatentCausalWorld(
+        network, suite.robot, levels_of(path, about), suite.views[0], found.config.decode, found.folder
+    )
 
 
 @dataclass(frozen=True)
@@ -165,13 +167,9 @@ class Found:
     config: LatentsConfig
     vae: Component
 
-    def read(self, tokenizer: FrameTokenizer) -> tuple[LatentCausalNetwork, dict[str, Any]]:
-        """The network beside the autoencoder, and what its file says. Raises CheckpointError as `load_model` does."""
-        return load_model(self.folder / FILE, KIND, LatentCausalNetwork, CausalConfig, tokenizer=tokenizer)
-
 
 def inspect_causal_latents(folder: Path | str, suite: Suite, config: LatentsConfig | None = None) -> Found:
-    """Look through the folder, and say whether it fits the suite; only the network beside the autoencoder is read.
+    """Look through the folder, and say whether it fits the suite; the autoencoder is not read.
 
     Raises UserError naming the file for anything that is missing, damaged or does not fit.
     """
@@ -183,7 +181,7 @@ def inspect_causal_latents(folder: Path | str, suite: Suite, config: LatentsConf
         )
     if not (folder / VAE).is_dir():
         raise CheckpointError(f"{folder} has no folder {VAE}, its autoencoder; {AGAIN}")
-    found = Found(folder, config, inspect_diffusers(folder / VAE, AUTOENCODERS))
-    _, about = found.read(FrameTokenizer(found.vae.module))
+    vae, about = inspect_diffusers(folder / VAE, AUTOENCODERS), load_weights(folder / FILE)[1]
+    check_kind(folder / FILE, about, KIND)
     levels_of(folder / FILE, about)
-    return found
+    return Found(folder, config, vae)
