@@ -24,6 +24,7 @@ LAYERS = (
     {"job"},
     {"fits"},
     {"assemble"},
+    {"released_models"},
     {"ranked"},
     {"saved"},
     {"config"},
@@ -44,7 +45,8 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 LEAF_LEVEL = len(LAYERS)
 SIBLING_LEVEL = LEVEL["policy"]  # these meet in rollout and training, and never import each other
 PARTS = {"policy", "worlds", "reflector", "suites"}
-KNOW_PARTS = PARTS | {"assemble", "training"}  # all others know the interfaces, and no class behind them
+# All others know the interfaces, and no class behind them.
+KNOW_PARTS = PARTS | {"assemble", "released_models", "training"}
 DOORS = {"_C": {"ops"}, "_cuda": {"ops"}, "kernels": {"ops", "info"}, "_tabletop": {"suites"}}
 
 

@@ -1,6 +1,7 @@
 """`worldenv-train` with released parts of every kind: practise, go on, and the policy in its authors' layout."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 
 import worldenv
 from worldenv import cli
+from worldenv.errors import UserError
 from worldenv.evaluation import measure
 from worldenv.records.checksum import checksum
+from worldenv.records.released import Release
 
 SMALL = ["--engine.horizon", "8", "--eval.episodes", "10", "--eval.imagined", "2", "--eval.quality", "1"]
 SMALL += ["--eval.videos", "0", "--rl.iterations", "1", "--rl.starts", "2", "--rl.siblings", "2", "--rl.signal", "0"]
@@ -78,3 +81,17 @@ def test_a_run_practises_goes_on_and_leaves_a_policy_that_is_loaded_again(
         its, old = (one.log_prob(decision.record, decision.action) for one in (again, untouched.policy))
     torch.testing.assert_close(its, decision.log_prob, atol=1e-2, rtol=0)
     assert (old - decision.log_prob).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("lacks", "message"), [("vae", "svd has no folder vae"), (None, "reflector.safetensors")])
+def test_every_other_part_is_looked_at_before_a_large_one_is_read(writers, tmp_path, monkeypatch, lacks, message):
+    names = SYSTEMS["pi0 in a U-Net"](writers, tmp_path, {})
+    if lacks:
+        shutil.rmtree(tmp_path / "svd" / lacks)
+
+    def refuse(*_):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(Release, "fill", refuse)
+    with pytest.raises(UserError, match=message):
+        worldenv.load(tmp_path, **names)

@@ -26,16 +26,10 @@ from worldenv.interfaces.world import WorldModel
 from worldenv.nn.cost import Cost, size_of
 from worldenv.nn.int8 import Conv, Int8, Linear, Ranges, check_precision, in_int8, is_fast
 from worldenv.ops import missing_faces
-from worldenv.policy.flow.cost import flow_cost
-from worldenv.policy.flow.policy import load_pi0, load_smolvla
-from worldenv.policy.openvla_oft.cost import openvla_cost
-from worldenv.policy.openvla_oft.policy import load_openvla_oft
 from worldenv.policy.small import SmallPolicy, small_policy_cost
 from worldenv.records.model_files import RANGES, ROLES, load_ranges, shipped
-from worldenv.reflector.rlinf_resnet import load_rlinf_reflector, rlinf_reflector_cost
 from worldenv.reflector.small import SmallReflector, small_reflector_cost
-from worldenv.reflector.transformers_vlm import load_vlm_reflector
-from worldenv.reflector.vlm.cost import vlm_cost
+from worldenv.released_models import KINDS, kinds_of
 from worldenv.rollout.checks import (
     check_config,
     check_count,
@@ -50,15 +44,10 @@ from worldenv.suites.libero.tasks import HORIZONS, PERTURBED, SMALL
 from worldenv.suites.metaworld.suite import MetaWorldSuite
 from worldenv.suites.metaworld.tasks import SETS
 from worldenv.suites.tabletop.suite import TabletopSuite
-from worldenv.worlds.causal.cost import causal_cost, latents_cost
-from worldenv.worlds.causal.latents import load_causal_latents
+from worldenv.worlds.causal.cost import causal_cost
 from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.cost import composer_cost
 from worldenv.worlds.composer.world import ComposerWorld
-from worldenv.worlds.video.cost import video_cost
-from worldenv.worlds.video.world import load_video
-from worldenv.worlds.wan.cost import wan_cost
-from worldenv.worlds.wan.world import load_wan
 
 DEFAULT_ENGINE, DEFAULT_ENV = EngineConfig(), EnvConfig()
 
@@ -85,36 +74,21 @@ SUITES: dict[str, Callable[[], Suite]] = {
 }
 POLICIES: dict[str, Callable[[Path, Suite], Policy]] = {
     "small": lambda models, suite: SmallPolicy.load(models / "policy.safetensors"),
-    "openvla-oft:FOLDER": load_openvla_oft,
-    "pi0:FOLDER": load_pi0,
-    "smolvla:FOLDER": load_smolvla,
+    **kinds_of("policy"),
 }
 WORLDS: dict[str, Callable[[Path, Suite], WorldModel]] = {
     "composer": lambda models, suite: ComposerWorld.load(models / "composer.safetensors", suite.robot, suite.views[0]),
     "causal": lambda models, suite: _load_causal(models / "causal.safetensors", suite),
-    "rlinf-wan:FOLDER": load_wan,
-    "svd:FOLDER": load_video,
-    "causal-latents:FOLDER": load_causal_latents,
+    **kinds_of("world"),
 }
 REFLECTORS: dict[str, Callable[[Path, Suite], Reflector]] = {
     "small": lambda models, suite: SmallReflector.load(models / "reflector.safetensors"),
     "zero-shot": lambda models, suite: SmallReflector.load(models / "reflector.safetensors", zero_shot=True),
-    "vlm:FOLDER": lambda folder, suite: load_vlm_reflector(folder, suite.views),
-    "rlinf-wan:FOLDER": load_rlinf_reflector,  # the reward model beside a world model
+    **kinds_of("reflector"),
 }
+NAMED = {"suite": SUITES, "policy": POLICIES, "world": WORLDS, "reflector": REFLECTORS}
 
-# Role and kind -> what counts a released model's cost, of its folder, the suite and the policy's chunk.
-COSTS: dict[tuple[str, str], Callable[[Path, Any, int], Cost]] = {
-    ("policy", "openvla-oft"): lambda folder, suite, chunk: openvla_cost(folder, suite, suite.size),
-    ("policy", "pi0"): lambda folder, suite, chunk: flow_cost(folder, suite, suite.size, "pi0"),
-    ("policy", "smolvla"): lambda folder, suite, chunk: flow_cost(folder, suite, suite.size, "smolvla"),
-    ("world", "rlinf-wan"): wan_cost,
-    ("world", "svd"): video_cost,
-    ("world", "causal-latents"): latents_cost,
-    ("reflector", "vlm"): lambda folder, suite, chunk: vlm_cost(folder, chunk, suite.size),
-    ("reflector", "rlinf-wan"): lambda folder, suite, chunk: rlinf_reflector_cost(folder, suite.size, chunk),
-}
-# Class -> the same of a small part that is there.
+# Class -> what counts the cost of a small part that is there, of the suite and the policy's chunk.
 COSTS_OF: dict[type, Callable[[Any, Any, int], Cost]] = {
     SmallPolicy: lambda part, suite, _: small_policy_cost(part, suite.size, suite.robot.proprio_size),
     ComposerWorld: lambda part, suite, chunk: composer_cost(part, chunk),
@@ -195,14 +169,12 @@ def load(
     check_names(suite, policy, world, reflector)
     made = _built("suite", suite, SUITES)
     check_suite(made)
-    parts = Parts(
-        made,
-        _built("policy", policy, POLICIES, folder, made),
-        _built("world", world, WORLDS, folder, made),
-        _built("reflector", reflector, REFLECTORS, folder, made),
-    )
+    names = {"policy": policy, "world": world, "reflector": reflector}
+    _inspect(made, names)
+    small_first = sorted(ROLES, key=lambda role: released(names[role]) is not None)
+    parts = Parts(made, **{role: _built(role, names[role], NAMED[role], folder, made) for role in small_first})
     _check_parts(parts)
-    parts.ranges = _ranges(folder, {"policy": policy, "world": world, "reflector": reflector}, parts)
+    parts.ranges = _ranges(folder, names, parts)
     for role in ROLES:
         _check_faces(role, getattr(parts, role), device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -220,12 +192,12 @@ def costs(config: TrainConfig) -> tuple[Any, dict[str, Cost]]:
     """
     check_names(*(getattr(config, name) for name in INTERFACES))
     suite, models, chunk, found = outline(config.suite), config.models or shipped(), 0, {}
-    for role, known in zip(ROLES, (POLICIES, WORLDS, REFLECTORS), strict=True):
+    for role in ROLES:
         name = getattr(config, role)
         if (kind := released(name)) is not None:
-            cost = COSTS[role, kind[0]](Path(kind[1]).expanduser(), suite, chunk)
+            cost = KINDS[role, kind[0]].cost(Path(kind[1]).expanduser(), suite, chunk)
         else:
-            cost = _of_small(_built(role, name, known, models, suite), suite, chunk)
+            cost = _of_small(_built(role, name, NAMED[role], models, suite), suite, chunk)
         found[role], chunk = cost, chunk or cost.chunk or DEFAULT_CHUNK
     return suite, found
 
@@ -267,10 +239,15 @@ def _built(role: str, name: str, known: Mapping[str, Callable], *given: Any) -> 
 def check_names(suite: str, policy: str, world: str, reflector: str) -> None:
     """Raise UserError for a name that nothing is known by, before anything is built, and for folders not yet given."""
     check_given(policy=policy, world=world, reflector=reflector)
-    named("suite", suite, SUITES)
-    named("policy", policy, POLICIES)
-    named("world", world, WORLDS)
-    named("reflector", reflector, REFLECTORS)
+    for role, name in {"suite": suite, "policy": policy, "world": world, "reflector": reflector}.items():
+        named(role, name, NAMED[role])
+
+
+def _inspect(suite: Suite, names: Mapping[str, str]) -> None:
+    """Raise UserError for what is wrong with the folder of any released model, before any of them is read."""
+    for role, name in names.items():
+        if (kind := released(name)) is not None:
+            KINDS[role, kind[0]].inspect(Path(kind[1]).expanduser(), suite)
 
 
 def _folder(models: Path | str | None) -> Path:

@@ -70,11 +70,11 @@ def load_model(
     return model.float().to(memory_format=torch.channels_last).eval(), metadata
 
 
-def inspect_model(path: Path, kind: str, config: type) -> Any:
-    """The configuration that a model's file has. No weight is read; raises CheckpointError as `load_model` does."""
+def inspect_model(path: Path, kind: str, config: type) -> tuple[Any, dict[str, Any]]:
+    """Configuration and metadata of a model's file. No weight is read; raises CheckpointError as `load_model` does."""
     shapes, metadata = inspect_weights(path)
     with _valid(path, kind):
-        return _configuration_of(path, kind, config, shapes, metadata)
+        return _configuration_of(path, kind, config, shapes, metadata), metadata
 
 
 @contextmanager

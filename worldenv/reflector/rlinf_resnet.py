@@ -117,7 +117,7 @@ def load_rlinf_reflector(folder: Path | str, suite: Suite) -> RlinfReflector:
 
     Raises UserError naming the file for one that is missing, of another kind or damaged.
     """
-    path, config, network, tensors = _read(folder)
+    path, config, network, tensors = inspect_rlinf_reflector(folder)
     for key, tensor in tensors.items():
         check_finite(path, key, tensor)
         put(network, key.removeprefix("net."), tensor.to(copy=True))
@@ -126,7 +126,7 @@ def load_rlinf_reflector(folder: Path | str, suite: Suite) -> RlinfReflector:
 
 def rlinf_reflector_cost(folder: Path | str, size: int, chunk: int) -> Cost:
     """Of a policy's chunk of `chunk` frames of `size` x `size`, from shapes alone. Raises as the function above."""
-    _, _, network, tensors = _read(folder)
+    _, _, network, tensors = inspect_rlinf_reflector(folder)
     stem, *levels = list(network)[: 1 + BLOCKS]
     side = -(-size // 2)
     flops = picture_flops(stem, network[-2], places=side**2)
@@ -137,7 +137,7 @@ def rlinf_reflector_cost(folder: Path | str, size: int, chunk: int) -> Cost:
     return Cost(*size_of(network, number), slot_bytes=INT64, chunk_flops=chunk * flops)
 
 
-def _read(folder: Path | str) -> tuple[Path, RlinfConfig, RewardNetwork, dict[str, Tensor]]:
+def inspect_rlinf_reflector(folder: Path | str) -> tuple[Path, RlinfConfig, RewardNetwork, dict[str, Tensor]]:
     """The file, its settings, an outline of the network, and the tensors that fit it, mapped into memory."""
     folder = folder_of(folder)
     config, path = settings_in(folder, RlinfConfig), folder / FILE

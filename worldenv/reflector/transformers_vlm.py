@@ -27,7 +27,7 @@ from worldenv.records.checkpoint import CheckpointError, load_weights, save_weig
 from worldenv.reflector.small import Pooled
 from worldenv.reflector.vlm.kept import frames as kept_frames
 from worldenv.reflector.vlm.kept import keep, places
-from worldenv.reflector.vlm.load import load_vlm
+from worldenv.reflector.vlm.load import inspect_vlm, load_vlm
 from worldenv.reflector.vlm.lora import Adapter, check_adapter
 from worldenv.reflector.vlm.model import Vlm
 
@@ -245,9 +245,27 @@ def new_vlm_reflector(config: VlmConfig, views: Sequence[str], rank: int = 0) ->
 def load_vlm_reflector(folder: Path, views: Sequence[str]) -> VlmReflector:
     """The judge of a folder: the authors' own folder of a model (mode zero-shot), or one with a reflector.json.
 
-    Raises UserError for settings, head or adapter that are missing, damaged, or belong to another model, and as
-    `load_vlm` does; before weights are read where that can be known.
+    Raises UserError, before weights of the model are read, as `inspect_vlm_reflector` does.
     """
+    config = _settings_that_fit(folder, views)
+    reflector = new_vlm_reflector(config, views)
+    if reflector.head is not None:
+        load_weights(folder / HEAD, reflector.head)
+    if (folder / ADAPTER).is_dir():
+        reflector.adapter = Adapter.load(reflector.vlm, folder / ADAPTER)
+    return reflector.eval()
+
+
+def inspect_vlm_reflector(folder: Path, views: Sequence[str]) -> None:
+    """Look through the folder of a judge and that of its model.
+
+    Raises UserError for settings, head or adapter that are missing, damaged, or belong to another model, and as
+    `inspect_vlm` does.
+    """
+    inspect_vlm(_settings_that_fit(folder, views).vlm)
+
+
+def _settings_that_fit(folder: Path, views: Sequence[str]) -> VlmConfig:
     config = settings_of(folder)
     _view(config, views)
     head = folder / HEAD
@@ -260,14 +278,9 @@ def load_vlm_reflector(folder: Path, views: Sequence[str]) -> VlmReflector:
         known = load_weights(head)[1]
         if known.get("kind") != KIND or known.get("model") != fingerprint(config.vlm):
             raise CheckpointError(f"{head} was trained on another model than {config.vlm}: train one for this model")
-    if has_adapter := (folder / ADAPTER).is_dir():
+    if (folder / ADAPTER).is_dir():
         check_adapter(folder / ADAPTER)
-    reflector = new_vlm_reflector(config, views)
-    if reflector.head is not None:
-        load_weights(head, reflector.head)
-    if has_adapter:
-        reflector.adapter = Adapter.load(reflector.vlm, folder / ADAPTER)
-    return reflector.eval()
+    return config
 
 
 def settings_of(folder: Path) -> VlmConfig:

@@ -1,7 +1,6 @@
 """Parts of a released pipeline: folders in the layout of diffusers or transformers, checked before they are read."""
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from worldenv.errors import UserError
 from worldenv.nn import attention
 from worldenv.records.checkpoint import CheckpointError, one_line
 from worldenv.records.released import AGAIN, CONFIG, Release, check_finite, check_shapes, inspect, library
+from worldenv.records.transformers_folder import check_info, check_weights, quiet, read_configuration
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,11 @@ class Encoder:
             ) from error
 
     def read(self, dtype: torch.dtype | None) -> nn.Module:
-        """Read it as the library does, which gives tensors of older files their new names; frozen.
-
-        The library itself only logs what is missing and makes it up. Raises CheckpointError for tensors that are
-        missing, unexpected, of another shape or not finite.
-        """
-        where, said, attends = self.release.folder, {}, attention.name_in("transformers")
-        with _quiet():
+        """Read it, frozen. Raises CheckpointError for a tensor that is not finite."""
+        where, attends = self.release.folder, attention.name_in("transformers")
+        with quiet() as transformers:
             try:
-                module, found = getattr(library("transformers"), self.kind).from_pretrained(
+                module, info = getattr(transformers, self.kind).from_pretrained(
                     where,
                     local_files_only=True,
                     use_safetensors=True,
@@ -86,25 +82,23 @@ class Encoder:
                 )
             except Exception as error:  # as above
                 raise CheckpointError(f"{where} cannot be read ({one_line(error)}); {AGAIN}") from error
-        for name, what in (
-            ("missing", "lacks"),
-            ("unexpected", "does not know"),
-            ("mismatched", "has another shape of"),
-        ):
-            if keys := sorted(str(key[0] if isinstance(key, tuple) else key) for key in found[f"{name}_keys"]):
-                said[what] = f"{keys[0]}" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
-        if said:
-            raise CheckpointError(f"{where}: {self.kind} {'; '.join(f'{w} {k}' for w, k in said.items())}; {AGAIN}")
+        check_info(self.release, info)
         for name, parameter in module.named_parameters():
             check_finite(where, name, parameter)
         return module.requires_grad_(False).eval()
 
 
 def inspect_transformers(folder: Path, models: dict[str, str]) -> Encoder:
-    """A network that transformers wrote: `models` has the class for each type of model. Raises as above."""
+    """A network that transformers wrote: `models` has the class for each type of model.
+
+    Raises CheckpointError as above; the library gives tensors of older files their new names.
+    """
     release = inspect(folder, models)
-    library("transformers")
-    return Encoder(release, models[release.config["model_type"]])
+    kind = models[release.config["model_type"]]
+    with quiet() as transformers:
+        network = getattr(transformers, kind)
+        check_weights(release, network, read_configuration(release, network.config_class))
+    return Encoder(release, kind)
 
 
 def attend(network: nn.Module) -> None:
@@ -126,18 +120,3 @@ def attend(network: nn.Module) -> None:
             f"WORLDENV_ATTENTION is {attention.WANTED}, which {type(network).__name__} of diffusers cannot use; it can "
             "use sdpa and xformers"
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's progress bars and reports: what they say is said by errors here."""
-    logging = library("transformers").utils.logging
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -63,7 +63,7 @@ WRONG = {
     "no configuration": (lambda f: (f / "config.json").unlink(), "has no config.json"),
     "no document": (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
     "another architecture": (config(**OTHER), "config.json is of the architecture '(VQModel|siglip)', not"),
-    "senseless sizes": (config(**SENSELESS), "is not valid|cannot be read|another shape of"),
+    "senseless sizes": (config(**SENSELESS), "is not valid|is no configuration|makes no model|where .* fits"),
     "no weights": (lambda f: weights(f).unlink(), "has neither .*safetensors nor .*index.json"),
     "a pickle": (
         lambda f: weights(f).rename(f / "pytorch_model.bin"),
@@ -76,10 +76,13 @@ WRONG = {
     ),
     "a pointer": (lambda f: weights(f).write_text("version https://git-lfs.github.com/spec/v1\n"), "of Git LFS"),
     "missing tensor": (tensors(lambda s, last: s.pop(last)), "lacks [a-z]"),
-    "unknown tensor": (tensors(lambda s, last: s.update({"extra": torch.ones(1)})), "(has|does not know) extra"),
+    "unknown tensor": (
+        tensors(lambda s, last: s.update({"extra": torch.ones(1)})),
+        "has extra, which this model does not know",
+    ),
     "another shape": (
         tensors(lambda s, last: s.update({last: torch.ones(7, 7)})),
-        r"another shape of|\[7, 7\] where \[.*\] fits",
+        r"\[7, 7\] where \[.*\] fits",
     ),
     "not finite": (tensors(lambda s, last: s[last].fill_(torch.nan)), "holds numbers that are not finite"),
 }
@@ -94,5 +97,6 @@ def test_what_is_wrong_with_a_part_is_said(sound, tmp_path, part, name):
     change(folder)
     with pytest.raises(UserError, match=message) as error:
         found = inspect_transformers(folder, ENCODERS[part]) if part in ENCODERS else inspect_diffusers(folder, LEVELS)
-        found.read(None)
+        if name == "not finite":  # all else is found before anything is read
+            found.read(None)
     assert str(folder) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 700

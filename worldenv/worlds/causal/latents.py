@@ -18,7 +18,7 @@ from worldenv.records.released import AGAIN, folder_of, settings_in, written_lik
 from worldenv.robot.robot import Robot
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import LEVELS, CausalWorld
-from worldenv.worlds.components import inspect_diffusers
+from worldenv.worlds.components import Component, inspect_diffusers
 from worldenv.worlds.levels import levels_of
 from worldenv.worlds.tokenizers import LEVELS as AUTOENCODERS
 from worldenv.worlds.tokenizers import FrameTokenizer
@@ -149,7 +149,29 @@ def save_causal_latents(
 def load_causal_latents(folder: Path | str, suite: Suite, config: LatentsConfig | None = None) -> LatentCausalWorld:
     """From a folder with vae/, in the layout of diffusers, and causal.safetensors, which `save_causal_latents` wrote.
 
-    Raises UserError naming the file for anything that is missing, damaged or does not fit, before a weight is read.
+    Raises UserError, before anything large is read, as `inspect_causal_latents` does.
+    """
+    found = inspect_causal_latents(folder, suite, config)
+    path, tokenizer = found.folder / FILE, FrameTokenizer(found.vae.read(None))
+    network, about = load_model(path, KIND, LatentCausalNetwork, CausalConfig, tokenizer=tokenizer)
+    return LatentCausalWorld(
+        network, suite.robot, levels_of(path, about), suite.views[0], found.config.decode, found.folder
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """A folder that has been looked through."""
+
+    folder: Path
+    config: LatentsConfig
+    vae: Component
+
+
+def inspect_causal_latents(folder: Path | str, suite: Suite, config: LatentsConfig | None = None) -> Found:
+    """Look through the folder, and say whether it fits the suite; no weight is read.
+
+    Raises UserError naming the file for anything that is missing, cut short or does not fit.
     """
     folder = folder_of(folder)
     config = settings_in(folder, LatentsConfig) if config is None else config
@@ -160,11 +182,10 @@ def load_causal_latents(folder: Path | str, suite: Suite, config: LatentsConfig 
     if not (folder / VAE).is_dir():
         raise CheckpointError(f"{folder} has no folder {VAE}, its autoencoder; {AGAIN}")
     vae, path = inspect_diffusers(folder / VAE, AUTOENCODERS), folder / FILE
-    sizes = inspect_model(path, KIND, CausalConfig)
+    sizes, about = inspect_model(path, KIND, CausalConfig)
+    levels_of(path, about)
     try:
         LatentTokenizer(FrameTokenizer(vae.module), sizes.patch, sizes.channels)
     except UserError as error:
         raise CheckpointError(f"{path} does not fit {folder / VAE}: {error}") from error
-    tokenizer = FrameTokenizer(vae.read(None))
-    network, about = load_model(path, KIND, LatentCausalNetwork, CausalConfig, tokenizer=tokenizer)
-    return LatentCausalWorld(network, suite.robot, levels_of(path, about), suite.views[0], config.decode, folder)
+    return Found(folder, config, vae)
