@@ -55,7 +55,8 @@ def test_64_episodes_are_resident_and_every_iteration_teaches(practised):
     assert practised.counts["groups"] == 24
     assert practised.counts["broken_episodes"] == practised.counts["skipped_steps"] == 0
     lines = practised.folder.metrics(STAGE)
-    assert len(lines) == 3 and all(line["chunks"] > 0 and 0 <= line["reward"] <= 1 for line in lines)
+    assert len(lines) == 3 and all(line["chunks"] > 0 and line["groups_without_signal"] < 8 for line in lines)
+    assert len({line["reward"] for line in lines}) == 3  # other episodes, so the judge says something else
 
 
 def test_the_policy_alone_has_changed(practised):
