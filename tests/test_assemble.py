@@ -7,8 +7,8 @@ import torch
 
 import worldenv
 from worldenv import assemble
-from worldenv.assemble import POLICIES, SUITES, Parts, load, make_engine, make_env, named
-from worldenv.config import TrainConfig
+from worldenv.assemble import POLICIES, REFLECTORS, SUITES, WORLDS, Parts, load, make_engine, make_env, named
+from worldenv.config import RELEASED, TrainConfig, released
 from worldenv.envs.world_model_env import EnvConfig
 from worldenv.errors import UserError
 from worldenv.interfaces.policy import Policy
@@ -42,6 +42,13 @@ def parts(folder):
 
 
 # By name.
+
+
+def test_every_kind_of_released_model_is_known_where_names_are_read_and_where_parts_are_built():
+    built = {*POLICIES, *WORLDS, *REFLECTORS}
+    assert {f"{kind}:FOLDER" for kind in RELEASED} == {name for name in built if ":" in name}
+    assert released("openvla-oft:a:b") == ("openvla-oft", "a:b")
+    assert released("openvla-oft") is None and released("module:function") is None
 
 
 def test_parts_of_a_folder_are_those_that_the_names_say(folder, parts):

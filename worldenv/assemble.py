@@ -171,14 +171,12 @@ def load(
     check_suite(made)
     names = {"policy": policy, "world": world, "reflector": reflector}
     _inspect(made, names)
-    small_first = sorted(ROLES, key=lambda role: released(names[role]) is not None)
-    parts = Parts(made, **{role: _built(role, names[role], NAMED[role], folder, made) for role in small_first})
+    released_last = sorted(ROLES, key=lambda role: released(names[role]) is not None)  # they may be large
+    parts = Parts(made, **{role: _built(role, names[role], NAMED[role], folder, made) for role in released_last})
     _check_parts(parts)
     parts.ranges = _ranges(folder, names, parts)
     for role in ROLES:
         _check_faces(role, getattr(parts, role), device)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device is {device}; torch finds {torch.cuda.device_count()} CUDA devices here: take cpu")
     for role in ROLES:
         _move(getattr(parts, role), device)
     return parts
@@ -270,6 +268,8 @@ def _device(device: torch.device | str) -> torch.device:
         found = None
     if found is None or found.type not in ("cpu", "cuda"):
         raise UserError(f"device is {shown(device)}; it should be cpu or cuda, or one of several: cuda:0, cuda:1 ...")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device is {found}; torch finds {torch.cuda.device_count()} CUDA devices here: take cpu")
     return torch.device("cpu") if found.type == "cpu" else found  # cpu:0 would count as another device
 
 

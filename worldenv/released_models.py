@@ -1,4 +1,7 @@
-"""The kinds of released models: for each role and kind, how one is looked through, loaded and counted."""
+"""The kinds of released models: for each role and kind, how one is looked through, loaded and counted.
+
+`RELEASED` of config.py has their names, for who reads options.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

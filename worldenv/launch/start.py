@@ -24,8 +24,7 @@ def start(words: Sequence[str], launch: LaunchConfig) -> int:
     or `eval`.
 
     It is that of the first rank that failed (1 if a signal killed it), or 128 + the signal that ended this process.
-    With several nodes, this process then ends here and does not return. Raises UserError if the machines do not find
-    each other.
+    Raises UserError if the machines do not find each other. On one of several nodes, a signal ends the process here.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -53,17 +52,18 @@ def start(words: Sequence[str], launch: LaunchConfig) -> int:
         threading.Thread(target=_end_after_ranks, daemon=True).start()
     try:
         elastic_launch(agent, sys.executable)("-P", "-m", "worldenv", *words)
-    except (SignalException, ChildFailedError) as error:
-        if isinstance(error, SignalException):
-            return _leave(128 + int(error.sigval), launch)
+    except SignalException as error:
+        return _ended(128 + int(error.sigval), launch)
+    except ChildFailedError as error:
+        if launch.nodes > 1:
+            time.sleep(LEAVE_S)
         codes = [failure.exitcode for failure in error.failures.values()]
         if len(codes) == launch.processes and max(codes) < 0:  # nobody is left to say it
-            time.sleep(LEAVE_S if launch.nodes > 1 else 0)
             raise UserError(
                 f"all ranks of this machine were killed by {signal.Signals(-codes[0]).name}: look for the reason in "
                 "the log of the system or of the scheduler"
             ) from None
-        return _leave(max(1, error.get_first_failure()[1].exitcode), launch)
+        return max(1, error.get_first_failure()[1].exitcode)
     except RendezvousError as error:
         raise UserError(
             f"{launch.nodes} machines did not come together at {address} within {JOIN_S:.0f} s, or lost each other "
@@ -73,11 +73,11 @@ def start(words: Sequence[str], launch: LaunchConfig) -> int:
     return 0
 
 
-def _leave(code: int, launch: LaunchConfig) -> int:
-    """The exit code of a job that failed. With several nodes, ends this process with it.
+def _ended(code: int, launch: LaunchConfig) -> int:
+    """The exit code after a signal. On one of several nodes, ends this process with it.
 
-    A thread of torch's agent asks the agents' store every few seconds, and goes on when the job has failed. C++ aborts
-    a process whose interpreter ends while that thread waits for an answer.
+    A thread of torch's agent asks the agents' store every few seconds, and goes on after a signal. C++ aborts a process
+    whose interpreter ends while that thread waits for an answer.
     """
     if launch.nodes > 1:
         time.sleep(LEAVE_S)

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,17 +55,12 @@ class Encoder:
 
     release: Release
     kind: str  # class
+    config: Any  # transformers' own object
 
     def outline(self) -> nn.Module:
-        """The network without its weights, on the device meta. Raises CheckpointError for sizes that make none."""
-        kind = getattr(library("transformers"), self.kind)
-        try:
-            with torch.device("meta"):
-                return kind(kind.config_class.from_dict(self.release.config)).requires_grad_(False).eval()
-        except Exception as error:  # of the library, which has classes of its own
-            raise CheckpointError(
-                f"{self.release.folder / CONFIG} is not valid ({one_line(error)}); {AGAIN}"
-            ) from error
+        """The network without its weights, on the device meta."""
+        with torch.device("meta"):
+            return getattr(library("transformers"), self.kind)(self.config).requires_grad_(False).eval()
 
     def read(self, dtype: torch.dtype | None) -> nn.Module:
         """Read it, frozen. Raises CheckpointError for a tensor that is not finite."""
@@ -80,7 +76,7 @@ class Encoder:
                     dtype="auto" if dtype is None else dtype,
                     attn_implementation=attends,
                 )
-            except Exception as error:  # as above
+            except Exception as error:  # of the library, which has classes of its own
                 raise CheckpointError(f"{where} cannot be read ({one_line(error)}); {AGAIN}") from error
         check_info(self.release, info)
         for name, parameter in module.named_parameters():
@@ -97,8 +93,9 @@ def inspect_transformers(folder: Path, models: dict[str, str]) -> Encoder:
     kind = models[release.config["model_type"]]
     with quiet() as transformers:
         network = getattr(transformers, kind)
-        check_weights(release, network, read_configuration(release, network.config_class))
-    return Encoder(release, kind)
+        config = read_configuration(release, network.config_class)
+        check_weights(release, network, config)
+    return Encoder(release, kind, config)
 
 
 def attend(network: nn.Module) -> None:

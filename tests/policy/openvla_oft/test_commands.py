@@ -8,8 +8,6 @@ import torch
 
 import worldenv
 from worldenv import options
-from worldenv.assemble import POLICIES, REFLECTORS, WORLDS
-from worldenv.config import RELEASED, released
 from worldenv.errors import UserError
 from worldenv.evaluation import measure
 from worldenv.saved import settled
@@ -76,13 +74,6 @@ def test_a_folder_is_named_from_where_one_is(folders, monkeypatch):
     monkeypatch.chdir(folders)
     given = options.training(["tabletop", "--policy", "openvla-oft:released"])
     assert settled(given).policy == f"openvla-oft:{folders / 'released'}"
-
-
-def test_every_kind_is_known_where_names_are_read_and_where_parts_are_built():
-    built = {*POLICIES, *WORLDS, *REFLECTORS}
-    assert {f"{kind}:FOLDER" for kind in RELEASED} == {name for name in built if ":" in name}
-    assert released("openvla-oft:a:b") == ("openvla-oft", "a:b")
-    assert released("openvla-oft") is None and released("module:function") is None
 
 
 @pytest.mark.parametrize(

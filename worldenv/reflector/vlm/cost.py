@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from worldenv.nn.cost import Cost, matrices, size_of, transformer_flops
-from worldenv.records.released import inspect, library, stored_bytes
+from worldenv.records.released import stored_bytes
 from worldenv.reflector.transformers_vlm import VlmConfig, settings_of
-from worldenv.reflector.vlm.families import FAMILIES
-from worldenv.reflector.vlm.load import read_configuration, read_pictures
+from worldenv.reflector.vlm.load import inspect_vlm
 
 PROMPT = 64  # tokens of the task, the question and the chat around them, or so
 AROUND = 2  # tokens before and after a frame, at most
@@ -27,17 +26,15 @@ def vlm_cost(path: Path | str, chunk: int, pixels: int) -> Cost:
     such model.
     """
     settings = settings_of(Path(path).expanduser())
-    release = inspect(settings.vlm, FAMILIES)
-    family, name = FAMILIES[release.config["model_type"]]
-    network_class = getattr(library("transformers"), name)
-    config = read_configuration(release, network_class.config_class)
+    found = inspect_vlm(settings.vlm)
     with torch.device("meta"):
-        network = network_class(config)
-    number = stored_bytes(release.entries, "stored" if settings.dtype == "file" else settings.dtype)
-    parameters = sum(torch.Size(entry.shape).numel() for entry in release.entries.values())
-    asked = SimpleNamespace(network=network, look=read_pictures(release.folder), side=settings.side)
-    found = cost_of(network, family.size(asked, pixels, pixels), settings, number, chunk)
-    return replace(found, parameters=parameters, weight_bytes=number * parameters)
+        network = found.network(found.config)
+    entries = found.release.entries
+    number = stored_bytes(entries, "stored" if settings.dtype == "file" else settings.dtype)
+    parameters = sum(torch.Size(entry.shape).numel() for entry in entries.values())
+    asked = SimpleNamespace(network=network, look=found.look, side=settings.side)
+    cost = cost_of(network, found.family.size(asked, pixels, pixels), settings, number, chunk)
+    return replace(cost, parameters=parameters, weight_bytes=number * parameters)
 
 
 def cost_of(

@@ -38,6 +38,7 @@ def inspect_vlm(folder: Path) -> Found:
     Raises UserError for a folder of another kind, for files that are missing or damaged, and for weights that are not
     exactly the configuration's.
     """
+    name_in("transformers")  # raises UserError for an attention that cannot be used
     release = inspect(folder, FAMILIES)
     if "quantization_config" in release.config:
         raise CheckpointError(f"{folder} has quantised weights; take the version of the model in bfloat16 or float32")
@@ -57,14 +58,13 @@ def load_vlm(folder: Path, dtype: str, side: int, question: str, budget: int) ->
     Nothing is downloaded, no code of the folder is run, no pickle is opened. Raises UserError, before weights are read,
     as `inspect_vlm` does.
     """
-    attends = name_in("transformers")
     found = inspect_vlm(folder)
     with quiet():
         network, info = found.network.from_pretrained(
             found.release.folder,
             config=found.config,
             dtype=DTYPES[dtype],
-            attn_implementation=attends,
+            attn_implementation=name_in("transformers"),
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,

@@ -20,7 +20,7 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "libero_spatial-small": ("libero_spatial", {**_SMALL, "tasks": (0, 2, 3, 5, 6, 8), "horizon": 104}),
     "libero_object-tiny": ("libero_object", {**_SMALL, "tasks": (4,), "horizon": 16, "practice_starts": 8}),
 }
-# The same tasks of LIBERO-PRO, to measure what was made for a small suite: their numbers are the same there.
+# The tasks of LIBERO-PRO with the same numbers, to measure what was made for a small suite.
 PERTURBED: dict[str, tuple[str, dict[str, Any]]] = {
     f"{benchmark}_{change}-small": (f"{benchmark}_{change}", given)
     for name, (benchmark, given) in SMALL.items()
