@@ -37,6 +37,41 @@ def test_memory_once_used_costs_no_page_faults_again():
     assert faults("keep_freed_memory()") < 100 < faults("")
 
 
+HOLES = """
+import ctypes
+from worldenv.rollout import memory
+memory.keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+freed, before, size, places = memory.FreedMemory(), memory.resident_bytes(), 40 << 20, []
+for _ in range(10):
+    places.append(libc.malloc(size))
+    ctypes.memset(places[-1], 1, size)
+    libc.malloc(2000)  # stays, so that what is freed are holes
+for place in places:
+    libc.free(place)
+for memory.GROWTH_BYTES in (1 << 30, 100 << 20):
+    freed.check()
+    print((memory.resident_bytes() - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
+def test_freed_memory_is_returned_once_the_process_has_grown():
+    done = subprocess.run([sys.executable, "-P", "-c", HOLES], capture_output=True, text=True, check=True)
+    kept, returned = map(int, done.stdout.split())
+    assert kept > 350 and returned < 50
+
+
+def test_every_chunk_of_a_rollout_looks_after_freed_memory(tiny, monkeypatch):
+    looked = []
+    monkeypatch.setattr(memory.FreedMemory, "check", lambda self: looked.append(self))
+    engine = tiny.engine(horizon=8)
+    engine.run(tiny.starts(2), 2, seed=0)
+    assert len(looked) == 8 // engine.runner.chunk
+
+
 def test_a_c_library_without_mallopt_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     memory.keep_freed_memory()

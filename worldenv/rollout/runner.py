@@ -29,7 +29,7 @@ from worldenv.rollout.checks import (
 )
 from worldenv.rollout.episodes import Episodes, Step
 from worldenv.rollout.graphs import Graphs
-from worldenv.rollout.memory import fitting
+from worldenv.rollout.memory import FreedMemory, fitting
 from worldenv.rollout.modes import own_modes
 from worldenv.rollout.parallel import after_fork, in_parts, sent
 from worldenv.rollout.weights import Weights
@@ -61,6 +61,7 @@ class Runner:
         self.starts: Starts | None = None
         self.read: tuple[Any, Any] = (None, None)  # what the policy and the reflector read from the texts
         self.weights, self._turn = Weights(policy, world, reflector), threading.Lock()
+        self.freed = FreedMemory()
         self.give_up_slots()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -174,7 +175,9 @@ class Runner:
                 step = self.think(live, seed, explore)
             return consume(slots, live, step)
 
-        return in_parts(work, count, self.batch, self.starts.device)
+        results = in_parts(work, count, self.batch, self.starts.device)
+        self.freed.check()
+        return results
 
     @torch.no_grad()
     def think(self, live: Episodes, seed: int, explore: bool) -> Step:
