@@ -299,7 +299,8 @@ def test_models_on_another_device_imagine_in_floats(parts, monkeypatch):
         parts.to_imagine("int8")
 
 
-def test_a_world_model_without_gpu_kernels_is_refused_on_a_gpu_with_the_one_to_take():
+def test_a_world_model_without_gpu_kernels_is_refused_on_a_gpu_with_the_one_to_take(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     message = "no GPU kernels for known_pictures, map_features, compose, unpatchify; on a GPU .*causal"
     with pytest.raises(UserError, match=message):
         assemble.load(device="cuda")

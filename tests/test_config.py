@@ -34,7 +34,7 @@ from worldenv.worlds.causal.network import CausalConfig
         ({"run": Path(worldenv.__file__).parent / "x"}, "in the folder of the package itself"),
         ({"run": Path("x"), "models": Path("y/../x")}, "run and models are one folder, x"),
         ({"rounds": 0}, "rounds is 0; it should be a whole number from 1 to 1,000"),
-        ({"rounds": 65}, "rounds is 65; it should not exceed the iterations .* --rl.iterations 64"),
+        ({"rounds": 97}, "rounds is 97; it should not exceed the iterations .* --rl.iterations 96"),
         ({"rounds": 2, "suite": "a:b"}, "rounds is 2; between rounds only .* the run has --suite a:b: take rounds 1"),
         ({"rounds": 2, "policy": "a:b"}, "the run has --policy a:b"),
         ({"rounds": 2, "world": "causal"}, "the run has --world causal"),

@@ -10,7 +10,7 @@ from worldenv.fields import ADDED, COUNT, MOST, SHARE, FieldError, Within, check
 class PostTrainConfig:
     """How the policy practises in imagination."""
 
-    iterations: int = 64  # more can be added later; the learning-rate schedule is then that of the longer run
+    iterations: int = 96  # more can be added later; the learning-rate schedule is then that of the longer run
     starts: int = 24  # N, start states per iteration
     siblings: int = 8  # G, rollouts of one start (paper: N = 8)
     clip: float = 0.2  # eps (paper: 0.1)
