@@ -178,3 +178,21 @@ def pair_names(writers, tmp_path_factory):
         "world": f"rlinf-wan:{path / 'wan'}",
         "reflector": f"vlm:{path / 'judge'}",
     }
+
+
+@pytest.fixture
+def compiling(monkeypatch):
+    """As with WORLDENV_COMPILE=1; returns the networks that are compiled, in order.
+
+    They are traced as ever, but run by torch: code of its own would take half a minute each.
+    """
+    from worldenv.nn import compiled
+
+    made, compile_one = [], torch.nn.Module.compile
+    monkeypatch.setattr(compiled, "WANTED", True)
+    monkeypatch.setattr(compiled, "why_not", lambda: None)
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self: (made.append(self), compile_one(self, backend="eager"))
+    )
+    yield made
+    torch._dynamo.reset()

@@ -232,3 +232,23 @@ def test_bfloat16_networks_act_and_what_learns_is_float32(load, moments, kind):
     assert {parameter.dtype for parameter in policy.trainable()} == {torch.float32}
     rounded, mean = (p.act(seen, read, key, False).action for p in (policy, exact))
     assert rounded.dtype == torch.float32 and 0 < (rounded - mean).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_are_compiled_by_one_switch_and_compute_the_same(load, moments, kind, request):
+    plain = load(kind)
+    made = request.getfixturevalue("compiling")
+    policy = load(kind)
+    assert made == policy.network.to_compile() and len(made) == {"pi0": 3, "smolvla": 7}[kind]
+    called = [network.register_forward_hook(lambda *_, i=i: seen.add(i)) for i, network in enumerate(made)]
+    seen, actions, gradients = set(), [], []
+    for one in (policy, plain):
+        decision = one.act(*seen_by(one, moments), True)
+        one.log_prob(decision.record, decision.action).sum().backward()
+        actions.append(decision.action)
+        gradients.append([p.grad for p in one.parameters() if p.grad is not None])
+    assert len(seen) == len(made) - (kind == "smolvla") and len(called) == len(
+        made
+    )  # its last language layer is unread
+    torch.testing.assert_close(*actions, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)

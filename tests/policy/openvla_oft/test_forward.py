@@ -239,3 +239,19 @@ def test_bfloat16_networks_act_and_what_learns_is_float32(load, moments):
     assert {parameter.dtype for parameter in policy.trainable()} == {torch.float32}
     rounded, mean = (p.act(seen, read, key(3), False).action for p in (policy, exact))
     assert rounded.dtype == torch.float32 and 0 < (rounded - mean).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("kind", ["l1", "tokens"])
+def test_towers_and_language_model_are_compiled_by_one_switch_and_act_the_same(load, moments, kind, request):
+    plain = load(kind)
+    made = request.getfixturevalue("compiling")
+    policy = load(kind)
+    network, called, actions = policy.network, set(), []
+    assert made == [network.language_model.model, *network.vision_backbone.values()] and len(made) == 3
+    for one in made:
+        one.register_forward_hook(lambda own, *_: called.add(own))
+    starts = moments(2, len(policy.views))
+    for one in (policy, plain):
+        actions.append(one.act(starts.seen, one.read(["put the red block on the green pad"] * 2), key(2), True).action)
+    assert called == set(made)
+    torch.testing.assert_close(*actions, rtol=1e-5, atol=1e-5)

@@ -72,3 +72,20 @@ def test_what_the_task_is_counts(reflector, frames, family):
         one, other = (vlm.hidden(vlm.hear(torch.tensor(vlm.prompt(text))), tokens) for text in ("lift it", "drop it"))
     assert (one - other).abs().max() > 1e-3
     assert vlm.prompt("lift it. ") == vlm.prompt("lift it")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tower_and_language_model_are_compiled_by_one_switch_and_answer_the_same(reflector, frames, family, request):
+    plain, shown = reflector(family).vlm, frames(2, 3)[:, :, 0]
+    made = request.getfixturevalue("compiling")
+    vlm = reflector(family).vlm
+    assert made == [vlm.vision, vlm.language]
+    answers, called = [], set()
+    for network in made:
+        network.register_forward_hook(lambda own, *_: called.add(own))
+    for one in (vlm, plain):
+        with torch.no_grad():
+            heard = one.hear(torch.tensor(one.prompt("put the red block on the green pad")))
+            answers.append(one.hidden(heard, one.see(shown.flatten(0, 1)).unflatten(0, (2, 3))))
+    assert called == set(made)
+    torch.testing.assert_close(*answers, rtol=0, atol=1e-5)

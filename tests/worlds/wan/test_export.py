@@ -52,16 +52,9 @@ def test_attention_that_is_not_there_is_refused(load, monkeypatch, backend, mess
         load()
 
 
-def test_transformer_is_compiled_by_one_switch_and_computes_the_same(load, monkeypatch):
-    from worldenv.nn import compiled
-
-    plain, made, compile_one = load(), [], torch.nn.Module.compile
-    monkeypatch.setattr(compiled, "WANTED", True)
-    monkeypatch.setattr(compiled, "why_not", lambda: None)
-    # Traced as ever, but run by torch: code of its own would take half a minute.
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self: (made.append(self), compile_one(self, backend="eager"))
-    )
+def test_transformer_is_compiled_by_one_switch_and_computes_the_same(load, request):
+    plain = load()
+    made = request.getfixturevalue("compiling")
     world = load()
     assert made == [world.network.transformer]
     given = world.pieces(world.size)["denoising-step"].example(2)

@@ -70,6 +70,10 @@ class FlowNetwork(nn.Module):
         """Make what no file holds, for a network that was built on the device meta."""
         raise NotImplementedError
 
+    def to_compile(self) -> list[nn.Module]:
+        """The parts that torch compiles where it is asked for."""
+        raise NotImplementedError
+
     def head_layer(self) -> nn.Linear:
         return self.get_submodule(self.head)
 

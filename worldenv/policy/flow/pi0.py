@@ -98,6 +98,10 @@ class Pi0Network(FlowNetwork):
         keys, values = (torch.stack(part, 1).transpose(2, 3) for part in zip(*prefix.kept, strict=True))
         return {"keys": keys, "values": values, "real": prefix.mask > 0, "state": prefix.state}
 
+    def to_compile(self) -> list[nn.Module]:
+        model = self.net.model
+        return [model.vlm.vision_tower, model.vlm.language_model, model.dit]
+
     def _together(self, seen: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:  # [B, L, D], [B, L] int64
         said = self.net.model.vlm.get_input_embeddings()(tokens.clamp(min=0))
         x = torch.cat([seen.to(said.dtype), said], dim=1)

@@ -14,6 +14,7 @@ from worldenv.interfaces.pieces import Piece
 from worldenv.interfaces.policy import Decision
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.suite import Suite
+from worldenv.nn.compiled import compile_if_wanted
 from worldenv.ops.laplace_chunk import laplace_chunk
 from worldenv.ops.philox import Use, philox
 from worldenv.policy import lora
@@ -272,4 +273,6 @@ def _load(found: Found) -> FlowPolicy:
     dtype = DTYPES[found.config.dtype] or stored_dtype(found)
     known = found.release.fill(made.network, made.names, dtype)
     made.network.off_meta()
-    return (FlowSDE if found.config.exploration == "sde" else FlowLaplace)(found, known)
+    policy = (FlowSDE if found.config.exploration == "sde" else FlowLaplace)(found, known)
+    compile_if_wanted(*made.network.to_compile())
+    return policy

@@ -155,6 +155,12 @@ class SmolVLANetwork(FlowNetwork):
         both = torch.cat([self.action_in_proj(x), when], dim=2)
         return self.action_time_mlp_out(F.silu(self.action_time_mlp_in(both)))
 
+    def to_compile(self) -> list[nn.Module]:
+        """Not the attention: it is computed by functions, not by modules."""
+        joint = self.vlm_with_expert
+        layers = (*joint.vlm.model.text_model.layers, *joint.lm_expert.layers)
+        return [joint.vlm.model.vision_model, *(layer.mlp for layer in layers)]
+
     def off_meta(self) -> None:
         """There is nothing: positions are computed where they are needed."""
 

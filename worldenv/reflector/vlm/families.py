@@ -17,6 +17,10 @@ class Qwen25Vl(Vlm):
     ends = ("<|vision_start|>", "<|vision_end|>")
     after = "{question}<|im_end|>\n<|im_start|>assistant\n"
 
+    @property
+    def vision(self) -> torch.nn.Module:
+        return self.network.model.visual
+
     def size(self, height: int, width: int) -> tuple[int, int]:
         vision, document = self.network.config.vision_config, self.look.document
         limits = document.get("size") or {}
@@ -38,7 +42,7 @@ class Qwen25Vl(Vlm):
         vision = self.network.config.vision_config
         cut = patches(pixels, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
         rows, columns = (count // vision.patch_size for count in pixels.shape[2:])
-        return qwen_tokens(self.network.model.visual, cut.unflatten(0, (-1, rows * columns)), rows, columns)
+        return qwen_tokens(self.vision, cut.unflatten(0, (-1, rows * columns)), rows, columns)
 
     def positions(self, begin: int, text: int, frames: int, grid: tuple[int, int]) -> Tensor:  # [3, 1, T]
         device = self.weight.device
@@ -79,6 +83,10 @@ class LlavaOnevision(Vlm):
     before = "<|im_start|>user " + TASK
     after = "\n{question}<|im_end|><|im_start|>assistant\n"
 
+    @property
+    def vision(self) -> torch.nn.Module:
+        return self.network.model.vision_tower
+
     def size(self, height: int, width: int) -> tuple[int, int]:
         side = self.network.config.vision_config.image_size
         return side, side
@@ -107,6 +115,10 @@ class SmolVlm(Vlm):
     def language(self) -> torch.nn.Module:
         return self.network.model.text_model
 
+    @property
+    def vision(self) -> torch.nn.Module:
+        return self.network.model.vision_model
+
     def size(self, height: int, width: int) -> tuple[int, int]:
         side = self.network.config.vision_config.image_size
         return side, side
@@ -120,7 +132,7 @@ class SmolVlm(Vlm):
     def tower(self, pixels: Tensor) -> Tensor:
         config, model = self.network.config, self.network.model
         side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
-        return model.connector(model.vision_model(pixel_values=pixels).last_hidden_state).unflatten(1, (side, side))
+        return model.connector(self.vision(pixel_values=pixels).last_hidden_state).unflatten(1, (side, side))
 
 
 # model_type of config.json -> our class, and the class of transformers.

@@ -9,6 +9,7 @@ import torch
 
 from worldenv.files import read_json
 from worldenv.nn.attention import name_in
+from worldenv.nn.compiled import compile_if_wanted
 from worldenv.records.checkpoint import CheckpointError, check_file, one_line
 from worldenv.records.released import AGAIN, Release, inspect, library
 from worldenv.records.transformers_folder import check_info, check_weights, quiet, read_configuration
@@ -71,7 +72,9 @@ def load_vlm(folder: Path, dtype: str, side: int, question: str, budget: int) ->
             output_loading_info=True,
         )
     check_info(found.release, info)
-    return found.family(network.requires_grad_(False).eval(), found.encode, found.look, side, question, budget)
+    made = found.family(network.requires_grad_(False).eval(), found.encode, found.look, side, question, budget)
+    compile_if_wanted(made.vision, made.language)
+    return made
 
 
 def read_pictures(folder: Path) -> Look:

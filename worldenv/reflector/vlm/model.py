@@ -55,6 +55,11 @@ class Vlm(nn.Module):
         return self.network.model.language_model
 
     @property
+    def vision(self) -> nn.Module:
+        """The vision tower."""
+        raise NotImplementedError
+
+    @property
     def width(self) -> int:
         """D, of the language model."""
         return self.network.config.get_text_config().hidden_size
