@@ -115,7 +115,7 @@ def test_saved_configuration_that_is_damaged_or_old_is_refused(change, message):
 
 def test_what_an_older_version_did_not_save_is_as_it_was_then():
     document = saved(TrainConfig(seed=4))
-    del document["rl"]["head_learning_rate"]
+    del document["rl"]["head_learning_rate"], document["scratch"]["stills"]
     assert from_document(TrainConfig, document, "config.json") == TrainConfig(seed=4)
 
 

@@ -16,6 +16,7 @@ from worldenv.rollout.engine import EngineConfig
 from worldenv.training.config import (
     SCRATCH_PRESETS,
     SCRATCH_WORLDS,
+    STILLS,
     RefreshConfig,
     ScratchConfig,
     libero_scratch,
@@ -76,6 +77,11 @@ class TrainConfig:
             raise UserError(
                 f"--from-scratch makes the models of the suites {', '.join(SCRATCH_PRESETS)}, with --world composer or "
                 "causal; train your own models yourself and name them with --policy, --world and --reflector"
+            )
+        if self.from_scratch and self.scratch.stills and self.suite not in STILLS:
+            raise UserError(
+                f"--scratch.stills is {self.scratch.stills}, and only these suites have stills: {', '.join(STILLS)}; "
+                "set it to 0"
             )
         if self.from_scratch and self.world == "composer" and self.device == "cuda":
             raise UserError(

@@ -1,9 +1,12 @@
 """Pretraining: who may see actions, what the answers are, and that the base learns them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from worldenv.data.disturbed import Stills
 from worldenv.nn.instruction import tokenize
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training.pretrain import Base, base_loss, disturbed_episodes, sample_base_batch
@@ -74,3 +77,32 @@ def test_base_learns_to_act_to_point_and_to_say_whether_it_is_done(data, tokens)
         errors.append(figures)
     for name in ("l1", "point_cm", "done_bce"):
         assert errors[-1][name] < 0.8 * errors[0][name], name
+
+
+def test_half_of_a_batch_are_stills_with_the_answers_of_a_thing_that_is_shown(data, tokens):
+    m, (size, width) = 5, (data.frames.shape[2], data.proprio.shape[2])
+    shown = np.array([[True, False, True]] * m)
+    numbers = np.arange(m * 3, dtype=np.float32).reshape(m, 3)
+    stills = Stills(
+        np.full((m, size, size, 3), 7, dtype=np.uint8),
+        np.repeat(numbers[:, :1], width, axis=1),
+        shown,
+        np.repeat(numbers[..., None], 6, axis=2),
+        numbers % 2 == 1,
+        ("one", "two", "three"),
+    )
+    tokens = torch.cat([tokens, tokens.new_tensor([[101], [102], [103]]).expand(3, tokens.shape[1])])
+    batch = sample_base_batch(replace(data, stills=stills), tokens, torch.Generator().manual_seed(0), 400, 3)
+    is_still = (batch["frames"] == 7).flatten(1).all(1)
+    assert (
+        160 < is_still.sum() < 240 and batch["use_action"][~is_still].any() and not batch["use_action"][is_still].any()
+    )
+    number, thing = batch["place"][is_still, 0], batch["tokens"][is_still, 0] - 101
+    assert set(thing.tolist()) == {0, 2} and torch.equal(number % 3, thing.float())
+    assert set(number.tolist()) == {float(x) for x in numbers[shown]}
+    assert torch.equal(batch["proprio"][is_still, 0], number - thing) and torch.equal(
+        batch["done"][is_still], number % 2
+    )
+    without = sample_base_batch(data, tokens, torch.Generator().manual_seed(0), 400, 3)
+    for name, value in without.items():  # the other rows are as without stills
+        assert torch.equal(value[~is_still], batch[name][~is_still]), name

@@ -1,8 +1,23 @@
-"""Episodes of a disturbed expert in memory: what a base of policy and reflector is pretrained on."""
+"""What a base of policy and reflector is pretrained on, in memory: episodes of a disturbed expert, and stills."""
 
 from dataclasses import dataclass
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Stills:
+    """M single pictures. D is the number of all things; `shown` says which of them a picture shows.
+
+    Nothing moves in a still, so it has no action. Where `shown` is False, `place` and `done` mean nothing.
+    """
+
+    frames: np.ndarray  # [M, H, W, 3] uint8
+    proprio: np.ndarray  # [M, P] float32
+    shown: np.ndarray  # [M, D] bool
+    place: np.ndarray  # [M, D, 6] float32, metres: xyz of the thing, xyz of its goal
+    done: np.ndarray  # [M, D] bool, whether the thing is at its goal
+    instructions: tuple[str, ...]  # D, what a robot would be told to do with the thing
 
 
 @dataclass(frozen=True)
@@ -17,3 +32,4 @@ class Disturbed:
     place: np.ndarray  # [N, T + 1, 6] float32, metres: xyz of the object, xyz of the goal
     states: np.ndarray | None  # [N, T + 1, 79] float64, as `Tabletop.state` returns them; None: another suite
     instructions: tuple[str, ...]
+    stills: Stills | None = None  # places are measured as those of the episodes are; None: there are none

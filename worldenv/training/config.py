@@ -1,8 +1,8 @@
 """How the weights of the embedded default are made: the fields of `worldenv-train --scratch.*`."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
-from worldenv.fields import COUNT, FieldError, Within, check_fields
+from worldenv.fields import ADDED, COUNT, FieldError, Within, check_fields
 from worldenv.policy.small import SmallPolicyConfig
 from worldenv.suites.libero.tasks import SMALL as LIBERO
 from worldenv.suites.tabletop.physics import HORIZON
@@ -12,12 +12,14 @@ from worldenv.worlds.composer.network import ComposerConfig
 from worldenv.worlds.levels import check_levels
 
 MOST_EPISODES = 100_000  # of a kind, or of a kind and task; the numbers of their start states are that far apart
+MOST_STILLS = 100_000  # 1.2 GB in memory
 SCRATCH_WORLDS = ("composer", "causal")  # the world models that `--from-scratch` can make
 SCRATCH_PRESETS = {  # for each suite whose models it can make, the preset with this suite's settings
     "tabletop": "tabletop",
     "metaworld": "metaworld",
     **dict.fromkeys(LIBERO, "libero-small"),
 }
+STILLS = tuple(name for name, (benchmark, _) in LIBERO.items() if benchmark == "libero_object")  # suites that have any
 TOKENIZER_FRAMES = 512  # that the tokenizer of the causal world model is fitted to
 
 
@@ -27,6 +29,8 @@ class ScratchConfig:
 
     pretraining_episodes: int = 4000
     action_episodes: int = 75  # of them have actions
+    # Single pictures that the base also learns from, with the things put somewhere else; only for LIBERO Object.
+    stills: int = field(default=0, metadata=ADDED)
     base: Schedule = Schedule(steps=4500, batch=64, learning_rate=1.5e-3)
     demonstrations: int = 5  # per task
     finetune: Schedule = Schedule(steps=300, batch=64, learning_rate=2e-4)
@@ -58,6 +62,7 @@ class ScratchConfig:
             self,
             pretraining_episodes=episodes,
             action_episodes=episodes,
+            stills=Within(0, MOST_STILLS),
             demonstrations=episodes,
             exploration=episodes,
             perturb=Within(0, 100),

@@ -41,8 +41,8 @@ class Lessons(Protocol):
     def demonstrate(self, tasks: Sequence[Task], starts: Sequence[int], split: str, kept: Path) -> list[Trajectory]:
         """Episodes of an expert, successful ones only. What takes long may be kept in a folder."""
 
-    def disturbed(self, count: int, seed: int, kept: Path) -> Disturbed:
-        """Episodes to pretrain on, at most so many. What takes long may be kept in a folder."""
+    def disturbed(self, count: int, stills: int, seed: int, kept: Path) -> Disturbed:
+        """Episodes to pretrain on, at most `count`, and so many stills. What takes long may be kept in a folder."""
 
     def true_things(self, clips: Clips, kept: Kept) -> TrueThings:
         """The true things of recorded episodes, to train the composer. Their actions have to be those carried out.
@@ -69,7 +69,7 @@ class TabletopLessons:
     def demonstrate(self, tasks: Sequence[Task], starts: Sequence[int], split: str, kept: Path) -> list[Trajectory]:
         return tabletop.demonstrate(tasks, starts, split)
 
-    def disturbed(self, count: int, seed: int, kept: Path) -> Disturbed:
+    def disturbed(self, count: int, stills: int, seed: int, kept: Path) -> Disturbed:
         return disturbed_episodes(count, seed)
 
     def true_things(self, clips: Clips, kept: Kept) -> TabletopThings:
@@ -94,7 +94,7 @@ class MetaWorldLessons:
     def demonstrate(self, tasks: Sequence[Task], starts: Sequence[int], split: str, kept: Path) -> list[Trajectory]:
         return metaworld.demonstrate(self.suite, tasks, starts, split)
 
-    def disturbed(self, count: int, seed: int, kept: Path) -> Disturbed:
+    def disturbed(self, count: int, stills: int, seed: int, kept: Path) -> Disturbed:
         return metaworld.disturb(count, seed, like=self.suite)
 
     def true_things(self, clips: Clips, kept: Kept) -> TracedThings:
@@ -124,8 +124,8 @@ class LiberoLessons:
     def demonstrate(self, tasks: Sequence[Task], starts: Sequence[int], split: str, kept: Path) -> list[Trajectory]:
         return libero.demonstrate(self.suite, tasks, starts, split, kept)
 
-    def disturbed(self, count: int, seed: int, kept: Path) -> Disturbed:
-        return libero.disturb(count, seed, CHUNK, self.suite, kept)
+    def disturbed(self, count: int, stills: int, seed: int, kept: Path) -> Disturbed:
+        return libero.disturb(count, stills, seed, CHUNK, self.suite, kept)
 
     def true_things(self, clips: Clips, kept: Kept) -> TracedThings:
         return TracedThings.of(clips, self.suite, kept)

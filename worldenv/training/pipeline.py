@@ -137,11 +137,14 @@ class Pipeline:
         ]
 
     def disturbed(self) -> Disturbed:
-        """The pretraining episodes, made anew in each session unless the lessons keep them: they are deterministic."""
+        """The pretraining episodes and stills. Unless the lessons keep them, each session makes them anew.
+
+        They are deterministic.
+        """
         if self._disturbed is None:
-            given = self.config.pretraining_episodes, self.seed, self.data / "pretraining"
+            counts = self.config.pretraining_episodes, self.config.stills
             with self.ranks.after_first() if self.lessons.keeps else nullcontext():
-                self._disturbed = self.lessons.disturbed(*given)
+                self._disturbed = self.lessons.disturbed(*counts, self.seed, self.data / "pretraining")
         return self._disturbed
 
     def clips(self) -> Clips:
@@ -191,7 +194,8 @@ class Pipeline:
     def make_base(self, path: Path) -> None:
         data = self.disturbed()
         base, schedule = self.new(Base, self.policy_config()), self.config.base
-        tokens = base.policy.encoder.text.tokenize(data.instructions)
+        asked = data.instructions + (data.stills.instructions if data.stills else ())
+        tokens = base.policy.encoder.text.tokenize(asked)
         with_actions = min(self.config.action_episodes, len(data.plans))  # an expert may have failed some
         share = Share(schedule.batch, self.ranks)
 

@@ -4,14 +4,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldenv.data.disturbed import Disturbed
+from worldenv.data.disturbed import Disturbed, Stills
 from worldenv.ops.laplace_chunk import laplace_log_prob
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
 from worldenv.suites.tabletop.demonstrate import disturb
 from worldenv.suites.tabletop.scenes import pretraining_task
 from worldenv.training.share import WHOLE, Share
 
-ACTION_SHARE = 0.25  # of a batch comes from the episodes whose actions may be seen
+ACTION_SHARE = 0.25  # of the rows that show episodes: so many come from episodes whose actions may be seen
+STILL_SHARE = 0.5  # of the rows of a batch, if there are stills
 
 
 class Base(nn.Module):
@@ -43,13 +44,16 @@ def base_loss(base: Base, batch: dict[str, Tensor], share: Share = WHOLE) -> tup
 
 def sample_base_batch(
     data: Disturbed,
-    tokens: Tensor,
+    tokens: Tensor,  # [N + D, L]: first the instructions of the N episodes, then the D instructions of the stills
     generator: torch.Generator,
     size: int,
     action_episodes: int,  # only the first so many have actions: pictures with answers are plenty, robot data is not
     rows: slice = slice(None),  # those of the batch that are asked for
 ) -> dict[str, Tensor]:
-    """Random frames of random episodes, with the answers and, where there are any, the K expert actions that follow."""
+    """Random frames of random episodes, with the answers and, where there are any, the K expert actions that follow.
+
+    If there are stills, about half of the rows are stills, each with the answer for a random thing in it.
+    """
     n, steps = data.plans.shape[:2]
     episode = torch.randint(n, (size,), generator=generator)
     with_actions = torch.randint(action_episodes, (size,), generator=generator)
@@ -59,7 +63,7 @@ def sample_base_batch(
     e, s = episode.numpy(), step.numpy()
     done = torch.from_numpy(data.success[e, s])
     earlier = torch.from_numpy(data.success[e, (s - 3).clip(0)])
-    return {
+    batch = {
         "frames": torch.from_numpy(data.frames[e, s]),
         "proprio": torch.from_numpy(data.proprio[e, s]),
         "action": torch.from_numpy(data.plans[e, s]),
@@ -67,6 +71,31 @@ def sample_base_batch(
         "done": done.float(),
         "use_action": (~(done & earlier) & (episode < action_episodes)).float(),
         "tokens": tokens[episode],
+    }
+    return batch if data.stills is None else _with_stills(batch, data.stills, tokens[n:], generator, size, rows)
+
+
+def _with_stills(
+    batch: dict[str, Tensor], stills: Stills, tokens: Tensor, generator: torch.Generator, size: int, rows: slice
+) -> dict[str, Tensor]:
+    """The batch with stills in random rows. These rows have `use_action` 0."""
+    is_still = (torch.rand(size, generator=generator) < STILL_SHARE)[rows]
+    picture = torch.randint(len(stills.frames), (size,), generator=generator)[rows]
+    asked = torch.rand(size, len(tokens), generator=generator)[rows]
+    m = picture.numpy()
+    thing = asked.where(torch.from_numpy(stills.shown[m]), -1.0).argmax(1)
+    d = thing.numpy()
+    given = {
+        "frames": torch.from_numpy(stills.frames[m]),
+        "proprio": torch.from_numpy(stills.proprio[m]),
+        "place": torch.from_numpy(stills.place[m, d]),
+        "done": torch.from_numpy(stills.done[m, d]).float(),
+        "use_action": torch.zeros(len(m)),
+        "tokens": tokens[thing],
+    }
+    return batch | {
+        name: torch.where(is_still.view(-1, *[1] * (value.dim() - 1)), value, batch[name])
+        for name, value in given.items()
     }
 
 

@@ -9,9 +9,11 @@ import numpy as np
 
 from worldenv.errors import UserError
 from worldenv.suites.libero.process import Acted
+from worldenv.suites.libero.rearranged import Rearranged
 from worldenv.suites.offscreen import Moment
 from worldenv.suites.serving import run
 
+COLORS = ("red", "green", "blue", "yellow")
 WRONG_AT = 3  # the action of an episode at which it goes wrong
 
 
@@ -22,8 +24,7 @@ class Fake:
     def describe(self, suite):
         if suite == "libero_10":
             raise UserError("the fake has no long tasks")
-        colors = ("red", "green", "blue", "yellow")
-        tasks = [(f"task_{i}", f"put the {color} can down", 50) for i, color in enumerate(colors)]
+        tasks = [(f"task_{i}", f"put the {color} can down", 50) for i, color in enumerate(COLORS)]
         return tasks, {"package": "fake"}
 
     def load(self, suite, number, size, views, pictures, shuffled):
@@ -72,6 +73,19 @@ class Fake:
             random.normal(size=(steps + 1, 6)).astype(np.float32),
             actions,
         )
+
+    def rearrange(self, state, seed, states, drawn):
+        """Stills with two things: that of task 0, which is at the goal in every second one, and that of this task."""
+        with open(self.marker.with_name("drawn"), "a") as file:
+            file.write(f"{self.number} {seed} {len(states)} {os.getpid()}\n")
+        if self.wrong and not self.marker.exists():
+            self.go_wrong()
+        m = len(states)
+        place = np.arange(m * 6, dtype=np.float32).reshape(m, 2, 3) + 1000 * drawn[1]
+        done = np.stack([np.arange(m) % 2 == 1, np.zeros(m, dtype=bool)], axis=1)
+        frames = np.full((m, self.size, self.size, 3), self.number, dtype=np.uint8)
+        names = np.array(["task_0_1", f"task_{self.number}_1"])
+        return Rearranged(frames, states[:, :7].astype(np.float32), place, np.full((m, 3), 7, np.float32), done, names)
 
     def go_wrong(self):
         if not self.wrong.startswith("always"):

@@ -1,5 +1,6 @@
-"""Episodes of the expert to learn from, with a fake process in LIBERO's place: what is kept, repeated and left out."""
+"""What a base learns from, with a fake process in LIBERO's place: what is kept, repeated and left out."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from worldenv.errors import UserError
 from worldenv.suites.libero import demonstrate as module
+from worldenv.suites.libero import stills as stills_module
 from worldenv.suites.libero.demonstrate import demonstrate, disturb
 from worldenv.suites.libero.suite import LiberoSuite
 
@@ -57,7 +59,7 @@ def test_task_that_the_expert_never_solves_is_tried_from_other_start_states_and_
 
 
 def test_pretraining_is_of_other_tasks_and_leaves_out_what_the_expert_fails(suite, tmp_path):
-    data = disturb(5, seed=1, chunk=3, like=suite, folder=tmp_path / "kept")
+    data = disturb(5, 0, seed=1, chunk=3, like=suite, folder=tmp_path / "kept")
     # Numbers 0, 2, 4 are of the tasks that the suite leaves out, and the last one cannot be solved; 1, 3 of libero_90.
     assert data.instructions == ("put the blue can down",) * 4
     lengths = data.success.argmax(1)
@@ -69,12 +71,83 @@ def test_pretraining_is_of_other_tasks_and_leaves_out_what_the_expert_fails(suit
         assert data.success[row, length:].all() and (data.frames[row, length:] == data.frames[row, length]).all()
         assert (data.place[row, length:] == data.place[row, length]).all()
     before = len(acted(tmp_path))
-    again = disturb(5, seed=1, chunk=3, like=suite, folder=tmp_path / "kept")
+    again = disturb(5, 0, seed=1, chunk=3, like=suite, folder=tmp_path / "kept")
     assert np.array_equal(again.frames, data.frames) and len(acted(tmp_path)) == before
 
 
 def test_suite_that_has_all_tasks_of_its_benchmark_pretrains_on_libero_90_alone(suite, tmp_path):
     every = LiberoSuite("libero_object", size=8, workers=2, program=suite.program)
-    disturb(3, seed=0, chunk=2, like=every, folder=tmp_path / "kept")
+    disturb(3, 0, seed=0, chunk=2, like=every, folder=tmp_path / "kept")
     every.close()
     assert {path.name.split(".")[0] for path in (tmp_path / "kept").iterdir()} == {"libero_90"}
+
+
+@pytest.fixture
+def stills(suite, tmp_path, monkeypatch):
+    """Stills of a suite, of 2 a request and 4 a file. Of the tasks that it leaves out, the expert solves one, twice."""
+    monkeypatch.setattr(stills_module, "_TASK", re.compile("(task_.)"))
+    monkeypatch.setattr(stills_module, "AT_ONCE", 2)
+    monkeypatch.setattr(stills_module, "PART", 4)
+    return lambda count, like=suite: disturb(6, count, 0, 2, like, tmp_path / "kept").stills
+
+
+def drawn(tmp_path):
+    return [int(line.split()[2]) for line in (tmp_path / "drawn").read_text().splitlines()]
+
+
+def same(one, other):
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one))
+
+
+def test_stills_have_an_answer_for_every_thing_that_they_show(stills, tmp_path):
+    found = stills(7)
+    assert sorted(drawn(tmp_path)) == [1, 2, 2, 2]  # of two episodes: 4 and 3
+    assert found.frames.shape == (7, 8, 8, 3) and (found.frames == 2).all() and found.proprio.shape == (7, 7)
+    assert found.instructions == tuple(f"put the {color} can down" for color in ("red", "green", "blue", "yellow"))
+    assert (found.shown == [True, False, True, False]).all()
+    assert found.done[:, 0].tolist() == [False, True] * 3 + [False] and not found.done[:, 1:].any()
+    place = found.place + module._MIDDLE_M
+    begins = np.repeat([0, 2000, 0, 2000], [2, 2, 2, 1])  # the number of the first still in each request
+    assert np.allclose(place[:, 0, 0], begins + [0, 6, 0, 6, 0, 6, 0]) and np.allclose(
+        place[:, 2, 0], place[:, 0, 0] + 3
+    )
+    assert np.allclose(place[:, [0, 2], 3:], 7)
+
+
+def test_stills_are_of_states_of_their_own_episode(stills, tmp_path):
+    found = stills(7)
+    kept = [module.load_demonstration(path) for path in sorted((tmp_path / "kept").glob("libero_object.task_2.*.npz"))]
+    (one, other) = (demo.extras["states"][:, :7].astype(np.float32) for demo in kept)
+    for rows, own in ((found.proprio[:4], one), (found.proprio[4:], other)):
+        assert all((row == own).all(1).any() for row in rows)
+
+
+def test_stills_are_kept_and_only_what_lacks_or_is_damaged_is_drawn_again(stills, tmp_path, capfd):
+    first, kept = stills(7), tmp_path / "kept"
+    assert same(stills(7), first) and len(drawn(tmp_path)) == 4
+    (kept / "stills-1.npz").unlink()
+    assert same(stills(7), first) and sorted(drawn(tmp_path)[4:]) == [1, 2]
+    (kept / "stills-0.npz").write_bytes(b"nothing")
+    assert same(stills(7), first) and drawn(tmp_path)[6:] == [2, 2]
+    assert "stills-0.npz is damaged" in capfd.readouterr().err
+    assert len(stills(1).frames) == 1
+
+
+def test_stills_are_the_same_whatever_the_number_of_workers(stills, suite, tmp_path):
+    first = stills(7)
+    for path in (tmp_path / "kept").glob("stills-*.npz"):
+        path.unlink()
+    alone = LiberoSuite("libero_object", (0, 1), size=8, workers=1, horizon=4, program=suite.program)
+    assert same(stills(7, alone), first)
+    alone.close()
+    lines = [line.split() for line in (tmp_path / "drawn").read_text().splitlines()]
+    assert len({line[3] for line in lines[:4]}) == 2 and len({line[3] for line in lines[4:]}) == 1
+
+
+def test_stills_need_tasks_that_the_suite_leaves_out_and_a_successful_episode(suite, tmp_path):
+    every = LiberoSuite("libero_object", size=8, workers=2, program=suite.program)
+    with pytest.raises(UserError, match="stills need tasks of libero_object that the suite leaves out"):
+        disturb(3, 5, seed=0, chunk=2, like=every, folder=tmp_path / "kept")
+    every.close()
+    with pytest.raises(UserError, match="no scenes to draw stills in; give more --scratch.pretraining-episodes"):
+        stills_module.draw_stills(3, [], suite, tmp_path)

@@ -8,6 +8,8 @@ from worldenv.data.trajectories import TrajectoryReader
 from worldenv.errors import UserError
 from worldenv.suites.libero.expert_hand import angle_between, nearer, rotation, turn_from
 from worldenv.suites.libero.goals import beside, ordered
+from worldenv.suites.libero.rearranged import APART_M
+from worldenv.suites.libero.stills import draw_stills
 from worldenv.suites.libero.suite import LiberoSuite
 
 
@@ -48,6 +50,9 @@ def test_of_two_quarter_turns_the_hand_takes_the_left_one():
         np.testing.assert_allclose(found, rotation(np.array([0.0, 0.0, 1.0]), np.pi / 2) @ home, atol=1e-12)
 
 
+ROBOT_M = np.array([-0.6, 0.0, 0.0])  # where the robot stands in LIBERO Object
+
+
 @pytest.fixture(scope="module")
 def suite(libero):
     suite = LiberoSuite("libero_object", size=32, workers=1)
@@ -55,10 +60,14 @@ def suite(libero):
     suite.close()
 
 
-def test_a_demonstration_can_be_acted_out_again_and_drawn_again(suite, tmp_path):
-    task = suite.tasks[0]
-    (demo,) = suite.demonstrate([task], [0], "train", noise=0.0)
-    shown = demo.trajectory
+@pytest.fixture(scope="module")
+def demo(suite):
+    (demo,) = suite.demonstrate(suite.tasks[:1], [0], "train", noise=0.0)
+    return demo
+
+
+def test_a_demonstration_can_be_acted_out_again_and_drawn_again(suite, demo, tmp_path):
+    task, shown = suite.tasks[0], demo.trajectory
     assert demo.success and shown.success[-1] and shown.source == "expert" and len(shown.actions) == demo.steps < 200
     begun = suite.reset([task], [0], "train").seen
     seen, done = suite.carry_out(shown.actions[None])
@@ -76,6 +85,29 @@ def test_a_demonstration_can_be_acted_out_again_and_drawn_again(suite, tmp_path)
     assert np.array_equal(found.camera, shown.camera) and found.views == suite.views
     with pytest.raises(UserError, match=r"a state has shape \[9\]; those of this scene have shape \[\d+\]"):
         suite.draw(task, 0, "train", states[:1, :9])
+
+
+def test_stills_show_things_where_they_are_said_to_be(suite, demo, tmp_path):
+    found = draw_stills(60, [demo], suite, tmp_path)
+    assert found.frames.shape == (60, 32, 32, 3) and (found.shown.sum(1) == 6).all()
+    shown = found.shown[0]
+    place, goal, done = found.place[:, shown, :3], found.place[:, shown, 3:], found.done[:, shown]
+    assert np.abs(goal - goal[0, 0]).max() < 1e-3  # the basket stays
+    apart = np.linalg.norm((place - goal)[..., :2], axis=-1)
+    assert done.any() and (done.sum(1) <= 1).all() and (apart[done] < 0.06).all() and (apart[~done] > 0.06).mean() > 0.9
+    for i in range(60):
+        between = np.linalg.norm(place[i, :, None, :2] - place[i, :, :2], axis=-1)[np.triu_indices(6, 1)]
+        assert between.min() > APART_M - 1e-3
+    lifted = place[:, :, 2].max(1) > 0.15  # m: higher than any thing on the floor
+    middle = found.proprio[lifted, None, :3] - ROBOT_M
+    assert lifted.any() and (np.linalg.norm(place[lifted] - middle, axis=-1).min(1) < 0.04).all()  # in the hand
+    # A picture differs more from the usual one at its things than where things are in another picture.
+    on_floor = np.pad(place + ROBOT_M, ((0, 0), (0, 0), (0, 1)), constant_values=1) @ demo.trajectory.camera[0].T
+    column, row = (on_floor[..., :2] / on_floor[..., 2:]).astype(int).transpose(2, 0, 1).clip(0, 31)
+    unusual = np.abs(found.frames - np.median(found.frames, axis=0)).mean(-1)
+    own, others = (unusual[np.arange(60)[:, None], r, c].mean() for r, c in ((row, column), (row[::-1], column[::-1])))
+    assert own > 1.5 * others
+    assert np.ptp(place[:, :, :2], axis=0).min() > 0.2  # every thing is moved about
 
 
 def test_noise_disturbs_what_is_carried_out_and_not_what_is_recorded(suite):

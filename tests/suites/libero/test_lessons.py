@@ -39,7 +39,7 @@ def sentences(libero):
 @pytest.fixture(scope="module")
 def run(sentences, tmp_path_factory):
     folder = tmp_path_factory.mktemp("libero") / "run"
-    return folder, said(sys.executable, "-P", "-c", TRAIN, "libero-small-tiny", "--run", folder)
+    return folder, said(sys.executable, "-P", "-c", TRAIN, "libero-small-tiny", "--scratch.stills", 2, "--run", folder)
 
 
 def test_every_stage_is_made_and_timed_and_the_policy_is_measured(run):
@@ -86,7 +86,7 @@ def test_policies_that_do_not_look_are_measured_task_by_task(run, tmp_path):
 
 def test_expert_shows_tasks_of_libero_90_to_pretrain_on(libero, tmp_path):
     suite = LiberoSuite("libero_object", size=32, repeat=2, workers=1)
-    data = disturb(1, seed=0, chunk=8, like=suite, folder=tmp_path)
+    data = disturb(1, 0, seed=0, chunk=8, like=suite, folder=tmp_path)
     suite.close()
     (path,) = tmp_path.iterdir()
     assert path.name.startswith("libero_90.") and data.plans.shape[2:] == (8, 7)

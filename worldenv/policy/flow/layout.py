@@ -71,7 +71,7 @@ class FlowNetwork(nn.Module):
         raise NotImplementedError
 
     def to_compile(self) -> list[nn.Module]:
-        """The parts that torch compiles where it is asked for."""
+        """The parts that torch compiles if WORLDENV_COMPILE is 1."""
         raise NotImplementedError
 
     def head_layer(self) -> nn.Linear:

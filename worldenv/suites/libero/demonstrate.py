@@ -4,16 +4,18 @@ Each is kept in a file of its own as soon as it has been acted out, so an interr
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from worldenv.data.demonstration import Demonstration, load_demonstration, save_demonstration
-from worldenv.data.disturbed import Disturbed
+from worldenv.data.disturbed import Disturbed, Stills
 from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError
 from worldenv.files import remove_temporary
 from worldenv.records.progress import Progress
+from worldenv.suites.libero.stills import draw_stills
 from worldenv.suites.libero.suite import LiberoSuite
 from worldenv.suites.libero.tasks import HORIZONS, PICKED, LiberoTask
 
@@ -37,33 +39,30 @@ def demonstrate(
     return [demo.trajectory for demo in made]
 
 
-def disturb(episodes: int, seed: int, chunk: int, like: LiberoSuite, folder: Path) -> Disturbed:
+def disturb(episodes: int, stills: int, seed: int, chunk: int, like: LiberoSuite, folder: Path) -> Disturbed:
     """Noisy episodes of the expert at other tasks than a suite has: of its benchmark and of libero_90, in turn.
 
     The plan from a state are the actions that the expert wants from then on, along the disturbed way. An episode in
-    which it fails is left out. The others are as long as the longest: they go on as they ended. Raises UserError if
-    all fail.
+    which it fails is left out. The others are as long as the longest: they go on as they ended. `stills` pictures are
+    drawn in the scenes of the benchmark's other tasks. Raises UserError if all episodes fail; with stills, also if all
+    episodes of the benchmark fail, or if the suite leaves none of its benchmark's tasks out.
     """
     made: dict[int, Demonstration] = {}
+    drawn: Stills | None = None
     rows = {like.name: range(0, episodes, 2), PRETRAINING: range(1, episodes, 2)}
     if all(task.name in like.known for task in like.listed):  # it leaves none of its benchmark out
         rows = {PRETRAINING: range(episodes)}
+        if stills:
+            raise UserError(f"stills need tasks of {like.name} that the suite leaves out, and it has all of them")
     for name, numbers in rows.items():
         if numbers:
-            suite = LiberoSuite(
-                name,
-                size=like.size,
-                views=like.views,
-                repeat=like.repeat,
-                pictures=like.pictures,
-                workers=like.workers,
-                shuffled=like.shuffled and name == like.name,
-                program=like.program,
-            )
+            suite = _to_pretrain_on(name, like)
             tasks = [task for task in suite.tasks if _is_for_pretraining(task, name, like)]
             chosen = [tasks[i % len(tasks)] for i in range(len(numbers))]
             try:
                 acted = _acted_out(suite, chosen, [seed * 1_000_000 + i for i in numbers], "train", folder)
+                if stills and name == like.name:
+                    drawn = draw_stills(stills, acted, suite, folder)
             finally:
                 suite.close()
             made |= {i: demo for i, demo in zip(numbers, acted, strict=True) if demo.success}
@@ -72,7 +71,23 @@ def disturb(episodes: int, seed: int, chunk: int, like: LiberoSuite, folder: Pat
             f"the expert failed in all {episodes} episodes for pretraining; the first time: {acted[0].told}; give more "
             "--scratch.pretraining-episodes"
         )
-    return _stacked([made[i] for i in sorted(made)], chunk)
+    if drawn is not None:
+        drawn = replace(drawn, place=drawn.place - _MIDDLE_M)
+    return replace(_stacked([made[i] for i in sorted(made)], chunk), stills=drawn)
+
+
+def _to_pretrain_on(name: str, like: LiberoSuite) -> LiberoSuite:
+    """All tasks of a benchmark, as the tasks of another suite are shown and carried out."""
+    return LiberoSuite(
+        name,
+        size=like.size,
+        views=like.views,
+        repeat=like.repeat,
+        pictures=like.pictures,
+        workers=like.workers,
+        shuffled=like.shuffled and name == like.name,
+        program=like.program,
+    )
 
 
 def _is_for_pretraining(task: LiberoTask, name: str, like: LiberoSuite) -> bool:

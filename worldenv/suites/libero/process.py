@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from worldenv.suites.libero.rearranged import Rearranged, rearranged
 from worldenv.suites.offscreen import Moment, Trace
 from worldenv.suites.serving import run
 
@@ -89,6 +90,11 @@ class Simulator:
 
         self.scene.begin(state, seed)
         return outlines(self.scene, *given)
+
+    def rearrange(self, state: int | None, seed: int, states: np.ndarray, drawn: list[int]) -> Rearranged:  # [M, S]
+        """Begin an episode, and draw states of it with the things in other places: see `rearranged`."""
+        self.scene.begin(state, seed)
+        return rearranged(self.scene, states, drawn)
 
     def _moment(self, done: list[bool], look: bool) -> Moment:
         frames = self.scene.frames() if look else None

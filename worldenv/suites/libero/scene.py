@@ -16,7 +16,7 @@ from robosuite.utils.transform_utils import convert_quat, quat2axisangle
 
 from worldenv.errors import UserError
 from worldenv.suites.bodies import Bodies, Outlines
-from worldenv.suites.libero.goals import ordered
+from worldenv.suites.libero.goals import Goal, ordered
 from worldenv.suites.offscreen import camera_matrix, shrunk
 
 ROBOT, FINGERS = "robot0_base", ("gripper0_leftfinger", "gripper0_rightfinger")  # bodies
@@ -84,7 +84,7 @@ class Scene:
         np.random.seed(seed)
         self._place()
         begun = self._drawn() if state is None else self.states[state].copy()
-        self._set(self._shuffled(begun, seed) if self.shuffled else begun)
+        self.set(self._shuffled(begun, seed) if self.shuffled else begun)
         self._sim.data._data.qacc_warmstart[:] = 0  # what the draws that no state keeps have left: differences of 1e-14
         for _ in range(SETTLING):
             self.step(IDLE)
@@ -106,13 +106,31 @@ class Scene:
 
     def _shuffled(self, state: np.ndarray, seed: int) -> np.ndarray:
         """The state, in which all things but that to which the goal leads stand in each other's places."""
-        _, _, *target = ordered(self.env.parsed_problem["goal_state"])[0]
-        things = self.env.objects_dict.items()
-        moved = [thing for name, thing in things if not any(one.startswith(name) for one in target)]
-        first = np.array([self._sim.model.get_joint_qpos_addr(thing.joints[-1])[0] for thing in moved])
-        places = 1 + first[:, None] + np.arange(2)  # x and y, after the time
+        first = np.array(list(self.strewn().values()))
+        places = first[:, None] + np.arange(2)  # x and y
         state[places] = state[np.random.default_rng(seed).permutation(places)]
         return state
+
+    def strewn(self) -> dict[str, int]:
+        """For each thing that can be moved, but the target of the goal: where its position begins in a state.
+
+        Position (x, y, z) and rotation (4 numbers) follow each other there.
+        """
+        _, _, *target = self.goal()
+        things = self.env.objects_dict.items()
+        moved = {name: thing for name, thing in things if not any(one.startswith(name) for one in target)}
+        after_time = 1
+        return {
+            name: after_time + self._sim.model.get_joint_qpos_addr(thing.joints[-1])[0] for name, thing in moved.items()
+        }
+
+    def goal(self) -> Goal:
+        """The first relation to reach: relation, thing, target."""
+        return ordered(self.env.parsed_problem["goal_state"])[0]
+
+    def holds(self, goal: Goal) -> bool:
+        """Whether a relation of things of this scene holds now."""
+        return bool(self.env._eval_predicate(list(goal)))
 
     def step(self, action: np.ndarray) -> bool:
         """Carry out one action [7] for 1/20 s; whether the goal holds now."""
@@ -136,10 +154,17 @@ class Scene:
 
     def places(self) -> np.ndarray:  # [6] float32 m
         """Where the thing of the goal is, and where it goes (it itself, if nowhere), from the base of the robot."""
-        _, thing, *target = ordered(self.env.parsed_problem["goal_state"])[0]
-        names = thing, *(target or [thing])
-        found = [self.env.object_states_dict[name].get_geom_state()["pos"] for name in names]
-        return np.concatenate(found - self._sim.data.get_body_xpos("robot0_base")).astype(np.float32)
+        _, thing, *target = self.goal()
+        return self.places_of(thing, *(target or [thing])).reshape(-1)
+
+    def places_of(self, *names: str) -> np.ndarray:  # [n, 3] float32 m
+        """Where things and regions of the scene are now, from the base of the robot."""
+        found = np.stack([self.place(name) for name in names])
+        return (found - self._sim.data.get_body_xpos("robot0_base")).astype(np.float32)
+
+    def place(self, name: str) -> np.ndarray:  # [3] m
+        """Where a thing or a region of the scene is now."""
+        return self.env.object_states_dict[name].get_geom_state()["pos"]
 
     def frames_of(self, states: Sequence[np.ndarray]) -> np.ndarray:  # [T, S] -> [T, V, H, W, 3] uint8
         """What the cameras see in other states of this episode. The scene is left in the last one.
@@ -155,15 +180,16 @@ class Scene:
         """Where the cameras are in other states of this episode. The scene is left in the last one."""
         cameras = []
         for state in states:
-            self._set(state)
+            self.set(state)
             cameras.append(self.camera())
         return np.stack(cameras) if any((camera != cameras[0]).any() for camera in cameras) else cameras[0]
 
     def _frames_in(self, state: np.ndarray) -> np.ndarray:
-        self._set(state)
+        self.set(state)
         return self.frames()
 
-    def _set(self, state: np.ndarray) -> None:
+    def set(self, state: np.ndarray) -> None:
+        """Set the state of the simulator [S]."""
         self._sim.set_state_from_flattened(state)
         self._sim.forward()
         self.env._check_success()  # articulated things keep in there what they show

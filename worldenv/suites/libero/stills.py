@@ -1,0 +1,91 @@
+"""Stills of LIBERO Object: pictures of its scenes with the things in other places, and an answer for every thing.
+
+They are made from recorded states of the expert's episodes. A file keeps `PART` of them as soon as they are made, so an
+interrupted run loses at most one file.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from worldenv.data.demonstration import Demonstration
+from worldenv.data.disturbed import Stills
+from worldenv.errors import UserError
+from worldenv.records.checksum import checksum
+from worldenv.records.kept import Kept
+from worldenv.records.progress import Progress
+from worldenv.suites.libero.rearranged import Rearranged
+from worldenv.suites.libero.suite import LiberoSuite
+
+AT_ONCE = 50  # stills of one request to a process: some seconds
+PART = 1000  # stills of a file, give or take some: most of a minute
+VERSION = 1  # of what is drawn from the same states
+_TASK = re.compile(r"pick_up_the_(.+)_and_place_it_in_the_basket")  # names the thing of a task
+
+
+def draw_stills(count: int, acted: Sequence[Demonstration], suite: LiberoSuite, folder: Path) -> Stills:
+    """Make `count` stills from the successful episodes. Each episode gives the same number, or one more.
+
+    Places are measured from the base of the robot. The stills do not depend on the number of workers. Raises UserError
+    if no episode is successful.
+    """
+    shown = sorted((demo for demo in acted if demo.success), key=lambda demo: demo.trajectory.task)
+    if not shown:
+        raise UserError(
+            f"the expert failed in all {len(acted)} episodes for pretraining on {suite.name}, so there are no scenes "
+            "to draw stills in; give more --scratch.pretraining-episodes"
+        )
+    kept = Kept(folder, checksum([VERSION, suite.size, suite.views[0], suite.pictures], {}))
+    each = [len(part) for part in np.array_split(np.arange(count), len(shown))]
+    requests = [request for pair in zip(shown, each, strict=True) for request in _requests(*pair)]
+    made: list[Rearranged] = []
+    with Progress(count, f"stills of {suite.name}") as progress:
+        for number, first in enumerate(range(0, len(requests), PART // AT_ONCE)):
+            some = requests[first : first + PART // AT_ONCE]
+            made += _kept(suite, some, kept, f"stills-{number}")
+            progress.advance(sum(len(states) for _, states, _ in some))
+    return _joined(made, suite)
+
+
+Request = tuple[Demonstration, np.ndarray, list[int]]  # an episode, states of it [M, S], and the seed of new places
+
+
+def _requests(demo: Demonstration, count: int) -> list[Request]:
+    """`count` random states of an episode, some in each request. The same count always gives the same states."""
+    states, start = np.asarray(demo.extras["states"]), demo.trajectory.start % 2**64
+    chosen = states[np.random.default_rng(start).integers(len(states), size=count)]
+    return [(demo, chosen[first : first + AT_ONCE], [start, first]) for first in range(0, count, AT_ONCE)]
+
+
+def _kept(suite: LiberoSuite, requests: Sequence[Request], kept: Kept, name: str) -> list[Rearranged]:
+    """What the suite's processes make of requests, or have made of them before."""
+    episodes = [(demo.trajectory.task, demo.trajectory.start, demo.trajectory.split) for demo, _, _ in requests]
+    states, seeds = [own for _, own, _ in requests], [seed for _, _, seed in requests]
+
+    def make() -> dict[str, np.ndarray]:
+        made = enumerate(suite.ask("rearrange", episodes, list(zip(states, seeds, strict=True))))
+        return {f"{i} {field}": value for i, one in made for field, value in one._asdict().items()}
+
+    found = kept.arrays(name, make, np.array(seeds, dtype=np.uint64), *states)
+    return [Rearranged(*(found[f"{i} {field}"] for field in Rearranged._fields)) for i in range(len(requests))]
+
+
+def _joined(parts: Sequence[Rearranged], suite: LiberoSuite) -> Stills:
+    """Pictures of scenes with different things, with columns for the things of all tasks of the suite."""
+    told = {_TASK.fullmatch(task.name)[1]: task.instruction for task in suite.listed}
+    column = {thing: i for i, thing in enumerate(told)}
+    m = sum(len(part.frames) for part in parts)
+    shown, done = np.zeros((2, m, len(told)), dtype=bool)
+    place, row = np.zeros((m, len(told), 6), dtype=np.float32), 0
+    for part in parts:
+        columns = [column[name.rpartition("_")[0]] for name in part.names.tolist()]  # milk_1 is a milk
+        rows = np.arange(row, row + len(part.frames))
+        at = np.ix_(rows, columns)
+        shown[at], done[at] = True, part.done
+        goal = np.broadcast_to(part.goal[:, None], part.place.shape)
+        place[at] = np.concatenate([part.place, goal], axis=-1)
+        row += len(rows)
+    frames, proprio = (np.concatenate([getattr(part, name) for part in parts]) for name in ("frames", "proprio"))
+    return Stills(frames, proprio, shown, place, done, tuple(told.values()))
