@@ -46,10 +46,10 @@ class Fake:
             done.append(self.acted % 5 == 4)
         return self.moment(done, look)
 
-    def demonstrate(self, state, seed, horizon, repeat, noise, look):
+    def demonstrate(self, state, seed, horizon, repeat, noise, look, detour):
         """The yellow can is never put down, the green one not from state 1."""
         with open(self.marker.with_name("acted"), "a") as file:
-            file.write(f"{self.number} {state} {look}\n")
+            file.write(f"{self.number} {state} {look} {detour}\n")
         if self.wrong and not self.marker.exists():
             self.go_wrong()
         random, steps, views = np.random.default_rng(seed), 4 + (state or 0) % 3, len(self.views)

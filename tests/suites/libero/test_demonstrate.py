@@ -75,6 +75,19 @@ def test_pretraining_is_of_other_tasks_and_leaves_out_what_the_expert_fails(suit
     assert np.array_equal(again.frames, data.frames) and len(acted(tmp_path)) == before
 
 
+def test_pretraining_where_things_are_shuffled_begins_with_a_detour(suite, tmp_path):
+    words = {"tasks": (0, 1), "size": 8, "workers": 2, "horizon": 4, "program": suite.program}
+    shuffled = LiberoSuite("libero_object", shuffled=True, **words)
+    disturb(2, 0, seed=1, chunk=3, like=shuffled, folder=tmp_path / "kept")
+    shuffled.close()
+    assert sorted(line.split()[-1] for line in acted(tmp_path)) == ["False", "True"]  # of libero_90; of its own tasks
+    before = len(acted(tmp_path))
+    disturb(
+        2, 0, seed=1, chunk=3, like=suite, folder=tmp_path / "kept"
+    )  # another episode, though the start is the same
+    assert [line.split()[-1] for line in acted(tmp_path)[before:]] == ["False"]
+
+
 def test_suite_that_has_all_tasks_of_its_benchmark_pretrains_on_libero_90_alone(suite, tmp_path):
     every = LiberoSuite("libero_object", size=8, workers=2, program=suite.program)
     disturb(3, 0, seed=0, chunk=2, like=every, folder=tmp_path / "kept")

@@ -87,6 +87,14 @@ def test_a_demonstration_can_be_acted_out_again_and_drawn_again(suite, demo, tmp
         suite.draw(task, 0, "train", states[:1, :9])
 
 
+def test_a_detour_comes_before_the_recording_and_leads_elsewhere(suite, demo):
+    made = [suite.demonstrate(suite.tasks[:1], [start], "train", noise=0.0, detour=True)[0] for start in (0, 3)]
+    begun = [one.trajectory.proprio[0, :3] for one in (demo, *made)]
+    assert all(one.success for one in made)
+    assert min(np.linalg.norm(begun[0] - begun[i]) for i in (1, 2)) > 0.05 < np.linalg.norm(begun[1] - begun[2])
+    assert made[0].trajectory.actions[0, 6] < 0 and made[0].trajectory.proprio[0, 6] > 0.9  # the hand is open
+
+
 def test_stills_show_things_where_they_are_said_to_be(suite, demo, tmp_path):
     found = draw_stills(60, [demo], suite, tmp_path)
     assert found.frames.shape == (60, 32, 32, 3) and (found.shown.sum(1) == 6).all()

@@ -43,9 +43,10 @@ def disturb(episodes: int, stills: int, seed: int, chunk: int, like: LiberoSuite
     """Noisy episodes of the expert at other tasks than a suite has: of its benchmark and of libero_90, in turn.
 
     The plan from a state are the actions that the expert wants from then on, along the disturbed way. An episode in
-    which it fails is left out. The others are as long as the longest: they go on as they ended. `stills` pictures are
-    drawn in the scenes of the benchmark's other tasks. Raises UserError if all episodes fail; with stills, also if all
-    episodes of the benchmark fail, or if the suite leaves none of its benchmark's tasks out.
+    which it fails is left out. Where things are shuffled, the hand begins at a random place, which shows the way to a
+    thing from everywhere. All are as long as the longest: they go on as they ended. `stills` pictures are drawn in the
+    scenes of the benchmark's episodes. Raises UserError if all episodes fail; with stills, also if all of the benchmark
+    fail, or if the suite leaves none of its benchmark's tasks out.
     """
     made: dict[int, Demonstration] = {}
     drawn: Stills | None = None
@@ -60,7 +61,8 @@ def disturb(episodes: int, stills: int, seed: int, chunk: int, like: LiberoSuite
             tasks = [task for task in suite.tasks if _is_for_pretraining(task, name, like)]
             chosen = [tasks[i % len(tasks)] for i in range(len(numbers))]
             try:
-                acted = _acted_out(suite, chosen, [seed * 1_000_000 + i for i in numbers], "train", folder)
+                starts = [seed * 1_000_000 + i for i in numbers]
+                acted = _acted_out(suite, chosen, starts, "train", folder, detour=suite.shuffled)
                 if stills and name == like.name:
                     drawn = draw_stills(stills, acted, suite, folder)
             finally:
@@ -97,7 +99,12 @@ def _is_for_pretraining(task: LiberoTask, name: str, like: LiberoSuite) -> bool:
 
 
 def _acted_out(
-    suite: LiberoSuite, tasks: Sequence[LiberoTask], starts: Sequence[int], split: str, folder: Path
+    suite: LiberoSuite,
+    tasks: Sequence[LiberoTask],
+    starts: Sequence[int],
+    split: str,
+    folder: Path,
+    detour: bool = False,
 ) -> list[Demonstration]:
     """For each (task, start) the first episode that succeeds, or the last one that was tried. `folder` keeps all."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +113,7 @@ def _acted_out(
     numbers, made = list(starts), {}
 
     def path(row: int) -> Path:
-        return folder / f"{suite.name}.{tasks[row].name}.{split}.{numbers[row]}.npz"
+        return folder / f"{suite.name}.{tasks[row].name}.{split}.{numbers[row]}{'.detour' * detour}.npz"
 
     there = sum(path(row).exists() for row in range(len(tasks)))
     with Progress(len(tasks), f"the expert of {suite.name}", done=there) as progress:
@@ -118,7 +125,7 @@ def _acted_out(
             for group in suite.groups([tasks[row] for row in new]):
                 rows = [new[i] for i in group]
                 given = [tasks[row] for row in rows], [numbers[row] for row in rows], split
-                for row, demo in zip(rows, suite.demonstrate(*given, horizon=horizon), strict=True):
+                for row, demo in zip(rows, suite.demonstrate(*given, horizon=horizon, detour=detour), strict=True):
                     save_demonstration(path(row), demo)
                     made[row] = demo
                 progress.advance(len(rows) * (attempt == 0), failed=sum(not demo.success for demo in made.values()))

@@ -8,7 +8,7 @@ import numpy as np
 
 from worldenv.suites.libero.expert_doors import Doors
 from worldenv.suites.libero.expert_grasps import UP, Grasp, Grasps
-from worldenv.suites.libero.expert_hand import Ended, Hand
+from worldenv.suites.libero.expert_hand import Ended, Hand, make_detour
 from worldenv.suites.libero.expert_places import Places
 from worldenv.suites.libero.expert_shapes import Shapes
 from worldenv.suites.libero.goals import ORDER, Goal, ordered
@@ -19,13 +19,17 @@ ATTEMPTS = 3  # at one relation, each with the next grasp
 OVER_M = 0.12  # above all that a thing is carried over
 
 
-def demonstrate(scene: Scene, horizon: int, repeat: int, noise: float, seed: int, look: bool) -> Acted:
+def demonstrate(
+    scene: Scene, seed: int, horizon: int, repeat: int, noise: float, look: bool, detour: bool = False
+) -> Acted:
     """Act out the episode that has just begun in the scene, and show it if it succeeds and somebody looks.
 
     The action that is recorded is the expert's. Where noise is not 0, another one is carried out: Laplace noise of a
     scale between 0 and `noise`, drawn from `seed`, which lasts for a fifth of a second. Every action is carried out
-    `repeat` times.
+    `repeat` times. With `detour`, the hand goes somewhere else before the recording begins.
     """
+    if detour:
+        make_detour(scene, repeat, seed)
     hand, camera, frames = Hand(scene, horizon, repeat, noise, seed), scene.camera(), None
     told = Expert(scene, hand).run()
     if look and any(hand.done):

@@ -1,5 +1,6 @@
 """The hand of the scripted expert: where it is, straight motions, and the record of all that it does."""
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,11 @@ HELD = 4  # steps of the simulator for which a disturbance lasts
 CALM = 0.4  # share of the noise while the fingers move
 AFTER_SUCCESS = 2  # actions recorded after success, so that the end of a task can be seen
 STALLED, LEAST_M = 12, 5e-4  # actions without so much progress end a motion
+# A detour leads to a place relative to where the hand begins, or relative to the thing of the task.
+ANYWHERE_M = np.array([[-0.15, -0.25, -0.2], [0.25, 0.25, 0.05]])  # least and greatest x, y, z
+NEAR_M, HIGHEST_M = 0.12, 0.2  # from the thing: horizontally, and above it
+ASIDE_M, ABOVE_M = 0.06, 0.1  # so near to the thing horizontally, the hand stays so much above it
+DETOUR_STEPS = 20  # actions of each of the two motions, at most
 BESIDE = np.array([0.7, 0.7, 0.7, 0.1, 0.1, 0.1, 0.0])  # scale of disturbances, of the noise
 
 
@@ -46,6 +52,21 @@ def nearer(turn: np.ndarray, home: np.ndarray) -> np.ndarray:  # [3, 3] each
     other = turn * [-1, -1, 1]
     left = rotation(np.array([0.0, 0.0, 1.0]), 0.1) @ home
     return min(turn, other, key=lambda turn: angle_between(turn, left))
+
+
+def make_detour(scene: Any, repeat: int, seed: int) -> None:  # a Scene, which imports LIBERO
+    """Move the hand, without noise, to a random place: in half of the cases to one near the thing of the task."""
+    random = np.random.default_rng([seed, 2])
+    hand = Hand(scene, 2 * DETOUR_STEPS, repeat, 0.0, seed)
+    place = hand.place + random.uniform(*ANYWHERE_M)
+    if random.random() < 0.5:
+        angle, away = random.uniform(0, 2 * np.pi), random.uniform(0, NEAR_M)
+        least = ABOVE_M if away < ASIDE_M else 0.0
+        thing = scene.place(scene.goal()[1])
+        place = thing + [away * np.cos(angle), away * np.sin(angle), random.uniform(least, HIGHEST_M)]
+    with suppress(Ended):
+        hand.go(np.r_[place[:2], hand.place[2]], hand.home, near=0.03, steps=DETOUR_STEPS)  # over what stands there
+        hand.go(place, hand.home, near=0.03, steps=DETOUR_STEPS)
 
 
 class Hand:

@@ -58,12 +58,12 @@ class Simulator:
         """Carry out actions [n, A]."""
         return self._moment([self.scene.step(action) for action in actions], look)
 
-    def demonstrate(self, state: int | None, seed: int, horizon: int, repeat: int, noise: float, look: bool) -> Acted:
-        """Begin an episode, and let the expert act it out."""
+    def demonstrate(self, state: int | None, seed: int, *given: Any) -> Acted:
+        """Begin an episode, and let the expert act it out: see `expert.demonstrate`."""
         from worldenv.suites.libero.expert import demonstrate
 
         self.scene.begin(state, seed)
-        return demonstrate(self.scene, horizon, repeat, noise, seed, look)
+        return demonstrate(self.scene, seed, *given)
 
     def draw(self, state: int | None, seed: int, states: np.ndarray) -> np.ndarray:  # [T, S] -> [T, V, H, W, 3] uint8
         """What the cameras see in stored states of an episode that began so."""

@@ -98,6 +98,7 @@ class LiberoSuite(HeldSuite):
         noise: float = 0.3,  # greatest scale of the noise on what is carried out; the action that is meant is recorded
         look: Sequence[bool] | None = None,  # whether an episode is drawn if it succeeds; None: all
         horizon: int | None = None,  # actions after which the expert gives up; None: that of the suite
+        detour: bool = False,  # whether the hand goes to a random place before the recording begins
     ) -> list[Demonstration]:
         """Let the expert act out an episode for each (task, start state), each in a process: at most `workers`.
 
@@ -113,7 +114,7 @@ class LiberoSuite(HeldSuite):
             raise UserError(f"look has {len(look)} values for {len(tasks)} episodes; it should have one for each")
         self._held = None
         for actor, task, start, is_seen in zip(self._actors, tasks, starts, look, strict=False):
-            how = horizon, self.repeat, float(noise), bool(is_seen)
+            how = horizon, self.repeat, float(noise), bool(is_seen), detour
             actor.perform(self._scene(task), "demonstrate", *self._start(task, start, split), *how)
         acted = [actor.answer() for actor in self._actors[: len(tasks)]]
         return [self._demonstration(*row, split) for row in zip(acted, tasks, starts, strict=True)]
