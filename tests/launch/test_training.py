@@ -343,6 +343,6 @@ def test_rounds_on_ranks_are_those_of_one_process(tiny, tmp_path, begin, monkeyp
     for name in ("contact", "composer", "reflector"):
         mine, its = (load_weights(tmp_path / run / f"models/round-1/{name}.safetensors")[0] for run in ("two", "one"))
         apart = torch.cat([(mine[key].float() - its[key].float()).abs().flatten() for key in its])
-        # Adam's first steps follow signs of gradients, also where a rounding decides: how many depends on the CPU (seen:
+        # Adam's first steps follow signs of gradients, also where a rounding decides. That depends on the CPU (seen:
         # 1.1 % of the reflector's weights). Of weights that learnt from other data, most differ.
         assert (apart > 1e-4).float().mean() < 0.03 and apart.max() < 2 * few.steps * few.learning_rate, name
