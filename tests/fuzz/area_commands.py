@@ -22,7 +22,7 @@ from worldenv.saved import document, resolved
 
 COMMANDS = {"worldenv-train": cli.train, "worldenv-eval": cli.evaluate}
 MAY_BE_ZERO = {"seed", "start_seed", "videos", "max_skipped", "window", "signal", "warmup", "weight_decay"}
-MAY_BE_ZERO |= {"save_every_s", "perturb", "again_noise", "every", "guard", "workers", "max_failures"}
+MAY_BE_ZERO |= {"save_every_s", "perturb", "again_noise", "every", "guard", "workers", "max_failures", "stills"}
 LOWEST = {"start_seed": -(2**32), "max_failures": -1}  # of all others: 0
 LARGEST = 2**32  # of any number that may be accepted
 NUMBERS = ["0", "-1", "1", "2", "3", "7", "8", "64", "100", "1000", "0.5", "1e-3", "1e3", "nan", "inf", "-inf", "-0.0"]

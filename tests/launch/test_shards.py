@@ -139,7 +139,7 @@ def test_openvla_oft_in_shards_has_the_gradients_of_a_whole_one(tiny, writers, t
         for mine, parameter in zip(gradients, alone, strict=True):
             assert (mine is False) == (parameter.grad is None)
             if parameter.grad is not None:
-                torch.testing.assert_close(mine, parameter.grad, rtol=1e-5, atol=1e-6 * parameter.grad.abs().max())
+                torch.testing.assert_close(mine, parameter.grad, rtol=1e-4, atol=1e-5 * parameter.grad.abs().max())
 
 
 def practise(tiny, path, ranks=ALONE, shard=False, policy=None, **config):
