@@ -89,20 +89,25 @@ def test_half_of_a_batch_are_stills_with_the_answers_of_a_thing_that_is_shown(da
         shown,
         np.repeat(numbers[..., None], 6, axis=2),
         numbers % 2 == 1,
+        np.array([0, -1, 2, -1, 0]),
+        np.repeat(numbers[:, :1], data.plans[0, 0].size, axis=1).reshape(m, *data.plans.shape[2:]),
         ("one", "two", "three"),
     )
     tokens = torch.cat([tokens, tokens.new_tensor([[101], [102], [103]]).expand(3, tokens.shape[1])])
     batch = sample_base_batch(replace(data, stills=stills), tokens, torch.Generator().manual_seed(0), 400, 3)
     is_still = (batch["frames"] == 7).flatten(1).all(1)
-    assert (
-        160 < is_still.sum() < 240 and batch["use_action"][~is_still].any() and not batch["use_action"][is_still].any()
-    )
+    assert 160 < is_still.sum() < 240 and batch["use_action"][~is_still].any()
     number, thing = batch["place"][is_still, 0], batch["tokens"][is_still, 0] - 101
     assert set(thing.tolist()) == {0, 2} and torch.equal(number % 3, thing.float())
     assert set(number.tolist()) == {float(x) for x in numbers[shown]}
     assert torch.equal(batch["proprio"][is_still, 0], number - thing) and torch.equal(
         batch["done"][is_still], number % 2
     )
+    still = ((number - thing) / 3).long()
+    planned = torch.from_numpy(stills.asked)[still]
+    assert torch.equal(batch["use_action"][is_still] == 1, planned == thing)
+    assert torch.equal(batch["action"][is_still, 0, 0], 3.0 * still)
+    assert 0.6 < (planned == thing)[planned >= 0].float().mean() < 0.9  # half, and half of the others by chance
     without = sample_base_batch(data, tokens, torch.Generator().manual_seed(0), 400, 3)
     for name, value in without.items():  # the other rows are as without stills
         assert torch.equal(value[~is_still], batch[name][~is_still]), name

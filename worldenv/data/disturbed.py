@@ -9,7 +9,7 @@ import numpy as np
 class Stills:
     """M single pictures. D is the number of all things; `shown` says which of them a picture shows.
 
-    Nothing moves in a still, so it has no action. Where `shown` is False, `place` and `done` mean nothing.
+    Where `shown` is False, `place` and `done` mean nothing.
     """
 
     frames: np.ndarray  # [M, H, W, 3] uint8
@@ -17,6 +17,8 @@ class Stills:
     shown: np.ndarray  # [M, D] bool
     place: np.ndarray  # [M, D, 6] float32, metres: xyz of the thing, xyz of its goal
     done: np.ndarray  # [M, D] bool, whether the thing is at its goal
+    asked: np.ndarray  # [M] int64, the thing of the plan; -1: there is no plan
+    plan: np.ndarray  # [M, K, A] float32, the next actions of the expert with that thing
     instructions: tuple[str, ...]  # D, what a robot would be told to do with the thing
 
 

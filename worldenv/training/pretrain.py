@@ -13,6 +13,7 @@ from worldenv.training.share import WHOLE, Share
 
 ACTION_SHARE = 0.25  # of the rows that show episodes: so many come from episodes whose actions may be seen
 STILL_SHARE = 0.5  # of the rows of a batch, if there are stills
+PLAN_SHARE = 0.5  # of the stills that have a plan: so many are asked about its thing, the others about a random thing
 
 
 class Base(nn.Module):
@@ -52,7 +53,8 @@ def sample_base_batch(
 ) -> dict[str, Tensor]:
     """Random frames of random episodes, with the answers and, where there are any, the K expert actions that follow.
 
-    If there are stills, about half of the rows are stills, each with the answer for a random thing in it.
+    If there are stills, about half of the rows are stills, each with the answer for a thing in it, and the plan for it
+    if there is one.
     """
     n, steps = data.plans.shape[:2]
     episode = torch.randint(n, (size,), generator=generator)
@@ -78,19 +80,22 @@ def sample_base_batch(
 def _with_stills(
     batch: dict[str, Tensor], stills: Stills, tokens: Tensor, generator: torch.Generator, size: int, rows: slice
 ) -> dict[str, Tensor]:
-    """The batch with stills in random rows. These rows have `use_action` 0."""
+    """The batch with stills in random rows."""
     is_still = (torch.rand(size, generator=generator) < STILL_SHARE)[rows]
     picture = torch.randint(len(stills.frames), (size,), generator=generator)[rows]
     asked = torch.rand(size, len(tokens), generator=generator)[rows]
     m = picture.numpy()
-    thing = asked.where(torch.from_numpy(stills.shown[m]), -1.0).argmax(1)
+    thing, planned = asked.where(torch.from_numpy(stills.shown[m]), -1.0).argmax(1), torch.from_numpy(stills.asked[m])
+    is_planned = (torch.rand(size, generator=generator) < PLAN_SHARE)[rows] & (planned >= 0)
+    thing = planned.where(is_planned, thing)
     d = thing.numpy()
     given = {
         "frames": torch.from_numpy(stills.frames[m]),
         "proprio": torch.from_numpy(stills.proprio[m]),
         "place": torch.from_numpy(stills.place[m, d]),
         "done": torch.from_numpy(stills.done[m, d]).float(),
-        "use_action": torch.zeros(len(m)),
+        "action": torch.from_numpy(stills.plan[m]),
+        "use_action": (thing == planned).float(),
         "tokens": tokens[thing],
     }
     return batch | {

@@ -74,18 +74,26 @@ class Fake:
             actions,
         )
 
-    def rearrange(self, state, seed, states, drawn):
-        """Stills with two things: that of task 0, which is at the goal in every second one, and that of this task."""
+    def rearrange(self, state, seed, states, drawn, known, chunk, repeat):
+        """Stills with two things: that of task 0, which is at the goal in every second one, and that of this task.
+
+        The first and every third one after it have a plan for the second thing.
+        """
         with open(self.marker.with_name("drawn"), "a") as file:
             file.write(f"{self.number} {seed} {len(states)} {os.getpid()}\n")
         if self.wrong and not self.marker.exists():
             self.go_wrong()
+        assert known == ["task_2_1"], known
         m = len(states)
         place = np.arange(m * 6, dtype=np.float32).reshape(m, 2, 3) + 1000 * drawn[1]
         done = np.stack([np.arange(m) % 2 == 1, np.zeros(m, dtype=bool)], axis=1)
         frames = np.full((m, self.size, self.size, 3), self.number, dtype=np.uint8)
         names = np.array(["task_0_1", f"task_{self.number}_1"])
-        return Rearranged(frames, states[:, :7].astype(np.float32), place, np.full((m, 3), 7, np.float32), done, names)
+        goal, asked = np.full((m, 3), 7, np.float32), np.where(np.arange(m) % 3 == 0, 1, -1)
+        plan = np.where(asked < 0, 0, 0.1 * repeat).astype(np.float32)[:, None, None] * np.ones(
+            (1, chunk, 7), np.float32
+        )
+        return Rearranged(frames, states[:, :7].astype(np.float32), place, goal, done, names, asked, plan)
 
     def go_wrong(self):
         if not self.wrong.startswith("always"):

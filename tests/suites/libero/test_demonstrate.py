@@ -112,7 +112,7 @@ def same(one, other):
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one))
 
 
-def test_stills_have_an_answer_for_every_thing_that_they_show(stills, tmp_path):
+def test_stills_have_an_answer_for_every_thing_that_they_show(stills, suite, tmp_path):
     found = stills(7)
     assert sorted(drawn(tmp_path)) == [1, 2, 2, 2]  # of two episodes: 4 and 3
     assert found.frames.shape == (7, 8, 8, 3) and (found.frames == 2).all() and found.proprio.shape == (7, 7)
@@ -125,6 +125,9 @@ def test_stills_have_an_answer_for_every_thing_that_they_show(stills, tmp_path):
         place[:, 2, 0], place[:, 0, 0] + 3
     )
     assert np.allclose(place[:, [0, 2], 3:], 7)
+    first = np.array([True, False, True, False, True, False, True])  # of each request; it has a plan for task 2's thing
+    assert found.asked.tolist() == np.where(first, 2, -1).tolist() and found.plan.shape == (7, 2, 7)
+    assert np.allclose(found.plan, np.where(first, 0.1 * suite.repeat, 0)[:, None, None])
 
 
 def test_stills_are_of_states_of_their_own_episode(stills, tmp_path):
@@ -163,4 +166,4 @@ def test_stills_need_tasks_that_the_suite_leaves_out_and_a_successful_episode(su
         disturb(3, 5, seed=0, chunk=2, like=every, folder=tmp_path / "kept")
     every.close()
     with pytest.raises(UserError, match="no scenes to draw stills in; give more --scratch.pretraining-episodes"):
-        stills_module.draw_stills(3, [], suite, tmp_path)
+        stills_module.draw_stills(3, [], suite, 2, tmp_path)

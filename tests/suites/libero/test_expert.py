@@ -95,8 +95,26 @@ def test_a_detour_comes_before_the_recording_and_leads_elsewhere(suite, demo):
     assert made[0].trajectory.actions[0, 6] < 0 and made[0].trajectory.proprio[0, 6] > 0.9  # the hand is open
 
 
-def test_stills_show_things_where_they_are_said_to_be(suite, demo, tmp_path):
-    found = draw_stills(60, [demo], suite, tmp_path)
+@pytest.fixture(scope="module")
+def stills(suite, demo, tmp_path_factory):
+    return draw_stills(60, [demo], suite, 8, tmp_path_factory.mktemp("stills"))
+
+
+def test_plans_of_stills_lead_to_the_thing_that_is_asked_for(stills):
+    rows = np.flatnonzero(stills.asked >= 0)
+    assert len(rows) > 30 and stills.shown[rows, stills.asked[rows]].all()
+    plan, hand = stills.plan[rows], stills.proprio[rows, :3] - ROBOT_M
+    way = (stills.place[rows, stills.asked[rows], :3] - hand)[:, :2]
+    far = np.linalg.norm(way, axis=1)
+    moved = plan[..., :2].sum(1)
+    along = (moved * way).sum(1) / (np.linalg.norm(moved, axis=1) * far + 1e-9)
+    assert (along[far > 0.1] > 0.8).mean() > 0.9 and (far > 0.1).sum() > 10
+    closes = (plan[..., 6] > 0).any(1)
+    assert closes.any() and far[closes].max() < 0.06 and (plan[far > 0.1, 0, 6] < 0).all()
+
+
+def test_stills_show_things_where_they_are_said_to_be(stills, demo):
+    found = stills
     assert found.frames.shape == (60, 32, 32, 3) and (found.shown.sum(1) == 6).all()
     shown = found.shown[0]
     place, goal, done = found.place[:, shown, :3], found.place[:, shown, 3:], found.done[:, shown]

@@ -64,7 +64,7 @@ def disturb(episodes: int, stills: int, seed: int, chunk: int, like: LiberoSuite
                 starts = [seed * 1_000_000 + i for i in numbers]
                 acted = _acted_out(suite, chosen, starts, "train", folder, detour=suite.shuffled)
                 if stills and name == like.name:
-                    drawn = draw_stills(stills, acted, suite, folder)
+                    drawn = draw_stills(stills, acted, suite, chunk, folder)
             finally:
                 suite.close()
             made |= {i: demo for i, demo in zip(numbers, acted, strict=True) if demo.success}

@@ -4,11 +4,13 @@ It works the relations of the goal off one after the other, each with several gr
 one is opened first.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from worldenv.suites.libero.expert_doors import Doors
 from worldenv.suites.libero.expert_grasps import UP, Grasp, Grasps
-from worldenv.suites.libero.expert_hand import Ended, Hand, make_detour
+from worldenv.suites.libero.expert_hand import Ended, Hand, angle_between, make_detour
 from worldenv.suites.libero.expert_places import Places
 from worldenv.suites.libero.expert_shapes import Shapes
 from worldenv.suites.libero.goals import ORDER, Goal, ordered
@@ -39,13 +41,25 @@ def demonstrate(
     return Acted(actions, done, proprio, states, joints, camera, frames, told, places, carried)
 
 
-class Expert:
-    """Acts in a scene until the goal holds, the actions are used up, or nothing helps."""
+def plan(scene: Scene, goal: Goal, home: np.ndarray, chunk: int, repeat: int) -> np.ndarray | None:  # [K, 7] float32
+    """The next K actions of the expert towards a goal, from the state in which the scene is; the scene is left there.
 
-    def __init__(self, scene: Scene, hand: Hand):
+    `home` is how the hand is turned when it rests [3, 3]. None: the task of the scene is done meanwhile, or the expert
+    knows no way.
+    """
+    hand = Hand(scene, chunk, repeat, 0.0, 0)
+    hand.home = home
+    Expert(scene, hand, [goal]).run()
+    return None if any(hand.done) or len(hand.actions) < chunk else np.stack(hand.actions)
+
+
+class Expert:
+    """Acts in a scene until its goals hold, the actions are used up, or nothing helps. Its goals: those of the task."""
+
+    def __init__(self, scene: Scene, hand: Hand, goals: Sequence[Goal] | None = None):
         self.env, self.hand = scene.env, hand
         base = scene.env.sim.model.body_name2id("robot0_base")
-        self.goals = ordered(scene.env.parsed_problem["goal_state"])
+        self.goals = goals or ordered(scene.env.parsed_problem["goal_state"])
         self.shapes = Shapes(scene.env)
         self.grasps = Grasps(self.shapes, hand.home, self.shapes.data.xpos[base].copy())
         self.doors = Doors(scene.env, hand, self.shapes, self.grasps, self.holds)
@@ -112,15 +126,19 @@ class Expert:
         return self._bring(grasp, name, before[2], spot, over, is_low)
 
     def _take(self, grasp: Grasp, top: float, name: str) -> None:
-        """Come from over the neighbours, and close the fingers on a thing."""
+        """Come from over the neighbours, or straight down if the hand is over the thing; then close the fingers."""
         hand, turn = self.hand, grasp.turn
         hand.grip = -1.0
         around = self.shapes.corridor_top(hand.place, grasp.before, (name,)) + 0.05
         high = max(top + 0.10, min(around, top + 0.25))
-        if hand.place[2] < high - 0.03:
-            hand.go(np.r_[hand.place[:2], high], None, near=0.03, steps=25)
-        hand.go(np.r_[grasp.before[:2], high], turn, near=0.025, aligned=0.15)
-        hand.go(grasp.before, turn, near=0.012, aligned=0.08, steps=40)
+        away = hand.place - grasp.before
+        beside, turned = np.linalg.norm(away[:2]), angle_between(hand.turn, turn)
+        if beside > 0.025 or turned > 0.15:
+            if hand.place[2] < high - 0.03:
+                hand.go(np.r_[hand.place[:2], high], None, near=0.03, steps=25)
+            hand.go(np.r_[grasp.before[:2], high], turn, near=0.025, aligned=0.15)
+        if beside > 0.012 or turned > 0.08 or away[2] > 0 or grasp.is_aside:
+            hand.go(grasp.before, turn, near=0.012, aligned=0.08, steps=40)
         if grasp.is_aside:
             hand.go(grasp.place + 0.4 * (grasp.before - grasp.place), turn, near=0.02, steps=40)
         hand.go(grasp.place, turn, near=0.006, steps=40, speed=0.6)

@@ -91,10 +91,10 @@ class Simulator:
         self.scene.begin(state, seed)
         return outlines(self.scene, *given)
 
-    def rearrange(self, state: int | None, seed: int, states: np.ndarray, drawn: list[int]) -> Rearranged:  # [M, S]
+    def rearrange(self, state: int | None, seed: int, *given: Any) -> Rearranged:
         """Begin an episode, and draw states of it with the things in other places: see `rearranged`."""
         self.scene.begin(state, seed)
-        return rearranged(self.scene, states, drawn)
+        return rearranged(self.scene, *given)
 
     def _moment(self, done: list[bool], look: bool) -> Moment:
         frames = self.scene.frames() if look else None

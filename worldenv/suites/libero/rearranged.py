@@ -1,8 +1,11 @@
-"""Pictures of a scene whose things have been put somewhere else, without a step of simulation. It imports no torch."""
+"""Pictures of a scene whose things have been put somewhere else, and what the expert would do. It imports no torch."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from worldenv.suites.libero.expert_hand import Hand
 
 FLOOR_M = np.array([[-0.25, -0.29], [0.2, 0.11]])  # lowest and highest x, y, where things of LIBERO Object stand
 APART_M = 0.08  # least distance from the middle of a thing to that of another one
@@ -10,6 +13,9 @@ LOW_M = 0.16  # a hand below this height is low
 UNDER_HAND_M = 0.07  # while the hand is low, other things stand at least so far from it
 LIFTED_M = 0.02  # the hand holds the thing of the task if the thing is so much higher than at the start
 BELOW_M = 0.04  # the hand is about to take the thing of the task if it is low and so near to it, horizontally
+NEAR_SHARE, NEAR_M = 0.5, 0.12  # of the other pictures: there the asked thing stands so near to the hand, horizontally
+KNOWN_SHARE = 0.75  # of all pictures: there this thing is a known one
+OPEN = 0.9  # share of the fingers' range from which on they are open
 DONE_SHARE = 0.15  # of the pictures in which the hand is not at the thing of the task: there a thing lies at the goal
 FLOOR_OF_GOAL_M = 0.01  # thickness of the basket's floor
 TRIES = 200  # to find a free place
@@ -24,44 +30,72 @@ class Rearranged(NamedTuple):
     goal: np.ndarray  # [M, 3] float32 m, where the goal is, from the base of the robot
     done: np.ndarray  # [M, D] bool, whether the thing is at the goal
     names: np.ndarray  # [D] str
+    asked: np.ndarray  # [M] int64, the thing of the plan; -1: there is no plan
+    plan: np.ndarray  # [M, K, 7] float32, the next actions of the expert to bring that thing to the goal
 
 
-def rearranged(scene: Any, states: np.ndarray, seed: list[int]) -> Rearranged:  # a Scene; [M, S]
+def rearranged(
+    scene: Any,  # a Scene
+    states: np.ndarray,  # [M, S]
+    seed: list[int],
+    known: Collection[str],  # the things for which there may be a plan
+    chunk: int,
+    repeat: int,
+) -> Rearranged:
     """Put things somewhere else in recorded states of the episode that the scene has just begun, and draw the result.
 
     The arm stays as it was recorded. If it is about to take the thing of the task, holds it or has put it at the goal,
     a random thing takes the place of that thing. Otherwise, in a share `DONE_SHARE` of the pictures, a random thing
-    lies at the goal. All other things stand at random places on the floor. The scene is left in the last state.
+    lies at the goal. All other things stand at random places on the floor, one of them often near the hand. Where the
+    hand is open, the expert carries out `chunk` actions with a known thing. The scene is left in some other state.
     """
-    random, rest, first = np.random.default_rng(seed), scene.state(), scene.strewn()
-    relation, _, target = scene.goal()
-    made = []
+    from worldenv.suites.libero.expert import plan  # imports LIBERO
+
+    random, begun, rest, first = np.random.default_rng(seed), scene.kept(), scene.state(), scene.strewn()
+    home, (relation, _, target) = Hand(scene, chunk, repeat, 0.0, 0).home, scene.goal()
+    names, made = list(first), []
+    is_known = np.isin(names, list(known))
     for state in states:
+        scene.put_back(begun)
         scene.set(state)
-        scene.set(_other_state(scene, state, rest, random))
-        places = scene.places_of(*first, target)
-        done = np.array([scene.holds((relation, name, target)) for name in first])
-        made.append((scene.frames()[0], scene.proprio(), places[:-1], places[-1], done))
-    return Rearranged(*(np.stack(part) for part in zip(*made, strict=True)), np.array(list(first)))
+        order = random.permutation(len(names))
+        if random.random() < KNOWN_SHARE:
+            order = order[np.argsort(~is_known[order], kind="stable")]  # known things first
+        other = _other_state(scene, state, rest, order, random)
+        scene.set(other)
+        places, proprio, picture = scene.places_of(*first, target), scene.proprio(), scene.frames()[0]
+        done = np.array([scene.holds((relation, name, target)) for name in names])
+        asked, actions = next((i for i in order if is_known[i] and not done[i]), -1), None
+        if asked >= 0 and proprio[6] > OPEN:
+            actions = plan(scene, (relation, names[asked], target), home, chunk, repeat)
+        planned = (-1, np.zeros((chunk, 7), np.float32)) if actions is None else (asked, actions)
+        made.append((picture, proprio, places[:-1], places[-1], done, *planned))
+    *seen, asked, plans = (np.stack(part) for part in zip(*made, strict=True))
+    return Rearranged(*seen, np.array(names), asked, plans)
 
 
-def _other_state(scene: Any, state: np.ndarray, rest: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _other_state(
+    scene: Any, state: np.ndarray, rest: np.ndarray, order: np.ndarray, random: np.random.Generator
+) -> np.ndarray:  # [S]
     """`state`, in which the scene is now, with every thing at a new place.
 
-    Heights and rotations are those of `rest`, the state at the start of the episode.
+    Heights and rotations are those of `rest`, the state at the start of the episode. The first thing of `order` is
+    where the arm has the thing of the task, or often near the hand.
     """
-    first, hand, out = scene.strewn(), scene.proprio()[:3], state.copy()
-    for begin in first.values():
+    begins, hand, out = np.array(list(scene.strewn().values())), scene.proprio()[:3], state.copy()
+    for begin in begins:
         out[begin : begin + 7] = rest[begin : begin + 7]  # position and rotation
-    begin, *others = random.permutation(list(first.values()))
-    place, taken = _place_with_the_arm(scene, state, rest, out[begin : begin + 3], random), []
-    if place is None:
-        others.append(begin)
-    else:
+    low, taken = hand[:2] if hand[2] < LOW_M else None, []
+    begin, *others = begins[order]
+    place = _place_with_the_arm(scene, state, rest, out[begin : begin + 3], random)
+    if place is not None:
         out[begin : begin + 3] = place
-        taken.append(place[:2])
+    else:
+        near = hand[:2] if random.random() < NEAR_SHARE else None
+        out[begin : begin + 2] = _free_place([], low, random, near)
+    taken.append(out[begin : begin + 2])
     for begin in others:
-        out[begin : begin + 2] = _free_place(taken, hand[:2] if hand[2] < LOW_M else None, random)
+        out[begin : begin + 2] = _free_place(taken, low, random)
         taken.append(out[begin : begin + 2])
     return out
 
@@ -87,11 +121,18 @@ def _place_with_the_arm(
     return None
 
 
-def _free_place(taken: list[np.ndarray], hand: np.ndarray | None, random: np.random.Generator) -> np.ndarray:  # [2] m
-    """A place on the floor away from others and from a low hand; after many tries, any place."""
+def _free_place(
+    taken: list[np.ndarray], low: np.ndarray | None, random: np.random.Generator, near: np.ndarray | None = None
+) -> np.ndarray:  # [2] m
+    """A place on the floor away from others and from a low hand; after many tries, any place.
+
+    With `near`, it is at most `NEAR_M` from there, if the floor goes so far.
+    """
     for _ in range(TRIES):
         place = random.uniform(*FLOOR_M)
+        if near is not None:
+            place = (near + random.uniform(-NEAR_M, NEAR_M, size=2)).clip(*FLOOR_M)
         is_free = all(np.linalg.norm(place - other) > APART_M for other in taken)
-        if is_free and (hand is None or np.linalg.norm(place - hand) > UNDER_HAND_M):
+        if is_free and (low is None or np.linalg.norm(place - low) > UNDER_HAND_M):
             break
     return place
