@@ -19,6 +19,9 @@ from worldenv.suites.libero.scene import Scene
 
 ATTEMPTS = 3  # at one relation, each with the next grasp
 OVER_M = 0.12  # above all that a thing is carried over
+# How far aside (m) of the hand's way to a thing others count for its height. Shuffled things all count: then the height
+# is the same wherever they stand, and a policy does not have to see it.
+ASIDE_M, ASIDE_SHUFFLED_M = 0.13, 1.0
 
 
 def demonstrate(
@@ -58,6 +61,7 @@ class Expert:
 
     def __init__(self, scene: Scene, hand: Hand, goals: Sequence[Goal] | None = None):
         self.env, self.hand = scene.env, hand
+        self.aside = ASIDE_SHUFFLED_M if scene.shuffled else ASIDE_M
         base = scene.env.sim.model.body_name2id("robot0_base")
         self.goals = goals or ordered(scene.env.parsed_problem["goal_state"])
         self.shapes = Shapes(scene.env)
@@ -129,7 +133,7 @@ class Expert:
         """Come from over the neighbours, or straight down if the hand is over the thing; then close the fingers."""
         hand, turn = self.hand, grasp.turn
         hand.grip = -1.0
-        around = self.shapes.corridor_top(hand.place, grasp.before, (name,)) + 0.05
+        around = self.shapes.corridor_top(hand.place, grasp.before, (name,), self.aside) + 0.05
         high = max(top + 0.10, min(around, top + 0.25))
         away = hand.place - grasp.before
         beside, turned = np.linalg.norm(away[:2]), angle_between(hand.turn, turn)
