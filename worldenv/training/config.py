@@ -29,8 +29,8 @@ class ScratchConfig:
 
     pretraining_episodes: int = 4000
     action_episodes: int = 75  # of them have actions
-    # Single pictures that the base also learns from, with the things put somewhere else; only for LIBERO Object. Many have
-    # the actions that the expert would take next.
+    # Single pictures that the base also learns from, with the things put somewhere else; many have the actions that the
+    # expert would take next. Only for LIBERO Object.
     stills: int = field(default=0, metadata=ADDED)
     base: Schedule = Schedule(steps=4500, batch=64, learning_rate=1.5e-3)
     demonstrations: int = 5  # per task
