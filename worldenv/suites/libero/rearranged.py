@@ -13,8 +13,10 @@ LOW_M = 0.16  # a hand below this height is low
 UNDER_HAND_M = 0.07  # while the hand is low, other things stand at least so far from it
 LIFTED_M = 0.02  # the hand holds the thing of the task if the thing is so much higher than at the start
 BELOW_M = 0.04  # the hand is about to take the thing of the task if it is low and so near to it, horizontally
-NEAR_SHARE, NEAR_M = 0.5, 0.12  # of the other pictures: there the asked thing stands so near to the hand, horizontally
-KNOWN_SHARE = 0.75  # of all pictures: there this thing is a known one
+# The arm's thing is the one that is put where the arm has the thing of the task. Where that is nowhere, the arm's thing
+# stands, in a share of the pictures, at most so far from the hand in x and in y.
+NEAR_SHARE, NEAR_M = 0.5, 0.12
+KNOWN_SHARE = 0.75  # of the pictures, at least: the arm's thing is one for which there may be a plan
 OPEN = 0.9  # share of the fingers' range from which on they are open
 DONE_SHARE = 0.15  # of the pictures in which the hand is not at the thing of the task: there a thing lies at the goal
 FLOOR_OF_GOAL_M = 0.01  # thickness of the basket's floor
@@ -45,9 +47,10 @@ def rearranged(
     """Put things somewhere else in recorded states of the episode that the scene has just begun, and draw the result.
 
     The arm stays as it was recorded. If it is about to take the thing of the task, holds it or has put it at the goal,
-    a random thing takes the place of that thing. Otherwise, in a share `DONE_SHARE` of the pictures, a random thing
-    lies at the goal. All other things stand at random places on the floor, one of them often near the hand. Where the
-    hand is open, the expert carries out `chunk` actions with a known thing. The scene is left in some other state.
+    another thing, mostly a known one, takes the place of that thing. Otherwise, in a share `DONE_SHARE` of the
+    pictures, that other thing lies at the goal, and in about half of the rest it stands near the hand. All other things
+    stand at random places on the floor. Where the hand is open, the plan are the `chunk` actions with which the expert
+    then begins to bring a known thing to the goal; they are simulated. The scene is left in some other state.
     """
     from worldenv.suites.libero.expert import plan  # imports LIBERO
 
@@ -126,7 +129,7 @@ def _free_place(
 ) -> np.ndarray:  # [2] m
     """A place on the floor away from others and from a low hand; after many tries, any place.
 
-    With `near`, it is at most `NEAR_M` from there, if the floor goes so far.
+    With `near`, it is at most `NEAR_M` from there in x and in y, if the floor goes so far.
     """
     for _ in range(TRIES):
         place = random.uniform(*FLOOR_M)

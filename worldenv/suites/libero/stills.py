@@ -1,10 +1,8 @@
 """Stills of LIBERO Object: pictures of its scenes with the things in other places, and an answer for every thing.
 
-Many have a plan, too: what the expert does next with a thing of one of these episodes' tasks. There is none for a thing
-of another task.
-
-They are made from recorded states of the expert's episodes. A file keeps `PART` of them as soon as they are made, so an
-interrupted run loses at most one file.
+They are made from recorded states of the expert's episodes. Many have a plan, too: the next actions of the expert with
+a thing that some of these episodes' tasks ask for. No plan is made for other things. A file keeps `PART` of the stills
+as soon as they are made, so an interrupted run loses at most one file.
 """
 
 import re
@@ -30,11 +28,10 @@ _TASK = re.compile(r"pick_up_the_(.+)_and_place_it_in_the_basket")  # names the 
 
 
 def draw_stills(count: int, acted: Sequence[Demonstration], suite: LiberoSuite, chunk: int, folder: Path) -> Stills:
-    """Make `count` stills from the successful episodes, with plans of `chunk` actions. Each episode gives the same
-    number, or one more.
+    """Make `count` stills from the successful episodes, with plans of `chunk` actions.
 
-    Places are measured from the base of the robot. The stills do not depend on the number of workers. Raises UserError
-    if no episode is successful.
+    Each episode gives the same number, or one more. Places are measured from the base of the robot. The stills do not
+    depend on the number of workers. Raises UserError if no episode is successful.
     """
     shown = sorted((demo for demo in acted if demo.success), key=lambda demo: demo.trajectory.task)
     if not shown:
