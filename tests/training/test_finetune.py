@@ -4,7 +4,8 @@ from torch.distributions import Laplace
 
 from worldenv.data.clips import Clips
 from worldenv.nn.instruction import tokenize
-from worldenv.training.finetune import SCALE_WEIGHT, imitation_loss
+from worldenv.training.finetune import SCALE_WEIGHT, imitation_loss, with_pretraining
+from worldenv.training.pretrain import Base, disturbed_episodes, pretraining_loss
 
 
 @pytest.fixture
@@ -50,3 +51,17 @@ def test_policy_learns_what_it_is_shown(tiny, clips):
         optimizer.step()
         errors.append(figures["l1"])
     assert sum(errors[-5:]) < 0.5 * sum(errors[:5])
+
+
+def test_fine_tuning_goes_on_with_pretraining(tiny):
+    torch.manual_seed(0)
+    base = Base(tiny.policy_config)
+    clips, data = Clips.of([tiny.trajectory(5, 0)]), disturbed_episodes(3, seed=1)
+    parts = imitation_loss(base.policy, clips, 8), pretraining_loss(base, data, 3, 8)
+    generator = torch.Generator().manual_seed(5)
+    (own, told), (again, more) = (part(generator) for part in parts)
+    loss, figures = with_pretraining(*parts)(torch.Generator().manual_seed(5))
+    assert loss.item() == pytest.approx(own.item() + again.item())
+    assert figures == told | {f"pretraining_{name}": value for name, value in more.items()}
+    loss.backward()
+    assert base.point.weight.grad.abs().sum() > 0  # pretraining's own question

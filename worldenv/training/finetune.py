@@ -32,3 +32,17 @@ def imitation_loss(
         return l1 + SCALE_WEIGHT * nll, {"l1": l1.item(), "nll": nll.item()}
 
     return loss
+
+
+Loss = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
+
+
+def with_pretraining(imitation: Loss, pretraining: Loss) -> Loss:
+    """The sum of both, so that the policy does not forget what pretraining taught it."""
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        own, told = imitation(generator)
+        again, more = pretraining(generator)
+        return own + again, told | {f"pretraining_{name}": value for name, value in more.items()}
+
+    return loss

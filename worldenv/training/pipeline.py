@@ -36,13 +36,12 @@ from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.training.act_again import act_again
 from worldenv.training.adapt import adaptation_loss
 from worldenv.training.config import ScratchConfig
-from worldenv.training.finetune import imitation_loss
+from worldenv.training.finetune import imitation_loss, with_pretraining
 from worldenv.training.fit import Schedule, fit
 from worldenv.training.imagined import as_imagined
 from worldenv.training.lessons import LESSONS
-from worldenv.training.pretrain import Base, base_loss, sample_base_batch
+from worldenv.training.pretrain import Base, pretraining_loss
 from worldenv.training.ranges import EPISODES, measure_ranges
-from worldenv.training.share import Share
 from worldenv.training.train_reflector import join, read_features, reward_loss
 from worldenv.training.world_stages import CausalStages, ComposerStages
 
@@ -192,17 +191,8 @@ class Pipeline:
             save(path, *given, **more)
 
     def make_base(self, path: Path) -> None:
-        data = self.disturbed()
         base, schedule = self.new(Base, self.policy_config()), self.config.base
-        asked = data.instructions + (data.stills.instructions if data.stills else ())
-        tokens = base.policy.encoder.text.tokenize(asked)
-        with_actions = min(self.config.action_episodes, len(data.plans))  # an expert may have failed some
-        share = Share(schedule.batch, self.ranks)
-
-        def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-            batch = sample_base_batch(data, tokens, generator, schedule.batch, with_actions, share.rows)
-            return base_loss(base, batch, share)
-
+        loss = pretraining_loss(base, self.disturbed(), self.config.action_episodes, schedule.batch, self.ranks)
         made = self.train(base, loss, schedule, "base")
         weights = {name: tensor.half() for name, tensor in base.state_dict().items()}
         self.write(save_weights, path, weights, {"kind": "base", "made": made})
@@ -225,10 +215,14 @@ class Pipeline:
         shutil.rmtree(kept, ignore_errors=True)
 
     def make_finetuned(self, path: Path) -> None:
-        policy, schedule = self.base().policy, self.config.finetune
+        base, schedule = self.base(), self.config.finetune
+        policy, trained = base.policy, base.policy
         demonstrations = self.recorded("demonstrations").in_memory()
         loss = imitation_loss(policy, demonstrations, schedule.batch, self.ranks)
-        self.write(save_model, path, policy, "policy", self.train(policy, loss, schedule, "finetune"))
+        if self.config.cotrain:
+            rest = pretraining_loss(base, self.disturbed(), self.config.action_episodes, schedule.batch, self.ranks)
+            trained, loss = base, with_pretraining(loss, rest)
+        self.write(save_model, path, policy, "policy", self.train(trained, loss, schedule, "finetune"))
 
     def make_policy(self, path: Path) -> None:
         """The fine-tuned policy, once it reads imagined frames as it reads true ones."""

@@ -1,10 +1,13 @@
 """Stage 1: the vision-language-action base, on the disjoint suite - the role of large robot data for a released VLA."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldenv.data.disturbed import Disturbed, Stills
+from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.ops.laplace_chunk import laplace_log_prob
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
 from worldenv.suites.tabletop.demonstrate import disturb
@@ -41,6 +44,20 @@ def base_loss(base: Base, batch: dict[str, Tensor], share: Share = WHOLE) -> tup
     done = share.mean(F.binary_cross_entropy_with_logits(base.done(feature)[:, 0], batch["done"]))
     loss = l1 + 0.05 * nll + 5.0 * point + 0.2 * done
     return loss, {"l1": l1.item(), "nll": nll.item(), "point_cm": 100 * point.item(), "done_bce": done.item()}
+
+
+def pretraining_loss(
+    base: Base, data: Disturbed, action_episodes: int, size: int, ranks: Ranks = ALONE
+) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
+    """`base_loss` of random batches; only the first `action_episodes` have actions."""
+    asked = data.instructions + (data.stills.instructions if data.stills else ())
+    tokens, share = base.policy.encoder.text.tokenize(asked), Share(size, ranks)
+    with_actions = min(action_episodes, len(data.plans))  # an expert may have failed some
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        return base_loss(base, sample_base_batch(data, tokens, generator, size, with_actions, share.rows), share)
+
+    return loss
 
 
 def sample_base_batch(

@@ -39,7 +39,8 @@ def sentences(libero):
 @pytest.fixture(scope="module")
 def run(sentences, tmp_path_factory):
     folder = tmp_path_factory.mktemp("libero") / "run"
-    return folder, said(sys.executable, "-P", "-c", TRAIN, "libero-small-tiny", "--scratch.stills", 2, "--run", folder)
+    words = "libero-small-tiny", "--scratch.stills", 2, "--scratch.cotrain", "--run", folder
+    return folder, said(sys.executable, "-P", "-c", TRAIN, *words)
 
 
 def test_every_stage_is_made_and_timed_and_the_policy_is_measured(run):
@@ -50,6 +51,8 @@ def test_every_stage_is_made_and_timed_and_the_policy_is_measured(run):
         found = result["consistency"][when]
         assert found["agreement"]["n"] == 4 and "mean_gap" in found["agreement"] and found["reflector"].keys()
         assert "things" not in found  # the suite has no detector
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["pretraining_l1"] > 0 for line in lines if line.get("stage") == "finetune"]
 
 
 def test_the_composer_is_made_in_place_of_the_causal_world_model(sentences, tmp_path):
