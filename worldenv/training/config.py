@@ -35,7 +35,7 @@ class ScratchConfig:
     base: Schedule = Schedule(steps=4500, batch=64, learning_rate=1.5e-3)
     demonstrations: int = 5  # per task
     finetune: Schedule = Schedule(steps=300, batch=64, learning_rate=2e-4)
-    # Whether fine-tuning also goes on with pretraining: each step takes a batch of demonstrations and one of the base.
+    # Whether each step of fine-tuning takes a batch of the pretraining data beside one of the demonstrations.
     cotrain: bool = field(default=False, metadata=ADDED)
     adapt: Schedule = Schedule(steps=1600, batch=64, learning_rate=5e-4)  # to imagined frames
     exploration: int = 150  # episodes per task

@@ -11,12 +11,12 @@ from worldenv.ops.laplace_chunk import laplace_log_prob
 from worldenv.policy.small import SmallPolicy
 from worldenv.training.share import Share
 
+Loss = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
+
 SCALE_WEIGHT = 0.05  # of the scale head's likelihood against the action head's L1
 
 
-def imitation_loss(
-    policy: SmallPolicy, clips: Clips, batch: int, ranks: Ranks = ALONE
-) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
+def imitation_loss(policy: SmallPolicy, clips: Clips, batch: int, ranks: Ranks = ALONE) -> Loss:
     """L1 of the chunk's mean, and the Laplace negative log-likelihood of its scale (World-Env, arXiv 2509.24948)."""
     tokens, share = policy.encoder.text.tokenize(clips.instructions), Share(batch, ranks)
 
@@ -32,9 +32,6 @@ def imitation_loss(
         return l1 + SCALE_WEIGHT * nll, {"l1": l1.item(), "nll": nll.item()}
 
     return loss
-
-
-Loss = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
 
 
 def with_pretraining(imitation: Loss, pretraining: Loss) -> Loss:

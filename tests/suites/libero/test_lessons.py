@@ -52,7 +52,8 @@ def test_every_stage_is_made_and_timed_and_the_policy_is_measured(run):
         assert found["agreement"]["n"] == 4 and "mean_gap" in found["agreement"] and found["reflector"].keys()
         assert "things" not in found  # the suite has no detector
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["pretraining_l1"] > 0 for line in lines if line.get("stage") == "finetune"]
+    again = [line["pretraining_l1"] for line in lines if line.get("stage") == "finetune"]
+    assert again and min(again) > 0  # fine-tuning went on with pretraining
 
 
 def test_the_composer_is_made_in_place_of_the_causal_world_model(sentences, tmp_path):
