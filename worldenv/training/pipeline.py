@@ -36,7 +36,7 @@ from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.training.act_again import act_again
 from worldenv.training.adapt import adaptation_loss
 from worldenv.training.config import ScratchConfig
-from worldenv.training.finetune import imitation_loss, with_pretraining
+from worldenv.training.finetune import Loss, imitation_loss, with_pretraining
 from worldenv.training.fit import Schedule, fit
 from worldenv.training.imagined import as_imagined
 from worldenv.training.lessons import LESSONS
@@ -190,10 +190,13 @@ class Pipeline:
         if self.ranks.first:
             save(path, *given, **more)
 
+    def pretraining(self, base: Base, batch: int) -> Loss:
+        """The loss of a base on its episodes and stills."""
+        return pretraining_loss(base, self.disturbed(), self.config.action_episodes, batch, self.ranks)
+
     def make_base(self, path: Path) -> None:
         base, schedule = self.new(Base, self.policy_config()), self.config.base
-        loss = pretraining_loss(base, self.disturbed(), self.config.action_episodes, schedule.batch, self.ranks)
-        made = self.train(base, loss, schedule, "base")
+        made = self.train(base, self.pretraining(base, schedule.batch), schedule, "base")
         weights = {name: tensor.half() for name, tensor in base.state_dict().items()}
         self.write(save_weights, path, weights, {"kind": "base", "made": made})
 
@@ -216,13 +219,12 @@ class Pipeline:
 
     def make_finetuned(self, path: Path) -> None:
         base, schedule = self.base(), self.config.finetune
-        policy, trained = base.policy, base.policy
-        demonstrations = self.recorded("demonstrations").in_memory()
-        loss = imitation_loss(policy, demonstrations, schedule.batch, self.ranks)
+        demonstrations, trained = self.recorded("demonstrations").in_memory(), base.policy
+        loss = imitation_loss(base.policy, demonstrations, schedule.batch, self.ranks)
         if self.config.cotrain:
-            rest = pretraining_loss(base, self.disturbed(), self.config.action_episodes, schedule.batch, self.ranks)
-            trained, loss = base, with_pretraining(loss, rest)
-        self.write(save_model, path, policy, "policy", self.train(trained, loss, schedule, "finetune"))
+            trained, loss = base, with_pretraining(loss, self.pretraining(base, schedule.batch))
+        made = self.train(trained, loss, schedule, "finetune")
+        self.write(save_model, path, base.policy, "policy", made)
 
     def make_policy(self, path: Path) -> None:
         """The fine-tuned policy, once it reads imagined frames as it reads true ones."""
