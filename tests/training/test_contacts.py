@@ -9,6 +9,7 @@ import torch
 from worldenv.errors import UserError
 from worldenv.interfaces.true_things import Shiftable
 from worldenv.ops.unpatchify import to_frames
+from worldenv.records.kept import Kept
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
 from worldenv.suites.tabletop.suite import CLEAR_M
@@ -245,6 +246,29 @@ def test_half_of_the_grasps_from_beside_miss_and_the_same_seed_gives_the_same(sh
     assert torch.equal(contacts.pictures, again.pictures) and torch.equal(contacts.grasps, again.grasps)
     other = record_contacts(shown, layers, scene, 6, 4)
     assert not torch.equal(beside.numbers, other.numbers[recorded:][: len(beside)])
+
+
+def test_kept_chunks_are_read_again_and_others_are_made_anew(shown, layers, scene, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "AT_ONCE", 30)
+    monkeypatch.setattr(layers, "kept", Kept(tmp_path))
+    made, label = [], module._labelled
+    monkeypatch.setattr(module, "_labelled", lambda *given: made.append(len(given[3])) or label(*given))
+    first = record_contacts(shown, layers, scene, 1, 0)
+    parts = len(made)
+    assert parts > 3 and sum(made) == len(first)
+    (tmp_path / "contacts_00001.npz").unlink()  # as if the run had ended before
+    again = record_contacts(shown, layers, scene, 1, 0)
+    assert len(made) == parts + 1
+    assert all(torch.equal(one, other) for one, other in zip(first.tensors(), again.tensors(), strict=True))
+    grippers = replace(scene.robot, gripper=scene.robot.gripper._replace(tip_closed_m=0.02))
+    moved = replace(shown, proprio=shown.proprio + 1e-4)
+    for clips, other in (shown, replace_plate(scene, 0.2)), (shown, scene._replace(robot=grippers)), (moved, scene):
+        made.clear()
+        record_contacts(clips, layers, other, 1, 0)
+        assert len(made) == parts
+    made.clear()
+    record_contacts(moved, layers, scene, 1, 1)  # another seed draws other chunks
+    assert made
 
 
 def test_chunks_in_which_nothing_happens_are_taken_less_often(shown, layers, scene, monkeypatch):

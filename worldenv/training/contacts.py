@@ -4,8 +4,8 @@ An offset: before the chunk is carried out, the gripper is moved a little (`Shif
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from worldenv.data.clips import Clips
 from worldenv.errors import UserError
 from worldenv.interfaces.slots import Slots
 from worldenv.interfaces.true_things import TrueThings
+from worldenv.records.checksum import checksum
 from worldenv.records.progress import Progress
 from worldenv.robot.hand import drawn_poses
 from worldenv.training.layers import MOVED_M, LayerLabels, Layers
@@ -96,8 +97,8 @@ def record_contacts(
     order, whole = [(part, None) for part in _parts(np.arange(recorded))], None
     order += [(part, offset[part - recorded]) for part in _parts(by_episode)]
     with Progress(len(drawn), "chunks for the contact network") as progress:
-        for part, own_offset in order:
-            made = _labelled(clips, layers, scene, drawn[part], own_offset)
+        for number, (part, own_offset) in enumerate(order):
+            made = _kept(f"contacts_{number:05d}", clips, layers, scene, drawn[part], own_offset)
             whole = whole or made.empty(len(drawn))  # filled in place: it takes gigabytes
             whole.put(torch.from_numpy(part), made)
             progress.advance(len(made))
@@ -137,6 +138,22 @@ def _offsets(random: np.random.Generator, count: int) -> np.ndarray:  # [count, 
     reach, angle = random.uniform(0, BESIDE_M, count), random.uniform(0, 2 * np.pi, count)
     height = random.uniform(-LOWER_M, HIGHER_M, count) * (random.random(count) < OTHER_HEIGHT)
     return np.stack([reach * np.cos(angle), reach * np.sin(angle), height], axis=1)
+
+
+def _kept(name: str, *given: Any) -> Contacts:
+    """What `_labelled` makes of the same arguments, or made of them in a run that was interrupted."""
+    clips, layers, scene, rows, offset = given
+    parts = [column.name for column in fields(Contacts)]
+
+    def make() -> dict[str, np.ndarray]:
+        made = _labelled(*given)
+        return {part: getattr(made, part).numpy() for part in parts}
+
+    poses = clips.proprio[torch.from_numpy(np.unique(rows[:, 0]))].numpy()  # as the kinematics of the robot have them
+    robot = scene.robot.gripper, scene.robot.ground_m
+    of = rows, np.full(3, np.nan) if offset is None else offset, scene.plate.numpy(), poses
+    found = replace(layers.kept, made_of=checksum([layers.kept.made_of, str(robot)], {})).arrays(name, make, *of)
+    return Contacts(**{part: torch.from_numpy(found[part]) for part in parts})
 
 
 def _labelled(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, offset: np.ndarray | None) -> Contacts:

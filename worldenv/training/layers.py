@@ -48,10 +48,10 @@ class Layers:
         things: TrueThings,  # of these episodes
         chunk: int,  # K
         clear_m: float,  # the robot's `clear_m`
-        kept: Kept = NOT_KEPT,  # where the pictures that are drawn are kept
+        kept: Kept = NOT_KEPT,  # where what is drawn and labelled is kept
     ):
         n, steps = things.held.shape
-        self.chunk, self.clear_m, self.things = chunk, clear_m, things
+        self.chunk, self.clear_m, self.things, self.kept = chunk, clear_m, things, kept
         self.centre, self.held = things.centre, things.held
         above, rows = proprio.numpy()[:, :, 2] > clear_m, np.arange(n)
         self.clear = np.zeros((n, steps), dtype=np.int64)
@@ -66,10 +66,10 @@ class Layers:
             self.thing[:, t] = np.where(away.max(1) > MOVED_M, thing, -1)
             away[rows, thing] = 0
             self.other[:, t] = np.where(away.max(1) > MOVED_M, away.argmax(1), -1)
-        self._draw(kept)
-        self._hide(kept)
+        self._draw()
+        self._hide()
 
-    def _draw(self, kept: Kept) -> None:
+    def _draw(self) -> None:
         """Draw the mask of every (episode, step of the clear frame, thing) that occurs."""
         things = np.stack([self.thing, self.other])
         which, episode, step = np.nonzero(things >= 0)
@@ -77,11 +77,11 @@ class Layers:
         keys, row = np.unique(keys, axis=0, return_inverse=True)
         self.row = np.full(things.shape, -1)
         self.row[which, episode, step] = row.ravel()
-        parts = _drawn(keys, lambda part: self.things.coverage(*part.T), "masks of moved things", kept)
+        parts = _drawn(keys, lambda part: self.things.coverage(*part.T), "masks of moved things", self.kept)
         masks = [drawn for _, drawn in parts]
         self.masks = torch.from_numpy(np.concatenate([*masks, self._nothing()]))  # row -1 is empty
 
-    def _hide(self, kept: Kept) -> None:
+    def _hide(self) -> None:
         """Draw what nearer things hide of a moved thing after each action; keep the pictures that show any of it."""
         n, steps = self.thing.shape
         episode, step = np.nonzero(self.thing >= 0)
@@ -93,7 +93,7 @@ class Layers:
             place, thing = np.divmod(part, self.centre.shape[2])
             return self.things.occlusion(place // steps, place % steps, thing)[1]
 
-        for part, hidden in _drawn(keys, draw, "what hides moved things", kept):
+        for part, hidden in _drawn(keys, draw, "what hides moved things", self.kept):
             some = (hidden > HIDDEN_LEVEL).any((1, 2))
             shown.append(part[some])
             found.append(hidden[some])
