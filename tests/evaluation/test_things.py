@@ -19,6 +19,7 @@ from worldenv.evaluation.things import (
     find_moved,
     find_states,
     late_frames,
+    project,
 )
 from worldenv.evaluation.things import permanence as shares_by_chunk
 from worldenv.interfaces.suite import Things
@@ -198,6 +199,16 @@ def test_halves_of_one_thing_are_not_two_places():
     assert doubled(area, centre, np.full(4, 100.0)).tolist() == [False, True, False, False]
 
 
+def test_fingertips_are_low_below_the_height_above_which_the_robot_touches_nothing():
+    proprio = np.zeros((1, 3, 7), dtype=np.float32)
+    proprio[0, :, 2] = [0.95, 1.0, 1.2]
+    camera = np.eye(3, 4, dtype=np.float32)[None, None]
+    known = replace(TabletopSuite().robot, ground_m=0.9, clear_m=1.1)
+    assert project(proprio, camera, known).is_low.tolist() == [[True, True, False]]
+    assert project(proprio, camera, replace(known, clear_m=None)).is_low.tolist() == [[True, False, False]]
+    np.testing.assert_allclose(project(proprio, camera, known).height, [[0.05, 0.1, 0.3]], atol=1e-6)
+
+
 WIDTH, THING = 64, 64.0  # px; px of area: 8 wide
 
 
@@ -208,7 +219,8 @@ def made(places, tips, height=0.01, opening=0.0, area=THING):
     areas[0, :, 0, 0], centre[0, :, 0, 0] = area, places
     things = Things(areas, centre, np.array([[True, False]]), np.array([0]))
     pixel = np.broadcast_to(np.asarray(tips, float), (1, n, 2))
-    return Chunks(things, Gripper(pixel, np.full((1, n), height), np.full((1, n), opening, dtype=float)), 4, WIDTH)
+    high, opened = np.full((1, n), height), np.full((1, n), opening, dtype=float)
+    return Chunks(things, Gripper(pixel, high, high < 0.06, opened), 4, WIDTH)
 
 
 def line(begin, end, n=5):

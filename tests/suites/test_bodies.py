@@ -51,11 +51,15 @@ given = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100), gl.make_c
 for name, turned in (("upright", False), ("turned", True)):
     outlines = Outlines(bodies, 0, *given, 16, 4, turned)
     out[name] = [[outlines.of(thing, alone).tolist() for alone in (True, False)] for thing in (0, 1)]
+    out[name + " with the robot"] = outlines.of_all().tolist()
 data.qpos[4] -= 0.2
 data.qpos[-1] = 0.3
 mujoco.mj_forward(model, data)
 out["centres"].append(bodies.centres().tolist())
 out["moved"] = outlines.of(0, True).tolist()
+data.qpos[4:6] = 0, -0.8  # before the robot
+mujoco.mj_forward(model, data)
+out["can before the robot"] = outlines.of_all().tolist()
 
 out["shifted"] = []
 for limits in ("limited='true' range='-180 180'", "limited='false'"):
@@ -114,6 +118,14 @@ def test_a_thing_alone_is_whole_and_among_others_the_nearer_ones_hide_it_but_not
     assert (hidden >= 0).all() and not shows[rows.max()].any()  # behind the wall
     assert not hidden[: rows.min() + 3].any()  # above it
     assert drawer.max() == 255 and not shows_drawer.any()  # it is inside of the cabinet
+
+
+def test_with_the_robot_in_the_picture_it_hides_things_too(seen):
+    can, drawer = np.array(seen["upright with the robot"], dtype=int)
+    _, shows = np.array(seen["upright"], dtype=int)[0]
+    assert shows.any() and not can.any() and not drawer.any()  # the robot hides all
+    moved = np.array(seen["can before the robot"])
+    assert moved[0].any() and not moved[1].any()
 
 
 def test_pictures_that_are_turned_have_turned_outlines(seen):

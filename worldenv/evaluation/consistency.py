@@ -118,7 +118,8 @@ def look(
     _check_things(found, len(frames), len(whole) + len(late))
     cameras, gripper = [t.camera for t in trajectories], None
     if suite.robot.gripper is not None and all(map(_stands_still, cameras)):
-        gripper = project(proprio[:, : count * k + 1], np.stack([t.first_camera for t in trajectories]))
+        seen = np.stack([t.first_camera for t in trajectories])
+        gripper = project(proprio[:, : count * k + 1], seen, suite.robot)
     chunks = Chunks(found.at(range(len(whole))), gripper, k, frames.shape[4])
     return Looked(chunks, found.at([0, *range(len(whole), len(whole) + len(late))]))
 

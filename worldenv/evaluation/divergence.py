@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from worldenv.evaluation.things import AWAY, CLOSED, FADED, LOW_M, NEAR, SHRUNK, VANISHED, Chunks
+from worldenv.evaluation.things import AWAY, CLOSED, FADED, NEAR, SHRUNK, VANISHED, Chunks
 
 PHASES = ("grasp", "carry", "release", "push", "reflector", "unknown")
 
@@ -43,6 +43,6 @@ def _comes_closed(chunks: Chunks, place: np.ndarray) -> np.ndarray:  # [N, C + 1
     """Whether the fingertips are closed when they first come near the thing, where it first stands."""
     gripper = chunks.gripper
     near = np.linalg.norm(gripper.pixel - place[:, :1], axis=-1) < NEAR * chunks.width
-    comes = near & (gripper.height < LOW_M)
+    comes = near & gripper.is_low
     first = gripper.opening[np.arange(len(comes)), comes.argmax(1)]
     return comes.any(1) & (first < CLOSED)

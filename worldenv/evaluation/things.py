@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from worldenv.interfaces.suite import Things
+from worldenv.robot.robot import Robot
 
 STATES = ("vanished", "below_35", "below_60", "split", "doubled", "recoloured")  # of a thing at the end of a chunk
 EVENTS = ("teleported", "passed_through")  # within a chunk
@@ -14,7 +15,8 @@ PART, PLACE = 0.1, 0.15  # the least share of the first area that counts as a pa
 APART = 0.75  # of the size of a thing: nearer parts are one place
 OTHER = 0.25  # likewise, of another look that stands where the thing was
 NEAR, AWAY = 1 / 8, 1 / 16  # of the width of the picture: as far as a gripper touches; left its place
-LOW_M, TABLE_M = 0.06, 0.018  # fingertips that can touch what lies on the table; that cannot pass over it
+LOW_M = 0.06  # above the table: lower fingertips can touch things, if the robot's `clear_m` is unknown
+TABLE_M = 0.018  # above the table: closed fingertips that are lower cannot pass over a thing
 CLOSED = 0.5  # opening of the gripper
 
 
@@ -24,6 +26,7 @@ class Gripper:
 
     pixel: np.ndarray  # [N, T, 2] (x, y) in the first view
     height: np.ndarray  # [N, T] m above the table
+    is_low: np.ndarray  # [N, T] bool, whether they can touch things
     opening: np.ndarray  # [N, T], 0 closed .. 1 open
 
 
@@ -62,11 +65,14 @@ class Chunks:
 def project(
     proprio: np.ndarray,  # [N, T, 7] float32: xyz (m), axis-angle, opening
     camera: np.ndarray,  # [N, V, 3, 4] float32
+    robot: Robot,
 ) -> Gripper:
     """The fingertips in the picture of the first view."""
     point = np.concatenate([proprio[..., :3], np.ones_like(proprio[..., :1])], axis=-1)
     x, y, depth = np.moveaxis(point @ camera[:, 0].swapaxes(1, 2), -1, 0)
-    return Gripper(np.stack([x, y], axis=-1) / depth[..., None], proprio[..., 2], proprio[..., 6])
+    height, clear_m = proprio[..., 2] - robot.ground_m, robot.clear_m
+    is_low = height < (LOW_M if clear_m is None else clear_m - robot.ground_m)
+    return Gripper(np.stack([x, y], axis=-1) / depth[..., None], height, is_low, proprio[..., 6])
 
 
 def permanence(chunks: Chunks) -> dict[str, dict[str, list]]:
@@ -149,8 +155,8 @@ def find_moved(chunks: Chunks) -> np.ndarray:  # [N, C + 1, D] bool
     place = chunks.place
     moved = np.linalg.norm(place - place[:, :1], axis=-1) > AWAY * chunks.width
     if (gripper := chunks.gripper) is not None:
-        low = gripper.height < LOW_M
-        moved[:, 1:] |= (_apart(chunks, place[:, :-1])[0] < NEAR * chunks.width).any(1, where=_steps(chunks, low))
+        low = _steps(chunks, gripper.is_low)
+        moved[:, 1:] |= (_apart(chunks, place[:, :-1])[0] < NEAR * chunks.width).any(1, where=low)
     return np.maximum.accumulate(moved, axis=1)
 
 

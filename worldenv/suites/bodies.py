@@ -143,20 +143,29 @@ class Outlines:
 
     def of(self, thing: int, alone: bool) -> np.ndarray:  # [H, W] uint8, 255: all of a pixel
         """How much of every pixel shows a thing now, when it is alone, or among all other things without the robot."""
+        shown = self.bodies.thing == thing if alone else ~self.bodies.is_robot
+        return shrunk(255 * (self._things(shown) == thing).astype(np.uint8)[..., None], self.finer)[..., 0]
+
+    def of_all(self) -> np.ndarray:  # [D, H, W] uint8, 255: all of a pixel
+        """How much of every pixel shows each thing now, with the robot in the picture."""
+        found = self._things(np.ones_like(self.bodies.is_robot))
+        each = found[..., None] == np.arange(len(self.bodies.body))
+        return np.moveaxis(shrunk(255 * each.astype(np.uint8), self.finer), -1, 0)
+
+    def _things(self, shown: np.ndarray) -> np.ndarray:  # [G] bool -> [side, side]
+        """The thing in every pixel of a drawing of some geoms; -1: none."""
         bodies, model = self.bodies, self.bodies.model
-        shown = self._drawn & (bodies.thing == thing if alone else ~bodies.is_robot)
         groups = model.geom_group.copy()
-        model.geom_group[~shown] = UNSEEN
+        model.geom_group[~(self._drawn & shown)] = UNSEEN
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(model, bodies.data, self._option, self._nothing, self._camera, everything, self._scene)
         model.geom_group[:] = groups
-        shows = np.zeros(self._scene.ngeom + 1, dtype=np.uint8)
+        thing = np.full(self._scene.ngeom + 1, -1)
         for geom in self._scene.geoms[: self._scene.ngeom]:
-            if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and bodies.thing[geom.objid] == thing:
-                shows[geom.segid + 1] = 255
-        picture = shows[self._numbers()]
-        picture = picture[::-1, ::-1] if self.turned else picture
-        return shrunk(picture[..., None], self.finer)[..., 0]
+            if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM:
+                thing[geom.segid + 1] = bodies.thing[geom.objid]
+        picture = thing[self._numbers()]
+        return picture[::-1, ::-1] if self.turned else picture
 
     def _numbers(self) -> np.ndarray:  # [side, side], 1 + the segment that a pixel shows; 0: none
         self._begin()

@@ -24,7 +24,7 @@ class Fake:
     def describe(self, suite):
         if suite == "libero_10":
             raise UserError("the fake has no long tasks")
-        tasks = [(f"task_{i}", f"put the {color} can down", 50) for i, color in enumerate(COLORS)]
+        tasks = [(f"task_{i}", f"put the {color} can down", 50, (f"{color}_can",)) for i, color in enumerate(COLORS)]
         return tasks, {"package": "fake"}
 
     def load(self, suite, number, size, views, pictures, shuffled):

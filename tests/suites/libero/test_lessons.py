@@ -50,7 +50,7 @@ def test_every_stage_is_made_and_timed_and_the_policy_is_measured(run):
     for when in ("before", "after"):
         found = result["consistency"][when]
         assert found["agreement"]["n"] == 4 and "mean_gap" in found["agreement"] and found["reflector"].keys()
-        assert "things" not in found  # the suite has no detector
+        assert found["things"]["moved_thing"]["true"]["n"] > 0 and not found["things"]["not_followed"]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     again = [line["pretraining_l1"] for line in lines if line.get("stage") == "finetune"]
     assert again and min(again) > 0  # fine-tuning went on with pretraining

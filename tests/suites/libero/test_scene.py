@@ -59,13 +59,14 @@ def test_shuffled_things_stand_in_each_others_places_and_the_target_in_its_own(c
 
 def test_all_suites_are_listed_with_their_words(libero):
     assert len(libero[0]) == 10 and libero[0][0][1] == "pick up the alphabet soup and place it in the basket"
+    assert {"alphabet_soup", "milk"} < set(libero[0][0][3]) and "ketchup" not in libero[0][0][3]
     package = libero[1]["package"]
     process = Process(PROGRAM)
     for name in HORIZONS if package.startswith("libero-pro") else ("libero_90", "libero_spatial"):
         process.ask(("describe", name))
         tasks, _ = process.answer(120.0)
         assert len(tasks) == (90 if name == "libero_90" else 10)
-        assert all(text.strip() and states == 50 for _, text, states in tasks), name
+        assert all(text.strip() and states == 50 and things for _, text, states, things in tasks), name
         if name == "libero_object_lan":
             assert tasks[0][1] == "grab alphabet soup and put it into basket"
     process.end()

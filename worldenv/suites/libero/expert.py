@@ -22,6 +22,7 @@ OVER_M = 0.12  # above all that a thing is carried over
 # How far aside (m) of the hand's way to a thing others count for its height. Shuffled things all count: then the height
 # is the same wherever they stand, and a policy does not have to see it.
 ASIDE_M, ASIDE_SHUFFLED_M = 0.13, 1.0
+BESIDE_M = 0.05  # a hand so near to where its way down begins, horizontally, rises no higher than that
 
 
 def demonstrate(
@@ -137,15 +138,17 @@ class Expert:
         high = max(top + 0.10, min(around, top + 0.25))
         away = hand.place - grasp.before
         beside, turned = np.linalg.norm(away[:2]), angle_between(hand.turn, turn)
+        if beside < BESIDE_M:
+            high = grasp.before[2]
         if beside > 0.025 or turned > 0.15:
             if hand.place[2] < high - 0.03:
                 hand.go(np.r_[hand.place[:2], high], None, near=0.03, steps=25)
-            hand.go(np.r_[grasp.before[:2], high], turn, near=0.025, aligned=0.15)
+            hand.go(np.r_[grasp.before[:2], high], turn, near=0.04, aligned=0.15)
         if beside > 0.012 or turned > 0.08 or away[2] > 0 or grasp.is_aside:
             hand.go(grasp.before, turn, near=0.012, aligned=0.08, steps=40)
         if grasp.is_aside:
             hand.go(grasp.place + 0.4 * (grasp.before - grasp.place), turn, near=0.02, steps=40)
-        hand.go(grasp.place, turn, near=0.006, steps=40, speed=0.6)
+        hand.go(grasp.place, turn, near=0.008, steps=40, speed=0.6)
         hand.hold(1.0, 9)
 
     def _bring(self, grasp: Grasp, name: str, before: float, spot: np.ndarray, over: float, is_low: bool) -> str:

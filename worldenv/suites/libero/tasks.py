@@ -46,6 +46,7 @@ class LiberoTask:
     number: int  # within the suite
     instruction: str
     states: int  # official initial states
+    things: tuple[str, ...] = ()  # kinds of the things of its scene that can be carried, and of what it is put into
 
     @property
     def instructions(self) -> tuple[str, ...]:

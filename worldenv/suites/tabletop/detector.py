@@ -6,7 +6,8 @@ from functools import cache
 import numpy as np
 
 from worldenv.errors import UserError
-from worldenv.interfaces.suite import PARTS, Things
+from worldenv.interfaces.suite import Things
+from worldenv.suites.parts import find_parts
 from worldenv.suites.tabletop.scenes import COLORS, Task
 
 # As csrc/tabletop/render.cpp paints them. Light scales a colour and leaves its direction.
@@ -31,7 +32,6 @@ NEAREST_DEG = 10.0  # a pixel that is further from every colour is a mixture, an
 WHITE_MIN = 110  # white is a grey, too; nothing else that is grey is as light
 MOVABLE = ("block", "can", "puck")
 LEFT_OUT = ("white",)  # the hand of the gripper is white
-LEAST_PX = 3  # of a part
 BITS = 6  # of each channel that the table of colours keeps
 
 
@@ -82,51 +82,3 @@ def _color_table() -> np.ndarray:  # [64, 64, 64] uint8: index of the colour + 1
     nearest, near = cosine.argmax(-1), cosine.max(-1) > np.cos(np.deg2rad(NEAREST_DEG))
     white = (nearest == COLORS.index("white")) & (rgb.min(-1) <= WHITE_MIN)
     return np.where(near & ~white & (nearest < len(PALETTE)), nearest + 1, 0).astype(np.uint8)
-
-
-def find_parts(
-    color: np.ndarray,  # [M, H, W] uint8, 0: nothing
-    count: int,  # of colours
-) -> tuple[np.ndarray, np.ndarray]:  # area [M, count, PARTS] float32 px, centre [M, count, PARTS, 2] float32 px (x, y)
-    """The connected parts of each colour, largest first: pixels of one colour that touch at their sides.
-
-    Parts of fewer than 3 pixels are noise. Where there are fewer than PARTS, the area is 0 and the centre NaN.
-    """
-    m, height, width = color.shape
-    place = np.flatnonzero(color)
-    frame, y, x = np.unravel_index(place, color.shape)
-    root = _joined(color, place)
-    root, part = np.unique(root, return_inverse=True)
-    size = np.bincount(part, minlength=len(root))
-    middle = np.stack([np.bincount(part, at, len(root)) for at in (x + 0.5, y + 0.5)], axis=1) / size[:, None]
-    group = frame[root] * count + color.ravel()[place[root]].astype(np.int64) - 1
-    large = np.flatnonzero(size >= LEAST_PX)
-    order = large[np.lexsort((-size[large], group[large]))]
-    first = np.searchsorted(group[order], group[order])
-    rank = np.arange(len(order)) - first
-    order, rank = order[rank < PARTS], rank[rank < PARTS]
-    area = np.zeros((m * count, PARTS), dtype=np.float32)
-    centre = np.full((m * count, PARTS, 2), np.nan, dtype=np.float32)
-    area[group[order], rank], centre[group[order], rank] = size[order], middle[order]
-    return area.reshape(m, count, PARTS), centre.reshape(m, count, PARTS, 2)
-
-
-def _joined(color: np.ndarray, place: np.ndarray) -> np.ndarray:  # [len(place)] int64: one number for each part
-    """For each coloured pixel the first one of its part, by joining neighbours until nothing changes."""
-    number = np.full(color.shape, -1)
-    number.ravel()[place] = np.arange(len(place))
-    pairs = []
-    for one, other in ((np.s_[:, :, :-1], np.s_[:, :, 1:]), (np.s_[:, :-1], np.s_[:, 1:])):
-        same = (color[one] == color[other]) & (color[one] > 0)
-        pairs.append((number[one][same], number[other][same]))
-    a, b = (np.concatenate(part) for part in zip(*pairs, strict=True))
-    root = np.arange(len(place))
-    while True:
-        low = np.minimum(root[a], root[b])
-        before = root.copy()
-        np.minimum.at(root, before[a], low)
-        np.minimum.at(root, before[b], low)
-        while (root != root[root]).any():
-            root = root[root]
-        if (root == before).all():
-            return root
