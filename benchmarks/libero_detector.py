@@ -3,9 +3,10 @@
     python benchmarks/libero_detector.py --output FOLDER [--steps 4000] [--workers 2]
 
 The scripted expert acts out episodes of all ten tasks, with the things in each other's places. MuJoCo draws their
-states, half of them with the things put somewhere else, and says which pixels show which thing. These pictures are kept
-in FOLDER. The network learns from the episodes numbered 0 and 1 of each task and is measured on number 2. FOLDER then
-holds detector.safetensors. The last line of stdout is one JSON document.
+states and says which pixels show which thing. In half of the pictures the things are somewhere else, some of them
+turned, and the arm is moved (`rearranged.labelled`). The pictures are kept in FOLDER. The network learns from the
+episodes numbered 0 and 1 of each task and is measured on number 2. FOLDER then holds detector.safetensors. The last
+line of stdout is one JSON document.
 """
 
 import argparse

@@ -22,6 +22,8 @@ OPEN = 0.9  # share of the fingers' range from which on they are open
 DONE_SHARE = 0.15  # of the pictures in which the hand is not at the thing of the task: there a thing lies at the goal
 FLOOR_OF_GOAL_M = 0.01  # thickness of the basket's floor
 TRIES = 200  # to find a free place
+TURNED_SHARE = 0.3  # of the things of a labelled picture, which lie or stand in any rotation
+ARM_NOISE = 0.2  # rad, standard deviation of the joints in such a picture
 
 
 class Rearranged(NamedTuple):
@@ -87,19 +89,29 @@ def rearranged(
 
 
 def labelled(scene: Any, states: np.ndarray, seed: list[int]) -> Labelled:
-    """Draw recorded states [M, S] of the episode that the scene has just begun, every second one with things put
-    somewhere else, as in `rearranged`. The scene is left in the last of them."""
-    random, rest, names, tops = np.random.default_rng(seed), scene.state(), list(scene.strewn()), _tops(scene)
+    """Draw recorded states [M, S] of the episode that the scene has just begun.
+
+    In every second one, things are somewhere else, as in `rearranged`, some of them are turned in any way, and the
+    joints of the arm are moved: what policies do that fail. The scene is left in the last of these states.
+    """
+    random, rest, begins, tops = np.random.default_rng(seed), scene.state(), scene.strewn(), _tops(scene)
     bodies, frames, shown = scene.bodies, [], []
-    body = bodies.model.body_weldid[[scene.env.obj_body_id[name] for name in names]]
+    body = bodies.model.body_weldid[[scene.env.obj_body_id[name] for name in begins]]
     things = np.searchsorted(bodies.body, body)
     for i, state in enumerate(states):
         scene.set(state)
         if i % 2:
-            scene.set(_other_state(scene, state, rest, tops, random.permutation(len(names)), random))
+            other = _other_state(scene, state, rest, tops, random.permutation(len(begins)), random)
+            for begin in begins.values():
+                if random.random() < TURNED_SHARE:
+                    turn = random.normal(size=4)
+                    other[begin + 3 : begin + 7] = turn / np.linalg.norm(turn)
+            joints = 1 + np.asarray(scene.env.robots[0]._ref_joint_pos_indexes)  # after the time
+            other[joints] += random.normal(0, ARM_NOISE, len(joints))
+            scene.set(other)
         frames.append(scene.frames()[0])
         shown.append(scene.outlines.of_all()[things])
-    return Labelled(np.stack(frames), np.stack(shown), np.array(names))
+    return Labelled(np.stack(frames), np.stack(shown), np.array(list(begins)))
 
 
 def _tops(scene: Any) -> np.ndarray:  # [D] m
