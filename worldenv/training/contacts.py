@@ -5,7 +5,7 @@ An offset: before the chunk is carried out, the gripper is moved a little (`Shif
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -140,13 +140,14 @@ def _offsets(random: np.random.Generator, count: int) -> np.ndarray:  # [count, 
     return np.stack([reach * np.cos(angle), reach * np.sin(angle), height], axis=1)
 
 
-def _kept(name: str, *given: Any) -> Contacts:
-    """What `_labelled` makes of the same arguments, or made of them in a run that was interrupted."""
-    clips, layers, scene, rows, offset = given
+def _kept(
+    name: str, clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, offset: np.ndarray | None
+) -> Contacts:
+    """What `_labelled` makes of these arguments, or made of them in a run that was interrupted."""
     parts = [column.name for column in fields(Contacts)]
 
     def make() -> dict[str, np.ndarray]:
-        made = _labelled(*given)
+        made = _labelled(clips, layers, scene, rows, offset)
         return {part: getattr(made, part).numpy() for part in parts}
 
     poses = clips.proprio[torch.from_numpy(np.unique(rows[:, 0]))].numpy()  # as the kinematics of the robot have them

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from worldenv.errors import UserError
 from worldenv.evaluation.consistency import has_detector
-from worldenv.suites.libero.detector import KINDS, find_things, thing_of, what_pixels_show
+from worldenv.suites.libero.detector import KINDS, find_things, what_pixels_show
 from worldenv.suites.libero.suite import LiberoSuite
-from worldenv.suites.libero.tasks import LiberoTask
+from worldenv.suites.libero.tasks import LiberoTask, thing_of
 from worldenv.suites.parts import find_parts
 
 MILK = KINDS.index("milk")
@@ -58,7 +58,7 @@ def test_things_are_found_where_the_simulator_shows_them(labelled):
     suite, parts = labelled
     for task, part in zip(suite.tasks, parts, strict=True):
         found = suite.find_things(part.frames[None, :, None], [task])
-        assert KINDS[found.aim[0]] == thing_of(task)
+        assert KINDS[found.aim[0]] == thing_of(task.name)
         columns = [KINDS.index(name.rpartition("_")[0]) for name in part.names]
         assert found.known[0, columns].all() and found.known.sum() == len(columns)
         area, centre = find_parts(_shows(part), len(columns))
@@ -79,7 +79,7 @@ def test_only_libero_object_has_a_detector_and_only_for_the_camera_it_was_made_f
     with closing(LiberoSuite("libero_object", workers=1)) as suite:
         assert has_detector(suite)
         assert {thing for task in suite.listed for thing in task.things} == {*KINDS, "basket"}
-        assert {thing_of(task) for task in suite.listed} == set(KINDS)
+        assert {thing_of(task.name) for task in suite.listed} == set(KINDS)
 
 
 class Bright(torch.nn.Module):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from worldenv.errors import UserError
 from worldenv.interfaces.suite import Things
 from worldenv.records.model_files import load_model
-from worldenv.suites.libero.tasks import LiberoTask
+from worldenv.suites.libero.tasks import LiberoTask, thing_of
 from worldenv.suites.parts import find_parts
 
 KIND = "detector of libero_object"
@@ -84,11 +84,6 @@ def _shipped() -> Detector:
     return load_model(weights(), KIND, Detector, DetectorConfig)[0]
 
 
-def thing_of(task: LiberoTask) -> str:
-    """The kind of thing that a task of LIBERO Object asks for."""
-    return task.name.removeprefix("pick_up_the_").removesuffix("_and_place_it_in_the_basket")
-
-
 def find_things(
     frames: np.ndarray,  # [N, T, V, H, W, 3] uint8
     tasks: Sequence[LiberoTask],  # N
@@ -110,7 +105,7 @@ def find_things(
     scale = np.array([width / SIDE, height / SIDE], dtype=np.float32)
     area, centre = area * scale.prod(), centre * scale
     known = np.array([[kind in task.things for kind in KINDS] for task in tasks], dtype=bool).reshape(n, len(KINDS))
-    aim = np.array([KINDS.index(thing) if (thing := thing_of(task)) in KINDS else -1 for task in tasks], dtype=np.int64)
+    aim = np.array([KINDS.index(thing_of(task.name)) for task in tasks], dtype=np.int64)
     return Things(area.reshape(n, t, *area.shape[1:]), centre.reshape(n, t, *centre.shape[1:]), known, aim)
 
 

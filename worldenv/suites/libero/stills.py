@@ -5,7 +5,6 @@ a thing that some of these episodes' tasks ask for. No plan is made for other th
 as soon as they are made, so an interrupted run loses at most one file.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,12 +18,12 @@ from worldenv.records.kept import Kept
 from worldenv.records.progress import Progress
 from worldenv.suites.libero.rearranged import OPEN, Rearranged
 from worldenv.suites.libero.suite import LiberoSuite
+from worldenv.suites.libero.tasks import thing_of
 
 AT_ONCE = 50  # stills of one request to a process: some seconds
 PART = 500  # stills of a file, give or take some: a minute
 OPEN_SHARE = 0.75  # of the stills show an open hand, for which there is mostly a plan
 VERSION = 3  # of what is drawn from the same states
-_TASK = re.compile(r"pick_up_the_(.+)_and_place_it_in_the_basket")  # names the thing of a task
 
 
 def draw_stills(count: int, acted: Sequence[Demonstration], suite: LiberoSuite, chunk: int, folder: Path) -> Stills:
@@ -39,7 +38,7 @@ def draw_stills(count: int, acted: Sequence[Demonstration], suite: LiberoSuite, 
             f"the expert failed in all {len(acted)} episodes for pretraining on {suite.name}, so there are no scenes "
             "to draw stills in; give more --scratch.pretraining-episodes"
         )
-    how = sorted({f"{_thing(demo.trajectory.task)}_1" for demo in shown}), chunk, suite.repeat
+    how = sorted({f"{thing_of(demo.trajectory.task)}_1" for demo in shown}), chunk, suite.repeat
     kept = Kept(folder, checksum([VERSION, suite.size, suite.views[0], suite.pictures, *how], {}))
     each = [len(part) for part in np.array_split(np.arange(count), len(shown))]
     requests = [request for pair in zip(shown, each, strict=True) for request in _requests(*pair)]
@@ -80,7 +79,7 @@ def _kept(suite: LiberoSuite, requests: Sequence[Request], how: tuple, kept: Kep
 
 def _joined(parts: Sequence[Rearranged], suite: LiberoSuite) -> Stills:
     """Pictures of scenes with different things, with columns for the things of all tasks of the suite."""
-    told = {_thing(task.name): task.instruction for task in suite.listed}
+    told = {thing_of(task.name): task.instruction for task in suite.listed}
     column = {thing: i for i, thing in enumerate(told)}
     m = sum(len(part.frames) for part in parts)
     shown, done = np.zeros((2, m, len(told)), dtype=bool)
@@ -98,8 +97,3 @@ def _joined(parts: Sequence[Rearranged], suite: LiberoSuite) -> Stills:
     names = "frames", "proprio", "plan"
     frames, proprio, plan = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
     return Stills(frames, proprio, shown, place, done, asked, plan, tuple(told.values()))
-
-
-def _thing(task: str) -> str:
-    """The kind of thing that is picked up in a task."""
-    return _TASK.fullmatch(task)[1]

@@ -1,5 +1,6 @@
 """The names of LIBERO's suites, and what a task of one of them is."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,3 +52,8 @@ class LiberoTask:
     @property
     def instructions(self) -> tuple[str, ...]:
         return (self.instruction,)
+
+
+def thing_of(name: str) -> str:
+    """The kind of thing that the task of LIBERO Object with this name asks for."""
+    return re.fullmatch(r"pick_up_the_(.+)_and_place_it_in_the_basket", name)[1]
