@@ -104,7 +104,7 @@ class Actor:
     def __init__(self, program: Sequence[str], timeout_s: float = 180.0):
         self.program, self.timeout_s, self.repeated = program, timeout_s, 0
         self.process: Process | None = None
-        self._scene: tuple = ()
+        self.scene: tuple = ()  # of the last request
         self._first: tuple = ()  # the request with which the episode begins
         self._actions: list[np.ndarray] = []
         self._owed = self._last = 0  # answers that are due; actions of the last request
@@ -116,9 +116,9 @@ class Actor:
 
     def perform(self, scene: tuple, *request: Any) -> None:
         """Ask the simulator of a scene for anything else than what follows from an episode: a method, its arguments."""
-        if scene != self._scene:
+        if scene != self.scene:
             self.end()
-        self._scene, self._first, self._actions, self._last, self._look = scene, request, [], 0, True
+        self.scene, self._first, self._actions, self._last, self._look = scene, request, [], 0, True
         if self.process is None:
             self._launch()
         self._ask(*request)
@@ -153,7 +153,7 @@ class Actor:
 
     def _launch(self) -> None:
         self.process, self._owed = Process(self.program), 0
-        self._ask("load", *self._scene)
+        self.process.ask(("load", *self.scene))  # answered only if it fails
 
     def _ask(self, *request: Any) -> None:
         self.process.ask(request)

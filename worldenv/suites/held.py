@@ -1,6 +1,7 @@
 """What suites share whose simulator holds few episodes at a time: begin any number of them, step those of one group."""
 
 from collections.abc import Sequence
+from multiprocessing.connection import wait
 from operator import index
 from typing import Any
 
@@ -103,20 +104,40 @@ class HeldSuite:
     ) -> list[Any]:
         """The answers of the simulators to a request, one for each episode. Episodes begun by `reset` cannot go on.
 
+        A simulator gets its next episode as soon as it has answered, and those of one scene one after the other.
         Raises UserError as `checked` does, and if a simulator fails three times.
         """
         self._held, out = None, {}
         episodes = [(self._task(self.known.get(name, name)), start, split) for name, start, split in episodes]
-        for group in self.groups([task for task, *_ in episodes]):
-            for first in range(0, len(group), len(self._actors)):
-                rows = group[first : first + len(self._actors)]
-                for actor, row in zip(self._actors, rows, strict=False):
-                    scene, start = self._episode(*episodes[row])
-                    actor.perform(scene, request, *start, *given[row])
-                out |= {row: actor.answer() for actor, row in zip(self._actors, rows, strict=False)}
+        asked = [self._episode(*episode) for episode in episodes]
+        waiting: dict[tuple, list[int]] = {}  # rows of the episodes, by scene
+        for row, (scene, _) in enumerate(asked):
+            waiting.setdefault(scene, []).append(row)
+        free, busy = list(self._actors), {}
+        while waiting or busy:
+            while free and waiting:
+                actor = free.pop()
+                row = self._next(waiting, actor)
+                scene, start = asked[row]
+                actor.perform(scene, request, *start, *given[row])
+                busy[actor.process.connection] = actor, row
+            for connection in wait(list(busy), actor.timeout_s) or list(busy)[:1]:  # none in time: it is replaced
+                actor, row = busy.pop(connection)
+                out[row] = actor.answer()
+                free.append(actor)
                 if progress is not None:
-                    progress.advance(len(rows))
+                    progress.advance(1)
         return [out[row] for row in range(len(episodes))]
+
+    def _next(self, waiting: dict[tuple, list[int]], actor: Actor) -> int:
+        """Take a row for a free actor: of the scene that it has built, else of one that no actor has built."""
+        built = {other.scene for other in self._actors}
+        most = max(waiting, key=lambda scene: (scene not in built, len(waiting[scene])))
+        scene = actor.scene if actor.scene in waiting else most
+        row = waiting[scene].pop(0)
+        if not waiting[scene]:
+            del waiting[scene]
+        return row
 
     def checked(self, tasks: Sequence[Task], starts: Sequence[int], split: str) -> tuple[list[Any], list[int]]:
         """The tasks of this suite, and the numbers of the start states.

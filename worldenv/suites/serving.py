@@ -12,7 +12,10 @@ from worldenv.errors import UserError
 
 
 def serve(connection: Connection, simulator: Any) -> None:
-    """Answer requests until the other end is closed: ("done", value), ("refused", why) or ("failed", traceback)."""
+    """Answer requests until the other end is closed: ("done", value), ("refused", why) or ("failed", traceback).
+
+    `load` is not answered if it succeeds: what can be read from a connection is the answer to the request after it.
+    """
     while True:
         try:
             name, *arguments = connection.recv()
@@ -24,7 +27,8 @@ def serve(connection: Connection, simulator: Any) -> None:
             answer = "refused", str(error)
         except Exception:
             answer = "failed", traceback.format_exc()
-        connection.send(answer)
+        if name != "load" or answer[0] != "done":
+            connection.send(answer)
 
 
 def run(simulator: Any) -> None:

@@ -93,7 +93,9 @@ def record_contacts(
             f"the contact network has nothing to learn from: in {len(every)} of the recorded chunks the gripper is "
             "near things or holds one, and none of these chunks was drawn; give a larger --scratch.exploration"
         )
-    by_episode = recorded + np.argsort(drawn[recorded:, 0], kind="stable")  # each is carried out again for its tries
+    # Each episode is carried out again for its tries, those of a task one after the other: their scene is built once.
+    again = drawn[recorded:, 0]
+    by_episode = recorded + np.lexsort((again, np.unique(clips.tasks, return_inverse=True)[1][again]))
     order, whole = [(part, None) for part in _parts(np.arange(recorded))], None
     order += [(part, offset[part - recorded]) for part in _parts(by_episode)]
     with Progress(len(drawn), "chunks for the contact network") as progress:

@@ -74,6 +74,13 @@ class Fake:
             actions,
         )
 
+    def pause(self, state, seed, seconds):
+        """Who has answered, after some seconds."""
+        if self.wrong and not self.marker.exists():
+            self.go_wrong()
+        time.sleep(seconds)
+        return self.number, state, os.getpid()
+
     def rearrange(self, state, seed, states, drawn, known, chunk, repeat):
         """Stills with two things: that of task 0, which is at the goal in every second one, and that of this task.
 

@@ -70,6 +70,26 @@ def test_its_robot_moves_as_often_as_an_action_is_carried_out(make):
     assert make(repeat=2, robot=PANDA).robot is PANDA
 
 
+def test_requests_do_not_wait_for_each_other_and_scenes_are_built_once(make):
+    suite = make()
+    slow, quick = [("task_2", 4, "test")], [("task_1", start, "test") for start in range(8)]
+    begun, seconds = quick[:4] + slow + quick[4:], [(0.0,)] * 4 + [(3.0,)] + [(0.0,)] * 4
+    answers = suite.ask("pause", begun, seconds)
+    assert [answer[:2] for answer in answers] == [(int(name[-1]), start) for name, start, _ in begun]
+    processes = {number: {pid for task, _, pid in answers if task == number} for number in (1, 2)}
+    assert len(processes[1]) == len(processes[2]) == 1  # the other one is busy with the slow request
+    again = suite.ask("pause", begun[::-1], seconds[::-1])
+    assert {pid for *_, pid in again} == processes[1] | processes[2]  # no scene was built again
+
+
+@pytest.mark.parametrize("wrong", ["crash", "hang", "raise"])
+def test_a_request_is_repeated_if_its_process_goes_wrong(make, wrong):
+    suite = make(wrong=wrong, timeout_s=2.0)
+    begun = [(f"task_{i % 3}", i, "test") for i in range(6)]
+    answers = suite.ask("pause", begun, [(0.0,)] * 6)
+    assert [answer[:2] for answer in answers] == [(i % 3, i) for i in range(6)] and suite.repeated >= 1
+
+
 def test_some_of_the_tasks_can_be_taken_by_number_or_name(make):
     suite = make(tasks=(2, "task_0"))
     assert [(task.number, task.name) for task in suite.tasks] == [(2, "task_2"), (0, "task_0")]
@@ -235,6 +255,7 @@ import os, sys, time
 from worldenv.suites.actors import Process
 process = Process({program!r})
 process.ask(("load", "libero_object", 0, 8, ("agentview",), "fast", False))
+process.ask(("begin", 0, 0, False))
 process.answer(20)
 print(process.popen.pid, flush=True)
 time.sleep(1000)
