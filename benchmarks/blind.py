@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from altered import Altered, grey
 
+from worldenv.commands.saved import saved_config
 from worldenv.data.clips import Clips
 from worldenv.data.frames import MemoryFrames
 from worldenv.errors import UserError
@@ -30,7 +31,6 @@ from worldenv.policy.small import SmallPolicy
 from worldenv.records.intervals import wilson_interval
 from worldenv.records.progress import Progress, table
 from worldenv.records.run_folder import RunFolder
-from worldenv.saved import saved_config
 from worldenv.training.finetune import imitation_loss
 from worldenv.training.fit import fit
 from worldenv.training.pipeline import Pipeline

@@ -10,7 +10,7 @@ stdout is one JSON document.
 import argparse
 import json
 
-from worldenv.collect import collect, parsed
+from worldenv.commands.collect import collect, parsed
 from worldenv.records.intervals import wilson_interval
 from worldenv.suites.libero.tasks import STANDARD
 

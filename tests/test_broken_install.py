@@ -11,7 +11,7 @@ COMMANDS = {"train": "worldenv-train", "evaluate": "worldenv-eval", "info": "wor
 
 def refusal(before, command):
     """What the command prints to stderr after the code `before` has broken something."""
-    code = f"import sys\n{before}\nfrom worldenv import cli\ncli.{command}([])"
+    code = f"import sys\n{before}\nfrom worldenv.commands import cli\ncli.{command}([])"
     ended = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 2 and ended.stdout == "" and ended.stderr.count("\n") == 1, ended.stderr
     return ended.stderr
@@ -50,7 +50,7 @@ def test_unknown_backend_is_refused_in_one_line():
 
 
 def test_info_needs_no_home_and_no_user_name():
-    command = [sys.executable, "-P", "-c", "from worldenv import cli; cli.info([])"]
+    command = [sys.executable, "-P", "-c", "from worldenv.commands import cli; cli.info([])"]
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "USER", "LOGNAME")}
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert ended.returncode == 0 and ended.stderr == "" and "op adaln" in ended.stdout

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import worldenv
+from worldenv.commands.options import training
 from worldenv.config import EvaluateConfig, TrainConfig, presets
 from worldenv.errors import UserError
-from worldenv.options import training
 from worldenv.policy.openvla_oft.config import OpenVLAConfig
 from worldenv.reflector.transformers_vlm import VlmConfig
 from worldenv.rl.config import PostTrainConfig

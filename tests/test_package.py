@@ -19,14 +19,9 @@ FORBIDDEN_NAMES = {"utils", "helpers", "common", "core", "base"}
 # Imports point down. Any other top-level module is a leaf: all may import it, and it imports leaves only.
 LAYERS = (
     {"__main__"},
-    {"cli", "info"},
-    {"options", "convert", "collect", "distill", "export"},
-    {"job"},
-    {"fits"},
+    {"commands"},
     {"assemble"},
     {"released_models"},
-    {"ranked"},
-    {"saved"},
     {"config"},
     {"training"},
     {"rl", "evaluation"},
@@ -47,7 +42,7 @@ SIBLING_LEVEL = LEVEL["policy"]  # these meet in rollout and training, and never
 PARTS = {"policy", "worlds", "reflector", "suites"}
 # All others know the interfaces, and no class behind them.
 KNOW_PARTS = PARTS | {"assemble", "released_models", "training"}
-DOORS = {"_C": {"ops"}, "_cuda": {"ops"}, "kernels": {"ops", "info"}, "_tabletop": {"suites"}}
+DOORS = {"_C": {"ops"}, "_cuda": {"ops"}, "kernels": {"ops", "commands"}, "_tabletop": {"suites"}}
 
 
 def source_files(root, suffixes=SUFFIXES):
@@ -282,15 +277,20 @@ BODY = "void f() {\n" + "  g();\n" * (LINES_PER_FUNCTION - 1) + "}\n"
         (upward_imports, "worldenv/policy/vla.py", "from worldenv import worlds", "imports worlds"),
         (upward_imports, "worldenv/policy/vla.py", "from ..training.fit import fit", "imports training"),
         (upward_imports, "worldenv/policy/__init__.py", "from .. import suites", "imports suites"),
-        (upward_imports, "worldenv/policy/vla.py", "def f():\n    from worldenv import ops, cli", "imports cli"),
+        (
+            upward_imports,
+            "worldenv/policy/vla.py",
+            "def f():\n    from worldenv import ops, commands",
+            "imports commands",
+        ),
         (upward_imports, "worldenv/interfaces/world.py", "import worldenv.worlds.levels", "imports worlds"),
         (imports_past_the_interfaces, "worldenv/rollout/engine.py", "from worldenv import policy", "imports policy"),
         (imports_past_the_interfaces, "worldenv/rl/loop.py", "import worldenv.worlds.levels", "imports worlds"),
-        (imports_past_the_interfaces, "worldenv/job.py", "from .suites import record", "imports suites"),
+        (imports_past_the_interfaces, "worldenv/commands/job.py", "from ..suites import record", "imports suites"),
         (upward_imports, "worldenv/errors.py", "from worldenv.ops import action_map", "imports ops"),
         (upward_imports, "worldenv/worlds/network.py", "from worldenv import _C", "imports _C"),
         (upward_imports, "kernels/triton_ops/rope.py", "from worldenv.ops import rope", "imports ops"),
-        (upward_imports, "worldenv/__init__.py", "from worldenv.cli import train", "imports cli"),
+        (upward_imports, "worldenv/__init__.py", "from worldenv.commands.cli import train", "imports commands"),
         (incomplete_packages, "worldenv/suites/tabletop.py", "", "worldenv/suites lacks __init__.py"),
         (incomplete_packages, "kernels/__init__.py", "", "kernels/__init__.py should not exist"),
         (incomplete_ops, "worldenv/ops/rope.py", "def rope(): ...", "op rope has no function rope_reference"),

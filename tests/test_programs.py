@@ -8,12 +8,12 @@ from zipfile import ZipFile
 
 import pytest
 
-from worldenv import cli, job
+from worldenv.commands import cli, job
+from worldenv.commands.saved import document, resolved
 from worldenv.config import EvaluateConfig, TrainConfig
 from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
 from worldenv.records.run_folder import RunFolder
-from worldenv.saved import document, resolved
 
 
 @pytest.fixture

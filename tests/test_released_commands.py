@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import worldenv
-from worldenv import cli
+from worldenv.commands import cli
 from worldenv.errors import UserError
 from worldenv.evaluation import measure
 from worldenv.records.checksum import checksum

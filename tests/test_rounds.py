@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from worldenv import job
 from worldenv.assemble import load, make_engine
+from worldenv.commands import job
 from worldenv.config import TrainConfig
 from worldenv.data.trajectories import TrajectoryReader
 from worldenv.errors import UserError

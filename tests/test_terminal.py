@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from worldenv import cli
+from worldenv.commands import cli
 
-ROOT = str(Path(cli.__file__).parents[1])
+ROOT = str(Path(cli.__file__).parents[2])
 RESULT = {"run": "/there/é", "value": 1.5}
 # The command, with a job that prints progress as the real one does, and returns at once.
 PROGRAM = f"""
 import sys
-from worldenv import cli
+from worldenv.commands import cli
 
 def work(words, command):
     print("progress", file=sys.stderr, flush=True)
@@ -129,7 +129,7 @@ class Interrupts:
             os.kill(os.getpid(), signal.{number})
 
 sys.meta_path.insert(0, Interrupts())
-from worldenv import cli
+from worldenv.commands import cli
 cli.train(["tabletop", "--run", "/nowhere/x"])
 """
     ended = interrupted(program)
@@ -150,7 +150,7 @@ def test_what_another_user_may_not_read_or_write_is_named(open_folder):
     (locked / "models").mkdir(parents=True)
     locked.chmod(0o700)
     program = (  # imported first: another user may not be able to read the package
-        "import os, sys\nfrom worldenv import cli, job, options\nos.environ.pop('HOME', None)\n"
+        "import os, sys\nfrom worldenv.commands import cli, job, options\nos.environ.pop('HOME', None)\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\ngetattr(cli, sys.argv[1])(sys.argv[2:])"
     )
 
@@ -171,7 +171,7 @@ def test_what_another_user_may_not_read_or_write_is_named(open_folder):
 def test_signal_that_arrives_in_a_destructor_is_not_lost(number, code):
     program = f"""
 import os, signal, time
-from worldenv import cli
+from worldenv.commands import cli
 
 class Slow:
     def __del__(self):
@@ -235,7 +235,7 @@ def test_world_that_fails_is_said_in_one_line(monkeypatch, capsys, error, code, 
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("worldenv.job.evaluate", fail)
+    monkeypatch.setattr("worldenv.commands.job.evaluate", fail)
     with pytest.raises(SystemExit) as end:
         cli.evaluate([])
     err = capsys.readouterr().err
@@ -247,6 +247,6 @@ def test_bug_still_shows_itself(monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("worldenv.job.evaluate", fail)
+    monkeypatch.setattr("worldenv.commands.job.evaluate", fail)
     with pytest.raises(type(error)):
         cli.evaluate([])

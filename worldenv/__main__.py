@@ -2,7 +2,7 @@
 
 import sys
 
-from worldenv.cli import evaluate, train
+from worldenv.commands.cli import evaluate, train
 
 command = {"train": train, "eval": evaluate}.get((sys.argv + [""])[1])
 command(sys.argv[2:]) if command else train(sys.argv[1:])

@@ -28,9 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, or imported by a test
 from document import document, row  # noqa: E402
 
+from worldenv.commands.fits import GB, measured_tflops  # noqa: E402
 from worldenv.config import presets  # noqa: E402
 from worldenv.errors import UserError  # noqa: E402
-from worldenv.fits import GB, measured_tflops  # noqa: E402
 from worldenv.interfaces.observation import Starts  # noqa: E402
 from worldenv.nn.cost import size_of  # noqa: E402
 from worldenv.rl.learner import Learner  # noqa: E402

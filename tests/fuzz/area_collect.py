@@ -18,8 +18,8 @@ from area_commands import NUMBERS, WORDS, make_files, shown
 from called import TARGETS, called
 from cases import Case, Silent
 
-from worldenv import cli
-from worldenv.collect import Collection
+from worldenv.commands import cli
+from worldenv.commands.collect import Collection
 from worldenv.data.trajectories import TrajectoryReader
 
 SUITE = """

@@ -13,12 +13,12 @@ from typing import Any
 
 from cases import PACKAGE, Case, Silent
 
-import worldenv.options  # noqa: F401 -- a case would import it
-from worldenv import cli, job
+import worldenv.commands.options  # noqa: F401 -- a case would import it
+from worldenv.commands import cli, job
+from worldenv.commands.saved import document, resolved
 from worldenv.config import EvaluateConfig, TrainConfig, presets
 from worldenv.errors import UserError
 from worldenv.records.run_folder import RunFolder
-from worldenv.saved import document, resolved
 
 COMMANDS = {"worldenv-train": cli.train, "worldenv-eval": cli.evaluate}
 MAY_BE_ZERO = {"seed", "start_seed", "videos", "max_skipped", "window", "signal", "warmup", "weight_decay"}

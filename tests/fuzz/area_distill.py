@@ -9,8 +9,8 @@ from area_reflector import MAY_BE_ZERO, settings
 from called import called
 from cases import Case, Silent
 
-import worldenv.options  # noqa: F401 -- a case would import it
-from worldenv import cli, distill
+import worldenv.commands.options  # noqa: F401 -- a case would import it
+from worldenv.commands import cli, distill
 
 NEEDED = {"--data": "empty", "--run": "new"}
 KINDS = ("svd", "rlinf-wan", "causal-latents")

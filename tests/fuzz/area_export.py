@@ -9,7 +9,7 @@ from called import TARGETS, called
 from cases import Case, Silent
 from sound_models import sound_files, write_files
 
-from worldenv import cli, export
+from worldenv.commands import cli, export
 from worldenv.records.model_files import ROLES
 
 PIECES = ["policy-encoder", "policy-heads", "reflector-encoder", "reflector-head", "policy-x", "reflector"]

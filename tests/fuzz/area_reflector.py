@@ -10,8 +10,8 @@ from area_commands import LARGEST, PATHS, check_typed, make_files, pairs, shown
 from called import called
 from cases import Case, Silent
 
-import worldenv.options  # noqa: F401 -- a case would import it
-from worldenv import cli
+import worldenv.commands.options  # noqa: F401 -- a case would import it
+from worldenv.commands import cli
 from worldenv.training import train_vlm
 
 NEEDED = {"--vlm": "empty", "--data": "empty", "--run": "new"}

@@ -19,7 +19,7 @@ from cases import Case, Silent
 from safetensors.torch import load_file
 from small_job import is_same, make_models, outcome, train
 
-from worldenv import job
+from worldenv.commands import job
 from worldenv.records.report import write_report
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl import loop

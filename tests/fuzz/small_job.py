@@ -18,7 +18,7 @@ from conftest import Tiny
 from safetensors.torch import load_file
 from torch import Tensor
 
-from worldenv import job
+from worldenv.commands import job
 from worldenv.config import TrainConfig
 from worldenv.errors import UserError
 from worldenv.evaluation import measure

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from worldenv import cli
+from worldenv.commands import cli
 from worldenv.records.run_folder import RunFolder
 
 ITERATIONS = 12

@@ -15,12 +15,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from worldenv.commands.ranked import check_ranks, opened_by
 from worldenv.config import EvaluateConfig, TrainConfig
 from worldenv.errors import Terminated, UserError, exit_code
 from worldenv.launch import join, watch
 from worldenv.launch import ranks as ranks_module
 from worldenv.launch.config import LaunchConfig
-from worldenv.ranked import check_ranks, opened_by
 from worldenv.records.run_folder import RunFolder
 from worldenv.rollout.memory import free_bytes
 from worldenv.rollout.parallel import CPU

@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from worldenv import cli
+from worldenv.commands import cli
+from worldenv.commands.ranked import check_ranks
 from worldenv.config import EvaluateConfig
 from worldenv.errors import UserError
 from worldenv.launch import on_ray
 from worldenv.launch.config import LaunchConfig, RayConfig
 from worldenv.launch.ranks import ALONE
 from worldenv.launch.ray_rank import Said, Work
-from worldenv.ranked import check_ranks
 from worldenv.records.run_folder import RunFolder
 from worldenv.terminal import Closed
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from worldenv import job
+from worldenv.commands import job
+from worldenv.commands.ranked import check_ranks, opened_by
 from worldenv.config import TrainConfig, presets
 from worldenv.data.clips import Clips
 from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
@@ -15,7 +16,6 @@ from worldenv.errors import UserError
 from worldenv.evaluation import measure
 from worldenv.evaluation.config import EvalConfig
 from worldenv.launch.ranks import ALONE, Ranks
-from worldenv.ranked import check_ranks, opened_by
 from worldenv.records.checkpoint import load_weights
 from worldenv.records.run_folder import RunFolder
 from worldenv.records.stage_times import stage_seconds

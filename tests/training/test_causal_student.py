@@ -10,8 +10,8 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import worldenv  # noqa: E402
+from worldenv.commands.distill import Distillation, train_student  # noqa: E402
 from worldenv.data.clips import Clips  # noqa: E402
-from worldenv.distill import Distillation, train_student  # noqa: E402
 from worldenv.errors import UserError  # noqa: E402
 from worldenv.interfaces.observation import Key  # noqa: E402
 from worldenv.suites.tabletop.suite import TabletopSuite  # noqa: E402

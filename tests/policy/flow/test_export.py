@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from worldenv.assemble import Parts
-from worldenv.export import export_onnx
+from worldenv.commands.export import export_onnx
 
 
 class Sized:

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import worldenv
-from worldenv import options
+from worldenv.commands import options
+from worldenv.commands.saved import settled
 from worldenv.errors import UserError
 from worldenv.evaluation import measure
-from worldenv.saved import settled
 
 
 @pytest.fixture(scope="module")

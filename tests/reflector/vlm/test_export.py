@@ -3,8 +3,8 @@
 import pytest
 
 from worldenv.assemble import Parts
+from worldenv.commands.export import export_onnx
 from worldenv.errors import UserError
-from worldenv.export import export_onnx
 from worldenv.nn import attention
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 import worldenv
+from worldenv.commands.saved import document, settled
 from worldenv.rl.config import PostTrainConfig
-from worldenv.saved import document, settled
 
 EVAL = worldenv.EvalConfig(episodes=10, imagined=2, quality=2, videos=0)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import worldenv
-from worldenv import cli
+from worldenv.commands import cli
 from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
 from worldenv.errors import UserError
 from worldenv.evaluation.truth import judge_trajectories

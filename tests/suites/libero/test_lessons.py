@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from worldenv.commands.job import load_run
 from worldenv.files import read_json
-from worldenv.job import load_run
 from worldenv.nn.sentence import PACKAGE
 from worldenv.suites.libero.demonstrate import disturb
 from worldenv.suites.libero.panda import panda
 from worldenv.suites.libero.suite import LiberoSuite
 from worldenv.worlds.composer.world import ComposerWorld
 
-TRAIN = "import sys; sys.argv[0] = 'worldenv-train'; from worldenv.cli import train; train()"
+TRAIN = "import sys; sys.argv[0] = 'worldenv-train'; from worldenv.commands.cli import train; train()"
 BLIND = Path(__file__).parents[3] / "benchmarks" / "blind.py"
 STAGES = ("models/base", "data/demonstrations", "models/finetuned", "data/exploration", "data/again")
 STAGES += ("models/causal_teacher", "models/causal", "models/policy", "models/reflector")

@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 
 import worldenv
-from worldenv import cli
 from worldenv.assemble import SUITES, costs
+from worldenv.commands import cli
 from worldenv.config import presets
 from worldenv.evaluation import measure
 from worldenv.records.checksum import checksum

@@ -4,10 +4,10 @@ import json
 import subprocess
 import sys
 
-from worldenv.job import load_run
+from worldenv.commands.job import load_run
 from worldenv.worlds.composer.world import ComposerWorld
 
-TRAIN = "import sys; sys.argv[0] = 'worldenv-train'; from worldenv.cli import train; train()"
+TRAIN = "import sys; sys.argv[0] = 'worldenv-train'; from worldenv.commands.cli import train; train()"
 FEW = ["--rl.iterations", "1", "--eval.videos", "0"]
 
 

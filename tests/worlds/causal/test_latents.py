@@ -12,9 +12,9 @@ pytest.importorskip("diffusers")
 
 import worldenv  # noqa: E402
 from worldenv.assemble import Parts  # noqa: E402
+from worldenv.commands.export import export_onnx  # noqa: E402
 from worldenv.data.clips import Clips  # noqa: E402
 from worldenv.errors import UserError  # noqa: E402
-from worldenv.export import export_onnx  # noqa: E402
 from worldenv.interfaces.observation import Key  # noqa: E402
 from worldenv.records import model_files  # noqa: E402
 from worldenv.records.model_files import save_model  # noqa: E402

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from worldenv.assemble import Parts
+from worldenv.commands.export import export_onnx
 from worldenv.errors import UserError
-from worldenv.export import export_onnx
 from worldenv.nn import attention
 
 

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from worldenv.assemble import Parts
+from worldenv.commands.export import export_onnx
 from worldenv.errors import UserError
-from worldenv.export import export_onnx
 from worldenv.interfaces.reflector import Reflector
 from worldenv.reflector.rlinf_resnet import load_rlinf_reflector
 

@@ -98,7 +98,7 @@ def report(info: dict) -> str:
 
 
 def _fits(words: list[str], parser: argparse.ArgumentParser) -> str | None:
-    from worldenv import fits, options  # they import all parts, which nothing else here needs
+    from worldenv.commands import fits, options  # they import all parts, which nothing else here needs
 
     fits.add_options(parser)
     given, rest = parser.parse_known_args(words[1:])

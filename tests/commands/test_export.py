@@ -6,10 +6,11 @@ import sys
 import pytest
 import torch
 
-from worldenv import cli, ops
+from worldenv import ops
 from worldenv.assemble import Parts
+from worldenv.commands import cli
+from worldenv.commands.export import export_onnx, why_no_tensorrt
 from worldenv.errors import UserError
-from worldenv.export import export_onnx, why_no_tensorrt
 from worldenv.interfaces.pieces import Piece
 from worldenv.nn import compiled
 from worldenv.records.model_files import save_model

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from worldenv import cli
+from worldenv.commands import cli
 from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
 from worldenv.robot.bounds import ActionBounds
 from worldenv.robot.camera import tabletop_camera

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
+from worldenv.commands.saved import document
 from worldenv.config import EvaluateConfig, TrainConfig
 from worldenv.errors import UserError
 from worldenv.launch.ranks import Ranks
 from worldenv.launch.share import ranks_here
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.needs import check_enough_groups
-from worldenv.saved import document
 from worldenv.training.fit import Schedule
 
 

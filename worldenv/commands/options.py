@@ -11,12 +11,12 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from worldenv.commands.distill import Distillation
+from worldenv.commands.saved import check_weights, resolved, saved_config
 from worldenv.config import PARTS, EvaluateConfig, TrainConfig, presets
-from worldenv.distill import Distillation
 from worldenv.errors import UserError, nearest
 from worldenv.fields import FieldError, shown
 from worldenv.records.run_folder import RunFolder
-from worldenv.saved import check_weights, resolved, saved_config
 from worldenv.training.config import SCRATCH_PRESETS, RefreshConfig, ScratchConfig
 from worldenv.training.train_vlm import VlmTraining
 

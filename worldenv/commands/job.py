@@ -12,16 +12,26 @@ import torch
 from torch import nn
 
 from worldenv.assemble import Parts, check_names, load, make_engine
+from worldenv.commands.fits import offload
+from worldenv.commands.ranked import check_ranks, opened_by
+from worldenv.commands.saved import (
+    POLICY,
+    check_unchanged,
+    document,
+    find_modules,
+    is_run,
+    resolved,
+    saved_config,
+    settled,
+)
 from worldenv.config import PARTS, EvaluateConfig, TrainConfig
 from worldenv.errors import UserError
 from worldenv.evaluation.consistency import has_detector
 from worldenv.evaluation.measure import Measurement, held_out, measure, practice_starts, validate
 from worldenv.evaluation.videos import file_name, write_videos
-from worldenv.fits import offload
 from worldenv.interfaces.observation import Starts
 from worldenv.interfaces.suite import Suite
 from worldenv.launch.ranks import ALONE, Ranks
-from worldenv.ranked import check_ranks, opened_by
 from worldenv.records.checkpoint import load_weights, save_weights
 from worldenv.records.metrics import LONGEST_S
 from worldenv.records.model_files import shipped
@@ -36,7 +46,6 @@ from worldenv.rl.practice_state import STAGE
 from worldenv.rollout.checks import check_config
 from worldenv.rollout.engine import Engine
 from worldenv.rollout.memory import free_bytes
-from worldenv.saved import POLICY, check_unchanged, document, find_modules, is_run, resolved, saved_config, settled
 from worldenv.training.config import round_name
 
 REPORT = "report.html"

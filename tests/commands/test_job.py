@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldenv import job
 from worldenv.assemble import load, make_engine
+from worldenv.commands import job
+from worldenv.commands.saved import document, resolved, settled
 from worldenv.config import EvaluateConfig, TrainConfig
 from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
@@ -19,7 +20,6 @@ from worldenv.records.model_files import save_model, shipped
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import EngineConfig
-from worldenv.saved import document, resolved, settled
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.suites.tabletop.suite import TabletopSuite
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
@@ -223,7 +223,7 @@ def test_composer_is_not_trained_for_hours_to_be_refused_on_a_gpu(monkeypatch):
     ],
 )
 def test_memory_is_said_before_any_work(folder, tmp_path, monkeypatch, change, message):
-    monkeypatch.setattr("worldenv.job.free_bytes", lambda device: 4 << 30)
+    monkeypatch.setattr("worldenv.commands.job.free_bytes", lambda device: 4 << 30)
     monkeypatch.setattr("worldenv.rollout.engine.free_bytes", lambda device: 1 << 30)
     config = TrainConfig(models=folder, run=tmp_path / "run", **{"rl": PostTrainConfig(starts=2, siblings=2)} | change)
     with pytest.raises(UserError, match=message):
@@ -236,7 +236,7 @@ def test_policy_that_cannot_be_trained_or_saved_is_refused_before_any_work(folde
         raise UserError("cannot be saved")
 
     config = TrainConfig(models=folder, run=tmp_path / "run")
-    monkeypatch.setattr("worldenv.job.check_saveable", refuse)
+    monkeypatch.setattr("worldenv.commands.job.check_saveable", refuse)
     with pytest.raises(UserError, match="cannot be saved"):
         job.train(config)
     monkeypatch.setattr("worldenv.policy.small.SmallPolicy.trainable", lambda self: [])

@@ -11,8 +11,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import worldenv
-from worldenv import fits, info, ops
+from worldenv import ops
 from worldenv.assemble import costs
+from worldenv.commands import fits, info
 from worldenv.config import TrainConfig
 from worldenv.interfaces.observation import Key
 from worldenv.nn.cost import Cost

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from worldenv import cli
+from worldenv.commands import cli
 from worldenv.records.model_files import save_model
 from worldenv.records.run_folder import RunFolder
 
@@ -201,7 +201,7 @@ def test_starts_and_models_that_do_not_fit_together_are_refused(capsys, models, 
 
 
 def test_interruption_says_how_to_go_on(capsys, models, tmp_path, monkeypatch):
-    from worldenv import job
+    from worldenv.commands import job
 
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
@@ -215,7 +215,7 @@ def test_interruption_says_how_to_go_on(capsys, models, tmp_path, monkeypatch):
 
 
 def test_warning_that_the_caller_made_an_error_is_one_line(capsys, monkeypatch):
-    monkeypatch.setattr("worldenv.job.train", lambda *given: warnings.warn("nothing was learnt", stacklevel=1))
+    monkeypatch.setattr("worldenv.commands.job.train", lambda *given: warnings.warn("nothing was learnt", stacklevel=1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # PYTHONWARNINGS=error
         assert refused(capsys, cli.train, ["tabletop"]) == "worldenv-train: nothing was learnt\n"

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from worldenv import cli, job, options
 from worldenv.assemble import check_names
+from worldenv.commands import cli, job, options
+from worldenv.commands.saved import check_unchanged, document, find_modules, resolved, saved_config, settled
 from worldenv.config import EvaluateConfig, TrainConfig
 from worldenv.errors import UserError
 from worldenv.evaluation.config import EvalConfig
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.engine import EngineConfig
-from worldenv.saved import check_unchanged, document, find_modules, resolved, saved_config, settled
 from worldenv.suites.tabletop.suite import TabletopSuite
 
 USED = TrainConfig(

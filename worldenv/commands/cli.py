@@ -42,7 +42,7 @@ def reflector(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-reflector --vlm FOLDER --data FOLDER --run FOLDER [options]`."""
 
     def work(words: Sequence[str], command: str) -> dict:
-        from worldenv import options
+        from worldenv.commands import options
         from worldenv.training.train_vlm import train_vlm
 
         return _with_memory(train_vlm, options.reflector(words), advice="lower --memory-mb or --batch")
@@ -54,8 +54,8 @@ def distill(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-distill --world KIND:FOLDER --data FOLDER --run FOLDER [options]`."""
 
     def work(words: Sequence[str], command: str) -> dict:
-        from worldenv import distill as module
-        from worldenv import options
+        from worldenv.commands import distill as module
+        from worldenv.commands import options
 
         return _with_memory(module.train_student, options.distillation(words), advice="lower --batch")
 
@@ -66,7 +66,7 @@ def convert(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-convert SOURCE TARGET [options]`."""
 
     def work(words: Sequence[str], command: str) -> dict:
-        from worldenv import convert as module
+        from worldenv.commands import convert as module
 
         return module.convert(module.parsed(words))
 
@@ -77,7 +77,7 @@ def collect(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-collect SUITE [options]`."""
 
     def work(words: Sequence[str], command: str) -> dict:
-        from worldenv import collect as module
+        from worldenv.commands import collect as module
 
         return module.collect(module.parsed(words))
 
@@ -88,7 +88,7 @@ def export(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-export FOLDER [options]`."""
 
     def work(words: Sequence[str], command: str) -> dict:
-        from worldenv import export as module
+        from worldenv.commands import export as module
 
         return module.run(module.parsed(words))
 
@@ -99,7 +99,7 @@ def info(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `worldenv-info [PRESET] [--json]`."""
     try:
         _check_place()
-        from worldenv.info import main
+        from worldenv.commands.info import main
     except (UserError, ImportError) as error:
         _end(f"worldenv-info: {_in_one_line(error)}", 2)
     main(arguments)
@@ -109,7 +109,7 @@ def _on_ranks(what: str, words: Sequence[str], command: str) -> dict | None:
     """Do a job in this process, in the ranks that it belongs to, or in those that the words ask for."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings with stacks about ranks that are gone
-    from worldenv import job, options
+    from worldenv.commands import job, options
     from worldenv.launch.join import joined
     from worldenv.launch.ray_rank import is_worker
     from worldenv.launch.start import start

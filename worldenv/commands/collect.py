@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from worldenv.assemble import SUITES, named
-from worldenv.convert import Parser
+from worldenv.commands.convert import Parser
 from worldenv.data.demonstration import Demonstration, load_demonstration, save_demonstration
 from worldenv.data.formats.libero import NUMBERS, write_libero
 from worldenv.data.paths import as_path

@@ -6,12 +6,13 @@ import sys
 import pytest
 import torch
 
-from worldenv import __version__, info, kernels, ops, terminal
+from worldenv import __version__, kernels, ops, terminal
+from worldenv.commands import info
 
 
 def run_info(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-P", "-m", "worldenv.info", *arguments],
+        [sys.executable, "-P", "-m", "worldenv.commands.info", *arguments],
         capture_output=True,
         text=True,
         env=os.environ | environment,

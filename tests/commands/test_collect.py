@@ -10,14 +10,14 @@ import h5py
 import numpy as np
 import pytest
 
-from worldenv import cli
 from worldenv.assemble import SUITES
-from worldenv.collect import Collection, Rule
+from worldenv.commands import cli
+from worldenv.commands.collect import Collection, Rule
 from worldenv.data.trajectories import TrajectoryReader
 from worldenv.files import lock
 from worldenv.suites.libero.suite import LiberoSuite
 
-FAKE = Path(__file__).parent / "suites/libero/fake_process.py"
+FAKE = Path(__file__).parents[1] / "suites/libero/fake_process.py"
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from worldenv import ops
 from worldenv.assemble import Parts, load
-from worldenv.convert import Parser
+from worldenv.commands.convert import Parser
 from worldenv.data.paths import as_path
 from worldenv.errors import UserError, nearest
 from worldenv.files import cannot_be_written, sync, temporary_folder
