@@ -62,6 +62,29 @@ def test_log_file_gets_a_line_every_ten_seconds_and_one_at_the_end(clock, capsys
     assert capsys.readouterr() == ("", "")
 
 
+def test_time_left_does_not_count_what_was_only_read_from_disk(clock):
+    log = io.StringIO()
+    with Progress(20, "a", log) as line:
+        for _ in range(10):
+            clock.now += 0.01
+            line.advance()
+        for _ in range(3):
+            clock.now += 100.0
+            line.advance()
+    lefts = re.findall(r"(\d+)/20  (.*) left", log.getvalue())
+    assert lefts == [("11", "15 min 00 s"), ("12", "13 min 20 s"), ("13", "11 min 40 s")]
+
+
+def test_time_left_follows_the_speed_of_the_last_minute(clock):
+    log = io.StringIO()
+    with Progress(1000, "a", log) as line:
+        for seconds in [0.1] * 600 + [1.0] * 100:
+            clock.now += seconds
+            line.advance()
+        assert len(line._marks) < 70
+    assert log.getvalue().splitlines()[-2] == "a  691/1000  5 min 09 s left"  # the last line is that of the end
+
+
 def test_time_left_of_a_resumed_stage_counts_only_the_steps_of_this_run(clock):
     log = io.StringIO()
     with Progress(100, "a", log, done=90) as line:

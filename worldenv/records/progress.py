@@ -17,6 +17,8 @@ from worldenv.errors import UserError
 
 PLAIN_INTERVAL_S = 10.0  # a log file gets a line at most this often
 PLAIN_WIDTH = 100
+RECENT_S = 60.0  # the time left is estimated from the steps of so many seconds, or from the last one if it took longer
+MARK_S = 1.0  # between two times of which it is remembered how many steps were done
 
 
 def is_live(stream: TextIO) -> bool:
@@ -52,7 +54,8 @@ class Progress:
         with Progress(45, "post-training") as progress:
             progress.advance(reward=0.61, success="58 %")
 
-    `done` is where a resumed stage begins; the time left is estimated from the steps of this run only.
+    `done` is where a resumed stage begins. The time left is estimated from the last steps only: the first ones of a
+    resumed stage may only be read from disk.
     Raises UserError if total is negative or done is outside [0, total].
     """
 
@@ -62,11 +65,11 @@ class Progress:
         self.total, self.title, self.done = total, title, done
         self.stream = sys.stderr if stream is None else stream
         self.figures: dict[str, str] = {}
-        self._first = done
         self._live: LiveLine | None = None
 
     def __enter__(self) -> Self:
         self._began_s = self._printed_s = monotonic()
+        self._marks = [(self._began_s, self.done)]  # when, and how many were done then
         if is_live(self.stream):
             columns = TextColumn("{task.description}", markup=False), BarColumn(20), TextColumn("{task.fields[state]}")
             console = Console(file=self.stream, force_terminal=True)
@@ -80,6 +83,7 @@ class Progress:
         """Count n more, and show these figures from now on."""
         self.done += n
         self.figures |= {name: format_figure(value) for name, value in figures.items()}
+        self._mark(monotonic())
         if self._live is not None:
             self._live.update(self._bar, completed=self.done, state=self._state())
         elif monotonic() - self._printed_s >= PLAIN_INTERVAL_S:
@@ -98,11 +102,18 @@ class Progress:
         figures = (f"{name.replace('_', ' ')} {value}" for name, value in self.figures.items())
         return "  ".join([f"{self.done}/{self.total}", time or self._left(), *figures])
 
+    def _mark(self, now: float) -> None:
+        if len(self._marks) > 1 and now - self._marks[-2][0] < MARK_S:
+            self._marks.pop()
+        self._marks.append((now, self.done))
+        while self._marks[1][0] < now - RECENT_S:
+            self._marks.pop(0)
+
     def _left(self) -> str:
-        steps = self.done - self._first
-        if steps == 0:
+        (began_s, first), (ended_s, last) = self._marks[0], self._marks[-1]
+        if last == first:
             return "time left unknown"
-        return f"{human_seconds((monotonic() - self._began_s) / steps * (self.total - self.done))} left"
+        return f"{human_seconds((ended_s - began_s) / (last - first) * (self.total - self.done))} left"
 
     def _print(self, state: str) -> None:
         self._printed_s = monotonic()
