@@ -25,7 +25,7 @@ class Job:
     folder: Path
     processes: list
 
-    def end(self, timeout_s: float = 60) -> list[int]:
+    def end(self, timeout_s: float = 180) -> list[int]:
         """The exit codes of all ranks; those that do not end are killed, and get None."""
         for process in self.processes:
             process.join(timeout_s)
