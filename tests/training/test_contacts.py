@@ -271,6 +271,21 @@ def test_kept_chunks_are_read_again_and_others_are_made_anew(shown, layers, scen
     assert made
 
 
+def test_chunks_after_an_offset_are_made_task_by_task_and_stay_the_same(shown, layers, scene, all_chunks, monkeypatch):
+    monkeypatch.setattr(module, "AT_ONCE", 10)
+    as_before, made, label = record_contacts(shown, layers, scene, 1, 0), [], module._labelled
+    clips = replace(shown, tasks=tuple("ab"[i % 2] for i in range(len(shown))))
+
+    def noted(clips, layers, scene, rows, offset):
+        made.extend((clips.tasks[episode], episode) for episode in rows[:, 0] if offset is not None)
+        return label(clips, layers, scene, rows, offset)
+
+    monkeypatch.setattr(module, "_labelled", noted)
+    found = record_contacts(clips, layers, scene, 1, 0)
+    assert made == sorted(made) and {task for task, _ in made} == {"a", "b"}
+    assert all(torch.equal(one, other) for one, other in zip(found.tensors(), as_before.tensors(), strict=True))
+
+
 def test_chunks_in_which_nothing_happens_are_taken_less_often(shown, layers, scene, monkeypatch):
     monkeypatch.setattr(module, "SHARES", (1.0, 0.0, 0.0, 0.0))
     closing = record_contacts(shown, layers, scene, 0, 0)
