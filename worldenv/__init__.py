@@ -17,6 +17,7 @@ _PUBLIC = {
     "Parts": "assemble",
     "TrainConfig": "config",
     "EvaluateConfig": "config",
+    "presets": "config",
     "train": "commands.job",
     "evaluate": "commands.job",
     "Engine": "rollout.engine",
