@@ -93,7 +93,7 @@ def record_contacts(
             f"the contact network has nothing to learn from: in {len(every)} of the recorded chunks the gripper is "
             "near things or holds one, and none of these chunks was drawn; give a larger --scratch.exploration"
         )
-    # Each episode is carried out again for its tries, those of a task one after the other: their scene is built once.
+    # The simulator carries out each episode again for its tries. Task by task, it builds few scenes.
     again = drawn[recorded:, 0]
     by_episode = recorded + np.lexsort((again, np.unique(clips.tasks, return_inverse=True)[1][again]))
     order, whole = [(part, None) for part in _parts(np.arange(recorded))], None
