@@ -6,7 +6,7 @@ build:  ## compile in place
 	$(PYTHON) setup.py build_ext --inplace
 
 test:  ## of the installed package
-	$(PYTHON) -P -m pytest -q
+	$(PYTHON) -P -m pytest -q -n 2
 
 bench:  ## of the installed package; one JSON file a run, in .benchmarks/
 	$(PYTHON) -P -m pytest benchmarks --benchmark-only -q

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
 
 INSTRUCTIONS = ("put the red block on the green pad", "slide the orange puck to the red pad", "drop it in the tray")
 RLINF = {"resize": "bicubic", "crop": 1.0, "stop": False, "orientation": "upright"}  # theirs, but for the last
+
+
+def pytest_configure(config):
+    """Share the cores among the workers of pytest-xdist and what they start: threads that compete are slow."""
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        threads = max(1, torch.get_num_threads() // int(workers))
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
 
 
 class Tiny:

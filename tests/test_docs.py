@@ -70,5 +70,5 @@ def test_every_file_of_the_example_is_shown_on_a_page():
 def test_readme_is_short_and_has_the_two_lines_that_continuous_integration_runs():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 150
-    for mark, command in (("main", "worldenv-train tabletop"), ("test", "pytest -q")):
+    for mark, command in (("main", "worldenv-train tabletop"), ("test", "pytest -q -n 2")):
         assert re.search(rf"^<!-- {mark} -->\n```bash\n.*pip install .* && {command}\n```$", text, re.MULTILINE)

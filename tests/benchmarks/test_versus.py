@@ -36,7 +36,8 @@ def run(folder, *options):
     settings = {"pythonpath": BENCHMARKS, "python_files": "bench_*.py", "python_functions": "bench_* test_*"}
     words = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
     command = [sys.executable, "-m", "pytest", "-q", "-s", "--rootdir", ".", *words, "--benchmark-only", *options]
-    environment = os.environ | {"PYTHONPATH": str(Path(worldenv.__file__).parents[1])}
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = alone | {"PYTHONPATH": str(Path(worldenv.__file__).parents[1])}
     found = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     assert found.returncode == 0 and "1 passed, 1 skipped" in found.stdout, found.stdout + found.stderr
     return found.stdout

@@ -52,7 +52,7 @@ class Outcome:
         return self.kind in RIGHT
 
 
-def outcome_of(case: Case, limit_s: float = 20.0) -> Outcome:
+def outcome_of(case: Case, limit_s: float = 60.0) -> Outcome:
     """Run a case in a forked process with a folder, a process group and a memory limit of its own.
 
     All that it started and left running in its group is killed. What it printed follows the detail of a bad outcome.

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=AREAS, help="one area")
     parser.add_argument("--case", type=int, help="one case of the area --only, by its number")
-    parser.add_argument("--limit", type=float, default=20.0, help="seconds for a case")
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds for a case")
     given = parser.parse_args()
     areas = [given.only] if given.only else AREAS
     if given.case is not None and not given.only:
