@@ -227,15 +227,15 @@ def _with_folders() -> dict[str, tuple[str, TrainConfig]]:
 
 def _small_libero(quick: PostTrainConfig) -> dict[str, tuple[str, TrainConfig]]:
     """Presets that make all models of some tasks of LIBERO."""
-    given = {"world": "causal", "from_scratch": True}
+    given = {"world": "composer", "from_scratch": True}
     return {
         "libero-small": (
-            "six tasks of LIBERO Object (pip install worldenv[libero,sentences]), all models from scratch: hours",
+            "six tasks of LIBERO Object, things shuffled (pip install worldenv[libero,sentences]), all models: hours",
             TrainConfig(
                 **given,
-                suite="libero_object-small",
-                rl=PostTrainConfig(iterations=24, starts=12),
-                eval=EvalConfig(episodes=198, imagined=102, quality=24),
+                suite="libero_object-shuffled",
+                rl=PostTrainConfig(iterations=24, starts=24),
+                eval=EvalConfig(episodes=204, imagined=102, quality=24),
                 scratch=libero_scratch(),
             ),
         ),

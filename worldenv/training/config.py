@@ -193,18 +193,21 @@ def tiny_metaworld_scratch() -> ScratchConfig:
 
 
 def libero_scratch() -> ScratchConfig:
-    """All models of a small suite of LIBERO in hours on two cores; benchmarks/LOG.md has the predicted times.
+    """All models of shuffled LIBERO Object in hours on two cores; benchmarks/LOG.md has the times.
 
     `pretraining_episodes` says how good the base is: with few, practice has something to improve.
     """
     return ScratchConfig(
-        pretraining_episodes=60,
-        action_episodes=60,
-        base=Schedule(steps=3000, batch=64, learning_rate=1e-3),
+        pretraining_episodes=240,
+        action_episodes=240,
+        stills=16_000,
+        base=Schedule(steps=6500, batch=64, learning_rate=1e-3),
         finetune=Schedule(steps=800, batch=64, learning_rate=4e-4),
+        cotrain=True,
         adapt=Schedule(steps=1000, batch=64, learning_rate=5e-4),
         exploration=50,
         again=30,
+        contact=Schedule(steps=5000, batch=128, learning_rate=2e-3, weight_decay=1e-2),
         causal=CausalConfig(width=192, window=4),
         causal_teacher=Schedule(steps=12_000, batch=8, learning_rate=7e-4, weight_decay=1e-3),
         causal_student=Schedule(steps=600, batch=8, learning_rate=2e-4, weight_decay=1e-3),
@@ -218,5 +221,5 @@ def libero_scratch() -> ScratchConfig:
 def tiny_libero_scratch() -> ScratchConfig:
     """As `tiny_scratch`, but with more exploration, because its suite has one task, and one episode of pretraining."""
     causal = CausalConfig(patch=16, channels=16, width=64, layers=2, heads=2, key_heads=1)
-    few = {"pretraining_episodes": 1, "action_episodes": 1, "exploration": 10, "again": 8, "unroll": 2}
-    return replace(tiny_scratch(), causal=causal, causal_levels=(1.0,), **few)
+    few = {"pretraining_episodes": 1, "action_episodes": 1, "stills": 2, "exploration": 10, "again": 8, "unroll": 2}
+    return replace(tiny_scratch(), causal=causal, causal_levels=(1.0,), cotrain=True, **few)

@@ -15,12 +15,12 @@ from worldenv.nn.sentence import PACKAGE
 from worldenv.suites.libero.demonstrate import disturb
 from worldenv.suites.libero.panda import panda
 from worldenv.suites.libero.suite import LiberoSuite
-from worldenv.worlds.composer.world import ComposerWorld
+from worldenv.worlds.causal.world import CausalWorld
 
 TRAIN = "import sys; sys.argv[0] = 'worldenv-train'; from worldenv.commands.cli import train; train()"
 BLIND = Path(__file__).parents[3] / "benchmarks" / "blind.py"
 STAGES = ("models/base", "data/demonstrations", "models/finetuned", "data/exploration", "data/again")
-STAGES += ("models/causal_teacher", "models/causal", "models/policy", "models/reflector")
+STAGES += ("models/teacher", "models/contact", "models/composer", "models/policy", "models/reflector", "models/ranges")
 
 
 def said(*words):
@@ -39,7 +39,7 @@ def sentences(libero):
 @pytest.fixture(scope="module")
 def run(sentences, tmp_path_factory):
     folder = tmp_path_factory.mktemp("libero") / "run"
-    words = "libero-small-tiny", "--scratch.stills", 2, "--scratch.cotrain", "--run", folder
+    words = "libero-small-tiny", "--run", folder
     return folder, said(sys.executable, "-P", "-c", TRAIN, *words)
 
 
@@ -56,14 +56,14 @@ def test_every_stage_is_made_and_timed_and_the_policy_is_measured(run):
     assert again and min(again) > 0  # fine-tuning went on with pretraining
 
 
-def test_the_composer_is_made_in_place_of_the_causal_world_model(sentences, tmp_path):
-    words = "libero-small-tiny", "--world", "composer", "--run", tmp_path / "run", "--rl.iterations", 1
-    result = said(sys.executable, "-P", "-c", TRAIN, *words)
-    made = "models/teacher", "models/contact", "models/composer"
-    assert tuple(result["stages_s"]) == (*STAGES[:5], *made, *STAGES[7:], "models/ranges")
+def test_the_causal_world_model_is_made_in_place_of_the_composer(sentences, tmp_path):
+    given = "--world", "causal", "--scratch.stills", 0, "--rl.iterations", 1
+    result = said(sys.executable, "-P", "-c", TRAIN, "libero-small-tiny", "--run", tmp_path / "run", *given)
+    made = "models/causal_teacher", "models/causal"
+    assert tuple(result["stages_s"]) == (*STAGES[:5], *made, *STAGES[8:10])
     parts = load_run(tmp_path / "run")
     parts.suite.close()
-    assert isinstance(parts.world, ComposerWorld) and parts.world.robot == parts.suite.robot
+    assert isinstance(parts.world, CausalWorld) and parts.world.robot == parts.suite.robot
 
 
 def test_models_read_sentences_and_act_in_chunks_of_eight(run):
