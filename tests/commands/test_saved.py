@@ -193,8 +193,11 @@ def test_iterations_are_added_to_a_run_from_another_folder(capsys, models, tmp_p
     first = json.loads(capsys.readouterr().out)
     (tmp_path / "x" / "mine").mkdir(parents=True)  # other models under the same name
     monkeypatch.chdir(tmp_path / "x")
+    titles, measured = [], job.measure
+    monkeypatch.setattr(job, "measure", lambda *given: (titles.append(given[7]), measured(*given))[1])
     cli.train(["--resume", "--run", "../run", "--rl.iterations", "2"])
     second = json.loads(capsys.readouterr().out)
+    assert titles == ["after"]  # what was measured before practice is kept
     assert second["success_before"] == first["success_before"] and second["counts"]["groups"] == 4
     assert second["wall_s"] > first["wall_s"] and second["run"] == first["run"] == str(run)
     folder = RunFolder(run)
@@ -213,6 +216,16 @@ def test_iterations_are_added_to_a_run_from_another_folder(capsys, models, tmp_p
     with pytest.raises(SystemExit):  # the policy of 2 iterations is not taken for that of 3
         cli.evaluate(["--models", "../run"])
     assert f"the run {run} has not ended; continue it with: worldenv-train --resume" in capsys.readouterr().err
+
+
+def test_damaged_figures_of_before_are_named(capsys, models, tmp_path, monkeypatch):
+    monkeypatch.setattr("worldenv.evaluation.measure.PRACTICE_STARTS", 30)
+    run = tmp_path / "run"
+    cli.train(["tabletop", "--models", str(models), "--run", str(run), "--rl.iterations", "1", *WORDS, *PRACTICE])
+    (run / "before.json").write_text('{"success": {"oracle": 7, "n": 10}}')
+    with pytest.raises(SystemExit):
+        cli.train(["--resume", "--run", str(run), "--rl.iterations", "2"])
+    assert "before.json: success.'oracle' is '7' and should be" in capsys.readouterr().err
 
 
 def test_run_stays_in_its_folder_where_a_simulator_changes_the_working_directory(models, tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ from worldenv.records.metrics import LONGEST_S
 from worldenv.records.model_files import shipped
 from worldenv.records.progress import human_seconds, table
 from worldenv.records.result import read_result
-from worldenv.records.run_folder import RunFolder
+from worldenv.records.run_folder import BEFORE, RESULT, RunFolder
 from worldenv.records.stage_times import stage_seconds
 from worldenv.rl.checks import check_saveable, trainable
 from worldenv.rl.loop import post_train
@@ -50,6 +50,7 @@ from worldenv.training.config import round_name
 
 REPORT = "report.html"
 WRITTEN_BACK = "policy"  # folder of a run: its policy in the layout of those who released it
+COMPARED = ("imagined_success", "imagined_minus_true", "false_stop", "missed_stop", "consistency")  # before and after
 COPIES = 2  # of the frames of true episodes: as they come, and by episode
 
 
@@ -110,6 +111,16 @@ class _Rounds:
         seeds = self.config.start_seed, self.config.seed
         return validate(self.parts.suite, self.parts.policy, self.engine, *seeds, self.ranks)
 
+    def before(self) -> dict | None:
+        """The figures of the policy before practice, at rank 0; a resumed run reads those that it has kept."""
+        kept = self.ranks.from_first(self.folder.result(BEFORE) if self.ranks.first else None)
+        if kept is None:
+            measured = self.measure("before")
+            kept = measured and measured.figures()
+            if kept is not None:
+                self.folder.write_result(kept, BEFORE)
+        return kept
+
     def measure(self, title: str) -> Measurement | None:
         return _measured(self.parts, self.engine, self.config, self.folder, title, self.ranks)
 
@@ -138,7 +149,7 @@ def _check_memory(parts: Parts, engine: Engine, config: TrainConfig | EvaluateCo
 def _practise(rounds: _Rounds, began: float, command: str) -> dict | None:
     config, folder, parts, engine, ranks = rounds.config, rounds.folder, rounds.parts, rounds.engine, rounds.ranks
     loaded, earlier_s = time.monotonic() - began, _earlier_s(folder)  # loaded: from scratch, made
-    before = rounds.measure("before")
+    before = rounds.before()
     measured = time.monotonic() - began
     starts = practice_starts(parts.suite, config.seed).to(engine.world.device)
     rl = replace(config.rl, offload=offload(config))
@@ -151,15 +162,14 @@ def _practise(rounds: _Rounds, began: float, command: str) -> dict | None:
     after = rounds.measure("after")
     if not ranks.first:
         return None
+    found = after.figures()
+    both = {name: {"before": before.get(name), "after": found[name]} for name in COMPARED}
+    both["imagined_success"]["n"] = len(after.imagined.stopped)
     result = {
-        "success_before": before.document(),
-        "success_after": after.document(),
-        "imagined_success": _pair(before, after, lambda m: m.imagined_success) | {"n": len(after.imagined.stopped)},
-        "imagined_minus_true": _pair(before, after, lambda m: m.imagined_minus_true),
-        "false_stop": _pair(before, after, lambda m: m.true.false_stop),
-        "missed_stop": _pair(before, after, lambda m: m.true.missed_stop),
-        "world_model": after.quality,
-        "consistency": {"before": before.consistency, "after": after.consistency},
+        "success_before": before.get("success"),
+        "success_after": found["success"],
+        **both,
+        "world_model": found["world_model"],
         "counts": counts,
         **rounds.document(),
         **({"stages_s": stage_seconds(folder.path)} if config.from_scratch else {}),
@@ -184,16 +194,7 @@ def evaluate(config: EvaluateConfig, command: str = "", ranks: Ranks = ALONE) ->
         measured = _measured(parts, engine, config, folder, "evaluation", ranks)
         if measured is None:
             return None
-        result = {
-            "success": measured.document(),
-            "imagined_success": measured.imagined_success,
-            "imagined_minus_true": measured.imagined_minus_true,
-            "false_stop": measured.true.false_stop,
-            "missed_stop": measured.true.missed_stop,
-            "world_model": measured.quality,
-            "consistency": measured.consistency,
-            "wall_s": time.monotonic() - began,
-        }
+        result = measured.figures() | {"wall_s": time.monotonic() - began}
         return _finish(folder, result | _about(config, folder, command, parts.suite))
 
 
@@ -320,7 +321,7 @@ def _create(config: TrainConfig | EvaluateConfig, name: str, about: dict[str, st
 def _add_iterations(folder: RunFolder, iterations: int) -> None:
     """Set the result and the policy of the shorter run aside: until the longer one has ended, there are none."""
     before = folder.config["rl"]["iterations"]
-    for path in (folder.path / "result.json", folder.checkpoints / POLICY):
+    for path in (folder.path / RESULT, folder.checkpoints / POLICY):
         if path.exists():
             path.rename(path.with_stem(f"{path.stem}-{before}"))
     folder.rewrite_config(folder.config | {"rl": folder.config["rl"] | {"iterations": iterations}})
@@ -330,10 +331,6 @@ def _earlier_s(folder: RunFolder) -> float:
     """Seconds that earlier sessions took: to the last line that they logged, or to the result of a shorter run."""
     results = [read_result(path) for path in folder.path.glob("result-*.json")]
     return max([folder.earlier_s, *(result.get("wall_s") or 0.0 for result in results)])
-
-
-def _pair(before: Measurement, after: Measurement, figure) -> dict[str, float]:
-    return {"before": figure(before), "after": figure(after)}
 
 
 def _shares(folder: RunFolder, models: float, evaluate: float) -> dict[str, float]:

@@ -58,6 +58,18 @@ class Measurement:
         imagined, true = outcomes(self.imagined, self.trajectories, self.likely)
         return float(imagined.mean()) - float(true.mean())
 
+    def figures(self) -> dict:
+        """What a result says of the policy."""
+        return {
+            "success": self.document(),
+            "imagined_success": self.imagined_success,
+            "imagined_minus_true": self.imagined_minus_true,
+            "false_stop": self.true.false_stop,
+            "missed_stop": self.true.missed_stop,
+            "world_model": self.quality,
+            "consistency": self.consistency,
+        }
+
     def document(self) -> dict:
         """True success by stopping rule, overall and per task; per task also the imagined success."""
         out = self.true.document(self.instructions)

@@ -31,6 +31,7 @@ from worldenv.records.result import read_result
 
 PROBE_BYTES = 1 << 20  # more than the metrics of a run; a disk without that room is refused before any work
 LOCK = ".lock"
+RESULT, BEFORE = "result.json", "before.json"
 SUBFOLDERS = ("checkpoints", "videos")
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # renaming a folder over one with entries, or over a file
 
@@ -47,7 +48,8 @@ def default_run_path(name: str) -> Path:
 class RunFolder:
     """An existing run folder. `RunFolder(path)` reads it; `create`, `begin` and `resume` give one to write to.
 
-    config.json · metrics.jsonl · result.json · checkpoints/ · videos/ · tensorboard/ (a copy of metrics.jsonl) · .lock
+    config.json · metrics.jsonl · before.json (figures before practice) · result.json · checkpoints/ · videos/ ·
+    tensorboard/ (a copy of metrics.jsonl) · .lock
 
     A folder has one writer: `.lock` is locked until `close`, the end of the `with` block, or the death of the process.
     Whatever is damaged raises UserError with the name of the file, when it is read.
@@ -164,14 +166,14 @@ class RunFolder:
         write_text(self._config_path, _dump(config, indent=2))
         self.config = read_json(self._config_path)
 
-    def write_result(self, result: dict[str, Any]) -> None:
-        """Write result.json; non-finite floats become null."""
+    def write_result(self, result: dict[str, Any], name: str = RESULT) -> None:
+        """Write result.json, or before.json; non-finite floats become null."""
         self._check_open()
-        write_text(self.path / "result.json", _dump(result, indent=2))
+        write_text(self.path / name, _dump(result, indent=2))
 
-    def result(self) -> dict[str, Any] | None:
-        """What write_result wrote, or None while the run has not ended. Raises UserError if a field is wrong."""
-        path = self.path / "result.json"
+    def result(self, name: str = RESULT) -> dict[str, Any] | None:
+        """What write_result wrote, or None if it has not yet. Raises UserError if a field is wrong."""
+        path = self.path / name
         return read_result(path) if os.path.lexists(path) else None
 
     def close(self) -> None:
