@@ -38,7 +38,7 @@ STILLS = ScratchConfig(stills=5)
         ({"run": Path("x"), "models": Path("y/../x")}, "run and models are one folder, x"),
         ({"rounds": 0}, "rounds is 0; it should be a whole number from 1 to 1,000"),
         ({"rounds": 97}, "rounds is 97; it should not exceed the iterations .* --rl.iterations 96"),
-        ({"rounds": 2, "suite": "a:b"}, "rounds is 2; between rounds only .* the run has --suite a:b: take rounds 1"),
+        ({"rounds": 2, "suite": "a:b"}, "of the suites tabletop, .*; the run has --suite a:b: take rounds 1"),
         ({"rounds": 2, "policy": "a:b"}, "the run has --policy a:b"),
         ({"rounds": 2, "world": "causal"}, "the run has --world causal"),
         (
@@ -121,7 +121,7 @@ def test_presets_of_metaworld_make_all_models_of_another_suite_and_the_tiny_one_
 def test_presets_of_libero_make_all_models_of_some_tasks_and_the_tiny_one_is_smaller():
     whole, tiny = (presets()[f"libero-small{size}"][1] for size in ("", "-tiny"))
     assert (whole.suite, whole.world, whole.from_scratch) == ("libero_object-shuffled", "composer", True)
-    same = {name: getattr(whole, name) for name in ("suite", "rl", "eval", "scratch")}
+    same = {name: getattr(whole, name) for name in ("suite", "rl", "eval", "refresh", "scratch")}
     assert tiny.suite == "libero_object-tiny" and replace(tiny, **same) == whole
     without = replace(whole.scratch, stills=0)  # which only LIBERO Object has
     assert replace(whole, suite="libero_spatial-small", scratch=without).from_scratch

@@ -28,7 +28,8 @@ from worldenv.training.config import (
 )
 
 PARTS = ("suite", "policy", "world", "reflector")
-REFRESHED = {"suite": "tabletop", "policy": "small", "world": "composer", "reflector": "small"}  # by rounds
+# What rounds can train again, of the suites whose models can be made.
+REFRESHED = {"suite": (*SCRATCH_PRESETS,), "policy": ("small",), "world": ("composer",), "reflector": ("small",)}
 FOLDER = "FOLDER"  # in a preset: the user is to name the folder of a released model
 # Kinds of released models: a part may be named KIND:FOLDER.
 RELEASED = ("openvla-oft", "pi0", "smolvla", "rlinf-wan", "svd", "causal-latents", "vlm")
@@ -101,11 +102,12 @@ class TrainConfig:
                 "--rl.off-policy the old ones have already imagined its first iteration: take rounds 1, or leave out "
                 "--rl.off-policy"
             )
-        other = [f"--{name} {getattr(self, name)}" for name in PARTS if getattr(self, name) != REFRESHED[name]]
+        other = [f"--{name} {getattr(self, name)}" for name in PARTS if getattr(self, name) not in REFRESHED[name]]
         if self.rounds > 1 and other:
             raise FieldError(
-                f"rounds is {self.rounds}; between rounds only the models of the suite tabletop (policy small, world "
-                f"composer, reflector small) can be trained again, and the run has {', '.join(other)}: take rounds 1"
+                f"rounds is {self.rounds}; between rounds only these parts can be trained again: policy small, world "
+                f"composer, reflector small, of the suites {', '.join(SCRATCH_PRESETS)}; the run has "
+                f"{', '.join(other)}: take rounds 1"
             )
 
     def round_of(self, iteration: int) -> int:
@@ -246,6 +248,7 @@ def _small_libero(quick: PostTrainConfig) -> dict[str, tuple[str, TrainConfig]]:
                 suite="libero_object-tiny",
                 rl=quick,
                 eval=EvalConfig(episodes=10, imagined=4, quality=2, videos=1),
+                refresh=tiny_refresh(),
                 scratch=tiny_libero_scratch(),
             ),
         ),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -100,8 +101,8 @@ class _Rounds:
 
         config, made = self.config, self.folder.path / "models"
         before = made / round_name(number - 1) if number > 1 else self.models
-        given = self.parts.policy, config.refresh, config.scratch, config.seed, self.ranks
-        self.number, models = number, Refresh(self.folder, number, before, *given).run()
+        given = self.parts.policy, config.refresh, config.scratch, config.seed, config.suite, self.ranks
+        self.number, models = number, _made(Refresh(self.folder, number, before, *given))
         parts = load(models, **{name: getattr(config, name) for name in PARTS}, device=config.device)
         self.parts = replace(parts, suite=self.parts.suite, policy=self.parts.policy)
         self.engine = make_engine(self.parts, config.engine, config.precision)
@@ -233,7 +234,12 @@ def _measured(
 def _made_from_scratch(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Path:
     from worldenv.training.pipeline import Pipeline  # imports h5py, which nothing else here needs
 
-    pipeline = Pipeline(folder, config.scratch, config.seed, config.world, config.device, config.suite, ranks)
+    given = config.scratch, config.seed, config.world, config.device, config.suite, ranks
+    return _made(Pipeline(folder, *given))
+
+
+def _made(pipeline: Any) -> Path:
+    """The folder of the models that a `Pipeline` makes."""
     try:
         return pipeline.run()
     finally:

@@ -91,7 +91,8 @@ def record_contacts(
     if not len(drawn):
         raise UserError(
             f"the contact network has nothing to learn from: in {len(every)} of the recorded chunks the gripper is "
-            "near things or holds one, and none of these chunks was drawn; give a larger --scratch.exploration"
+            "near things or holds one, and none of these chunks was drawn; give a larger --scratch.exploration "
+            "(between rounds: --refresh.episodes)"
         )
     # The simulator carries out each episode again for its tries. Task by task, it builds few scenes.
     again = drawn[recorded:, 0]

@@ -70,6 +70,7 @@ class Pipeline:
     ):
         self.folder, self.config, self.seed, self.device = folder, config, seed, torch.device(device)
         self.models, self.data, self.ranks = folder.path / "models", folder.path / "data", ranks
+        self.labels = self.data / "labels"  # what the simulator is asked for about recorded episodes
         self.lessons = LESSONS[suite]()
         self.suite = self.lessons.suite
         self.world = WORLDS[world](self)

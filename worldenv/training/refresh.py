@@ -26,9 +26,10 @@ class Refresh(Pipeline):
     """`run()` makes the models with which round `number` (from 1) begins: a whole set, in <folder>/models/round-N.
 
     Policy: as it is now; with its own noise it records true episodes from training starts (<folder>/data/round-N).
-    Contact network, composer and head of the reflector: those of the round before, which learn on from the
-    demonstrations, made again, and the true episodes of all rounds so far. The ranges of 8 bits: measured again, where
-    the models before have them.
+    Contact network, composer and head of the reflector: those of the round before, which learn on from the true
+    episodes of all rounds so far and from the demonstrations, which are made again unless the run has them. Contact
+    network and composer do without demonstrations whose recorded actions are not those that were carried out. The
+    ranges of 8 bits: measured again, where the models before have them.
 
     As in every pipeline, what is there is not made again.
     """
@@ -42,13 +43,14 @@ class Refresh(Pipeline):
         config: RefreshConfig,
         scratch: ScratchConfig,  # demonstrations, noise of exploration, unroll: as when the models were made
         seed: int,
+        suite: str = "tabletop",
         ranks: Ranks = ALONE,
     ):
         schedules = {name: getattr(config, name) for name in ("contact", "student", "head")}
-        super().__init__(folder, replace(scratch, **schedules), seed, "composer", ranks=ranks)
+        super().__init__(folder, replace(scratch, **schedules), seed, "composer", suite=suite, ranks=ranks)
         self.number, self.before, self.policy = number, before, policy
-        self.models = self.models / round_name(number)
-        self.command = f"worldenv-train tabletop --rounds R --seed {seed}"
+        self.models, self.labels = self.models / round_name(number), self.labels / round_name(number)
+        self.command = f"worldenv-train {suite} --rounds R --seed {seed}"
         self.rounds = [round_name(i) for i in range(1, number + 1)]
         self.episodes |= dict.fromkeys(self.rounds, config.episodes * len(self.suite.tasks))
 
@@ -67,6 +69,10 @@ class Refresh(Pipeline):
     def clips(self) -> Clips:
         """Demonstrations and the true episodes of all rounds so far."""
         return self.recorded("demonstrations", *self.rounds)
+
+    def carried_out(self) -> Clips:
+        """The true episodes of all rounds so far, with the demonstrations if they record what was carried out."""
+        return self.clips() if self.lessons.records_what_is_done else self.recorded(*self.rounds)
 
     def train(
         self,

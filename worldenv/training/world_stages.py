@@ -99,11 +99,11 @@ class ComposerStages:
         return self._clips
 
     def layers(self, chunk: int) -> Layers:
-        """The layers of the recorded episodes. What is drawn for them is kept in <folder>/data/labels."""
+        """The layers of the recorded episodes. What is drawn for them is kept in `pipeline.labels`."""
         if self._layers is None:
             p = self.pipeline
             recorded, proprio, clear_m = p.carried_out(), self.clips().proprio, p.suite.robot.clear_m
-            kept = Kept(p.data / "labels", made_of(recorded, chunk, clear_m), p.ranks.first)
+            kept = Kept(p.labels, made_of(recorded, chunk, clear_m), p.ranks.first)
             if p.ranks.first:
                 remove_temporary(kept.folder)
             with p.ranks.after_first():

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from worldenv.commands.job import load_run
 from worldenv.files import read_json
 from worldenv.nn.sentence import PACKAGE
+from worldenv.records.checkpoint import load_weights
 from worldenv.suites.libero.demonstrate import disturb
 from worldenv.suites.libero.panda import panda
 from worldenv.suites.libero.suite import LiberoSuite
@@ -64,6 +66,20 @@ def test_the_causal_world_model_is_made_in_place_of_the_composer(sentences, tmp_
     parts = load_run(tmp_path / "run")
     parts.suite.close()
     assert isinstance(parts.world, CausalWorld) and parts.world.robot == parts.suite.robot
+
+
+def test_a_second_round_learns_on_from_true_episodes(run, tmp_path):
+    """Its demonstrations do not record what was carried out: contact network and composer do without them."""
+    given = "--no-from-scratch", "--models", run[0] / "models", "--rounds", 2, "--rl.iterations", 2
+    given += "--refresh.episodes", 10
+    result = said(sys.executable, "-P", "-c", TRAIN, "libero-small-tiny", "--run", tmp_path / "run", *given)
+    assert result["rounds"] == {"rounds": 2, "true_episodes": 10}
+    made, before = tmp_path / "run" / "models" / "round-1", run[0] / "models"
+    assert all((made / f"{name}.safetensors").exists() for name in ("policy", "composer", "reflector"))
+    contact = [load_weights(folder / "contact.safetensors")[0] for folder in (made, before)]
+    assert any(not torch.equal(contact[0][name], tensor) for name, tensor in contact[1].items())
+    (labels,) = (tmp_path / "run" / "data" / "labels").iterdir()
+    assert labels.name == "round-1" and list(labels.glob("contacts_*.npz"))
 
 
 def test_models_read_sentences_and_act_in_chunks_of_eight(run):
