@@ -126,7 +126,7 @@ def test_evaluation_ends_in_one_json_line(capsys, models, tmp_path):
         (["tabletop", "--seed", "-1"], "--seed is -1"),
         (
             ["tabletop", "--rounds", "2", "--world", "causal"],
-            "--rounds is 2; between rounds only the models of the suite",
+            "--rounds is 2; between rounds only these parts can be trained again",
         ),
         (["tabletop", "--rounds", "2", "--refresh.episodes", "0"], "--refresh.episodes is 0; it should be"),
         (["tabletop", "--run", ""], "'--run' is empty; give it a value"),
