@@ -222,10 +222,11 @@ def test_damaged_figures_of_before_are_named(capsys, models, tmp_path, monkeypat
     monkeypatch.setattr("worldenv.evaluation.measure.PRACTICE_STARTS", 30)
     run = tmp_path / "run"
     cli.train(["tabletop", "--models", str(models), "--run", str(run), "--rl.iterations", "1", *WORDS, *PRACTICE])
-    (run / "before.json").write_text('{"success": {"oracle": 7, "n": 10}}')
+    kept = run / "before.json"
+    kept.write_text(kept.read_text().replace("0.0", "0.5", 1))
     with pytest.raises(SystemExit):
         cli.train(["--resume", "--run", str(run), "--rl.iterations", "2"])
-    assert "before.json: success.'oracle' is '7' and should be" in capsys.readouterr().err
+    assert "before.json: damaged: its content does not have its checksum" in capsys.readouterr().err
 
 
 def test_run_stays_in_its_folder_where_a_simulator_changes_the_working_directory(models, tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ from worldenv.records.metrics import LONGEST_S
 from worldenv.records.model_files import shipped
 from worldenv.records.progress import human_seconds, table
 from worldenv.records.result import read_result
-from worldenv.records.run_folder import BEFORE, RESULT, RunFolder
+from worldenv.records.run_folder import RunFolder
 from worldenv.records.stage_times import stage_seconds
 from worldenv.rl.checks import check_saveable, trainable
 from worldenv.rl.loop import post_train
@@ -114,12 +114,12 @@ class _Rounds:
 
     def before(self) -> dict | None:
         """The figures of the policy before practice, at rank 0; a resumed run reads those that it has kept."""
-        kept = self.ranks.from_first(self.folder.result(BEFORE) if self.ranks.first else None)
+        kept = self.ranks.from_first(self.folder.before() if self.ranks.first else None)
         if kept is None:
             measured = self.measure("before")
             kept = measured and measured.figures()
             if kept is not None:
-                self.folder.write_result(kept, BEFORE)
+                self.folder.write_before(kept)
         return kept
 
     def measure(self, title: str) -> Measurement | None:
@@ -164,10 +164,10 @@ def _practise(rounds: _Rounds, began: float, command: str) -> dict | None:
     if not ranks.first:
         return None
     found = after.figures()
-    both = {name: {"before": before.get(name), "after": found[name]} for name in COMPARED}
+    both = {name: {"before": before[name], "after": found[name]} for name in COMPARED}
     both["imagined_success"]["n"] = len(after.imagined.stopped)
     result = {
-        "success_before": before.get("success"),
+        "success_before": before["success"],
         "success_after": found["success"],
         **both,
         "world_model": found["world_model"],
@@ -327,7 +327,7 @@ def _create(config: TrainConfig | EvaluateConfig, name: str, about: dict[str, st
 def _add_iterations(folder: RunFolder, iterations: int) -> None:
     """Set the result and the policy of the shorter run aside: until the longer one has ended, there are none."""
     before = folder.config["rl"]["iterations"]
-    for path in (folder.path / RESULT, folder.checkpoints / POLICY):
+    for path in (folder.path / "result.json", folder.checkpoints / POLICY):
         if path.exists():
             path.rename(path.with_stem(f"{path.stem}-{before}"))
     folder.rewrite_config(folder.config | {"rl": folder.config["rl"] | {"iterations": iterations}})

@@ -24,8 +24,7 @@ def read_result(path: Path) -> dict[str, Any]:
             if result.get(name) and result[name].get("n") is None:
                 raise ValueError(f"{name}.n is missing")
     except ValueError as error:
-        damaged = "it is damaged: restore it from a copy, or delete it and resume the run"
-        raise UserError(f"{path}: {error}; {damaged}") from error
+        raise UserError(f"{path}: {error}; it is damaged: restore it from a copy, or resume the run") from error
     return result
 
 

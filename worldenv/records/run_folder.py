@@ -25,13 +25,14 @@ from worldenv.files import (
     temporary_folder,
     write_text,
 )
+from worldenv.records.checksum import CHECKSUM, checksum
 from worldenv.records.events import Events
 from worldenv.records.metrics import Line, append_line, read_lines, rewrite
 from worldenv.records.result import read_result
 
 PROBE_BYTES = 1 << 20  # more than the metrics of a run; a disk without that room is refused before any work
 LOCK = ".lock"
-RESULT, BEFORE = "result.json", "before.json"
+BEFORE = "before.json"
 SUBFOLDERS = ("checkpoints", "videos")
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # renaming a folder over one with entries, or over a file
 
@@ -166,15 +167,31 @@ class RunFolder:
         write_text(self._config_path, _dump(config, indent=2))
         self.config = read_json(self._config_path)
 
-    def write_result(self, result: dict[str, Any], name: str = RESULT) -> None:
-        """Write result.json, or before.json; non-finite floats become null."""
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write result.json; non-finite floats become null."""
         self._check_open()
-        write_text(self.path / name, _dump(result, indent=2))
+        write_text(self.path / "result.json", _dump(result, indent=2))
 
-    def result(self, name: str = RESULT) -> dict[str, Any] | None:
-        """What write_result wrote, or None if it has not yet. Raises UserError if a field is wrong."""
-        path = self.path / name
+    def result(self) -> dict[str, Any] | None:
+        """What write_result wrote, or None while the run has not ended. Raises UserError if a field is wrong."""
+        path = self.path / "result.json"
         return read_result(path) if os.path.lexists(path) else None
+
+    def write_before(self, figures: dict[str, Any]) -> None:
+        """Write before.json, with a checksum; non-finite floats become null."""
+        self._check_open()
+        kept = json.loads(_dump(figures))
+        write_text(self.path / BEFORE, _dump(kept | {CHECKSUM: checksum(kept, {})}, indent=2))
+
+    def before(self) -> dict[str, Any] | None:
+        """What write_before wrote, or None if it has not yet. Raises UserError if the file has been changed since."""
+        path = self.path / BEFORE
+        if not os.path.lexists(path):
+            return None
+        kept = read_json(path)
+        if kept.pop(CHECKSUM, None) != checksum(kept, {}):
+            raise UserError(f"{path}: damaged: its content does not have its checksum; delete it and resume the run")
+        return kept
 
     def close(self) -> None:
         """Let others write to the folder. From now on this object is for reading."""

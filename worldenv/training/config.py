@@ -130,6 +130,12 @@ class RefreshConfig:
         check_fields(self, episodes=Within(1, MOST_EPISODES))
 
 
+def command_for(suite: str) -> str:
+    """The command with a suite's preset, for a model card."""
+    preset = SCRATCH_PRESETS[suite]
+    return f"worldenv-train {preset}" + ("" if preset == suite else f" --suite {suite}")
+
+
 def round_name(number: int) -> str:
     """The folder of the models that a round of practice begins with, and of the true episodes recorded before it."""
     return f"round-{number}"

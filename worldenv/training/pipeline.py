@@ -35,7 +35,7 @@ from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.training.act_again import act_again
 from worldenv.training.adapt import adaptation_loss
-from worldenv.training.config import ScratchConfig
+from worldenv.training.config import ScratchConfig, command_for
 from worldenv.training.finetune import Loss, imitation_loss, with_pretraining
 from worldenv.training.fit import Schedule, fit
 from worldenv.training.imagined import as_imagined
@@ -75,7 +75,7 @@ class Pipeline:
         self.suite = self.lessons.suite
         self.world = WORLDS[world](self)
         self.world.check()
-        self.command = f"worldenv-train {suite} --from-scratch --world {world} --seed {seed}"
+        self.command = f"{command_for(suite)} --from-scratch --world {world} --seed {seed}"
         self.episodes = {name: getattr(config, name) * len(self.suite.tasks) for name in EXTRA_DATA}
         self._disturbed: Disturbed | None = None
         self._replays: tuple[Clips, Clips] | None = None

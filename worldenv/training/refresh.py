@@ -13,7 +13,7 @@ from worldenv.policy.small import SmallPolicy
 from worldenv.records.model_files import RANGES, save_model
 from worldenv.records.run_folder import RunFolder
 from worldenv.reflector.small import SmallReflector
-from worldenv.training.config import MOST_EPISODES, RefreshConfig, ScratchConfig, round_name
+from worldenv.training.config import MOST_EPISODES, RefreshConfig, ScratchConfig, command_for, round_name
 from worldenv.training.fit import Schedule
 from worldenv.training.pipeline import Pipeline, Stage
 from worldenv.training.world_stages import CONTACT, composer
@@ -50,7 +50,7 @@ class Refresh(Pipeline):
         super().__init__(folder, replace(scratch, **schedules), seed, "composer", suite=suite, ranks=ranks)
         self.number, self.before, self.policy = number, before, policy
         self.models, self.labels = self.models / round_name(number), self.labels / round_name(number)
-        self.command = f"worldenv-train {suite} --rounds R --seed {seed}"
+        self.command = f"{command_for(suite)} --rounds R --seed {seed}"
         self.rounds = [round_name(i) for i in range(1, number + 1)]
         self.episodes |= dict.fromkeys(self.rounds, config.episodes * len(self.suite.tasks))
 

@@ -79,6 +79,7 @@ def test_a_second_round_learns_on_from_true_episodes(run, tmp_path):
     contact = [load_weights(folder / "contact.safetensors")[0] for folder in (made, before)]
     assert any(not torch.equal(contact[0][name], tensor) for name, tensor in contact[1].items())
     (labels,) = (tmp_path / "run" / "data" / "labels").iterdir()
+    assert "worldenv-train libero-small --suite libero_object-tiny --rounds R" in (made / "composer.md").read_text()
     assert labels.name == "round-1" and list(labels.glob("contacts_*.npz"))
 
 
