@@ -200,6 +200,15 @@ def test_the_view_does_not_tell_which_thing_the_chunk_will_grasp(shown):
         assert one.mask.any() == (first == pushed) and other.mask.any() == (first == grasped)
 
 
+def test_the_network_sees_imagined_poses_and_its_labels_say_what_the_simulator_did(shown, layers, scene, all_chunks):
+    arm = moved_gripper(Kinematics(translation_step=0.03), clear_m=CLEAR_M)  # the true one moves further
+    for beside in (0, 1):
+        exact, lagging = (record_contacts(shown, layers, one, beside, 0) for one in (scene, scene._replace(robot=arm)))
+        assert (exact.numbers - lagging.numbers).abs().max() > 0.1  # 5 mm
+        for name in ("moves", "closes", "grasps", "rest", "pushes", "pushed"):
+            assert torch.equal(getattr(exact, name), getattr(lagging, name)), name
+
+
 @pytest.mark.parametrize(("away", "share"), [(0.0, (0.9, 1.0)), (0.06, (0.0, 0.0))])
 def test_grasps_from_beside_are_labelled_as_they_went_there(shown, layers, scene, all_chunks, monkeypatch, away, share):
     def offsets(random, count):
@@ -252,7 +261,7 @@ def test_kept_chunks_are_read_again_and_others_are_made_anew(shown, layers, scen
     monkeypatch.setattr(module, "AT_ONCE", 30)
     monkeypatch.setattr(layers, "kept", Kept(tmp_path))
     made, label = [], module._labelled
-    monkeypatch.setattr(module, "_labelled", lambda *given: made.append(len(given[3])) or label(*given))
+    monkeypatch.setattr(module, "_labelled", lambda *given: made.append(len(given[4])) or label(*given))
     first = record_contacts(shown, layers, scene, 1, 0)
     parts = len(made)
     assert parts > 3 and sum(made) == len(first)
@@ -276,9 +285,9 @@ def test_chunks_after_an_offset_are_made_task_by_task_and_stay_the_same(shown, l
     as_before, made, label = record_contacts(shown, layers, scene, 1, 0), [], module._labelled
     clips = replace(shown, tasks=tuple("ab"[i % 2] for i in range(len(shown))))
 
-    def noted(clips, layers, scene, rows, offset):
+    def noted(clips, layers, scene, motion, rows, offset):
         made.extend((clips.tasks[episode], episode) for episode in rows[:, 0] if offset is not None)
-        return label(clips, layers, scene, rows, offset)
+        return label(clips, layers, scene, motion, rows, offset)
 
     monkeypatch.setattr(module, "_labelled", noted)
     found = record_contacts(clips, layers, scene, 1, 0)

@@ -1,6 +1,10 @@
 """What the contact network learns from: recorded chunks, and the same chunks tried again after an offset.
 
 An offset: before the chunk is carried out, the gripper is moved a little (`Shiftable.beside`).
+
+The network sees the poses to which the kinematics lead from the pose before the chunk, as in imagination. The labels
+say what the simulator did. Where a real arm lags or is stopped, the two differ, by a centimetre in LIBERO when the
+fingers close: as much as decides a grasp.
 """
 
 from collections.abc import Iterator
@@ -18,6 +22,7 @@ from worldenv.interfaces.true_things import TrueThings
 from worldenv.records.checksum import checksum
 from worldenv.records.progress import Progress
 from worldenv.robot.hand import drawn_poses
+from worldenv.robot.robot import Robot
 from worldenv.training.layers import MOVED_M, LayerLabels, Layers
 from worldenv.worlds.composer.contact import Scene, look
 from worldenv.worlds.composer.layer import APERTURE, SIZE, Layer, Thing, attempts, carried, undecided, window
@@ -59,6 +64,7 @@ class _Chunks(NamedTuple):
 
     frame: Tensor  # [M, H, W, 3] uint8, before each chunk
     poses: Tensor  # [M, K + 1, P] float32
+    imagined: Tensor  # [M, K + 1, P] float32, the poses that imagination has of it
     things: TrueThings
     episode: np.ndarray  # [M], index of its episode
     step: np.ndarray  # [M], at which it begins in this episode
@@ -99,13 +105,31 @@ def record_contacts(
     by_episode = recorded + np.lexsort((again, np.unique(clips.tasks, return_inverse=True)[1][again]))
     order, whole = [(part, None) for part in _parts(np.arange(recorded))], None
     order += [(part, offset[part - recorded]) for part in _parts(by_episode)]
+    motion = _motions(clips, scene.robot)
     with Progress(len(drawn), "chunks for the contact network") as progress:
         for number, (part, own_offset) in enumerate(order):
-            made = _kept(f"contacts_{number:05d}", clips, layers, scene, drawn[part], own_offset)
+            made = _kept(f"contacts_{number:05d}", clips, layers, scene, motion, drawn[part], own_offset)
             whole = whole or made.empty(len(drawn))  # filled in place: it takes gigabytes
             whole.put(torch.from_numpy(part), made)
             progress.advance(len(made))
     return whole
+
+
+def _motions(clips: Clips, robot: Robot) -> Tensor:  # [N, T, ...] float32
+    """The state of the motion before each action, as imagined episodes have it; empty [N, T, 0] if there is none."""
+    pose, found = clips.proprio[:, 0], []
+    motion = robot.kinematics.rest(pose)
+    for action in clips.actions.unbind(1):
+        found.append(pose[:, :0] if motion is None else motion)
+        poses, motion = robot.kinematics.follow(pose, motion, action[:, None])
+        pose = poses[:, 0]
+    return torch.stack(found, dim=1)
+
+
+def _imagined(poses: Tensor, motion: Tensor, actions: Tensor, robot: Robot) -> Tensor:  # [M, K + 1, P]
+    """The first pose, and those to which the kinematics lead from there."""
+    led, _ = robot.kinematics.follow(poses[:, 0], motion if motion.shape[1] else None, actions)
+    return torch.cat([poses[:, :1], led], dim=1)
 
 
 def _parts(rows: np.ndarray) -> list[np.ndarray]:
@@ -144,35 +168,47 @@ def _offsets(random: np.random.Generator, count: int) -> np.ndarray:  # [count, 
 
 
 def _kept(
-    name: str, clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, offset: np.ndarray | None
+    name: str,
+    clips: Clips,
+    layers: Layers,
+    scene: Scene,
+    motion: Tensor,  # [N, T, ...]
+    rows: np.ndarray,  # [M, 2]
+    offset: np.ndarray | None,  # [M, 3] m
 ) -> Contacts:
     """What `_labelled` makes of these arguments, or made of them in a run that was interrupted."""
     parts = [column.name for column in fields(Contacts)]
 
     def make() -> dict[str, np.ndarray]:
-        made = _labelled(clips, layers, scene, rows, offset)
+        made = _labelled(clips, layers, scene, motion, rows, offset)
         return {part: getattr(made, part).numpy() for part in parts}
 
-    poses = clips.proprio[torch.from_numpy(np.unique(rows[:, 0]))].numpy()  # as the kinematics of the robot have them
-    robot = scene.robot.gripper, scene.robot.ground_m
-    of = rows, np.full(3, np.nan) if offset is None else offset, scene.plate.numpy(), poses
+    shown, robot = torch.from_numpy(np.unique(rows[:, 0])), (scene.robot.gripper, scene.robot.ground_m)
+    moved = clips.proprio[shown].numpy(), motion[shown].numpy()  # both depend on the kinematics of the robot
+    of = rows, np.full(3, np.nan) if offset is None else offset, scene.plate.numpy(), *moved
     found = replace(layers.kept, made_of=checksum([layers.kept.made_of, str(robot)], {})).arrays(name, make, *of)
     return Contacts(**{part: torch.from_numpy(found[part]) for part in parts})
 
 
-def _labelled(clips: Clips, layers: Layers, scene: Scene, rows: np.ndarray, offset: np.ndarray | None) -> Contacts:
-    """The chunks of these rows (episode, step) [M, 2], as recorded or after these offsets [M, 3] (m)."""
-    (episode, step), (e, t) = rows.T, torch.from_numpy(rows).unbind(1)
-    chunks = _carried_out(clips, layers, episode, step, offset)
+def _labelled(
+    clips: Clips,
+    layers: Layers,
+    scene: Scene,
+    motion: Tensor,  # [N, T, ...]
+    rows: np.ndarray,  # [M, 2], episode and step of chunks
+    offset: np.ndarray | None,  # [M, 3] m; None: as recorded
+) -> Contacts:
+    e, t = torch.from_numpy(rows).unbind(1)
+    chunks = _carried_out(clips, layers, scene.robot, motion, rows, offset)
     things, own, now = chunks.things, chunks.episode, chunks.step
     steps, row = now[:, None] + np.arange(layers.chunk + 1), np.arange(len(rows))
     centre, held = things.centre[own[:, None], steps], things.held[own[:, None], steps]
     away = np.linalg.norm(centre - centre[:, :1], axis=-1).max(1) * things.movable[own]
     thing = np.where((held >= 0).any(1), held.max(1), away.argmax(1))
     moves = torch.from_numpy((away[row, thing] > MOVED_M) | (held >= 0).any(1))
-    poses, holds = drawn_poses(chunks.poses, scene.robot), torch.from_numpy(held >= 0)
+    poses, holds = drawn_poses(chunks.imagined, scene.robot), torch.from_numpy(held >= 0)
     way = torch.from_numpy(centre[row, :, thing])
-    rest = way - way[:, :1] - carried(poses, holds)
+    rest = way - way[:, :1] - carried(chunks.poses, holds)  # what is held goes where the imagined gripper goes
     camera, label = clips.still_camera()[e, 0], layers.at(e, t)
     before, painted = _before(layers, label, rows, centre[:, 0], held[:, 0])
     clear = clips.frames_at(e, label.clear[:, None])[:, 0, 0]
@@ -251,17 +287,20 @@ def _pushed(
 
 
 def _carried_out(
-    clips: Clips, layers: Layers, episode: np.ndarray, step: np.ndarray, offset: np.ndarray | None
+    clips: Clips, layers: Layers, robot: Robot, motion: Tensor, rows: np.ndarray, offset: np.ndarray | None
 ) -> _Chunks:
-    e, t, k = torch.from_numpy(episode)[:, None], torch.from_numpy(step)[:, None], layers.chunk
-    recorded = clips.proprio[e, t + torch.arange(k + 1)]
+    (episode, step), (e, t), ahead = rows.T, torch.from_numpy(rows).unbind(1), torch.arange(layers.chunk)
+    actions = clips.actions[e[:, None], t[:, None] + ahead]
     if offset is None:
-        return _Chunks(clips.frames_at(e[:, 0], t)[:, 0, 0], recorded, layers.things, episode, step)
-    found = layers.things.beside(episode, step, offset, clips.actions[e, t + torch.arange(k)].numpy())
+        poses = clips.proprio[e[:, None], t[:, None] + torch.arange(layers.chunk + 1)]
+        frames = clips.frames_at(e, t[:, None])[:, 0, 0]
+        return _Chunks(frames, poses, _imagined(poses, motion[e, t], actions, robot), layers.things, episode, step)
+    found = layers.things.beside(episode, step, offset, actions.numpy())
     poses = torch.from_numpy(found.poses)
-    poses[..., APERTURE] = recorded[..., APERTURE]  # as predicted from the actions (`with_wanted_opening`)
-    first = np.arange(len(episode)), np.zeros(len(episode), dtype=np.int64)
-    return _Chunks(torch.from_numpy(found.frames), poses, found.things, *first)
+    poses[:, 0, APERTURE] = clips.proprio[e, t, APERTURE]  # as predicted from the actions (`with_wanted_opening`)
+    first = np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64)
+    imagined = _imagined(poses, motion[e, t], actions, robot)
+    return _Chunks(torch.from_numpy(found.frames), poses, imagined, found.things, *first)
 
 
 def _hidden(
