@@ -26,7 +26,6 @@ STILLS = ScratchConfig(stills=5)
     ("bad", "message"),
     [
         ({"resume": True}, "--resume needs --run"),
-        ({"from_scratch": True, "models": Path("x")}, "leave out --models"),
         ({"from_scratch": True, "scratch": STILLS}, "stills is 5, and only these .*: libero_object-small"),
         ({"seed": -1}, "seed is -1; it should be a whole number from 0 to 4,294,967,295"),
         ({"seed": 2**32}, "seed is 4294967296; it should be"),

@@ -48,7 +48,8 @@ class TrainConfig:
     run: Path | None = None  # run folder; default: runs/<suite>-<date>-<time>
     resume: bool = False  # continue the run in --run, with its settings; --rl.iterations may be more than before
     from_scratch: bool = False  # first make all models (tabletop, metaworld, small LIBERO); with --help: the options
-    models: Path | None = None  # folder with the models' files; default: the weights in the package
+    # folder with the models' files; default: the weights in the package; with --from-scratch: base and finetuned only
+    models: Path | None = None
     suite: str = "tabletop"  # true environment; as the next three: a name, or module:function of your own (docs/)
     policy: str = "small"  # what acts and is improved; pi0:FOLDER, say: a released policy (docs/your_checkpoint.md)
     world: str = "composer"  # world model: composer (CPU), causal (CPU, GPU); released: rlinf-wan:FOLDER, svd:FOLDER
@@ -69,11 +70,6 @@ class TrainConfig:
         self._check_rounds()
         if self.resume and self.run is None:
             raise UserError("--resume needs --run: the folder of the run to continue")
-        if self.from_scratch and self.models is not None:
-            raise UserError(
-                "--from-scratch makes its own models: leave out --models, or leave out --from-scratch (if the preset "
-                "sets it, give --no-from-scratch)"
-            )
         if self.from_scratch and not (self.suite in SCRATCH_PRESETS and self.world in SCRATCH_WORLDS):
             raise UserError(
                 f"--from-scratch makes the models of the suites {', '.join(SCRATCH_PRESETS)}, with --world composer or "

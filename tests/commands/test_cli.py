@@ -103,7 +103,6 @@ def test_evaluation_ends_in_one_json_line(capsys, models, tmp_path):
         (["tabeltop"], "unknown preset 'tabeltop' — did you mean \"tabletop\"?"),
         (["--policy", "small", "tabletop"], "the first word is '--policy'; it should be a preset: tabletop, tabletop-"),
         (["tabletop", "--resume"], "--resume needs --run"),
-        (["tabletop", "--from-scratch", "--models", "x"], "leave out --models, or leave out --from-scratch"),
         (
             ["tabletop", "--from-scratch", "--suite", "metaworld"],
             "the preset tabletop has settings for the suite tabletop, not for making the models of metaworld: take "

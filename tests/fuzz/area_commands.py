@@ -233,8 +233,6 @@ def check(config: TrainConfig | EvaluateConfig, program: str, words: list[str]) 
             name = option.rpartition(".")[2].lstrip("-").replace("-", "_")
             if not LOWEST.get(name, 0) <= number <= LARGEST or (number == 0 and name not in MAY_BE_ZERO):
                 raise Silent(f"{option} is {number}")
-    if bool(have.get("--from-scratch")) and have["--models"] is not None:
-        raise Silent("models given and made from scratch")
     check_typed(have, KNOWN[program], words)
 
 

@@ -235,7 +235,7 @@ def _made_from_scratch(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> 
     from worldenv.training.pipeline import Pipeline  # imports h5py, which nothing else here needs
 
     given = config.scratch, config.seed, config.world, config.device, config.suite, ranks
-    return _made(Pipeline(folder, *given))
+    return _made(Pipeline(folder, *given, given=config.models))
 
 
 def _made(pipeline: Any) -> Path:

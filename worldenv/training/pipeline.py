@@ -21,7 +21,7 @@ from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError
 from worldenv.evaluation.measure import in_turn
 from worldenv.evaluation.truth import act_in_true
-from worldenv.files import cannot_be_written
+from worldenv.files import cannot_be_written, replace_whole
 from worldenv.interfaces.world import WorldModel
 from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
@@ -48,6 +48,7 @@ from worldenv.training.world_stages import CausalStages, ComposerStages
 EXPLORATION_START = 1_000_000  # exploration uses other training starts than the demonstrations
 RANGES_START = 3_000_000
 EXTRA_DATA = ("exploration", "again")
+BASE, FINETUNED = "base.safetensors", "finetuned.safetensors"  # the models that a run may be given
 # Where the reflector stops: stopping a little late costs nothing, a little early costs the episode. Found on 500
 # validation starts (benchmarks/LOG.md).
 STOP_ABOVE = 0.78
@@ -67,8 +68,10 @@ class Pipeline:
         device: str = "cpu",
         suite: str = "tabletop",
         ranks: Ranks = ALONE,
+        given: Path | None = None,  # a folder; a base or a fine-tuned policy in it is taken, and not made
     ):
         self.folder, self.config, self.seed, self.device = folder, config, seed, torch.device(device)
+        self.given = given
         self.models, self.data, self.ranks = folder.path / "models", folder.path / "data", ranks
         self.labels = self.data / "labels"  # what the simulator is asked for about recorded episodes
         self.lessons = LESSONS[suite]()
@@ -83,8 +86,11 @@ class Pipeline:
     def run(self) -> Path:
         """Make whatever is missing, in order; returns the folder of the models.
 
-        Raises UserError naming what cannot be written, as on a full disk; there the run can be resumed.
+        Raises UserError naming what cannot be written, as on a full disk; there the run can be resumed. Also if the
+        given folder has no model to take, or one that does not fit this run.
         """
+        if self.given is not None and self.ranks.first:
+            self._take(self.given)
         for path, make in self.stages():
             if path.name in EXTRA_DATA and not self.config.extra_data:
                 continue
@@ -97,6 +103,21 @@ class Pipeline:
             except (CheckpointError, TrajectoryFormatError) as error:
                 raise self._explained(error) from error
         return self.models
+
+    def _take(self, given: Path) -> None:
+        """Copy the given models that this run has not made yet."""
+        found = [name for name in (BASE, FINETUNED) if (given / name).exists()]
+        if not found:
+            raise UserError(
+                f"--models {given} has neither {BASE} nor {FINETUNED}, and --from-scratch takes no other model from a "
+                "folder; to practise with a whole set of models, give --no-from-scratch"
+            )
+        self.models.mkdir(parents=True, exist_ok=True)
+        for path in (self.models / name for name in found):
+            if not path.exists():
+                own = Base(self.policy_config())
+                load_weights(given / path.name, own if path.name == BASE else own.policy)  # else refused only later
+                replace_whole(path, lambda made, path=path: shutil.copyfile(given / path.name, made))
 
     def _explained(self, error: UserError) -> UserError:
         """The error with what to delete, where it names something that a stage of this run makes."""
@@ -125,9 +146,9 @@ class Pipeline:
     def stages(self) -> list[Stage]:
         """The stages in order; the world model's own stand where the data is there and nothing needs it yet."""
         return [
-            (self.models / "base.safetensors", self.make_base),
+            (self.models / BASE, self.make_base),
             (self.data / "demonstrations", self.record_demonstrations),
-            (self.models / "finetuned.safetensors", self.make_finetuned),
+            (self.models / FINETUNED, self.make_finetuned),
             (self.data / "exploration", self.record_exploration),
             (self.data / "again", self.record_again),
             *self.world.stages(),
@@ -229,12 +250,12 @@ class Pipeline:
 
     def make_policy(self, path: Path) -> None:
         """The fine-tuned policy, once it reads imagined frames as it reads true ones."""
-        schedule, policy = self.config.adapt, SmallPolicy.load(self.models / "finetuned.safetensors")
+        schedule, policy = self.config.adapt, SmallPolicy.load(self.models / FINETUNED)
         loss = adaptation_loss(policy, *self.replays(), schedule.batch, self.ranks)
         self.write(save_model, path, policy, "policy", self.train(policy, loss, schedule, "adapt"))
 
     def record_exploration(self, path: Path) -> None:
-        self.explore(path, SmallPolicy.load(self.models / "finetuned.safetensors"), EXPLORATION_START, self.seed)
+        self.explore(path, SmallPolicy.load(self.models / FINETUNED), EXPLORATION_START, self.seed)
 
     def explore(self, path: Path, policy: SmallPolicy, first: int, seed: int) -> None:
         """Record true episodes of a policy that adds up to `perturb` times its own noise, from the training starts
@@ -305,7 +326,7 @@ class Pipeline:
     def base(self) -> Base:
         """The pretrained base of policy and reflector."""
         base = Base(self.policy_config())
-        load_weights(self.models / "base.safetensors", base)
+        load_weights(self.models / BASE, base)
         return base.to(memory_format=torch.channels_last)
 
     def policy_config(self) -> SmallPolicyConfig:
