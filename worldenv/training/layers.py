@@ -18,7 +18,7 @@ from worldenv.robot.robot import Robot
 from worldenv.worlds.composer.layer import APERTURE
 
 MOVED_M = 0.0015  # a thing that moved less than this counts as not moved
-AT_ONCE = 500  # pictures that are drawn at a time
+AT_ONCE = 3000  # pictures that are drawn at a time: some minutes, most of them in scenes that are built already
 HIDDEN_LEVEL = 40  # of 255: if no pixel of a thing is hidden by more, the thing counts as not hidden
 
 
