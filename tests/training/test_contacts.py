@@ -10,6 +10,7 @@ from worldenv.errors import UserError
 from worldenv.interfaces.true_things import Shiftable
 from worldenv.ops.unpatchify import to_frames
 from worldenv.records.kept import Kept
+from worldenv.robot.fitted import FittedKinematics
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
 from worldenv.suites.tabletop.suite import CLEAR_M
@@ -56,7 +57,7 @@ def chunks(layers, shown):  # (episode, step) in which the gripper is low or hol
 
 
 def test_chunks_as_recorded_are_labelled_with_what_was_recorded(shown, layers, scene, all_chunks):
-    contacts, rows = record_contacts(shown, layers, scene, 0, 0, K), chunks(layers, shown)
+    contacts, rows = record_contacts(shown, layers, scene, 0, 0), chunks(layers, shown)
     m = len(rows)
     assert len(contacts) == m and contacts.pictures.shape == (m, channels(K), SIZE, SIZE)
     assert contacts.numbers.shape == (m, numbers(K)) and contacts.rest.shape == (m, K, 3)
@@ -72,15 +73,15 @@ def test_chunks_as_recorded_are_labelled_with_what_was_recorded(shown, layers, s
 
 
 def test_each_chunk_may_be_alone_even_where_nothing_moves(shown, layers, scene, all_chunks, monkeypatch):
-    whole = record_contacts(shown, layers, scene, 0, 0, K)
+    whole = record_contacts(shown, layers, scene, 0, 0)
     assert not whole.moves.all()
     monkeypatch.setattr(module, "AT_ONCE", 1)
-    parts = record_contacts(shown, layers, scene, 0, 0, K)
+    parts = record_contacts(shown, layers, scene, 0, 0)
     assert all(torch.equal(one, other) for one, other in zip(whole.tensors(), parts.tensors(), strict=True))
 
 
 def test_the_rest_is_how_far_a_thing_comes_besides_what_it_is_carried(shown, layers, scene, all_chunks):
-    contacts, rows = record_contacts(shown, layers, scene, 0, 0, K), chunks(layers, shown)
+    contacts, rows = record_contacts(shown, layers, scene, 0, 0), chunks(layers, shown)
     carried_all, pushed = 0, 0
     for i, (e, t) in enumerate(rows):
         held = layers.held[e, t : t + K + 1]
@@ -96,7 +97,7 @@ def test_the_rest_is_how_far_a_thing_comes_besides_what_it_is_carried(shown, lay
 
 
 def test_masks_cover_the_thing_that_is_to_be_grasped(shown, layers, scene, all_chunks):
-    contacts = record_contacts(shown, layers, scene, 0, 0, K)
+    contacts = record_contacts(shown, layers, scene, 0, 0)
     closing = contacts.closes.any(1) & contacts.moves
     area = (contacts.mask[closing] > 127).sum((1, 2))
     offset = torch.arange(SIZE) - (SIZE - 1) / 2
@@ -119,7 +120,7 @@ def test_what_is_hidden_is_labelled_where_the_thing_is_and_unknown_only_close_to
 
     occlusion = TabletopThings.occlusion
     monkeypatch.setattr(TabletopThings, "occlusion", half)
-    contacts = record_contacts(shown, layers, scene, 0, 0, K)
+    contacts = record_contacts(shown, layers, scene, 0, 0)
     assert (contacts.hidden[~contacts.moves] == UNKNOWN).all()  # and nothing has been moved before
     hidden, there = contacts.hidden[contacts.moves].flatten(0, 1), torch.from_numpy(np.concatenate(places))
     left, right = (there[:, :, part].sum((1, 2)) for part in (slice(0, 32), slice(32, 64)))
@@ -140,7 +141,7 @@ def test_of_a_thing_that_lies_still_where_it_was_put_it_is_labelled_too_what_is_
     proprio[:, :, 2] = CLEAR_M - 0.01
     layers = Layers(proprio, TabletopThings(states, 64), K, CLEAR_M)
     clips = replace(shown, proprio=proprio, length=shown.length.clamp(max=11), actions=shown.actions[:, :11])
-    contacts = record_contacts(clips, layers, scene, 0, 0, K)
+    contacts = record_contacts(clips, layers, scene, 0, 0)
     every = [(e, t) for e in range(len(shown)) for t in range(int(clips.length[e]) - K + 1)]
     still = ~contacts.moves & torch.tensor([bool(layers.moves()[e, t]) for e, t in every])
     is_hidden = (contacts.hidden != UNKNOWN) & (contacts.hidden > HIDDEN_LEVELS / 2)
@@ -160,7 +161,7 @@ def test_another_thing_that_is_moved_is_labelled_with_its_way_and_shown_where_it
     proprio[:, :, 2] = CLEAR_M - 0.01
     layers = Layers(proprio, TabletopThings(states, 64), K, CLEAR_M)
     clips = replace(shown, proprio=proprio, length=shown.length.clamp(max=8), actions=shown.actions[:, :8])
-    contacts = record_contacts(clips, layers, scene, 0, 0, K)
+    contacts = record_contacts(clips, layers, scene, 0, 0)
     steps = torch.tensor([t for _ in shown.tasks for t in range(5)])
     pushes = steps == 0  # the chunks in which both are moved
     assert torch.equal(contacts.pushes, pushes) and pushes.sum() >= len(shown)
@@ -200,26 +201,25 @@ def test_the_view_does_not_tell_which_thing_the_chunk_will_grasp(shown):
         assert one.mask.any() == (first == pushed) and other.mask.any() == (first == grasped)
 
 
-@pytest.mark.parametrize("beside", [0, 1])
-def test_the_network_sees_imagined_poses_and_its_labels_say_what_the_simulator_did(
-    shown, layers, scene, all_chunks, beside
-):
+def test_the_network_sees_imagined_poses_and_its_labels_say_what_the_simulator_did(shown, layers, scene, all_chunks):
     arm = moved_gripper(Kinematics(translation_step=0.03), clear_m=CLEAR_M)  # the true one moves further
-    exact, lagging, two = (
-        record_contacts(shown, layers, scene._replace(robot=robot), beside, 0, decided)
-        for robot, decided in ((scene.robot, K), (arm, K), (arm, 2 * K))
-    )
-    for name in ("moves", "closes", "grasps", "rest", "pushes", "pushed"):
-        assert torch.equal(getattr(exact, name), getattr(lagging, name)), name
-    assert (exact.numbers - lagging.numbers).abs().max() > 0.1  # 5 mm
-    step = np.array([t for _, t in chunks(layers, shown)])
-    second, differs = step % (2 * K) >= K, (two.numbers != lagging.numbers).any(1).numpy()[: len(step)]
-    assert differs[second].mean() > 0.5 and not differs[~second].any()  # the policy has not looked again
+    for beside in (0, 1):
+        exact, lagging = (record_contacts(shown, layers, one, beside, 0) for one in (scene, scene._replace(robot=arm)))
+        assert (exact.numbers - lagging.numbers).abs().max() > 0.1  # 5 mm
+        for name in ("moves", "closes", "grasps", "rest", "pushes", "pushed"):
+            assert torch.equal(getattr(exact, name), getattr(lagging, name)), name
 
 
-def test_where_the_kinematics_are_exact_it_does_not_matter_when_the_policy_looks(shown, layers, scene, all_chunks):
-    one, two = (record_contacts(shown, layers, scene, 0, 0, decided) for decided in (K, 3 * K))
-    assert (one.numbers - two.numbers).abs().max() < 1e-3 and torch.equal(one.rest, two.rest)
+def test_arm_that_coasts_is_imagined_as_if_the_whole_episode_were(shown):
+    diagonal = {name: tuple(map(tuple, size * np.eye(7))) for name, size in (("step", 0.02), ("after", 0.01))}
+    inertia = tuple(map(tuple, 0.3 * np.eye(7)))
+    fitted = FittedKinematics(**diagonal, inertia=inertia, drift=(0.0,) * 7, opening=(0.0, 1.0))
+    arm = replace(moved_gripper(Kinematics()), kinematics=fitted)
+    begin = shown.proprio[:, 0]
+    whole, _ = arm.kinematics.follow(begin, arm.kinematics.rest(begin), shown.actions)
+    first, motion = K, module._motions(shown, arm)
+    part = module._imagined(whole[:, first - 1, None], motion[:, first], shown.actions[:, first : first + K], arm)
+    assert torch.equal(part, whole[:, first - 1 : first + K]) and motion.shape == shown.actions.shape
 
 
 @pytest.mark.parametrize(("away", "share"), [(0.0, (0.9, 1.0)), (0.06, (0.0, 0.0))])
@@ -229,8 +229,8 @@ def test_grasps_from_beside_are_labelled_as_they_went_there(shown, layers, scene
         return away * np.stack([np.cos(angle), np.sin(angle), np.zeros(count)], axis=1)
 
     monkeypatch.setattr(module, "_offsets", offsets)
-    recorded = record_contacts(shown, layers, scene, 0, 0, K)
-    contacts = record_contacts(shown, layers, scene, 1, 0, K)
+    recorded = record_contacts(shown, layers, scene, 0, 0)
+    contacts = record_contacts(shown, layers, scene, 1, 0)
     beside = contacts[torch.arange(len(recorded), len(contacts))]
     assert beside.closes.any(1).sum() >= 6 and recorded.grasps[recorded.closes.any(1)].any(1).float().mean() > 0.5
     good = recorded.closes.any(1) & recorded.grasps.any(1)
@@ -254,19 +254,19 @@ def close_chunks(shown, layers, monkeypatch):
 def test_close_to_other_things_chunks_with_a_held_thing_are_tried_beside_too_and_push(
     shown, layers, scene, close_chunks
 ):
-    contacts = record_contacts(shown, layers, scene, 3, 0, K)
+    contacts = record_contacts(shown, layers, scene, 3, 0)
     assert len(contacts) == 3 * len(close_chunks) and close_chunks.sum() > 10
     assert contacts.grasps.all(1).float().mean() > 0.3 and contacts.pushes.any()
 
 
 def test_half_of_the_grasps_from_beside_miss_and_the_same_seed_gives_the_same(shown, layers, scene, all_chunks):
-    contacts, again = (record_contacts(shown, layers, scene, 6, 3, K) for _ in range(2))
-    recorded = len(record_contacts(shown, layers, scene, 0, 3, K))
+    contacts, again = (record_contacts(shown, layers, scene, 6, 3) for _ in range(2))
+    recorded = len(record_contacts(shown, layers, scene, 0, 3))
     beside = contacts[torch.arange(recorded, len(contacts))]
     hit = beside.grasps[beside.closes.any(1)].any(1).float().mean().item()
     assert 0.2 < hit < 0.7
     assert torch.equal(contacts.pictures, again.pictures) and torch.equal(contacts.grasps, again.grasps)
-    other = record_contacts(shown, layers, scene, 6, 4, K)
+    other = record_contacts(shown, layers, scene, 6, 4)
     assert not torch.equal(beside.numbers, other.numbers[recorded:][: len(beside)])
 
 
@@ -275,27 +275,29 @@ def test_kept_chunks_are_read_again_and_others_are_made_anew(shown, layers, scen
     monkeypatch.setattr(layers, "kept", Kept(tmp_path))
     made, label = [], module._labelled
     monkeypatch.setattr(module, "_labelled", lambda *given: made.append(len(given[4])) or label(*given))
-    first = record_contacts(shown, layers, scene, 1, 0, K)
+    first = record_contacts(shown, layers, scene, 1, 0)
     parts = len(made)
     assert parts > 3 and sum(made) == len(first)
     (tmp_path / "contacts_00001.npz").unlink()  # as if the run had ended before
-    again = record_contacts(shown, layers, scene, 1, 0, K)
+    again = record_contacts(shown, layers, scene, 1, 0)
     assert len(made) == parts + 1
     assert all(torch.equal(one, other) for one, other in zip(first.tensors(), again.tensors(), strict=True))
     grippers = replace(scene.robot, gripper=scene.robot.gripper._replace(tip_closed_m=0.02))
     moved = replace(shown, proprio=shown.proprio + 1e-4)
-    for clips, other in (shown, replace_plate(scene, 0.2)), (shown, scene._replace(robot=grippers)), (moved, scene):
+    arms = moved_gripper(Kinematics(translation_step=0.03), clear_m=CLEAR_M)
+    others = (replace_plate(scene, 0.2), *(scene._replace(robot=robot) for robot in (grippers, arms)))
+    for clips, other in (*((shown, other) for other in others), (moved, scene)):
         made.clear()
-        record_contacts(clips, layers, other, 1, 0, K)
+        record_contacts(clips, layers, other, 1, 0)
         assert len(made) == parts
     made.clear()
-    record_contacts(moved, layers, scene, 1, 1, K)  # another seed draws other chunks
+    record_contacts(moved, layers, scene, 1, 1)  # another seed draws other chunks
     assert made
 
 
 def test_chunks_after_an_offset_are_made_task_by_task_and_stay_the_same(shown, layers, scene, all_chunks, monkeypatch):
     monkeypatch.setattr(module, "AT_ONCE", 10)
-    as_before, made, label = record_contacts(shown, layers, scene, 1, 0, K), [], module._labelled
+    as_before, made, label = record_contacts(shown, layers, scene, 1, 0), [], module._labelled
     clips = replace(shown, tasks=tuple("ab"[i % 2] for i in range(len(shown))))
 
     def noted(clips, layers, scene, motion, rows, offset):
@@ -303,16 +305,16 @@ def test_chunks_after_an_offset_are_made_task_by_task_and_stay_the_same(shown, l
         return label(clips, layers, scene, motion, rows, offset)
 
     monkeypatch.setattr(module, "_labelled", noted)
-    found = record_contacts(clips, layers, scene, 1, 0, K)
+    found = record_contacts(clips, layers, scene, 1, 0)
     assert made == sorted(made) and {task for task, _ in made} == {"a", "b"}
     assert all(torch.equal(one, other) for one, other in zip(found.tensors(), as_before.tensors(), strict=True))
 
 
 def test_chunks_in_which_nothing_happens_are_taken_less_often(shown, layers, scene, monkeypatch):
     monkeypatch.setattr(module, "SHARES", (1.0, 0.0, 0.0, 0.0))
-    closing = record_contacts(shown, layers, scene, 0, 0, K)
+    closing = record_contacts(shown, layers, scene, 0, 0)
     monkeypatch.setattr(module, "SHARES", (0.0, 1.0, 1.0, 0.0))
-    moving = record_contacts(shown, layers, scene, 0, 0, K)
+    moving = record_contacts(shown, layers, scene, 0, 0)
     assert closing.closes.any(1).all() and not moving.closes.any() and moving.moves.float().mean() > 0.6
 
 
@@ -333,20 +335,20 @@ class Elsewhere:
 def test_a_simulator_without_offsets_gives_the_same_labels_of_recorded_chunks(shown, layers, scene):
     things = Elsewhere(layers.things)
     assert isinstance(layers.things, Shiftable) and not isinstance(things, Shiftable)
-    found = record_contacts(shown, Layers(shown.proprio, things, K, CLEAR_M), scene, 0, 0, K)
-    expected = record_contacts(shown, layers, scene, 0, 0, K)
+    found = record_contacts(shown, Layers(shown.proprio, things, K, CLEAR_M), scene, 0, 0)
+    expected = record_contacts(shown, layers, scene, 0, 0)
     assert all(torch.equal(one, other) for one, other in zip(found.tensors(), expected.tensors(), strict=True))
 
 
 def test_recordings_without_a_chunk_near_a_thing_are_refused_with_a_message(shown, layers, scene, monkeypatch):
     monkeypatch.setattr(module, "SHARES", (0.0,) * 4)
     with pytest.raises(UserError, match="nothing to learn from: .* give a larger --scratch.exploration"):
-        record_contacts(shown, layers, scene, 0, 0, K)
+        record_contacts(shown, layers, scene, 0, 0)
 
 
 def test_a_chunk_that_begins_with_a_held_thing_is_not_tried_where_the_thing_would_not_follow(
     shown, layers, scene, close_chunks, monkeypatch
 ):
     monkeypatch.setattr(TabletopThings, "held_follows", False)
-    contacts = record_contacts(shown, layers, scene, 1, 0, K)
+    contacts = record_contacts(shown, layers, scene, 1, 0)
     assert len(contacts) == (~close_chunks).sum() < len(close_chunks)

@@ -13,7 +13,6 @@ from worldenv.config import presets
 from worldenv.data.clips import Clips
 from worldenv.data.trajectories import TrajectoryReader, TrajectoryWriter
 from worldenv.errors import UserError
-from worldenv.records.checkpoint import CheckpointError
 from worldenv.records.run_folder import RunFolder
 from worldenv.records.stage_times import stage_seconds
 from worldenv.suites.tabletop.scenes import TASKS
@@ -226,28 +225,6 @@ def test_causal_world_model_goes_through_all_its_stages_and_continues_where_it_w
     assert not (models / "composer.safetensors").exists() and not (models / "ranges.json").exists()
     stages = ["base", "finetune", "causal_teacher", "causal_student", "adapt", "reflector"]
     assert folder.stages() == stages
-
-
-def test_given_base_and_policy_are_taken_and_the_rest_is_made(folder, tmp_path, monkeypatch):
-    given, made = folder.path / "models", []
-    monkeypatch.setattr(Pipeline, "_make", lambda self, path, make: made.append((path.name, path.exists())))
-    run = Pipeline(RunFolder.create(tmp_path / "run", {}), CONFIG, 2, "composer", given=given).run()
-    for name in ("base.safetensors", "finetuned.safetensors"):
-        assert (run / name).read_bytes() == (given / name).read_bytes()
-    assert {name for name, there in made if there} == {"base.safetensors", "finetuned.safetensors"} and len(made) > 8
-
-
-def test_given_folder_without_a_base_or_with_one_that_does_not_fit_is_refused(folder, tmp_path):
-    given = tmp_path / "given"
-    given.mkdir()
-    pipelines = (Pipeline(RunFolder.create(tmp_path / f"{i}", {}), CONFIG, 1, "composer", given=given) for i in (1, 2))
-    (given / "policy.safetensors").write_bytes((folder.path / "models" / "policy.safetensors").read_bytes())
-    with pytest.raises(UserError, match="has neither base.safetensors nor finetuned.safetensors, .* --no-from-scratch"):
-        next(pipelines).run()
-    (given / "base.safetensors").write_bytes((folder.path / "models" / "reflector.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match="base.safetensors"):
-        next(pipelines).run()
-    assert not list((tmp_path / "2" / "models").iterdir())
 
 
 def test_chunks_that_no_episode_of_the_suite_holds_are_refused_before_anything_is_made(tmp_path, monkeypatch):

@@ -2,9 +2,9 @@
 
 An offset: before the chunk is carried out, the gripper is moved a little (`Shiftable.beside`).
 
-The network sees poses as in imagination: those to which the kinematics lead from the true pose at which the policy
-looked last. The labels say what the simulator did. Where a real arm lags or is stopped, the two differ, by most of a
-centimetre in LIBERO when the fingers close: as much as decides a grasp.
+The network sees the poses to which the kinematics lead from the true pose before the chunk, as in imagination. The
+labels say what the simulator did. Where a real arm lags or is stopped, the two differ, by half a centimetre and more in
+LIBERO when the fingers close: enough to decide whether a grasp succeeds.
 """
 
 from collections.abc import Iterator
@@ -25,17 +25,7 @@ from worldenv.robot.hand import drawn_poses
 from worldenv.robot.robot import Robot
 from worldenv.training.layers import MOVED_M, LayerLabels, Layers
 from worldenv.worlds.composer.contact import Scene, look
-from worldenv.worlds.composer.layer import (
-    APERTURE,
-    POSITION,
-    SIZE,
-    Layer,
-    Thing,
-    attempts,
-    carried,
-    undecided,
-    window,
-)
+from worldenv.worlds.composer.layer import APERTURE, SIZE, Layer, Thing, attempts, carried, undecided, window
 
 # Largest offset of the gripper in m: sideways, down, up; the share of offsets that go down or up.
 BESIDE_M, LOWER_M, HIGHER_M, OTHER_HEIGHT = 0.03, 0.01, 0.025, 0.4
@@ -73,18 +63,11 @@ class _Chunks(NamedTuple):
     """M chunks that were carried out, and where to find each of them in `things`."""
 
     frame: Tensor  # [M, H, W, 3] uint8, before each chunk
-    poses: Tensor  # [M, K + 1, P] float32
-    imagined: Tensor  # [M, K + 1, P] float32, the poses that imagination has of it
+    poses: Tensor  # [M, K + 1, P] float32, of the simulator
+    imagined: Tensor  # [M, K + 1, P] float32, the first of these poses, and those to which the kinematics lead
     things: TrueThings
     episode: np.ndarray  # [M], index of its episode
     step: np.ndarray  # [M], at which it begins in this episode
-
-
-class _Motion(NamedTuple):
-    """What imagination knows of N episodes before each of their T actions, beside the pose."""
-
-    state: Tensor  # [N, T, ...] float32, of the motion; [N, T, 0] if the kinematics have none
-    apart: Tensor  # [N, T, 3] m, from the true place of the gripper to the imagined one
 
 
 def record_contacts(
@@ -93,7 +76,6 @@ def record_contacts(
     scene: Scene,
     beside: int,  # at most so many tries of a chunk after an offset; above 0 only if `layers.things` is `Shiftable`
     seed: int,
-    decided: int,  # actions that the policy decides on at once: it looks before steps 0, decided, 2 decided, ...
 ) -> Contacts:
     """Labelled chunks in which the gripper is below the robot's `clear_m` or holds something.
 
@@ -123,7 +105,7 @@ def record_contacts(
     by_episode = recorded + np.lexsort((again, np.unique(clips.tasks, return_inverse=True)[1][again]))
     order, whole = [(part, None) for part in _parts(np.arange(recorded))], None
     order += [(part, offset[part - recorded]) for part in _parts(by_episode)]
-    motion = _motion(clips, scene.robot, layers.chunk, decided)
+    motion = _motions(clips, scene.robot)
     with Progress(len(drawn), "chunks for the contact network") as progress:
         for number, (part, own_offset) in enumerate(order):
             made = _kept(f"contacts_{number:05d}", clips, layers, scene, motion, drawn[part], own_offset)
@@ -133,32 +115,21 @@ def record_contacts(
     return whole
 
 
-def _motion(clips: Clips, robot: Robot, chunk: int, decided: int) -> _Motion:
-    """As it is in imagination, where the true pose is known only when the policy looks."""
-    pose, states, t = clips.proprio[:, 0], [], torch.arange(clips.actions.shape[1])
-    state = robot.kinematics.rest(pose)
+def _motions(clips: Clips, robot: Robot) -> Tensor:  # [N, T, ...] float32
+    """The state of the motion before each action, as imagined episodes have it; empty [N, T, 0] if there is none."""
+    pose, found = clips.proprio[:, 0], []
+    motion = robot.kinematics.rest(pose)
     for action in clips.actions.unbind(1):
-        states.append(pose[:, :0] if state is None else state)
-        poses, state = robot.kinematics.follow(pose, state, action[:, None])
+        found.append(pose[:, :0] if motion is None else motion)
+        poses, motion = robot.kinematics.follow(pose, motion, action[:, None])
         pose = poses[:, 0]
-    states, apart = torch.stack(states, dim=1), torch.zeros(len(pose), len(t), 3)
-    for since in range(chunk, decided, chunk):  # actions since it looked
-        steps = t[t % decided // chunk * chunk == since]
-        actions = clips.actions[:, (steps - since)[:, None] + torch.arange(since)]
-        led = _led(clips.proprio[:, steps - since], states[:, steps - since], actions, robot)
-        apart[:, steps] = (led[:, :, -1] - clips.proprio[:, steps])[..., POSITION]
-    return _Motion(states, apart)
+    return torch.stack(found, dim=1)
 
 
-def _led(pose: Tensor, state: Tensor, actions: Tensor, robot: Robot) -> Tensor:  # [..., P], ..., [..., K, A]
-    """The poses [..., K, P] to which the kinematics lead."""
-    return robot.kinematics.follow(pose, state if state.shape[-1] else None, actions)[0]
-
-
-def _imagined(poses: Tensor, known: _Motion, actions: Tensor, robot: Robot) -> Tensor:  # [M, K + 1, P]
-    """The first of these poses, as far apart as imagination has it, and those to which the kinematics lead."""
-    first = torch.cat([poses[:, 0, POSITION] + known.apart, poses[:, 0, POSITION.stop :]], dim=1)
-    return torch.cat([first[:, None], _led(first, known.state, actions, robot)], dim=1)
+def _imagined(poses: Tensor, motion: Tensor, actions: Tensor, robot: Robot) -> Tensor:  # [M, K + 1, P]
+    """The first pose, and those to which the kinematics lead from there."""
+    led, _ = robot.kinematics.follow(poses[:, 0], motion if motion.shape[1] else None, actions)
+    return torch.cat([poses[:, :1], led], dim=1)
 
 
 def _parts(rows: np.ndarray) -> list[np.ndarray]:
@@ -201,7 +172,7 @@ def _kept(
     clips: Clips,
     layers: Layers,
     scene: Scene,
-    motion: _Motion,
+    motion: Tensor,  # [N, T, ...]
     rows: np.ndarray,  # [M, 2]
     offset: np.ndarray | None,  # [M, 3] m
 ) -> Contacts:
@@ -212,9 +183,11 @@ def _kept(
         made = _labelled(clips, layers, scene, motion, rows, offset)
         return {part: getattr(made, part).numpy() for part in parts}
 
-    shown, robot = torch.from_numpy(np.unique(rows[:, 0])), (scene.robot.gripper, scene.robot.ground_m)
-    moved = (part[shown].numpy() for part in (clips.proprio, *motion))  # all depend on the kinematics of the robot
-    of = rows, np.full(3, np.nan) if offset is None else offset, scene.plate.numpy(), *moved
+    robot = scene.robot.gripper, scene.robot.ground_m, scene.robot.gripper_turn
+    (e, t), ahead = torch.from_numpy(rows).unbind(1), torch.arange(layers.chunk)
+    actions = clips.actions[e[:, None], t[:, None] + ahead]
+    poses = _imagined(clips.proprio[e, t][:, None], motion[e, t], actions, scene.robot).numpy()  # of these kinematics
+    of = rows, np.full(3, np.nan) if offset is None else offset, scene.plate.numpy(), poses
     found = replace(layers.kept, made_of=checksum([layers.kept.made_of, str(robot)], {})).arrays(name, make, *of)
     return Contacts(**{part: torch.from_numpy(found[part]) for part in parts})
 
@@ -223,10 +196,11 @@ def _labelled(
     clips: Clips,
     layers: Layers,
     scene: Scene,
-    motion: _Motion,
+    motion: Tensor,  # [N, T, ...]
     rows: np.ndarray,  # [M, 2], episode and step of chunks
     offset: np.ndarray | None,  # [M, 3] m; None: as recorded
 ) -> Contacts:
+    """These chunks and their labels, of the simulator."""
     e, t = torch.from_numpy(rows).unbind(1)
     chunks = _carried_out(clips, layers, scene.robot, motion, rows, offset)
     things, own, now = chunks.things, chunks.episode, chunks.step
@@ -316,19 +290,19 @@ def _pushed(
 
 
 def _carried_out(
-    clips: Clips, layers: Layers, robot: Robot, motion: _Motion, rows: np.ndarray, offset: np.ndarray | None
+    clips: Clips, layers: Layers, robot: Robot, motion: Tensor, rows: np.ndarray, offset: np.ndarray | None
 ) -> _Chunks:
     (episode, step), (e, t), ahead = rows.T, torch.from_numpy(rows).unbind(1), torch.arange(layers.chunk)
-    actions, known = clips.actions[e[:, None], t[:, None] + ahead], _Motion(*(part[e, t] for part in motion))
+    actions = clips.actions[e[:, None], t[:, None] + ahead]
     if offset is None:
         poses = clips.proprio[e[:, None], t[:, None] + torch.arange(layers.chunk + 1)]
         frames = clips.frames_at(e, t[:, None])[:, 0, 0]
-        return _Chunks(frames, poses, _imagined(poses, known, actions, robot), layers.things, episode, step)
+        return _Chunks(frames, poses, _imagined(poses, motion[e, t], actions, robot), layers.things, episode, step)
     found = layers.things.beside(episode, step, offset, actions.numpy())
     poses = torch.from_numpy(found.poses)
     poses[:, 0, APERTURE] = clips.proprio[e, t, APERTURE]  # as predicted from the actions (`with_wanted_opening`)
     first = np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64)
-    imagined = _imagined(poses, known, actions, robot)
+    imagined = _imagined(poses, motion[e, t], actions, robot)
     return _Chunks(torch.from_numpy(found.frames), poses, imagined, found.things, *first)
 
 

@@ -18,7 +18,7 @@ from worldenv.robot.robot import Robot
 from worldenv.worlds.composer.layer import APERTURE
 
 MOVED_M = 0.0015  # a thing that moved less than this counts as not moved
-AT_ONCE = 3000  # pictures that are drawn at a time: some minutes, most of them in scenes that are built already
+AT_ONCE = 3000  # pictures that are drawn at a time: some minutes. The more, the fewer scenes are built
 HIDDEN_LEVEL = 40  # of 255: if no pixel of a thing is hidden by more, the thing counts as not hidden
 
 
@@ -151,7 +151,7 @@ def with_wanted_opening(clips: Clips, robot: Robot) -> Clips:
     """The clips, with the recorded opening of the fingers replaced by the one that the robot's kinematics predict.
 
     In imagined poses, a thing between the fingers does not stop them from closing. In recorded poses it does, which
-    would tell the contact network that something was grasped.
+    would tell what learns from them that something was grasped.
     """
     first, proprio = clips.proprio[:, 0], clips.proprio.clone()
     poses, _ = robot.kinematics.follow(first, robot.kinematics.rest(first), clips.actions)

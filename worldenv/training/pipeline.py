@@ -21,7 +21,7 @@ from worldenv.data.trajectory import Trajectory
 from worldenv.errors import UserError
 from worldenv.evaluation.measure import in_turn
 from worldenv.evaluation.truth import act_in_true
-from worldenv.files import cannot_be_written, replace_whole
+from worldenv.files import cannot_be_written
 from worldenv.interfaces.world import WorldModel
 from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
@@ -38,6 +38,7 @@ from worldenv.training.adapt import adaptation_loss
 from worldenv.training.config import ScratchConfig, command_for
 from worldenv.training.finetune import Loss, imitation_loss, with_pretraining
 from worldenv.training.fit import Schedule, fit
+from worldenv.training.given import BASE, FINETUNED, POLICY, take
 from worldenv.training.imagined import as_imagined
 from worldenv.training.lessons import LESSONS
 from worldenv.training.pretrain import Base, pretraining_loss
@@ -48,7 +49,6 @@ from worldenv.training.world_stages import CausalStages, ComposerStages
 EXPLORATION_START = 1_000_000  # exploration uses other training starts than the demonstrations
 RANGES_START = 3_000_000
 EXTRA_DATA = ("exploration", "again")
-BASE, FINETUNED = "base.safetensors", "finetuned.safetensors"  # the models that a run may be given
 # Where the reflector stops: stopping a little late costs nothing, a little early costs the episode. Found on 500
 # validation starts (benchmarks/LOG.md).
 STOP_ABOVE = 0.78
@@ -79,6 +79,7 @@ class Pipeline:
         self.world = WORLDS[world](self)
         self.world.check()
         self.command = f"{command_for(suite)} --from-scratch --world {world} --seed {seed}"
+        self.command += "" if given is None else f" --models {given}"
         self.episodes = {name: getattr(config, name) * len(self.suite.tasks) for name in EXTRA_DATA}
         self._disturbed: Disturbed | None = None
         self._replays: tuple[Clips, Clips] | None = None
@@ -90,7 +91,10 @@ class Pipeline:
         given folder has no model to take, or one that does not fit this run.
         """
         if self.given is not None and self.ranks.first:
-            self._take(self.given)
+            try:
+                take(self.given, self.models, self.policy_config())
+            except OSError as error:
+                raise cannot_be_written(self.models, error) from error
         for path, make in self.stages():
             if path.name in EXTRA_DATA and not self.config.extra_data:
                 continue
@@ -103,21 +107,6 @@ class Pipeline:
             except (CheckpointError, TrajectoryFormatError) as error:
                 raise self._explained(error) from error
         return self.models
-
-    def _take(self, given: Path) -> None:
-        """Copy the given models that this run has not made yet."""
-        found = [name for name in (BASE, FINETUNED) if (given / name).exists()]
-        if not found:
-            raise UserError(
-                f"--models {given} has neither {BASE} nor {FINETUNED}, and --from-scratch takes no other model from a "
-                "folder; to practise with a whole set of models, give --no-from-scratch"
-            )
-        self.models.mkdir(parents=True, exist_ok=True)
-        for path in (self.models / name for name in found):
-            if not path.exists():
-                own = Base(self.policy_config())
-                load_weights(given / path.name, own if path.name == BASE else own.policy)  # else refused only later
-                replace_whole(path, lambda made, path=path: shutil.copyfile(given / path.name, made))
 
     def _explained(self, error: UserError) -> UserError:
         """The error with what to delete, where it names something that a stage of this run makes."""
@@ -152,7 +141,7 @@ class Pipeline:
             (self.data / "exploration", self.record_exploration),
             (self.data / "again", self.record_again),
             *self.world.stages(),
-            (self.models / "policy.safetensors", self.make_policy),
+            (self.models / POLICY, self.make_policy),
             (self.models / "reflector.safetensors", self.make_reflector),
             *([(self.models / RANGES, self.make_ranges)] if self.world.has_ranges else []),
         ]
@@ -300,7 +289,7 @@ class Pipeline:
         self.write(save_model, path, reflector, "reflector", self.train(reflector, loss, schedule, "reflector"))
 
     def make_ranges(self, path: Path) -> None:
-        policy, world = SmallPolicy.load(self.models / "policy.safetensors"), self.imagining()
+        policy, world = SmallPolicy.load(self.models / POLICY), self.imagining()
         reflector = SmallReflector.load(self.models / "reflector.safetensors")
         engine = Engine(policy, world, reflector, EngineConfig(horizon=self.suite.horizon))
         numbers = range(RANGES_START, RANGES_START + EPISODES)

@@ -15,11 +15,12 @@ from worldenv.records.run_folder import RunFolder
 from worldenv.reflector.small import SmallReflector
 from worldenv.training.config import MOST_EPISODES, RefreshConfig, ScratchConfig, command_for, round_name
 from worldenv.training.fit import Schedule
+from worldenv.training.given import POLICY
 from worldenv.training.pipeline import Pipeline, Stage
 from worldenv.training.world_stages import CONTACT, composer
 
 ROUND_START = 4_000_000  # first training start of the true episodes of round 1: no stage before uses these starts
-COMPOSER, POLICY, REFLECTOR = (f"{name}.safetensors" for name in ("composer", "policy", "reflector"))
+COMPOSER, REFLECTOR = (f"{name}.safetensors" for name in ("composer", "reflector"))
 
 
 class Refresh(Pipeline):

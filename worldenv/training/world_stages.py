@@ -164,7 +164,7 @@ class ComposerStages:
             if p.ranks.first:
                 print("contact: this simulator can try no chunk after an offset: recorded ones only", file=sys.stderr)
         with p.ranks.after_first():
-            contacts = record_contacts(clips, layers, scene, beside, p.seed, p.policy_config().chunk)
+            contacts = record_contacts(clips, layers, scene, beside, p.seed)
         across = axis_across(clips.still_camera()[:, 0])
         loss = contact_loss(network, contacts, schedule.batch, p.ranks, across)
         made = p.train(network, loss, schedule, "contact")
