@@ -9,10 +9,11 @@ import torch
 from worldenv.errors import UserError
 from worldenv.policy.small import SmallPolicy, SmallPolicyConfig
 from worldenv.records.checkpoint import CheckpointError, save_weights
-from worldenv.records.model_files import save_model
+from worldenv.records.model_files import save_model, shipped
 from worldenv.records.run_folder import RunFolder
 from worldenv.training.config import tiny_scratch
 from worldenv.training.given import BASE, FINETUNED, POLICY, TAKEN, take
+from worldenv.training.lessons import CHUNK, LEAST_SCALE
 from worldenv.training.pipeline import Pipeline
 from worldenv.training.pretrain import Base
 
@@ -76,6 +77,12 @@ def test_other_settings_and_other_sizes_are_refused(given, tmp_path):
         take(given, tmp_path / "models", replace(CONFIG, view="wrist"))
     with pytest.raises(CheckpointError, match=FINETUNED):
         take(given, tmp_path / "models", replace(CONFIG, width=64))
+
+
+def test_the_package_has_a_base_and_a_policy_for_libero(tmp_path):
+    config = SmallPolicyConfig(view="agentview", chunk=CHUNK, text="sentences", scale_low=LEAST_SCALE)  # of the preset
+    take(shipped().parent / "libero", tmp_path / "models", config)
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == sorted(TAKEN)
 
 
 def test_run_begins_with_what_it_is_given(tmp_path, monkeypatch):
