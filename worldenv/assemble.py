@@ -189,10 +189,8 @@ def costs(config: TrainConfig) -> tuple[Any, dict[str, Cost]]:
     LIBERO need not be installed. Raises UserError as `load` does.
     """
     check_names(*(getattr(config, name) for name in INTERFACES))
-    made = (
-        config.from_scratch or config.models is None
-    )  # --models has no whole set then; the sizes are the shipped ones
-    suite, models, chunk, found = outline(config.suite), shipped() if made else config.models, 0, {}
+    given = None if config.from_scratch else config.models  # from scratch, it is no whole set of models
+    suite, models, chunk, found = outline(config.suite), given or shipped(), 0, {}
     for role in ROLES:
         name = getattr(config, role)
         if (kind := released(name)) is not None:

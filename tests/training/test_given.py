@@ -42,6 +42,8 @@ def test_what_the_run_has_already_is_kept_and_the_given_folder_may_be_gone(given
     (models / BASE).write_bytes(b"own")
     take(given, models, CONFIG)
     assert (models / BASE).read_bytes() == b"own" and (models / FINETUNED).exists()
+    (given / POLICY).write_bytes(b"")  # made there meanwhile
+    take(given, models, CONFIG)
     shutil.rmtree(given)
     take(given, models, CONFIG)
 

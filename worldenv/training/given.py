@@ -22,13 +22,14 @@ def take(given: Path, models: Path, config: SmallPolicyConfig) -> None:
     Raises UserError if there is nothing to take, or if `given` is a whole set of models, CheckpointError if a model
     does not fit the policy of the run.
     """
-    if (given / POLICY).exists():
+    begins = not any((models / name).exists() for name in TAKEN)
+    if begins and (given / POLICY).exists():
         raise UserError(
             f"--models {given} is a whole set of models: to practise with it, give --no-from-scratch. --from-scratch "
             f"takes {BASE} and {FINETUNED} only: to begin with these two, put them in a folder of their own"
         )
     new = [name for name in TAKEN if (given / name).exists() and not (models / name).exists()]
-    if not new and not any((models / name).exists() for name in TAKEN):
+    if begins and not new:
         raise UserError(
             f"--models {given} has neither {BASE} nor {FINETUNED}, and --from-scratch takes no other model: leave out "
             "--models to make all"
