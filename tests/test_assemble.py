@@ -337,3 +337,9 @@ def test_causal_world_model_without_weights_says_how_to_make_them():
         UserError, match="no weights of the causal world model: `worldenv-train tabletop-causal` trains"
     ):
         load(world="causal")
+
+
+def test_sizes_of_a_run_from_scratch_are_told_whatever_models_it_is_given(tmp_path):
+    suite, found = assemble.costs(TrainConfig(from_scratch=True, models=tmp_path))
+    _, shipped = assemble.costs(TrainConfig())
+    assert suite.name == "tabletop" and found == shipped
