@@ -3,8 +3,8 @@
 An offset: before the chunk is carried out, the gripper is moved a little (`Shiftable.beside`).
 
 The network sees the poses to which the kinematics lead from the true pose before the chunk, as in imagination. The
-labels say what the simulator did. Where a real arm lags or is stopped, the imagined pose is off from
-the true one, in LIBERO by half a centimetre and more when the fingers close: enough to decide whether a grasp succeeds.
+labels say what the simulator did. Where a real arm lags or is stopped, the imagined pose is off from the true one, in
+LIBERO by half a centimetre and more when the fingers close: enough to decide whether a grasp succeeds.
 """
 
 from collections.abc import Iterator
