@@ -2,10 +2,11 @@
 
     python benchmarks/closing_error.py RUN
 
-RUN is a run of worldenv-train --from-scratch with explored episodes (data/exploration and data/again). Every stretch of
-8 actions begins with the recorded pose, but with the motion that results from imagining the episode from its start. It
-is *closing* if the hand is open at first, begins to close within the stretch, and comes below LOW_M. The last line of
-stdout is one JSON document: errors of the position in cm, and the mean deviation of x, y, z after 8 actions.
+RUN is a run of worldenv-train --from-scratch with explored episodes (data/exploration and data/again). The kinematics
+are those of its composer, which were fitted to these very episodes; before it is made, those of the suite. Every
+stretch of 8 actions begins with the recorded pose, but with the motion that results from imagining the episode from its
+start. It is *closing* if the hand is open at first, begins to close within the stretch, and comes below LOW_M. The last
+line of stdout is one JSON document: errors of the position in cm, and the mean deviation of x, y, z after 8 actions.
 """
 
 import json
@@ -23,6 +24,7 @@ from worldenv.errors import UserError
 from worldenv.records.progress import table
 from worldenv.records.run_folder import RunFolder
 from worldenv.robot.robot import Robot
+from worldenv.worlds.composer.world import ComposerWorld
 
 STEPS = 8
 OPEN, LOW_M = 0.9, 0.12  # opening at first; height of the place between the fingers
@@ -57,6 +59,8 @@ def main() -> None:
     given = parser.parse_args()
     try:
         robot = outline(saved_config(RunFolder(given.run)).suite).robot
+        if (world := given.run / "models/composer.safetensors").exists():
+            robot = ComposerWorld.load(world, robot).robot
         clips = Clips.open(given.run / "data" / name for name in ("exploration", "again"))
     except UserError as error:
         sys.exit(f"closing_error: {error}")

@@ -5,8 +5,8 @@
 Every scene is simulated without pictures, each action carried out once and twice: the expert, disturbed as by
 `worldenv-collect`, and random actions that turn the hand little. Each scene is kept in a file of --recorded, and is not
 simulated again. The kinematics are fitted to FITTED, where actions are carried out once, and measured on HELD_OUT. The
-last line of stdout is one JSON document: the numbers for panda.py; how far these, those that it has and two other fits
-are off.
+last line of stdout is one JSON document: the numbers for panda.py; how far these, those that it has and three other
+fits are off.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def record(scene: tuple[str, int], folder: Path) -> None:
     if (path := folder / f"{suite}.{task}.npz").exists():
         return
     out, actor, drawn = {}, Actor(PROGRAM), np.random.default_rng(task)
-    built = suite, task, 8, ("agentview",), "fast"
+    built = suite, task, 8, ("agentview",), "fast", False
     for repeat in REPEATS:
         for start in range(STARTS):
             actor.perform(built, "demonstrate", start, start, STANDARD[suite] // repeat, repeat, NOISE, False)
@@ -119,12 +119,13 @@ def main() -> None:
     with ThreadPoolExecutor(given.workers) as pool:
         list(pool.map(lambda scene: record(scene, given.recorded), {*FITTED, *HELD_OUT, *OBJECT}))
 
-    def fit(scenes: Scenes, repeat: int) -> FittedKinematics:
-        return fit_kinematics(some(given.recorded, scenes, MOTIONS, repeat))
+    def fit(scenes: Scenes, repeat: int, by_place: bool = False) -> FittedKinematics:
+        return fit_kinematics(some(given.recorded, scenes, MOTIONS, repeat), by_place)
 
     found, rows = rounded(fit(FITTED, 1)), []
     for repeat in REPEATS:
         rivals = {"these numbers": replace(found, repeat=repeat), "shipped": panda(repeat).kinematics}
+        rivals |= {"fitted by place": replace(fit(FITTED, 1, by_place=True), repeat=repeat)}
         rivals |= {"fitted for this repeat": fit(FITTED, repeat), "fitted to libero_object": fit(OBJECT, repeat)}
         for name, motion, scene in product(rivals, MOTIONS, (HELD_OUT, *((one,) for one in HELD_OUT))):
             measured = errors(rivals[name], some(given.recorded, scene, (motion,), repeat))

@@ -12,6 +12,7 @@ from worldenv.robot.fitted import FittedKinematics
 from worldenv.robot.kinematics import Kinematics, chunk_kinematics
 from worldenv.robot.robot import moved_gripper
 
+MATRICES = ("step", "after", "inertia")
 GRIP = {"step": 0.11, "after": 0.05, "inertia": 0.35}
 
 
@@ -27,6 +28,16 @@ def arm():  # coupled axes, as in a real arm
         whole[name][:6, :6], whole[name][6, 6] = matrix, GRIP[name]
     drift = (0.0003, -0.0001, 0.0002, 0.001, 0.0, -0.001, 0.0)
     return FittedKinematics(**whole, drift=drift, opening=(0.02, 0.98))
+
+
+def arm_by_place():  # where x is larger, it moves farther; where z is larger, it coasts longer, and sinks
+    same, reach = arm(), ((-0.05, -0.15, 0.05), (0.25, 0.15, 0.35))
+    step, after, inertia = (np.pad(np.array(getattr(same, name)), ((0, 0), (0, 21))) for name in MATRICES)
+    step[:6, 7:13] = 2.0 * step[:6, :6]  # for a metre in x
+    inertia[:6, 21:27] = 1.5 * inertia[:6, :6]
+    drift = np.pad(np.array(same.drift), (0, 21))
+    drift[23] = -0.004  # z, for a metre in z
+    return FittedKinematics(step, after, inertia, drift.tolist(), same.opening, reach=reach)
 
 
 def poses(count, seed=0):  # [count, 7] float32: the hand looks down, so its axis-angle is near half a turn
@@ -78,14 +89,15 @@ def test_an_arm_coasts_after_its_last_action_and_comes_to_rest():
     assert motion[0, 0].item() == pytest.approx(0.0015625) and zero.sum() == 0
 
 
-def test_two_chunks_are_one_chunk_of_both_and_a_row_does_not_depend_on_the_others():
+@pytest.mark.parametrize("kinematics", [arm(), arm_by_place()], ids=["same", "by place"])
+def test_two_chunks_are_one_chunk_of_both_and_a_row_does_not_depend_on_the_others(kinematics):
     begin, acted = poses(33), actions(33, 12)
-    whole, end = ways(arm(), begin, acted)
-    first, motion = ways(arm(), begin, acted[:, :5])
-    second, last = arm().follow(first[:, -1], motion, acted[:, 5:])
+    whole, end = ways(kinematics, begin, acted)
+    first, motion = ways(kinematics, begin, acted[:, :5])
+    second, last = kinematics.follow(first[:, -1], motion, acted[:, 5:])
     assert torch.equal(torch.cat([first, second], dim=1), whole) and torch.equal(last, end)
     for rows in ([0], [32], list(range(7)), list(range(5, 22))):
-        alone, _ = ways(arm(), begin[rows], acted[rows])
+        alone, _ = ways(kinematics, begin[rows], acted[rows])
         assert torch.equal(alone, whole[rows])
 
 
@@ -98,11 +110,26 @@ def test_gripper_stays_in_its_range_and_opens_again_at_once():
     assert opening.min() >= 0.02 - 1e-6 and opening.max() <= 0.98 + 1e-6 and opening[21] > 0.1
 
 
-def test_motion_is_told_by_the_last_move():
+@pytest.mark.parametrize("kinematics", [arm(), arm_by_place()], ids=["same", "by place"])
+def test_motion_is_told_by_the_last_move(kinematics):
     begin, acted = poses(9), actions(9, 3)
-    found, motion = ways(arm(), begin, acted)
-    told = arm().after_move(found[:, 1], acted[:, 2], found[:, 2])
+    found, motion = ways(kinematics, begin, acted)
+    told = kinematics.after_move(found[:, 1], acted[:, 2], found[:, 2])
     torch.testing.assert_close(told, motion, rtol=0, atol=2e-6)
+
+
+def test_arm_moves_by_place_within_its_reach():
+    """In the middle of the reach as one that moves the same everywhere; beyond the reach as at its border."""
+    low, high = map(np.array, arm_by_place().reach)
+    begin = torch.tensor([*(low + high) / 2, 3.1, 0.1, 0.0, 0.98]).float().repeat(4, 1)
+    begin[:, 0] = torch.tensor([0.1, 0.2, 0.25, 0.4])
+    ahead = torch.zeros(4, 1, 7)
+    ahead[..., 0] = ahead[..., 6] = -1.0
+    at_rest = torch.zeros(4, 7)
+    moves = arm_by_place().follow(begin, at_rest, ahead)[0][:, 0, :3] - begin[:, :3]
+    same = arm().follow(begin, at_rest, ahead)[0][:, 0, :3] - begin[:, :3]
+    farther = torch.tensor([1.0, 1.2, 1.3, 1.3])[:, None].expand(4, 3)
+    torch.testing.assert_close(moves / same, farther, rtol=1e-3, atol=0)
 
 
 def test_action_that_is_repeated_leads_where_as_many_equal_actions_lead():
@@ -128,6 +155,21 @@ def test_recordings_of_such_an_arm_give_its_numbers_back():
     distance, turn = chunk_errors(found, recorded(5, seed=1), chunk=8)
     assert distance.shape == turn.shape == (35, 8)
     assert distance.max() < 1e-4 and turn.max() < 1e-3
+
+
+def test_recordings_of_an_arm_that_moves_by_place_tell_how():
+    shown, held_out = recorded(40, kinematics=arm_by_place()), recorded(5, seed=1, kinematics=arm_by_place())
+    found, _ = chunk_errors(fit_kinematics(shown, by_place=True), held_out)
+    same, _ = chunk_errors(fit_kinematics(shown), held_out)
+    assert found[:, -1].mean() < 0.004 < 0.01 < same[:, -1].mean()
+
+
+def test_places_that_do_not_vary_are_refused():
+    with pytest.raises(UserError, match="at least 760 are needed"):
+        fit_kinematics(recorded(12), by_place=True)
+    level = [(np.c_[p[:, :2], 0.01 * p[:, 2:3], p[:, 3:]], acted) for p, acted in recorded(14)]
+    with pytest.raises(UserError, match=r"gripper's z varies by 0\.. cm in these recordings"):
+        fit_kinematics(level, by_place=True)
 
 
 def test_errors_are_the_distances_to_what_was_recorded():
@@ -227,11 +269,19 @@ def test_what_is_no_episode_is_refused(part, value, message):
         ("repeat", True, "repeat of the kinematics"),
         ("opening", (1.0, 0.0), "the least should be below the greatest"),
         ("inertia", np.eye(7), "a motion grow by itself, by 1.00 with each action"),
+        ("reach", ((0.0,) * 3, (1.0,) * 3), r"step of the kinematics is .* should be finite numbers \[7, 28\]"),
     ],
 )
 def test_numbers_that_describe_no_arm_are_refused(field, value, message):
     with pytest.raises(UserError, match=message):
         FittedKinematics(**asdict(arm()) | {field: value})
+
+
+def test_numbers_by_place_that_describe_no_arm_are_refused():
+    with pytest.raises(UserError, match="reach of the kinematics is .*; the least x, y, z should be below"):
+        replace(arm_by_place(), reach=((0.0,) * 3, (1.0, 0.0, 1.0)))
+    with pytest.raises(UserError, match="a motion grow by itself, by 1.* with each action"):
+        replace(arm_by_place(), reach=((-0.05, -0.15, 0.05), (0.25, 0.15, 4.0)))
 
 
 def test_other_sizes_are_refused_as_by_the_exact_kinematics():

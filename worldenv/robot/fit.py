@@ -19,35 +19,43 @@ STANDS = 0.1  # of the gripper's fastest move: slower fingers have met something
 SLOWS = 0.95  # so have those that are slower than before under the same command
 OUTLIER = 1.5  # residuals, in standard deviations: those of contacts count less
 ROUNDS = 6  # of reweighting
+LEAST_SPAN_M = 0.02  # of the places along each axis, to tell how the motion varies with the place
+EXTREME = 0.01  # share of the recorded places below, and above, the reach of kinematics that vary with the place
 Episode = tuple[np.ndarray, np.ndarray]  # proprio [T + 1, 7] (m, rad, opening), actions [T, 7] in [-1, 1]
 
 
-def fit_kinematics(episodes: Iterable[Episode]) -> FittedKinematics:
+def fit_kinematics(episodes: Iterable[Episode], by_place: bool = False) -> FittedKinematics:
     """The kinematics of an arm from recorded poses, and the actions that were carried out between them.
 
     Of every axis, the next move is explained by the last move, this action and the one before, all six numbers of each;
     of the opening, by its own. Moves that contacts have stopped count less. It needs some hundred steps in which every
-    number of the action changes, and not in step with another one. Where demonstrations record an action that was
+    number of the action changes, and not in step with another one. With `by_place`, what explains a move varies
+    linearly with the place (the opening's does not), within the reach of these recordings; it needs four times as many
+    steps, all over this reach. Where demonstrations record an action that was
     disturbed as it was carried out, the disturbed one is needed. Raises UserError if the episodes are not such arrays,
     are too few, or do not determine the fit, with the number that lacks.
     """
     checked = _checked(episodes)
-    moves, last, now, before = (np.concatenate(part) for part in zip(*map(_rows, checked), strict=True))
+    moves, last, now, before, where = (np.concatenate(part) for part in zip(*map(_rows, checked), strict=True))
     pose, ones = slice(0, 6), np.ones((len(moves), 1))
     names = [f"the move of {axis}" for axis in AXES[:6]] + [f"the action {name}" for name in ACTIONS[:6]]
-    others = np.c_[last[:, pose], before[:, pose], ones]
-    _check_enough(len(moves), 3 * 6 + 1, "in which an action follows another")
+    others, reach = np.c_[last[:, pose], before[:, pose], ones], _reach(where) if by_place else None
+    place = ones if reach is None else np.c_[ones, where.clip(*reach) - reach.mean(0)]
+    _check_enough(len(moves), (3 * 6 + 1) * place.shape[1], "in which an action follows another")
     _check_moves(np.c_[moves[:, pose], now[:, pose]], names)
     _check_determined(now[:, pose], others, ACTIONS[:6])
-    step, inertia, after, drift = np.split(_explained(np.c_[now[:, pose], others], moves[:, pose]), [6, 12, 18])
+    causes = np.c_[now[:, pose], others]
+    found = _explained((place[:, :, None] * causes[:, None]).reshape(len(moves), -1), moves[:, pose])
+    step, inertia, after, drift = np.split(found.reshape(place.shape[1], -1, 6), [6, 12, 18], axis=1)
     grip_inertia, grip_step, grip_after = _grip(moves[:, 6], last[:, 6], now[:, 6], before[:, 6])
     span = np.concatenate([proprio[:, 6] for proprio, _ in checked])
     return FittedKinematics(
         _with_grip(step, grip_step),
         _with_grip(after, grip_after),
         _with_grip(inertia, grip_inertia),
-        (*map(float, drift[0]), 0.0),
+        np.pad(drift[:, 0], ((0, 0), (0, 1))).ravel().tolist(),
         (float(span.min()), float(span.max())),
+        reach=None if reach is None else reach.tolist(),
     )
 
 
@@ -81,12 +89,24 @@ def chunk_errors(
     return (found[..., :3] - true[..., :3]).norm(dim=-1).numpy(), turn.norm(dim=-1).numpy()
 
 
-def _rows(episode: Episode) -> tuple[np.ndarray, ...]:  # moves, last moves, actions, actions before: [T - 1, 7] each
+def _rows(episode: Episode) -> tuple[np.ndarray, ...]:
+    """Moves, last moves, actions, actions before [T - 1, 7] each; the places in which the moves begin [T - 1, 3]."""
     proprio, actions = map(torch.from_numpy, episode)
     far = proprio.double()
     moves = torch.cat([far[1:, :3] - far[:-1, :3], _turn(far[:-1], far[1:]), far[1:, 6:] - far[:-1, 6:]], dim=1)
     u = commanded(actions)
-    return tuple(part.numpy() for part in (moves[1:], moves[:-1], u[1:], u[:-1]))
+    return tuple(part.numpy() for part in (moves[1:], moves[:-1], u[1:], u[:-1], far[1:-1, :3]))
+
+
+def _reach(where: np.ndarray) -> np.ndarray:  # [R, 3] m -> [2, 3]
+    reach = np.quantile(where, (EXTREME, 1 - EXTREME), axis=0)
+    for axis, span in zip(AXES, np.ptp(reach, axis=0), strict=False):
+        if span < LEAST_SPAN_M:
+            raise UserError(
+                f"the gripper's {axis} varies by {100 * span:.1f} cm in these recordings, so they do not tell how its "
+                "motion varies with the place: record episodes in other places, or fit without by_place"
+            )
+    return reach
 
 
 def _turn(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:  # [..., 7] poses -> [..., 3] rad, float64
@@ -119,10 +139,10 @@ def _grip(move: np.ndarray, last: np.ndarray, now: np.ndarray, before: np.ndarra
     return _explained(known, move[free, None])[:, 0].tolist()
 
 
-def _with_grip(causes: np.ndarray, grip: float) -> tuple[tuple[float, ...], ...]:  # [6 causes, 6 moves] -> [7][7]
-    matrix = np.zeros((NUMBERS, NUMBERS))
-    matrix[:6, :6], matrix[6, 6] = causes.T, grip
-    return tuple(map(tuple, matrix.tolist()))
+def _with_grip(causes: np.ndarray, grip: float) -> list[list[float]]:  # [P, 6 causes, 6 moves] -> [7][7 P]
+    matrix = np.zeros((NUMBERS, len(causes), NUMBERS))
+    matrix[:6, :, :6], matrix[6, 0, 6] = causes.transpose(2, 0, 1), grip
+    return matrix.reshape(NUMBERS, -1).tolist()
 
 
 def _check_enough(rows: int, unknowns: int, which: str) -> None:

@@ -1,6 +1,7 @@
 """How an action moves a gripper whose arm lags behind: a linear model, fitted to recordings (worldenv/robot/fit.py)."""
 
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from worldenv.fields import ADDED, shown
 from worldenv.ops.constants import constant
 from worldenv.robot.kinematics import NUMBERS, check_sizes, composed, is_number
 
-Matrix = tuple[tuple[float, ...], ...]  # [7, 7]: row, of the move; column, of what causes it
+Matrix = tuple[tuple[float, ...], ...]  # [7, 7 or 28]: row, of the move; column, of what causes it
+Reach = tuple[tuple[float, ...], tuple[float, ...]]  # m: least and greatest x, y, z
 
 
 @dataclass(frozen=True)
@@ -23,35 +25,46 @@ class FittedKinematics:
         coast <- inertia move + after u + drift     `Kinematics`; the opening stays in its range, and move says so
 
     Poses are x, y, z (m), axis-angle (rad), opening. `coast` [..., 7] is the state of the motion: what the next move
-    will be without an action. Raises UserError if the numbers are not finite or not as many, if the opening's range is
-    empty, if a motion would grow by itself (an eigenvalue of inertia is 1 or more), or if repeat is not a positive
-    integer.
+    will be without an action.
+
+    With `reach`, all of this varies linearly with the place: step, after, inertia and drift have four times as many
+    columns. The first 7 hold in the middle of the reach; the next ones are multiplied by how far x is from there (m),
+    then those for y, then those for z. Beyond the reach, they are what they are at its border.
+
+    Raises UserError if the numbers are not finite or not as many, if a range is empty, if a motion would grow by itself
+    anywhere (an eigenvalue of inertia is 1 or more), or if repeat is not a positive integer.
     """
 
     step: Matrix  # what a unit of action moves at once: m, rad, opening
     after: Matrix  # what of it follows with the next action
     inertia: Matrix  # what of a move follows with the next action
-    drift: tuple[float, ...]  # [7], what moves by itself
+    drift: tuple[float, ...]  # [7 or 28], what moves by itself
     opening: tuple[float, float]  # least and greatest
     repeat: int = field(default=1, metadata=ADDED)  # how often each action is carried out; all above are for once
+    reach: Reach | None = field(default=None, metadata=ADDED)  # None: all is the same everywhere
 
     def __post_init__(self) -> None:
+        columns = NUMBERS * (1 if self.reach is None else 4)
         for name in ("step", "after", "inertia"):
-            object.__setattr__(self, name, _checked(name, getattr(self, name), (NUMBERS, NUMBERS)))
-        object.__setattr__(self, "drift", _checked("drift", self.drift, (NUMBERS,)))
+            object.__setattr__(self, name, _checked(name, getattr(self, name), (NUMBERS, columns)))
+        object.__setattr__(self, "drift", _checked("drift", self.drift, (columns,)))
         object.__setattr__(self, "opening", _checked("opening", self.opening, (2,)))
         if not self.opening[0] < self.opening[1]:
             raise UserError(f"opening is {self.opening}; the least should be below the greatest")
         if isinstance(self.repeat, bool) or not isinstance(self.repeat, int) or self.repeat < 1:
             raise UserError(f"repeat of the kinematics is {shown(self.repeat)}; it should be a positive integer")
-        if (growth := float(np.abs(np.linalg.eigvals(np.array(self.inertia))).max())) >= 1:
+        if self.reach is not None:
+            object.__setattr__(self, "reach", _checked("reach", self.reach, (2, 3)))
+            if not all(low < high for low, high in zip(*self.reach, strict=True)):
+                raise UserError(f"reach of the kinematics is {self.reach}; the least x, y, z should be below the rest")
+        if (growth := self._growth()) >= 1:
             raise UserError(f"inertia makes a motion grow by itself, by {growth:.2f} with each action; it should fade")
 
     def rest(self, proprio: Tensor) -> Tensor:  # [..., 7] -> [..., 7] float32
         """The motion of an arm at rest, whose gripper was last told to go where it is nearer to: open or closed."""
         opens = proprio[..., 6:] > sum(self.opening) / 2
         idle = torch.cat([torch.zeros_like(proprio[..., :6]), torch.where(opens, 1.0, -1.0)], dim=-1)
-        return self._coast(torch.zeros_like(proprio), idle)
+        return self._coast(torch.zeros_like(proprio).double(), idle.double(), proprio).to(proprio.dtype)
 
     def after_move(
         self,
@@ -62,7 +75,7 @@ class FittedKinematics:
         """The motion of an arm that has been seen to move; several repetitions are taken as even."""
         turn = composed(proprio[..., 3:6].double(), -before[..., 3:6].double(), torch.zeros_like(before[..., 3:6]))
         move = torch.cat([proprio[..., :3] - before[..., :3], turn, proprio[..., 6:] - before[..., 6:]], dim=-1)
-        return self._coast(move / self.repeat, commanded(action)).to(proprio.dtype)
+        return self._coast(move.double() / self.repeat, commanded(action), proprio).to(proprio.dtype)
 
     def follow(
         self,
@@ -76,21 +89,37 @@ class FittedKinematics:
         """
         check_sizes(proprio, actions)
         u, out = commanded(actions).repeat_interleave(self.repeat, dim=-2), []
-        now, forced = _applied(self.step, u), _applied(self.after, u) + constant(self.drift, u)
         low, high = self.opening
-        for push, late in zip(now.unbind(-2), forced.unbind(-2), strict=True):
-            move, pose = push + motion, proprio.double()
+        for push in u.unbind(-2):
+            move, pose = _applied(self.step, push, self._place(proprio)) + motion, proprio.double()
             opening = (pose[..., 6:] + move[..., 6:]).clamp(low, high)
             turned = composed(move[..., 3:6], pose[..., 3:6])
             made = torch.cat([move[..., :6], opening - pose[..., 6:]], dim=-1)
             proprio = torch.cat([pose[..., :3] + move[..., :3], turned, opening], dim=-1).to(proprio.dtype)
-            motion = (_applied(self.inertia, made) + late).to(proprio.dtype)
+            motion = self._coast(made, push, proprio).to(proprio.dtype)
             out.append(proprio)
         return torch.stack(out[self.repeat - 1 :: self.repeat], dim=-2), motion
 
-    def _coast(self, move: Tensor, idle: Tensor) -> Tensor:
-        coast = _applied(self.inertia, move.double()) + _applied(self.after, idle.double())
-        return (coast + constant(self.drift, coast)).to(move.dtype)
+    def _coast(self, move: Tensor, action: Tensor, proprio: Tensor) -> Tensor:  # [..., 7] float64 each
+        """The motion in a pose that this move and this action have led to."""
+        place = self._place(proprio)
+        drift = (constant(self.drift, move).unflatten(0, (-1, NUMBERS)) * place[..., None]).sum(-2)
+        return _applied(self.inertia, move, place) + (_applied(self.after, action, place) + drift)
+
+    def _place(self, proprio: Tensor) -> Tensor:  # [..., 7] -> [..., 1 or 4] float64, what columns are multiplied by
+        one = torch.ones_like(proprio[..., :1], dtype=torch.float64)
+        if self.reach is None:
+            return one
+        low, high = (constant(limit, one) for limit in self.reach)
+        place = torch.minimum(torch.maximum(proprio[..., :3].double(), low), high)
+        return torch.cat([one, place - (low + high) / 2], dim=-1)
+
+    def _growth(self) -> float:
+        """How much a motion grows by itself, at most: of something linear, at a corner of the reach."""
+        low, high = map(np.array, self.reach or ((), ()))
+        corners = np.array([(1.0, *away) for away in product(*np.stack([low - high, high - low], axis=1) / 2)])
+        inertia = np.array(self.inertia).reshape(NUMBERS, -1, NUMBERS)
+        return float(np.abs(np.linalg.eigvals(np.einsum("cp,mpn->cmn", corners, inertia))).max())
 
 
 def commanded(action: Tensor) -> Tensor:  # [..., 7] -> [..., 7] float64
@@ -99,9 +128,10 @@ def commanded(action: Tensor) -> Tensor:  # [..., 7] -> [..., 7] float64
     return torch.cat([action[..., :6].double().clamp(-1, 1), opening], dim=-1)
 
 
-def _applied(matrix: Matrix, vector: Tensor) -> Tensor:  # [7, 7], [..., 7] float64 -> [..., 7]
+def _applied(matrix: Matrix, cause: Tensor, place: Tensor) -> Tensor:  # [..., 7], [..., P] float64 -> [..., 7]
     # Row by row: a product of matrices would be summed in another order for another number of rows.
-    return (constant(matrix, vector) * vector[..., None, :]).sum(-1)
+    causes = (place[..., None] * cause[..., None, :]).flatten(-2)
+    return (constant(matrix, causes) * causes[..., None, :]).sum(-1)
 
 
 def _checked(name: str, values: object, shape: tuple[int, ...]) -> tuple:

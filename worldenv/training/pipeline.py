@@ -7,6 +7,7 @@ ranks go through the stages together; rank 0 writes.
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from worldenv.records.progress import Progress
 from worldenv.records.run_folder import RunFolder
 from worldenv.records.stage_times import timed
 from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
+from worldenv.robot.fitted import FittedKinematics
+from worldenv.robot.robot import Robot
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.training.act_again import act_again
 from worldenv.training.adapt import adaptation_loss
@@ -41,6 +44,7 @@ from worldenv.training.fit import Schedule, fit
 from worldenv.training.given import BASE, FINETUNED, POLICY, take
 from worldenv.training.imagined import as_imagined
 from worldenv.training.lessons import LESSONS
+from worldenv.training.own_kinematics import refitted
 from worldenv.training.pretrain import Base, pretraining_loss
 from worldenv.training.ranges import EPISODES, measure_ranges
 from worldenv.training.train_reflector import join, read_features, reward_loss
@@ -165,6 +169,14 @@ class Pipeline:
         """The episodes whose recorded actions are those that were carried out; without extra data, all episodes."""
         has_all = self.lessons.records_what_is_done or not self.config.extra_data
         return self.clips() if has_all else self.recorded(*EXTRA_DATA)
+
+    @cached_property
+    def robot(self) -> Robot:
+        """The suite's robot; fitted kinematics are fitted anew to the episodes whose actions were carried out."""
+        robot, was_carried_out = self.suite.robot, self.config.extra_data or self.lessons.records_what_is_done
+        if not (isinstance(robot.kinematics, FittedKinematics) and was_carried_out):
+            return robot
+        return refitted(robot, self.carried_out(), self.ranks.first)
 
     def recorded(self, *names: str) -> Clips:
         """Data sets of this run. Raises TrajectoryFormatError if episodes are missing."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from worldenv.policy.small import SmallPolicy
 from worldenv.records.model_files import RANGES, save_model
 from worldenv.records.run_folder import RunFolder
 from worldenv.reflector.small import SmallReflector
+from worldenv.robot.robot import Robot
 from worldenv.training.config import MOST_EPISODES, RefreshConfig, ScratchConfig, command_for, round_name
 from worldenv.training.fit import Schedule
 from worldenv.training.given import POLICY
@@ -66,6 +68,11 @@ class Refresh(Pipeline):
             (self.models / REFLECTOR, self.make_reflector),
             *([(self.models / RANGES, self.make_ranges)] if (self.before / RANGES).exists() else []),
         ]
+
+    @cached_property
+    def robot(self) -> Robot:
+        """With the kinematics of the world model of the round before."""
+        return self.world.load(self.before / COMPOSER).robot
 
     def clips(self) -> Clips:
         """Demonstrations and the true episodes of all rounds so far."""

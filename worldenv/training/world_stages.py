@@ -95,14 +95,14 @@ class ComposerStages:
                     f"--scratch.unroll is {unroll} chunks, which have {steps} actions; the longest recorded episode "
                     f"has only {longest}: give a smaller --scratch.unroll and another --run"
                 )
-            self._clips = with_wanted_opening(recorded, self.pipeline.suite.robot)
+            self._clips = with_wanted_opening(recorded, self.pipeline.robot)
         return self._clips
 
     def layers(self, chunk: int) -> Layers:
         """The layers of the recorded episodes. What is drawn for them is kept in `pipeline.labels`."""
         if self._layers is None:
             p = self.pipeline
-            recorded, proprio, clear_m = p.carried_out(), self.clips().proprio, p.suite.robot.clear_m
+            recorded, proprio, clear_m = p.carried_out(), self.clips().proprio, p.robot.clear_m
             kept = Kept(p.labels, made_of(recorded, chunk, clear_m), p.ranks.first)
             if p.ranks.first:
                 remove_temporary(kept.folder)
@@ -129,8 +129,8 @@ class ComposerStages:
             camera=camera.expand(n, 1, 3, 4),
         )
         teacher, things = self._new(clips), TabletopThings(data.states, clips.frame_shape[1])
-        layers = Layers(clips.proprio, things, teacher.config.chunk, p.suite.robot.clear_m)
-        loss = teacher_loss(teacher, clips, layers, p.suite.robot, schedule.batch, p.ranks)
+        layers = Layers(clips.proprio, things, teacher.config.chunk, p.robot.clear_m)
+        loss = teacher_loss(teacher, clips, layers, p.robot, schedule.batch, p.ranks)
         made = p.train(teacher, loss, schedule, "teacher_pretraining")
         p.write(save_model, path, teacher, "composer", made, levels=TEACHER_LEVELS)
 
@@ -138,7 +138,7 @@ class ComposerStages:
         p, schedule = self.pipeline, self.pipeline.config.teacher
         teacher = composer(p.models / BASE) if p.lessons.keeps_states else self._new(self.clips())
         layers = self.layers(teacher.config.chunk)
-        loss = teacher_loss(teacher, self.clips(), layers, p.suite.robot, schedule.batch, p.ranks)
+        loss = teacher_loss(teacher, self.clips(), layers, p.robot, schedule.batch, p.ranks)
         made = p.train(teacher, loss, schedule, "teacher")
         p.write(save_model, path, teacher, "composer", made, levels=TEACHER_LEVELS)
 
@@ -157,7 +157,7 @@ class ComposerStages:
         """Train on the recorded chunks and, with extra data and a `Shiftable` simulator, on tries after an offset."""
         p, schedule = self.pipeline, self.pipeline.config.contact
         clips, layers = self.clips(), self.layers(network.chunk)
-        scene = Scene(to_frames(plate.detach()[None, :, :, None])[0, 0], p.suite.robot)
+        scene = Scene(to_frames(plate.detach()[None, :, :, None])[0, 0], p.robot)
         beside = p.config.beside if p.config.extra_data else 0
         if beside and not isinstance(layers.things, Shiftable):
             beside = 0
@@ -182,9 +182,9 @@ class ComposerStages:
         p, schedule = self.pipeline, self.pipeline.config.student
         load_weights(p.models / CONTACT, student.contact)
         student.contact.requires_grad_(False)
-        given = self.clips(), self.layers(student.config.chunk), p.suite.robot, schedule.batch, p.config.unroll
+        given = self.clips(), self.layers(student.config.chunk), p.robot, schedule.batch, p.config.unroll
         loss = student_loss(student, encoder, *given, p.ranks)
-        made, kept = p.train(student, loss, schedule, "student"), kept_kinematics(p.suite.robot)
+        made, kept = p.train(student, loss, schedule, "student"), kept_kinematics(p.robot)
         p.write(save_model, path, student, "composer", made, levels=STUDENT_LEVELS, **kept)
 
 
@@ -220,7 +220,7 @@ class CausalStages:
         fit_tokenizer(teacher.tokenizer, clips.sample_frames(draw, TOKENIZER_FRAMES)[:, 0])
         teacher.tokenizer.requires_grad_(False)
         teacher.to(p.device)
-        loss = causal_loss(teacher, p.suite.robot, clips, schedule.batch, p.config.causal_chunks, p.ranks)
+        loss = causal_loss(teacher, p.robot, clips, schedule.batch, p.config.causal_chunks, p.ranks)
         with _tensor_float32(p.device):
             made = p.train(teacher, loss, schedule, "causal_teacher")
         p.write(save_model, path, teacher, "causal", made, levels=TEACHER_LEVELS)
@@ -229,11 +229,11 @@ class CausalStages:
         p, schedule = self.pipeline, self.pipeline.config.causal_student
         teacher, student = (_causal(p.models / "causal_teacher.safetensors").to(p.device) for _ in range(2))
         student.tokenizer.requires_grad_(False)
-        given = p.suite.robot, self._clips(), schedule.batch, p.config.causal_chunks, p.config.causal_levels
+        given = p.robot, self._clips(), schedule.batch, p.config.causal_chunks, p.config.causal_levels
         loss = distillation_loss(student, teacher, *given, ranks=p.ranks)
         with _tensor_float32(p.device):
             made = p.train(student, loss, schedule, "causal_student")
-        kept = kept_kinematics(p.suite.robot)
+        kept = kept_kinematics(p.robot)
         p.write(save_model, path, student, "causal", made, levels=p.config.causal_levels, **kept)
 
     def _clips(self) -> Clips:
