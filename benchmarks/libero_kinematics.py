@@ -28,7 +28,7 @@ from worldenv.suites.libero.tasks import STANDARD
 
 FITTED = (("libero_spatial", 0), ("libero_object", 4), ("libero_goal", 8), ("libero_10", 7))
 HELD_OUT = (("libero_spatial", 2), ("libero_object", 0), ("libero_goal", 5), ("libero_10", 8))
-OBJECT = (("libero_object", 1), ("libero_object", 4), ("libero_object", 6))  # what a run of libero-small would fit
+OBJECT = (("libero_object", 1), ("libero_object", 4), ("libero_object", 6))  # scenes of one suite
 REPEATS = (1, 2)
 STARTS = 2
 ACTIONS = 64  # of an episode of random ones

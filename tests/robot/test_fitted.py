@@ -167,6 +167,8 @@ def test_recordings_of_an_arm_that_moves_by_place_tell_how():
 def test_places_that_do_not_vary_are_refused():
     with pytest.raises(UserError, match="at least 760 are needed"):
         fit_kinematics(recorded(12), by_place=True)
+    with pytest.raises(UserError, match="there are 0 steps in which an action follows another; at least 760"):
+        fit_kinematics(recorded(1, steps=1), by_place=True)
     level = [(np.c_[p[:, :2], 0.01 * p[:, 2:3], p[:, 3:]], acted) for p, acted in recorded(14)]
     with pytest.raises(UserError, match=r"gripper's z varies by 0\.. cm in these recordings"):
         fit_kinematics(level, by_place=True)
@@ -282,6 +284,10 @@ def test_numbers_by_place_that_describe_no_arm_are_refused():
         replace(arm_by_place(), reach=((0.0,) * 3, (1.0, 0.0, 1.0)))
     with pytest.raises(UserError, match="a motion grow by itself, by 1.* with each action"):
         replace(arm_by_place(), reach=((-0.05, -0.15, 0.05), (0.25, 0.15, 4.0)))
+    inertia = np.zeros((7, 28))  # fades at all corners of the reach, and grows in its middle
+    inertia[0, 1], inertia[1, 0], inertia[0, 8], inertia[1, 7] = 1.05, 1.05, 1.0, -1.0
+    with pytest.raises(UserError, match="a motion grow by itself, by 1.05 with each action"):
+        replace(arm_by_place(), inertia=inertia, reach=((-1.0,) * 3, (1.0,) * 3))
 
 
 def test_other_sizes_are_refused_as_by_the_exact_kinematics():

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from worldenv.launch.ranks import ALONE
+from worldenv.records.checkpoint import CheckpointError
 from worldenv.robot.fitted import FittedKinematics
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
-from worldenv.training.own_kinematics import refitted
-from worldenv.training.pipeline import Pipeline
+from worldenv.training.own_kinematics import fit_own
+from worldenv.training.pipeline import KINEMATICS, Pipeline
 
 STEPS = 40
 
@@ -30,34 +32,67 @@ def acted_out(shown, kinematics, episodes):
     return replace(clips, proprio=torch.cat([begin[:, None], poses], dim=1), actions=actions, length=length)
 
 
-def test_kinematics_are_fitted_to_the_episodes(shown):
-    robot, clips = replace(moved_gripper(Kinematics()), kinematics=arm(0.02)), acted_out(shown, arm(0.03), 40)
+def test_kinematics_are_fitted_to_the_episodes_by_place_if_these_suffice(shown):
+    clips = acted_out(shown, arm(0.03), 40)
     clips.length[1:] -= 5  # what comes after an episode's end is no motion of the arm
     clips.proprio[1:, -5:] = 0
-    found = refitted(robot, clips).kinematics
-    assert found.reach is not None and np.diag(found.step)[:3] == pytest.approx(0.03, abs=1e-3)
+    for episodes, by_place in ((40, True), (8, False)):
+        found = fit_own(clips.pick(torch.arange(episodes)), arm(0.02))
+        assert (found.reach is not None) == by_place and np.diag(found.step)[:3] == pytest.approx(0.03, abs=1e-3)
 
 
-def test_robot_stays_as_it_is_where_episodes_do_not_determine_the_fit(shown, capsys):
-    robot, clips = replace(moved_gripper(Kinematics()), kinematics=arm(0.02)), acted_out(shown, arm(0.03), 3)
-    assert refitted(robot, clips) is robot
+def test_kinematics_of_the_suite_stay_where_episodes_do_not_determine_a_fit(shown, capsys):
+    assert fit_own(acted_out(shown, arm(0.03), 3), arm(0.02)) == arm(0.02)
     told = capsys.readouterr().err
     assert told.startswith("kinematics: not fitted to this run's episodes, those of the suite stay: there are 117")
-    assert told.count("\n") == 1 and refitted(robot, clips, tell=False) is robot and not capsys.readouterr().err
+    assert told.count("\n") == 1
+
+
+class Lagging(Pipeline):
+    """The pipeline of an arm that lags, of whose episodes these were carried out."""
+
+    def __init__(self, folder, clips, kinematics, extra_data=True, records_what_is_done=False):
+        self.suite = SimpleNamespace(robot=replace(moved_gripper(Kinematics()), kinematics=kinematics))
+        self.config = SimpleNamespace(extra_data=extra_data)
+        self.lessons = SimpleNamespace(records_what_is_done=records_what_is_done)
+        self.world, self.folder = SimpleNamespace(stages=lambda: [], has_ranges=False), SimpleNamespace(path=folder)
+        self.models, self.data, self.ranks, self.command = folder / "models", folder / "data", ALONE, "a test"
+        self.carried_out = lambda: clips
+
+    def made(self):
+        """The stage that fits kinematics, if there is one, and the kinematics of the stages after it."""
+        stages = [(path, make) for path, make in self.stages() if path.name == KINEMATICS]
+        for path, make in stages:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make(path, make)
+        return bool(stages), self.robot.kinematics
+
+
+def test_a_run_fits_its_kinematics_once(shown, tmp_path):
+    is_made, found = Lagging(tmp_path, acted_out(shown, arm(0.03), 40), arm(0.02)).made()
+    assert is_made and found.reach is not None
+    again = Lagging(tmp_path, acted_out(shown, arm(0.05), 40), arm(0.02)).made()
+    assert again == (True, found)  # what is there is not made again
+    assert "40" in (tmp_path / "models" / KINEMATICS).with_suffix(".md").read_text()
 
 
 @pytest.mark.parametrize(("extra_data", "records_what_is_done"), [(True, False), (False, True), (False, False)])
-def test_only_what_was_carried_out_is_fitted(shown, extra_data, records_what_is_done):
+def test_only_what_was_carried_out_is_fitted(shown, tmp_path, extra_data, records_what_is_done):
     """Of episodes whose actions are not those that were carried out, kinematics cannot be learned."""
-    robot, clips = replace(moved_gripper(Kinematics()), kinematics=arm(0.02)), acted_out(shown, arm(0.03), 40)
-    pipeline = SimpleNamespace(
-        suite=SimpleNamespace(robot=robot),
-        config=SimpleNamespace(extra_data=extra_data),
-        lessons=SimpleNamespace(records_what_is_done=records_what_is_done),
-        ranks=SimpleNamespace(first=True),
-        carried_out=lambda: clips,
-    )
-    is_fitted = Pipeline.robot.func(pipeline).kinematics != robot.kinematics
-    assert is_fitted == (extra_data or records_what_is_done)
-    pipeline.suite.robot = moved_gripper(Kinematics())  # exact: nothing to fit
-    assert Pipeline.robot.func(pipeline) is pipeline.suite.robot
+    clips = acted_out(shown, arm(0.03), 40)
+    is_made, found = Lagging(tmp_path, clips, arm(0.02), extra_data, records_what_is_done).made()
+    assert is_made == (found != arm(0.02)) == (extra_data or records_what_is_done)
+
+
+def test_exact_kinematics_are_not_fitted(shown, tmp_path):
+    clips = acted_out(shown, arm(0.03), 40)
+    assert Lagging(tmp_path, clips, Kinematics()).made() == (False, Kinematics())
+
+
+def test_damaged_kinematics_are_named(shown, tmp_path):
+    run = Lagging(tmp_path, acted_out(shown, arm(0.03), 40), arm(0.02))
+    run.made()
+    path = tmp_path / "models" / KINEMATICS
+    path.write_bytes(path.read_bytes().replace(b"inertia", b"inertio"))
+    with pytest.raises(CheckpointError, match=f"{KINEMATICS}: damaged"):
+        Lagging(tmp_path, shown, arm(0.02)).made()

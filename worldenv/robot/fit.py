@@ -19,8 +19,8 @@ STANDS = 0.1  # of the gripper's fastest move: slower fingers have met something
 SLOWS = 0.95  # so have those that are slower than before under the same command
 OUTLIER = 1.5  # residuals, in standard deviations: those of contacts count less
 ROUNDS = 6  # of reweighting
-LEAST_SPAN_M = 0.02  # of the places along each axis, to tell how the motion varies with the place
-EXTREME = 0.01  # share of the recorded places below, and above, the reach of kinematics that vary with the place
+LEAST_SPAN_M = 0.02  # of the reach along each axis, to tell how motion depends on it
+EXTREME = 0.01  # share of the recorded positions that lies outside the reach, at either end of each axis
 Episode = tuple[np.ndarray, np.ndarray]  # proprio [T + 1, 7] (m, rad, opening), actions [T, 7] in [-1, 1]
 
 
@@ -29,19 +29,20 @@ def fit_kinematics(episodes: Iterable[Episode], by_place: bool = False) -> Fitte
 
     Of every axis, the next move is explained by the last move, this action and the one before, all six numbers of each;
     of the opening, by its own. Moves that contacts have stopped count less. It needs some hundred steps in which every
-    number of the action changes, and not in step with another one. With `by_place`, what explains a move varies
-    linearly with the place (the opening's does not), within the reach of these recordings; it needs four times as many
-    steps, all over this reach. Where demonstrations record an action that was
-    disturbed as it was carried out, the disturbed one is needed. Raises UserError if the episodes are not such arrays,
-    are too few, or do not determine the fit, with the number that lacks.
+    number of the action changes, and not in step with another one. With `by_place`, all coefficients but the opening's
+    are linear in the gripper's position; this needs four times as many steps, spread over the workspace. Where
+    demonstrations record an action that was disturbed as it was carried out, the disturbed one is needed. Raises
+    UserError if the episodes are not such arrays, are too few, or do not determine the fit, with the number that lacks.
     """
     checked = _checked(episodes)
     moves, last, now, before, where = (np.concatenate(part) for part in zip(*map(_rows, checked), strict=True))
     pose, ones = slice(0, 6), np.ones((len(moves), 1))
     names = [f"the move of {axis}" for axis in AXES[:6]] + [f"the action {name}" for name in ACTIONS[:6]]
-    others, reach = np.c_[last[:, pose], before[:, pose], ones], _reach(where) if by_place else None
-    place = ones if reach is None else np.c_[ones, where.clip(*reach) - reach.mean(0)]
-    _check_enough(len(moves), (3 * 6 + 1) * place.shape[1], "in which an action follows another")
+    others, reach, place = np.c_[last[:, pose], before[:, pose], ones], None, ones
+    _check_enough(len(moves), (3 * 6 + 1) * (4 if by_place else 1), "in which an action follows another")
+    if by_place:
+        reach = _reach(where)
+        place = np.c_[ones, where.clip(*reach) - reach.mean(0)]
     _check_moves(np.c_[moves[:, pose], now[:, pose]], names)
     _check_determined(now[:, pose], others, ACTIONS[:6])
     causes = np.c_[now[:, pose], others]
@@ -103,8 +104,8 @@ def _reach(where: np.ndarray) -> np.ndarray:  # [R, 3] m -> [2, 3]
     for axis, span in zip(AXES, np.ptp(reach, axis=0), strict=False):
         if span < LEAST_SPAN_M:
             raise UserError(
-                f"the gripper's {axis} varies by {100 * span:.1f} cm in these recordings, so they do not tell how its "
-                "motion varies with the place: record episodes in other places, or fit without by_place"
+                f"the gripper's {axis} varies by {100 * span:.1f} cm in these recordings, so they do not tell how "
+                f"motion depends on {axis}: record episodes in other places, or fit without by_place"
             )
     return reach
 

@@ -27,12 +27,13 @@ class FittedKinematics:
     Poses are x, y, z (m), axis-angle (rad), opening. `coast` [..., 7] is the state of the motion: what the next move
     will be without an action.
 
-    With `reach`, all of this varies linearly with the place: step, after, inertia and drift have four times as many
-    columns. The first 7 hold in the middle of the reach; the next ones are multiplied by how far x is from there (m),
-    then those for y, then those for z. Beyond the reach, they are what they are at its border.
+    With `reach`, a box of positions, step, after, inertia and drift are linear in the position. They have four blocks
+    of 7 columns: the values at the centre of the box, then their change per metre in x, in y and in z. Outside the box,
+    the values at its nearest point hold.
 
     Raises UserError if the numbers are not finite or not as many, if a range is empty, if a motion would grow by itself
-    anywhere (an eigenvalue of inertia is 1 or more), or if repeat is not a positive integer.
+    (an eigenvalue of inertia is 1 or more, with `reach` on a grid of 27 positions), or if repeat is not a positive
+    integer.
     """
 
     step: Matrix  # what a unit of action moves at once: m, rad, opening
@@ -41,7 +42,7 @@ class FittedKinematics:
     drift: tuple[float, ...]  # [7 or 28], what moves by itself
     opening: tuple[float, float]  # least and greatest
     repeat: int = field(default=1, metadata=ADDED)  # how often each action is carried out; all above are for once
-    reach: Reach | None = field(default=None, metadata=ADDED)  # None: all is the same everywhere
+    reach: Reach | None = field(default=None, metadata=ADDED)  # None: the same everywhere
 
     def __post_init__(self) -> None:
         columns = NUMBERS * (1 if self.reach is None else 4)
@@ -111,15 +112,15 @@ class FittedKinematics:
         if self.reach is None:
             return one
         low, high = (constant(limit, one) for limit in self.reach)
-        place = torch.minimum(torch.maximum(proprio[..., :3].double(), low), high)
-        return torch.cat([one, place - (low + high) / 2], dim=-1)
+        return torch.cat([one, proprio[..., :3].double().clamp(low, high) - (low + high) / 2], dim=-1)
 
     def _growth(self) -> float:
-        """How much a motion grows by itself, at most: of something linear, at a corner of the reach."""
+        """The largest factor by which a motion grows with each action: in the middle, at faces, edges and corners."""
         low, high = map(np.array, self.reach or ((), ()))
-        corners = np.array([(1.0, *away) for away in product(*np.stack([low - high, high - low], axis=1) / 2)])
+        away = np.array([(1.0, *sign) for sign in product((-1, 0, 1), repeat=len(low))])
+        away[:, 1:] *= (high - low) / 2
         inertia = np.array(self.inertia).reshape(NUMBERS, -1, NUMBERS)
-        return float(np.abs(np.linalg.eigvals(np.einsum("cp,mpn->cmn", corners, inertia))).max())
+        return float(np.abs(np.linalg.eigvals(np.einsum("gp,mpn->gmn", away, inertia))).max())
 
 
 def commanded(action: Tensor) -> Tensor:  # [..., 7] -> [..., 7] float64

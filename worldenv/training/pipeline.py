@@ -7,6 +7,7 @@ ranks go through the stages together; rank 0 writes.
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,17 @@ from worldenv.training.fit import Schedule, fit
 from worldenv.training.given import BASE, FINETUNED, POLICY, take
 from worldenv.training.imagined import as_imagined
 from worldenv.training.lessons import LESSONS
-from worldenv.training.own_kinematics import refitted
+from worldenv.training.own_kinematics import fit_own
 from worldenv.training.pretrain import Base, pretraining_loss
 from worldenv.training.ranges import EPISODES, measure_ranges
 from worldenv.training.train_reflector import join, read_features, reward_loss
 from worldenv.training.world_stages import CausalStages, ComposerStages
+from worldenv.worlds.kinematics import kept_kinematics, with_kept
 
 EXPLORATION_START = 1_000_000  # exploration uses other training starts than the demonstrations
 RANGES_START = 3_000_000
 EXTRA_DATA = ("exploration", "again")
+KINEMATICS = "kinematics.safetensors"
 # Where the reflector stops: stopping a little late costs nothing, a little early costs the episode. Found on 500
 # validation starts (benchmarks/LOG.md).
 STOP_ABOVE = 0.78
@@ -144,6 +147,7 @@ class Pipeline:
             (self.models / FINETUNED, self.make_finetuned),
             (self.data / "exploration", self.record_exploration),
             (self.data / "again", self.record_again),
+            *([(self.models / KINEMATICS, self.make_kinematics)] if self.fits_kinematics else []),
             *self.world.stages(),
             (self.models / POLICY, self.make_policy),
             (self.models / "reflector.safetensors", self.make_reflector),
@@ -170,13 +174,17 @@ class Pipeline:
         has_all = self.lessons.records_what_is_done or not self.config.extra_data
         return self.clips() if has_all else self.recorded(*EXTRA_DATA)
 
+    @property
+    def fits_kinematics(self) -> bool:
+        """Whether the suite's kinematics are a fit, and the run's episodes record the actions that were carried out."""
+        are_fit = isinstance(self.suite.robot.kinematics, FittedKinematics)
+        return are_fit and (self.config.extra_data or self.lessons.records_what_is_done)
+
     @cached_property
     def robot(self) -> Robot:
-        """The suite's robot; fitted kinematics are fitted anew to the episodes whose actions were carried out."""
-        robot, was_carried_out = self.suite.robot, self.config.extra_data or self.lessons.records_what_is_done
-        if not (isinstance(robot.kinematics, FittedKinematics) and was_carried_out):
-            return robot
-        return refitted(robot, self.carried_out(), self.ranks.first)
+        """The suite's robot, with the kinematics that were fitted to this run's episodes, if any were."""
+        path, robot = self.models / KINEMATICS, self.suite.robot
+        return with_kept(path, load_weights(path)[1], robot) if self.fits_kinematics else robot
 
     def recorded(self, *names: str) -> Clips:
         """Data sets of this run. Raises TrajectoryFormatError if episodes are missing."""
@@ -282,6 +290,13 @@ class Pipeline:
             return act_again(some, scale, seed, self.suite, self.ranks)
 
         _record(path, self.episodes[path.name], self.lessons.part, again, self.ranks)
+
+    def make_kinematics(self, path: Path) -> None:
+        if self.ranks.first:
+            robot, clips = self.suite.robot, self.carried_out()
+            robot = replace(robot, kinematics=fit_own(clips, robot.kinematics))
+            made = {"command": f"{self.command}, stage kinematics", "episodes": len(clips)}
+            save_weights(path, {}, {"kind": "kinematics", "made": made, **kept_kinematics(robot)})
 
     def make_reflector(self, path: Path) -> None:
         config = SmallReflectorConfig(threshold=STOP_ABOVE, text=self.policy_config().text)

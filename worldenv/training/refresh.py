@@ -71,7 +71,7 @@ class Refresh(Pipeline):
 
     @cached_property
     def robot(self) -> Robot:
-        """With the kinematics of the world model of the round before."""
+        """The suite's robot with the kinematics of the world model of the round before, which learns on with them."""
         return self.world.load(self.before / COMPOSER).robot
 
     def clips(self) -> Clips:

@@ -102,7 +102,7 @@ class ComposerStages:
         """The layers of the recorded episodes. What is drawn for them is kept in `pipeline.labels`."""
         if self._layers is None:
             p = self.pipeline
-            recorded, proprio, clear_m = p.carried_out(), self.clips().proprio, p.robot.clear_m
+            recorded, proprio, clear_m = p.carried_out(), self.clips().proprio, p.suite.robot.clear_m
             kept = Kept(p.labels, made_of(recorded, chunk, clear_m), p.ranks.first)
             if p.ranks.first:
                 remove_temporary(kept.folder)
@@ -129,7 +129,7 @@ class ComposerStages:
             camera=camera.expand(n, 1, 3, 4),
         )
         teacher, things = self._new(clips), TabletopThings(data.states, clips.frame_shape[1])
-        layers = Layers(clips.proprio, things, teacher.config.chunk, p.robot.clear_m)
+        layers = Layers(clips.proprio, things, teacher.config.chunk, p.suite.robot.clear_m)
         loss = teacher_loss(teacher, clips, layers, p.robot, schedule.batch, p.ranks)
         made = p.train(teacher, loss, schedule, "teacher_pretraining")
         p.write(save_model, path, teacher, "composer", made, levels=TEACHER_LEVELS)

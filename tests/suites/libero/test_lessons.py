@@ -18,11 +18,13 @@ from worldenv.suites.libero.demonstrate import disturb
 from worldenv.suites.libero.panda import panda
 from worldenv.suites.libero.suite import LiberoSuite
 from worldenv.worlds.causal.world import CausalWorld
+from worldenv.worlds.kinematics import with_kept
 
 TRAIN = "import sys; sys.argv[0] = 'worldenv-train'; from worldenv.commands.cli import train; train()"
 BLIND = Path(__file__).parents[3] / "benchmarks" / "blind.py"
 STAGES = ("models/base", "data/demonstrations", "models/finetuned", "data/exploration", "data/again")
-STAGES += ("models/teacher", "models/contact", "models/composer", "models/policy", "models/reflector", "models/ranges")
+STAGES += ("models/kinematics", "models/teacher", "models/contact", "models/composer")
+STAGES += ("models/policy", "models/reflector", "models/ranges")
 
 
 def said(*words):
@@ -30,6 +32,12 @@ def said(*words):
     done = subprocess.run(list(map(str, words)), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def own_robot(models, name):
+    """The robot with the kinematics in a file of models."""
+    path = models / f"{name}.safetensors"
+    return with_kept(path, load_weights(path)[1], panda(2, "libero_object"))
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +70,11 @@ def test_the_causal_world_model_is_made_in_place_of_the_composer(sentences, tmp_
     given = "--world", "causal", "--scratch.stills", 0, "--rl.iterations", 1
     result = said(sys.executable, "-P", "-c", TRAIN, "libero-small-tiny", "--run", tmp_path / "run", *given)
     made = "models/causal_teacher", "models/causal"
-    assert tuple(result["stages_s"]) == (*STAGES[:5], *made, *STAGES[8:10])
+    assert tuple(result["stages_s"]) == (*STAGES[:6], *made, *STAGES[9:11])
     parts = load_run(tmp_path / "run")
     parts.suite.close()
-    assert isinstance(parts.world, CausalWorld) and parts.world.robot == parts.suite.robot
+    assert isinstance(parts.world, CausalWorld)
+    assert parts.world.robot == own_robot(tmp_path / "run" / "models", "kinematics")
 
 
 def test_a_second_round_learns_on_from_true_episodes(run, tmp_path):
@@ -80,6 +89,7 @@ def test_a_second_round_learns_on_from_true_episodes(run, tmp_path):
     assert any(not torch.equal(contact[0][name], tensor) for name, tensor in contact[1].items())
     (labels,) = (tmp_path / "run" / "data" / "labels").iterdir()
     assert "worldenv-train libero-small --suite libero_object-tiny --rounds R" in (made / "composer.md").read_text()
+    assert own_robot(made, "composer") == own_robot(before, "kinematics")
     assert labels.name == "round-1" and list(labels.glob("contacts_*.npz"))
 
 
@@ -87,7 +97,8 @@ def test_models_read_sentences_and_act_in_chunks_of_eight(run):
     parts = load_run(run[0])
     parts.suite.close()
     assert parts.policy.chunk == 8 and parts.policy.config.text == parts.reflector.config.text == "sentences"
-    assert parts.world.robot == parts.suite.robot == panda(2, "libero_object")
+    assert parts.suite.robot == panda(2, "libero_object") != parts.world.robot
+    assert parts.world.robot == own_robot(run[0] / "models", "kinematics")
 
 
 def test_run_that_has_ended_is_not_repeated(run):
