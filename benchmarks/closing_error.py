@@ -3,7 +3,7 @@
     python benchmarks/closing_error.py RUN
 
 RUN is a run of worldenv-train --from-scratch with explored episodes (data/exploration and data/again). The kinematics
-are those of its composer, which were fitted to these very episodes; before it is made, those of the suite. Every
+are those of its composer, which were fitted to these very episodes; if there is no composer yet, the suite's. Every
 stretch of 8 actions begins with the recorded pose, but with the motion that results from imagining the episode from its
 start. It is *closing* if the hand is open at first, begins to close within the stretch, and comes below LOW_M. The last
 line of stdout is one JSON document: errors of the position in cm, and the mean deviation of x, y, z after 8 actions.
