@@ -8,7 +8,7 @@ import torch
 
 from worldenv.errors import UserError
 from worldenv.robot.fit import chunk_errors, fit_kinematics
-from worldenv.robot.fitted import FittedKinematics
+from worldenv.robot.fitted import FittedKinematics, commanded
 from worldenv.robot.kinematics import Kinematics, chunk_kinematics
 from worldenv.robot.robot import moved_gripper
 
@@ -38,6 +38,18 @@ def arm_by_place():  # where x is larger, it moves farther; where z is larger, i
     drift = np.pad(np.array(same.drift), (0, 21))
     drift[23] = -0.004  # z, for a metre in z
     return FittedKinematics(step, after, inertia, drift.tolist(), same.opening, reach=reach)
+
+
+def arm_with_correction():
+    draw = np.random.default_rng(5)
+    shapes = ((0.3, (32, 19)), (0.3, (32, 33)), (0.003, (6, 33)))
+    layers = tuple((size * draw.normal(size=shape)).tolist() for size, shape in shapes)
+    return replace(arm(), correction=layers, most=(0.004,) * 3 + (0.02,) * 3)
+
+
+KINDS = pytest.mark.parametrize(
+    "kinematics", [arm(), arm_by_place(), arm_with_correction()], ids=["same", "by place", "with correction"]
+)
 
 
 def poses(count, seed=0):  # [count, 7] float32: the hand looks down, so its axis-angle is near half a turn
@@ -89,7 +101,7 @@ def test_an_arm_coasts_after_its_last_action_and_comes_to_rest():
     assert motion[0, 0].item() == pytest.approx(0.0015625) and zero.sum() == 0
 
 
-@pytest.mark.parametrize("kinematics", [arm(), arm_by_place()], ids=["same", "by place"])
+@KINDS
 def test_two_chunks_are_one_chunk_of_both_and_a_row_does_not_depend_on_the_others(kinematics):
     begin, acted = poses(33), actions(33, 12)
     whole, end = ways(kinematics, begin, acted)
@@ -110,7 +122,7 @@ def test_gripper_stays_in_its_range_and_opens_again_at_once():
     assert opening.min() >= 0.02 - 1e-6 and opening.max() <= 0.98 + 1e-6 and opening[21] > 0.1
 
 
-@pytest.mark.parametrize("kinematics", [arm(), arm_by_place()], ids=["same", "by place"])
+@KINDS
 def test_motion_is_told_by_the_last_move(kinematics):
     begin, acted = poses(9), actions(9, 3)
     found, motion = ways(kinematics, begin, acted)
@@ -288,6 +300,39 @@ def test_numbers_by_place_that_describe_no_arm_are_refused():
     inertia[0, 1], inertia[1, 0], inertia[0, 8], inertia[1, 7] = 1.05, 1.05, 1.0, -1.0
     with pytest.raises(UserError, match="a motion grow by itself, by 1.05 with each action"):
         replace(arm_by_place(), inertia=inertia, reach=((-1.0,) * 3, (1.0,) * 3))
+
+
+def test_correction_adds_what_its_network_says_up_to_most():
+    """As torch's own layers compute it, here for the first action of an arm at rest."""
+    kinematics, begin, acted = arm_with_correction(), poses(50), actions(50, 1)
+    at_rest, layers = kinematics.rest(begin), []
+    for matrix in map(torch.tensor, kinematics.correction):
+        layers.append(torch.nn.Linear(matrix.shape[1] - 1, len(matrix)))
+        layers[-1].weight.data, layers[-1].bias.data = matrix[:, :-1], matrix[:, -1]
+    network = torch.nn.Sequential(layers[0], torch.nn.SiLU(), layers[1], torch.nn.SiLU(), layers[2])
+    seen = torch.cat([part[:, :6] for part in (commanded(acted[:, 0]).float(), at_rest, begin)], dim=1)
+    said = network(seen).detach()
+    most = torch.tensor(kinematics.most)
+    added = kinematics.follow(begin, at_rest, acted)[0] - arm().follow(begin, at_rest, acted)[0]
+    torch.testing.assert_close(added[:, 0, :3], said.clamp(-most, most)[:, :3], rtol=0, atol=1e-6)
+    assert not added[:, 0, 6].any()
+    assert (said.abs() > most)[:, :3].any() and (said.abs() < most)[:, :3].any()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"most": None}, "have one of correction and most; they should have both or neither"),
+        ({"correction": ((1.0,) * 19,) * 31}, "it should be three matrices"),
+        ({"correction": (((0.0,) * 19,) * 31,) * 3}, "has 31 hidden units; they should be a multiple of 32"),
+        ({"correction": (((0.0,) * 19,) * 32,) * 3}, r"should be finite numbers \[32, 33\]"),
+        ({"most": (0.1,) * 7}, r"most of the kinematics is .* should be finite numbers \[6\]"),
+        ({"most": (-0.1,) * 6}, "no number of it should be negative"),
+    ],
+)
+def test_correction_of_another_shape_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        replace(arm_with_correction(), **change)
 
 
 def test_other_sizes_are_refused_as_by_the_exact_kinematics():

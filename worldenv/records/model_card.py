@@ -14,7 +14,7 @@ ABOUT = {
     "demonstrations of each task: the policy that explores.",
     "policy": "The fine-tuned policy, taught by itself to act on imagined frames as it acted on the true frames of the "
     "same moments (demonstrations and extra data, no expert): the baseline that post-training starts from.",
-    "kinematics": "How an action moves the gripper, fitted to the extra data; no network. The world model has a copy.",
+    "kinematics": "How an action moves the gripper, fitted to the extra data. The world model has a copy.",
     "teacher_base": "The composer after pretraining on disturbed expert episodes of the pretraining suite.",
     "teacher": "The multi-step composer, trained by flow matching on recorded episodes of the suite.",
     "contact": "The composer's contact network: it predicts what the gripper moves, and which of its pixels "

@@ -93,10 +93,14 @@ def chunk_errors(
 def _rows(episode: Episode) -> tuple[np.ndarray, ...]:
     """Moves, last moves, actions, actions before [T - 1, 7] each; the places in which the moves begin [T - 1, 3]."""
     proprio, actions = map(torch.from_numpy, episode)
+    moves, u = moves_of(proprio), commanded(actions)
+    return tuple(part.numpy() for part in (moves[1:], moves[:-1], u[1:], u[:-1], proprio[1:-1, :3].double()))
+
+
+def moves_of(proprio: torch.Tensor) -> torch.Tensor:  # [T + 1, 7] -> [T, 7] float64
+    """The recorded moves: m, rad about the world's axes, opening."""
     far = proprio.double()
-    moves = torch.cat([far[1:, :3] - far[:-1, :3], _turn(far[:-1], far[1:]), far[1:, 6:] - far[:-1, 6:]], dim=1)
-    u = commanded(actions)
-    return tuple(part.numpy() for part in (moves[1:], moves[:-1], u[1:], u[:-1], far[1:-1, :3]))
+    return torch.cat([far[1:, :3] - far[:-1, :3], _turn(far[:-1], far[1:]), far[1:, 6:] - far[:-1, 6:]], dim=1)
 
 
 def _reach(where: np.ndarray) -> np.ndarray:  # [R, 3] m -> [2, 3]

@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from worldenv.errors import UserError
 from worldenv.fields import ADDED, shown
@@ -14,6 +15,11 @@ from worldenv.robot.kinematics import NUMBERS, check_sizes, composed, is_number
 
 Matrix = tuple[tuple[float, ...], ...]  # [7, 7 or 28]: row, of the move; column, of what causes it
 Reach = tuple[tuple[float, ...], tuple[float, ...]]  # m: least and greatest x, y, z
+BENT = 6  # numbers of a move that a correction may change: all but the opening
+AT_ONCE = 32  # numbers that torch's SiLU computes together: of whole ones, a row does not depend on the other rows
+Network = tuple[
+    Matrix, Matrix, Matrix
+]  # [hidden, 22], [hidden, hidden + 1], [7, hidden + 1]: the last columns are biases
 
 
 @dataclass(frozen=True)
@@ -31,9 +37,13 @@ class FittedKinematics:
     of 7 columns: the values at the centre of the box, then their change per metre in x, in y and in z. Outside the box,
     the values at its nearest point hold.
 
+    With `correction`, a small network adds to every move what the linear model leaves out, except of the opening. It
+    reads the first six numbers of action, coast and pose, its two hidden layers go through SiLU, and what it adds to
+    each number of a move is limited to `most`.
+
     Raises UserError if the numbers are not finite or not as many, if a range is empty, if a motion would grow by itself
-    (an eigenvalue of inertia is 1 or more, with `reach` on a grid of 27 positions), or if repeat is not a positive
-    integer.
+    (an eigenvalue of inertia is 1 or more, with `reach` on a grid of 27 positions; the correction is not asked), or if
+    repeat is not a positive integer.
     """
 
     step: Matrix  # what a unit of action moves at once: m, rad, opening
@@ -43,6 +53,8 @@ class FittedKinematics:
     opening: tuple[float, float]  # least and greatest
     repeat: int = field(default=1, metadata=ADDED)  # how often each action is carried out; all above are for once
     reach: Reach | None = field(default=None, metadata=ADDED)  # None: the same everywhere
+    correction: Network | None = field(default=None, metadata=ADDED)  # None: nothing is added
+    most: tuple[float, ...] | None = field(default=None, metadata=ADDED)  # [6] m, rad; with a correction only
 
     def __post_init__(self) -> None:
         columns = NUMBERS * (1 if self.reach is None else 4)
@@ -60,6 +72,27 @@ class FittedKinematics:
                 raise UserError(f"reach of the kinematics is {self.reach}; the least x, y, z should be below the rest")
         if (growth := self._growth()) >= 1:
             raise UserError(f"inertia makes a motion grow by itself, by {growth:.2f} with each action; it should fade")
+        self._check_correction()
+
+    def _check_correction(self) -> None:
+        if (self.correction is None) != (self.most is None):
+            raise UserError("the kinematics have one of correction and most; they should have both or neither")
+        if self.correction is None:
+            return
+        if not isinstance(self.correction, tuple | list) or len(self.correction) != 3:
+            raise UserError(f"correction of the kinematics is {shown(self.correction)}; it should be three matrices")
+        first = self.correction[0]
+        hidden = len(first) if isinstance(first, tuple | list) else 0
+        if hidden % AT_ONCE:
+            raise UserError(
+                f"correction of the kinematics has {hidden} hidden units; they should be a multiple of {AT_ONCE}"
+            )
+        shapes = (hidden, 3 * BENT + 1), (hidden, hidden + 1), (BENT, hidden + 1)
+        layers = (_checked("correction", *pair) for pair in zip(self.correction, shapes, strict=True))
+        object.__setattr__(self, "correction", tuple(layers))
+        object.__setattr__(self, "most", _checked("most", self.most, (BENT,)))
+        if min(self.most) < 0:
+            raise UserError(f"most of the kinematics is {self.most}; no number of it should be negative")
 
     def rest(self, proprio: Tensor) -> Tensor:  # [..., 7] -> [..., 7] float32
         """The motion of an arm at rest, whose gripper was last told to go where it is nearer to: open or closed."""
@@ -92,7 +125,9 @@ class FittedKinematics:
         u, out = commanded(actions).repeat_interleave(self.repeat, dim=-2), []
         low, high = self.opening
         for push in u.unbind(-2):
-            move, pose = _applied(self.step, push, self._place(proprio)) + motion, proprio.double()
+            move, pose = self.move(push, motion, proprio), proprio.double()
+            if self.correction is not None:
+                move = move + self._corrected(push, motion, pose)
             opening = (pose[..., 6:] + move[..., 6:]).clamp(low, high)
             turned = composed(move[..., 3:6], pose[..., 3:6])
             made = torch.cat([move[..., :6], opening - pose[..., 6:]], dim=-1)
@@ -100,6 +135,19 @@ class FittedKinematics:
             motion = self._coast(made, push, proprio).to(proprio.dtype)
             out.append(proprio)
         return torch.stack(out[self.repeat - 1 :: self.repeat], dim=-2), motion
+
+    def move(self, push: Tensor, motion: Tensor, proprio: Tensor) -> Tensor:  # [..., 7] each -> [..., 7] float64
+        """The next move by the linear model alone. `push` is float64, an action as `commanded` returns it."""
+        return _applied(self.step, push, self._place(proprio)) + motion
+
+    def _corrected(self, push: Tensor, motion: Tensor, pose: Tensor) -> Tensor:  # [..., 7] each -> [..., 7] float64
+        x = torch.cat([part[..., :BENT].double() for part in (push, motion, pose)], dim=-1)
+        for number, layer in enumerate(self.correction):
+            matrix = constant(layer, x)
+            x = (matrix[:, :-1] * x[..., None, :]).sum(-1) + matrix[:, -1]  # row by row, as in _applied
+            x = F.silu(x) if number < 2 else x
+        most = constant(self.most, x)
+        return F.pad(x.clamp(-most, most), (0, NUMBERS - BENT))
 
     def _coast(self, move: Tensor, action: Tensor, proprio: Tensor) -> Tensor:  # [..., 7] float64 each
         """The motion in a pose that this move and this action have led to."""
