@@ -232,7 +232,7 @@ def _small_libero(quick: PostTrainConfig) -> dict[str, tuple[str, TrainConfig]]:
             TrainConfig(
                 **given,
                 suite="libero_object-shuffled",
-                rl=PostTrainConfig(iterations=24, starts=24),
+                rl=PostTrainConfig(learning_rate=2e-4),
                 eval=EvalConfig(episodes=204, imagined=102, quality=24),
                 scratch=libero_scratch(),
             ),
