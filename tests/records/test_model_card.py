@@ -12,7 +12,7 @@ from worldenv.records.model_files import save_model, shipped
 )
 def test_every_shipped_model_has_a_card(tmp_path, weights):
     assert weights.with_suffix(".md").exists()
-    if weights.stem in ABOUT:
+    if weights.stem != "detector":  # its card is written by hand
         text = write_card(Path(shutil.copy(weights, tmp_path))).read_text()
         assert ABOUT[weights.stem] in text and LIMITS in text and "- parameters: " in text
 

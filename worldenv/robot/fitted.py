@@ -17,9 +17,7 @@ Matrix = tuple[tuple[float, ...], ...]  # [7, 7 or 28]: row, of the move; column
 Reach = tuple[tuple[float, ...], tuple[float, ...]]  # m: least and greatest x, y, z
 BENT = 6  # numbers of a move that a correction may change: all but the opening
 AT_ONCE = 32  # numbers that torch's SiLU computes together: of whole ones, a row does not depend on the other rows
-Network = tuple[
-    Matrix, Matrix, Matrix
-]  # [hidden, 22], [hidden, hidden + 1], [7, hidden + 1]: the last columns are biases
+Network = tuple[Matrix, Matrix, Matrix]  # [hidden, 19], [hidden, hidden + 1], [6, hidden + 1]: last columns are biases
 
 
 @dataclass(frozen=True)
