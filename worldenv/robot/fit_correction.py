@@ -21,10 +21,10 @@ LEAST_SPREAD = 1e-5  # by which inputs and moves are divided
 
 
 def with_correction(kinematics: FittedKinematics, episodes: Sequence[Episode], seed: int = 0) -> FittedKinematics:
-    """The kinematics with a correction, if it helps on every fourth of these episodes, which is held out.
+    """The kinematics with a correction, if it helps on held-out episodes: on every fourth one of these.
 
-    It helps if the mean error of the position after 4 actions gets smaller. Without it, and from fewer than 8,000 steps
-    in the other episodes, the kinematics are returned as they are. The episodes are as for `fit_kinematics`.
+    It helps if the mean position error after 4 actions gets smaller there. If it does not, or if the other episodes
+    have fewer than 8,000 steps, the kinematics are returned as they are. Episodes are as for `fit_kinematics`.
     """
     held, rest = episodes[HELD_OUT - 1 :: HELD_OUT], [e for i, e in enumerate(episodes) if i % HELD_OUT < HELD_OUT - 1]
     if sum(len(actions) for _, actions in rest) < LEAST_STEPS:
