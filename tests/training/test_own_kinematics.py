@@ -12,6 +12,7 @@ from worldenv.records.checkpoint import CheckpointError
 from worldenv.robot.fitted import FittedKinematics
 from worldenv.robot.kinematics import Kinematics
 from worldenv.robot.robot import moved_gripper
+from worldenv.training import own_kinematics
 from worldenv.training.own_kinematics import fit_own
 from worldenv.training.pipeline import KINEMATICS, Pipeline
 
@@ -39,6 +40,14 @@ def test_kinematics_are_fitted_to_the_episodes_by_place_if_these_suffice(shown):
     for episodes, by_place in ((40, True), (8, False)):
         found = fit_own(clips.pick(torch.arange(episodes)), arm(0.02))
         assert (found.reach is not None) == by_place and np.diag(found.step)[:3] == pytest.approx(0.03, abs=1e-3)
+
+
+def test_what_was_fitted_gets_a_correction_from_the_same_episodes(shown, monkeypatch):
+    given = []
+    monkeypatch.setattr(own_kinematics, "with_correction", lambda *both: given.append(both) or "corrected")
+    assert fit_own(acted_out(shown, arm(0.03), 8), arm(0.02)) == "corrected"
+    ((fitted, episodes),) = given
+    assert np.diag(fitted.step)[:3] == pytest.approx(0.03, abs=1e-3) and len(episodes) == 8
 
 
 def test_kinematics_of_the_suite_stay_where_episodes_do_not_determine_a_fit(shown, capsys):
