@@ -115,12 +115,12 @@ class Parts:
         Raises UserError if int8 is asked for and impossible, or if the ranges belong to other models.
         """
         check_precision(precision)
-        possible = self.ranges is not None and is_fast() and self.world.device.type == "cpu"
-        if precision == "float32" or (precision == "auto" and not possible):
+        on_cpu = self.world.device.type == "cpu"
+        if precision == "float32" or (precision == "auto" and not (is_fast() and self.ranges is not None and on_cpu)):
             return self
         if self.ranges is None:
             raise UserError(f"the models have no {RANGES}, which --precision int8 needs; take auto")
-        if not possible:
+        if not on_cpu:
             raise UserError(f"the models are on {self.world.device}; --precision int8 is for the CPU")
         return replace(self, **{name: self._in_int8(name) for name in ROLES})
 

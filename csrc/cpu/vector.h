@@ -197,7 +197,8 @@ struct Vector {
     const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for a fraction
     x = between(x, Floats{} - zero, Floats{} + (255.0f - zero));
     x = (x + round) - round + zero;
-    const auto bytes = __builtin_convertvector(__builtin_convertvector(x, Ints), typename Native<Width>::Bytes);
+    const auto shorts = __builtin_convertvector(__builtin_convertvector(x, Ints), typename Native<Width>::Shorts);
+    const auto bytes = __builtin_convertvector(shorts, typename Native<Width>::Bytes);
     if (lanes >= Width) __builtin_memcpy(to, &bytes, Width);
     else for (int64_t l = 0; l < lanes; ++l) to[l] = bytes[l];
   }
