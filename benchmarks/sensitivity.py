@@ -19,7 +19,7 @@ from consistency import FIRST_START
 
 from worldenv.assemble import Parts, load
 from worldenv.evaluation.measure import in_turn
-from worldenv.evaluation.truth import act_in_true
+from worldenv.evaluation.truth import steps_to_success
 from worldenv.interfaces.policy import Policy
 from worldenv.policy.small import SmallPolicy
 from worldenv.records.intervals import wilson_interval
@@ -41,8 +41,7 @@ def sensitivity(parts: Parts, policy: Policy, starts: int, changed: dict[str, Al
     numbers = [FIRST_START + i // len(parts.suite.tasks) for i in range(starts)]
 
     def outcomes(who: Policy) -> np.ndarray:
-        acted = act_in_true(who, parts.suite, tasks, numbers, "validation")
-        return np.array([episode.success.any() for episode in acted])
+        return steps_to_success(who, parts.suite, tasks, numbers, "validation") > 0
 
     true, found = outcomes(policy), {}
     for name, alter in changed.items():

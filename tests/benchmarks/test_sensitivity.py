@@ -1,6 +1,7 @@
 """The benchmark of sensitivity: what is done to the pictures is what the words say, and its effect is counted."""
 
 import altered
+import numpy as np
 import pytest
 import sensitivity
 import torch
@@ -51,9 +52,8 @@ def test_noise_has_the_deviation_that_was_asked_for_and_differs_from_picture_to_
 
 
 def test_outcomes_that_a_change_alters_are_counted(parts, monkeypatch):
-    episode = lambda done: type("Episode", (), {"success": torch.tensor([False, done])})  # noqa: E731
-    given = iter([[True] * 4, [True, True, True, False], [False] * 4])
-    monkeypatch.setattr(sensitivity, "act_in_true", lambda *_: [episode(done) for done in next(given)])
+    given = iter([[5, 9, 1, 3], [5, 9, 2, 0], [0] * 4])  # actions until the task is done; 0: it is not
+    monkeypatch.setattr(sensitivity, "steps_to_success", lambda *_: np.array(next(given)))
     changes = sensitivity.changes([2.0], [], 0) | {"dark": altered.brightness(0.8)}
     found = sensitivity.sensitivity(parts, parts.policy, 4, changes)
     assert found["success"] == 1.0

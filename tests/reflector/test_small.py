@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -42,6 +44,20 @@ def test_reward_reads_the_present_the_change_and_the_mean_so_far(tiny):
     for t in range(1, 13):
         state = torch.cat([feature[:, t], feature[:, t] - feature[:, 0], feature[:, : t + 1].mean(1)], dim=-1)
         torch.testing.assert_close(reward[:, t - 1], reflector.head(state)[:, 0].sigmoid(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("zero_shot", [False, True])
+@pytest.mark.parametrize("parts", [1, 4, [5, 1, 6], 12])
+def test_patient_reflector_stops_after_enough_frames_in_a_row(tiny, zero_shot, parts):
+    reflector, (frames, texts) = tiny.reflector(zero_shot=zero_shot), episode(tiny, n=8)
+    above = judged(reflector, frames, texts, 12)
+    threshold = above.quantile(0.35).item()
+    reflector.config = replace(reflector.config, threshold=threshold, patience=3)
+    state = begin(reflector, frames, texts)
+    stop = torch.cat([reflector.judge(part[:, :, None], state)[1] for part in frames[:, 1:].split(parts, 1)], dim=1)
+    above = above > threshold
+    expected = torch.stack([above[:, max(0, t - 2) : t + 1].all(1) & (t >= 2) for t in range(12)], dim=1)
+    assert torch.equal(stop, expected) and expected.any() and not torch.equal(expected, above)
 
 
 def test_reward_is_a_share_that_differs_between_frames(tiny):

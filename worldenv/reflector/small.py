@@ -1,13 +1,13 @@
 """The embedded reflector: a frozen vision-language encoder, pooled over the frames so far, and a small trained head."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from worldenv.fields import LARGEST, Within, check_fields
+from worldenv.fields import ADDED, COUNT, LARGEST, Within, check_fields
 from worldenv.interfaces.observation import Observation
 from worldenv.interfaces.pieces import Piece
 from worldenv.interfaces.slots import Slots
@@ -26,12 +26,15 @@ class SmallReflectorConfig:
     channels: int = 64
     blocks: int = 2
     threshold: float = 0.5  # eta: stop when R > eta
+    # Frames in a row with R > eta before it stops: a thing that still falls looks almost as if it lay at its goal.
+    patience: int = field(default=1, metadata=ADDED)
     text: Text = "words"  # how instructions are read; "sentences": any, which needs worldenv[sentences]
 
     def __post_init__(self) -> None:
         size = Within(1, LARGEST)
         share = Within(0.0, 1.0, open_low=True, open_high=True)
-        check_fields(self, width=size, channels=size, blocks=Within(0, LARGEST), threshold=share)
+        given = {"width": size, "channels": size, "blocks": Within(0, LARGEST), "patience": COUNT}
+        check_fields(self, **given, threshold=share)
 
 
 @dataclass
@@ -42,6 +45,20 @@ class Pooled(Slots):
     first: Tensor  # [E, D] float32
     total: Tensor  # [E, D] float32
     count: Tensor  # [E, 1] float32, frames
+    above: Tensor | None = None  # [E, 1] float32, last frames in a row that ask for a stop; None: the first one stops
+
+
+def in_a_row(
+    above: Tensor,  # [B, K] bool, frames that ask for a stop
+    before: Tensor,  # [B, 1] float32, how many frames before these did, in a row; moved on in place
+    patience: int,
+) -> Tensor:  # [B, K] bool
+    """Whether this frame and the last `patience` - 1 before it all ask for a stop."""
+    number = torch.arange(1, above.shape[1] + 1, device=above.device)
+    other = torch.where(above, 0, number).cummax(1).values  # number of the last frame that does not; 0: none of these
+    run = number - other + torch.where(other == 0, before, 0.0)
+    before.copy_(run[:, -1:])
+    return run >= patience
 
 
 class SmallReflector(nn.Module):
@@ -85,7 +102,8 @@ class SmallReflector(nn.Module):
         """Read the first pictures of new episodes."""
         instruction = read[seen.text]
         feature = self.encode(seen.frames[:, 0], instruction)
-        return Pooled(instruction, feature, feature.clone(), feature.new_ones(len(feature), 1))
+        above = feature.new_zeros(len(feature), 1) if self.config.patience > 1 else None
+        return Pooled(instruction, feature, feature.clone(), feature.new_ones(len(feature), 1), above)
 
     @torch.no_grad()
     def encode(self, frames: Tensor, tokens: Tensor) -> Tensor:  # [B, D]
@@ -109,10 +127,13 @@ class SmallReflector(nn.Module):
         feature = self.encode(frames.flatten(0, 2), state.instruction.repeat_interleave(k, 0)).view(b, k, -1)
         if self.zero_shot:
             reward = by_rows(torch.sigmoid, self.done(feature))[..., 0]
-            return reward, reward > self.config.threshold
-        norm, layers = self.head[0], self.head[1::2]
-        weights = (part for layer in (norm, *layers) for part in (layer.weight, layer.bias))
-        return reward_head(feature, state.first, state.total, state.count, *weights, self.config.threshold)
+            stop = reward > self.config.threshold
+        else:
+            norm, layers = self.head[0], self.head[1::2]
+            weights = (part for layer in (norm, *layers) for part in (layer.weight, layer.bias))
+            pooled = feature, state.first, state.total, state.count
+            reward, stop = reward_head(*pooled, *weights, self.config.threshold)
+        return reward, stop if state.above is None else in_a_row(stop, state.above, self.config.patience)
 
     @torch.no_grad()
     def judge_again(
@@ -154,6 +175,6 @@ class SmallReflector(nn.Module):
 def small_reflector_cost(reflector: SmallReflector, size: int, chunk: int) -> Cost:
     """Of a policy's chunk of `chunk` frames of `size` x `size`. Only the sizes of the reflector are read."""
     head, encoder = reflector.done if reflector.zero_shot else reflector.head, reflector.encoder
-    kept = encoder.context + 2 * reflector.config.width + 1  # as in `Pooled`
+    kept = encoder.context + 2 * reflector.config.width + 1 + (reflector.config.patience > 1)  # as in `Pooled`
     flops = chunk * (encoder.flops(size) + 2.0 * matrices(head))
     return Cost(*size_of(reflector), slot_bytes=FLOAT32 * kept, chunk_flops=flops)

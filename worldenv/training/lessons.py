@@ -36,6 +36,7 @@ class Lessons(Protocol):
 
     suite: Suite
     policy: Mapping[str, Any]  # fields of SmallPolicyConfig that differ from the default
+    reflector: Mapping[str, Any]  # likewise of SmallReflectorConfig
     records_what_is_done: bool  # whether demonstrations record the actions that were carried out
     part: int  # episodes that are recorded at a time: their random numbers are drawn together
     keeps: bool  # whether the episodes to pretrain on are kept in a folder: then one rank makes them, and all read them
@@ -61,6 +62,7 @@ class TabletopLessons:
     """Ten tasks, and a pretraining suite without them."""
 
     policy: Mapping[str, Any] = {}
+    reflector: Mapping[str, Any] = {}
     records_what_is_done = True
     part = 100
     keeps = False
@@ -85,6 +87,7 @@ class TabletopLessons:
 class MetaWorldLessons:
     """Three tasks of Meta-World; a dozen others to pretrain on."""
 
+    reflector: Mapping[str, Any] = {}
     records_what_is_done = False
     part = 100
     keeps = False
@@ -113,6 +116,8 @@ class LiberoLessons:
     Raises UserError if LIBERO is not installed, or the language model that reads the instructions.
     """
 
+    # Things fall into the basket within some 4 actions. Found on 120 validation starts (benchmarks/LOG.md, 2026-11-30).
+    reflector: Mapping[str, Any] = {"patience": 6}
     records_what_is_done = False
     part = 60  # some minutes
     keeps = True

@@ -299,7 +299,8 @@ class Pipeline:
             save_weights(path, {}, {"kind": "kinematics", "made": made, **kept_kinematics(robot)})
 
     def make_reflector(self, path: Path) -> None:
-        config = SmallReflectorConfig(threshold=STOP_ABOVE, text=self.policy_config().text)
+        given = {"threshold": STOP_ABOVE, "text": self.policy_config().text, **self.lessons.reflector}
+        config = SmallReflectorConfig(**given)
         base, reflector = self.base(), self.new(SmallReflector, config)
         reflector.encoder.load_state_dict(base.policy.encoder.state_dict())
         reflector.done.load_state_dict(base.done.state_dict())
