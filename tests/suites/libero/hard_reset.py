@@ -91,6 +91,27 @@ def shuffled(scene):
     }
 
 
+def drawn_in_layers(scene, actions):
+    """How an episode looks in two layers beside the whole: the most pixels of a frame that differ; meshes in motion."""
+    scene.begin(STATE, SEED)
+    resting, differ, moving = scene._resting, [], []
+
+    def compare():
+        layered, resting.draws_whole = scene.frames()[0], True
+        whole, resting.draws_whole = scene.frames()[0], False
+        differ.append(int((layered != whole).any(-1).sum()))
+        moving.append(int((~resting.rests).sum()))
+
+    for action in actions:
+        compare()
+        scene.step(action)
+    done_by_force(scene)  # a thing moves
+    compare()
+    scene.begin(STATE, SEED)
+    compare()
+    return {"differ": max(differ), "moving": moving, "meshes": len(resting.meshes)}
+
+
 def main(suite, number):
     random = np.random.default_rng(0)
     actions = random.uniform(-1, 1, (STEPS, 7)) * [0.6, 0.6, 0.6, 0.3, 0.3, 0.3, 1] - [0, 0, 0.3, 0, 0, 0, 0]
@@ -104,6 +125,7 @@ def main(suite, number):
     scene.begin(STATE, SEED + 1)
     elsewhere = acted(scene.env, actions)
     out = {"camera": camera_difference(scene), "done": done_by_force(scene), "shuffled": shuffled(scene)}
+    out["layers"] = drawn_in_layers(scene, actions[:12])
     scene.begin(None, SEED)  # after another one, whose fixtures stand elsewhere
     drawn = acted(scene.env, actions)
     hard_reset(scene.env, SEED, scene.states[STATE])

@@ -47,6 +47,13 @@ def test_cameras_are_those_of_robosuite(compared):
     assert compared["camera"] < 1e-3
 
 
+def test_meshes_at_rest_are_drawn_once_and_nobody_sees_it(compared):
+    found = compared["layers"]
+    assert found["differ"] <= 1  # where two surfaces have the same depth
+    first, *acted, moved, begun = found["moving"]
+    assert first == begun == 0 and 20 < acted[-1] < moved < found["meshes"] - 10
+
+
 def test_a_task_is_done_when_its_goal_holds(compared):
     assert compared["done"] == [False, True]
 

@@ -17,6 +17,7 @@ from robosuite.utils.transform_utils import convert_quat, quat2axisangle
 from worldenv.errors import UserError
 from worldenv.suites.bodies import Bodies, Outlines
 from worldenv.suites.libero.goals import Goal, ordered
+from worldenv.suites.libero.resting import RestingMeshes
 from worldenv.suites.offscreen import camera_matrix, shrunk
 
 ROBOT, FINGERS = "robot0_base", ("gripper0_leftfinger", "gripper0_rightfinger")  # bodies
@@ -70,6 +71,7 @@ class Scene:
             side = size * self._finer
             self._context.update_offscreen_size(side, side)  # makes the context again, now without multisampling
             self._context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+            self._resting = RestingMeshes(self._sim.model._model, self._sim.data._data, self._context)
 
     def begin(self, state: int | None, seed: int) -> None:
         """Begin at an official initial state, or where the task's regions place things (None); then come to rest.
@@ -88,6 +90,8 @@ class Scene:
         self._sim.data._data.qacc_warmstart[:] = 0  # what the draws that no state keeps have left: differences of 1e-14
         for _ in range(SETTLING):
             self.step(IDLE)
+        if not self._is_official:
+            self._resting.forget()
 
     def _place(self) -> None:
         for _ in range(TRIES):
@@ -201,8 +205,11 @@ class Scene:
 
     def _picture(self, camera: str) -> np.ndarray:
         fine, k = self.size * self._finer, self._finer
-        picture = self._sim.render(camera_name=camera, width=fine, height=fine)[::-1]
-        return shrunk(picture, k)
+        if self._is_official:
+            picture = self._sim.render(camera_name=camera, width=fine, height=fine)
+        else:
+            picture = self._resting.picture(self._sim.model.camera_name2id(camera), fine)
+        return shrunk(picture[::-1], k)
 
     def kept(self) -> tuple:
         """The present state of the episode, for `put_back`."""
