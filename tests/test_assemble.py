@@ -248,11 +248,11 @@ def kinds(model):
 
 @pytest.mark.parametrize(
     ("precision", "fast", "small"),
-    [("auto", True, True), ("auto", False, False), ("int8", True, True), ("float32", True, False)],
+    [("auto", True, True), ("auto", False, False), ("int8", True, True), ("int8", False, True), ("float32", True, False)],
 )
 def test_8_bits_are_used_where_wanted_and_where_the_cpu_is_made_for_them(parts, monkeypatch, precision, fast, small):
-    for where in (assemble, int8):
-        monkeypatch.setattr(where, "is_fast", lambda: fast)
+    monkeypatch.setattr(assemble, "is_fast", lambda: fast)
+    monkeypatch.setattr(int8, "is_allowed", lambda: True)
     imagining = parts.to_imagine(precision)
     assert (Int8 in kinds(imagining.policy)) == small and Int8 not in kinds(parts.policy)
     assert imagining.world.levels == parts.world.levels and imagining.suite is parts.suite
@@ -260,8 +260,7 @@ def test_8_bits_are_used_where_wanted_and_where_the_cpu_is_made_for_them(parts, 
 
 
 def test_twins_in_8_bits_share_all_parameters_and_the_world_model_keeps_its_network(parts, monkeypatch):
-    for where in (assemble, int8):
-        monkeypatch.setattr(where, "is_fast", lambda: True)
+    monkeypatch.setattr(int8, "is_allowed", lambda: True)
     network, small = parts.world.network, parts.to_imagine("int8")
     assert parts.world.network is network and small.world is not parts.world
     for one, other in zip(parts.networks().values(), small.networks().values(), strict=True):
@@ -273,11 +272,11 @@ def test_8_bits_that_cannot_be_had_are_refused_with_the_reason(parts, monkeypatc
     with pytest.raises(UserError, match="precision is 'fp8'; it should be one of auto, float32, int8"):
         parts.to_imagine("fp8")
     with monkeypatch.context() as slow:
-        slow.setattr(int8, "is_possible", lambda: False)
+        slow.setattr(int8, "is_allowed", lambda: False)
         for use in (parts.to_imagine, lambda precision: TrainConfig(precision=precision)):
-            with pytest.raises(UserError, match="this CPU has no AVX2, without which --precision int8 is slow"):
+            with pytest.raises(UserError, match="--precision int8 is slow on a CPU without AVX2, such as this one; take auto"):
                 use("int8")
-    monkeypatch.setattr(int8, "is_possible", lambda: True)
+    monkeypatch.setattr(int8, "is_allowed", lambda: True)
     ranges = parts.ranges
     for wrong in ({"stem": [0.0, 1.0]}, {"": None}):
         parts.ranges = ranges | {"world": wrong}
@@ -291,7 +290,7 @@ def test_8_bits_that_cannot_be_had_are_refused_with_the_reason(parts, monkeypatc
 
 def test_models_on_another_device_imagine_in_floats(parts, monkeypatch):
     monkeypatch.setattr(assemble, "is_fast", lambda: True)
-    monkeypatch.setattr(int8, "is_possible", lambda: True)
+    monkeypatch.setattr(int8, "is_allowed", lambda: True)
     assemble._move(parts.world, "meta")
     assert parts.to_imagine("auto") is parts
     with pytest.raises(UserError, match="the models are on meta; --precision int8 is for the CPU"):

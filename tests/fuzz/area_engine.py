@@ -15,7 +15,7 @@ from torch import nn
 from worldenv.assemble import Parts, load
 from worldenv.evaluation.measure import practice_starts
 from worldenv.interfaces.observation import Starts
-from worldenv.nn.int8 import is_possible
+from worldenv.nn.int8 import is_allowed
 from worldenv.rollout.engine import Engine, EngineConfig
 from worldenv.rollout.episodes import Rollouts
 
@@ -111,7 +111,7 @@ def cases(rng: random.Random) -> Iterator[Case]:
     given()  # once, before processes are forked
     while True:
         chosen = {
-            "precision": rng.choice(["int8", "float32"]) if is_possible() else "float32",
+            "precision": rng.choice(["int8", "float32"]) if is_allowed() else "float32",
             "horizon": rng.choice([1, 3, 4, 6]),  # a chunk has 4 actions
             "count": rng.randint(1, 3),
             "siblings": rng.randint(1, 2),

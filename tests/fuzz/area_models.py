@@ -16,7 +16,7 @@ from sound_models import TINY, sound_files, write_files
 from torch import Tensor
 
 import worldenv
-from worldenv.nn.int8 import is_possible
+from worldenv.nn.int8 import is_allowed
 from worldenv.records.checkpoint import load_weights, save_state, save_weights
 
 WEIGHTS = ("policy.safetensors", "composer.safetensors", "reflector.safetensors", "causal.safetensors")
@@ -45,7 +45,7 @@ def cases(rng: random.Random) -> Iterator[Case]:
         for kind in kinds:
             name, change = kind(rng)
             world = "causal" if "causal" in name else "composer"
-            precision = rng.choice(["auto", "float32", *(["int8"] if is_possible() and world == "composer" else [])])
+            precision = rng.choice(["auto", "float32", *(["int8"] if is_allowed() and world == "composer" else [])])
             yield Case(f"{kind.__name__}: {name}, {world} {precision}", _used(change, world, precision))
 
 

@@ -30,7 +30,7 @@ from worldenv.assemble import Parts, load, make_engine
 from worldenv.errors import UserError
 from worldenv.evaluation.measure import practice_starts
 from worldenv.interfaces.observation import Starts
-from worldenv.nn.int8 import is_possible
+from worldenv.nn.int8 import is_allowed
 from worldenv.rollout.engine import EngineConfig
 from worldenv.rollout.episodes import Rollouts
 
@@ -116,7 +116,7 @@ def main(limits: int, all_threads: list[int], folder: Path) -> int:
     parts = load()
     starts = practice_starts(parts.suite, 0).pick(torch.arange(SLOTS))
     ends = Counter()
-    for precision in ("int8", "float32") if is_possible() else ("float32",):
+    for precision in ("int8", "float32") if is_allowed() else ("float32",):
         for threads in all_threads:
             file, given = folder / "expected.pt", (parts, starts, precision, threads)
 

@@ -12,14 +12,14 @@ import torch
 from worldenv.assemble import load, make_engine, make_env
 from worldenv.envs.world_model_env import EnvConfig
 from worldenv.evaluation.measure import practice_starts
-from worldenv.nn.int8 import is_possible
+from worldenv.nn.int8 import is_allowed
 from worldenv.rollout.engine import EngineConfig
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.suites.tabletop.suite import TabletopSuite
 
 SEED = 5
 COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda value: pickle.loads(pickle.dumps(value))}
-PRECISIONS = ["float32", pytest.param("int8", marks=pytest.mark.skipif(not is_possible(), reason="slow here"))]
+PRECISIONS = ["float32", pytest.param("int8", marks=pytest.mark.skipif(not is_allowed(), reason="slow here"))]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from worldenv.rollout.engine import EngineConfig
 from worldenv.rollout.replay import replay
 from worldenv.suites.tabletop.scenes import TASKS
 
-needs_int8 = pytest.mark.skipif(not int8.is_possible(), reason="8 bits are slow on this CPU")
+needs_int8 = pytest.mark.skipif(not int8.is_allowed(), reason="8 bits are slow on this CPU")
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,8 @@ def collect() -> dict:
 
 def report(info: dict) -> str:
     """The report for people: one fact per line, then one op per line."""
-    imagines = "imagines in 8 bits" if info["int8"] else f"imagines in floats: none of {', '.join(int8.FAST)}"
+    asked = "; --precision int8 is allowed" if int8.is_allowed() else ""
+    imagines = "imagines in 8 bits" if info["int8"] else f"imagines in floats: none of {', '.join(int8.FAST)}{asked}"
     facts = {
         "worldenv": info["worldenv"],
         "python": f"{info['python']} on {info['platform']}",

@@ -24,7 +24,7 @@ from worldenv.ops.rowwise_linear import rowwise_linear
 
 PRECISIONS = ("auto", "float32", "int8")  # of networks that imagine; auto: int8 if the CPU is fast at it
 FAST = ("avx512_vnni", "avx_vnni")  # with any of them a CPU multiplies 8 bits fast
-NEEDED = "avx2"  # without it 8 bits are slow
+SLOWER = "avx2"  # with it alone, 8 bits are still faster than floats on some CPUs, and slow without
 Module = TypeVar("Module", bound=nn.Module)
 Ranges = dict[str, tuple[float, float] | None]  # module name -> least and greatest input; None: the input is pixels
 
@@ -34,9 +34,9 @@ def is_fast() -> bool:
     return _has(*FAST)
 
 
-def is_possible() -> bool:
-    """Whether 8 bits can be asked for: this CPU has these instructions, or can at least multiply pairs of 16 bits."""
-    return _has(*FAST, NEEDED)
+def is_allowed() -> bool:
+    """Whether `--precision int8` is allowed: on a CPU that is fast, or has AVX2."""
+    return _has(*FAST, SLOWER)
 
 
 def _has(*names: str) -> bool:
@@ -48,8 +48,8 @@ def check_precision(precision: str) -> None:
     """Raise UserError for an unknown precision, and for int8 on a CPU on which it would be slow."""
     if precision not in PRECISIONS:
         raise UserError(f"precision is {precision!r}; it should be one of {', '.join(PRECISIONS)}")
-    if precision == "int8" and not is_possible():
-        raise UserError("this CPU has no AVX2, without which --precision int8 is slow; take auto or float32")
+    if precision == "int8" and not is_allowed():
+        raise UserError("--precision int8 is slow on a CPU without AVX2, such as this one; take auto or float32")
 
 
 AT_ONCE = 32  # numbers that torch's sigmoid and SiLU compute together: two registers of AVX-512

@@ -45,12 +45,12 @@ class Pooled(Slots):
     first: Tensor  # [E, D] float32
     total: Tensor  # [E, D] float32
     count: Tensor  # [E, 1] float32, frames
-    above: Tensor | None = None  # [E, 1] float32, last frames in a row that ask for a stop; None: the first one stops
+    above: Tensor | None = None  # [E, 1] float32, frames up to now with R > eta in a row; None: patience is 1
 
 
 def in_a_row(
     above: Tensor,  # [B, K] bool, frames that ask for a stop
-    before: Tensor,  # [B, 1] float32, how many frames before these did, in a row; moved on in place
+    before: Tensor,  # [B, 1] float32, how many frames before these did, in a row; updated in place
     patience: int,
 ) -> Tensor:  # [B, K] bool
     """Whether this frame and the last `patience` - 1 before it all ask for a stop."""

@@ -116,7 +116,7 @@ class LiberoLessons:
     Raises UserError if LIBERO is not installed, or the language model that reads the instructions.
     """
 
-    # Things fall into the basket within some 4 actions. Found on 120 validation starts (benchmarks/LOG.md, 2026-11-30).
+    # Chosen on 120 validation starts of libero_object-shuffled (benchmarks/LOG.md, 2026-11-30), not checked elsewhere.
     reflector: Mapping[str, Any] = {"patience": 6}
     records_what_is_done = False
     part = 60  # some minutes

@@ -92,7 +92,7 @@ def shuffled(scene):
 
 
 def drawn_in_layers(scene, actions):
-    """How an episode looks in two layers beside the whole: the most pixels of a frame that differ; meshes in motion."""
+    """Pictures in two layers beside pictures of the whole scene: the most pixels that differ, and meshes that moved."""
     scene.begin(STATE, SEED)
     resting, differ, moving = scene._resting, [], []
 
