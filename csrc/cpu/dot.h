@@ -29,8 +29,8 @@ struct Lines {
 };
 
 #if WORLDENV_X86
-// acc += the products of the bytes at even places with the weights there, and the same at odd places: of 16 bits, in
-// pairs. The sum is exact; products of bytes by one instruction (vpmaddubsw) are cut off above 32,767.
+// acc += the products of four bytes with four weights in each lane. Both are widened to 16 bits, even and odd places
+// apart; vpmaddwd multiplies them and adds neighbours in 32 bits, so the sum is exact (vpmaddubsw saturates at 32,767).
 template <int Width>
 WORLDENV_INLINE void dot_in_pairs(typename Native<Width>::Ints& acc, typename Native<Width>::Ints bytes,
                                   typename Native<Width>::Ints weights) {
@@ -65,7 +65,7 @@ WORLDENV_INLINE void dot(typename Native<Width>::Ints& acc, typename Native<Widt
   for (int i = 0; i < 4; ++i) acc += ((bytes >> 8 * i) & 255) * ((weights << (24 - 8 * i)) >> 24);
 }
 
-// Four bytes, the same in every lane: in one instruction, where the compiler takes one for each lane.
+// The same four bytes into every lane: one instruction, where the compiler takes six.
 template <int Width>
 WORLDENV_INLINE void spread(typename Native<Width>::Ints& to, const uint8_t* from) {
 #if WORLDENV_X86
