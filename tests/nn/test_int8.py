@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from worldenv.assemble import make_engine
-from worldenv.nn.int8 import Conv, Int8, Linear, Rowwise, RowwiseGRU, by_rows, in_int8, is_fast, measured
+from worldenv.nn.int8 import Conv, Int8, Linear, Rowwise, RowwiseGRU, by_rows, in_int8, is_allowed, is_fast, measured
 from worldenv.rollout.engine import Engine, EngineConfig
 
 
@@ -213,8 +213,9 @@ def test_policy_world_model_and_reflector_of_a_rollout_stay_near_their_floats(ti
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="no /proc here")
-def test_is_fast_where_the_kernel_says_that_the_cpu_multiplies_8_bits():
-    # Everything that needs 8 bits is skipped where `is_fast` says no: it must not say so wrongly.
+def test_8_bits_are_fast_and_allowed_where_the_kernel_says_that_the_cpu_has_the_instructions():
+    # Everything that needs 8 bits is skipped where these two say no: they must not say so wrongly.
     with open("/proc/cpuinfo") as file:
         flags = set(file.read().split())
     assert is_fast() == bool(flags & {"avx512_vnni", "avx_vnni"})
+    assert is_allowed() == bool(flags & {"avx512_vnni", "avx_vnni", "avx2"})

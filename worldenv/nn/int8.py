@@ -24,7 +24,7 @@ from worldenv.ops.rowwise_linear import rowwise_linear
 
 PRECISIONS = ("auto", "float32", "int8")  # of networks that imagine; auto: int8 if the CPU is fast at it
 FAST = ("avx512_vnni", "avx_vnni")  # with any of them a CPU multiplies 8 bits fast
-SLOWER = "avx2"  # with it alone, 8 bits are still faster than floats on some CPUs, and slow without
+SLOWER = "avx2"  # with it alone, 8 bits can still be faster than floats; without it they are slow
 Module = TypeVar("Module", bound=nn.Module)
 Ranges = dict[str, tuple[float, float] | None]  # module name -> least and greatest input; None: the input is pixels
 
