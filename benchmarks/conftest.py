@@ -15,6 +15,8 @@ ALL_S, LEAST_ROUNDS = 10.0, 4  # fewer rounds where all would last longer
 
 def pytest_configure(config):
     config.stash[RESULTS] = []
+    if not config.getoption("numprocesses", None):
+        config.option.dist = "no"  # else pytest-benchmark takes --dist for several processes
     if not (config.getoption("benchmark_json") or config.getoption("benchmark_save")):
         # To .benchmarks/MACHINE/NUMBER_COMMIT_DATE.json, which no later run overwrites.
         config.option.benchmark_autosave = f"{str(commit()['id'])[:8]}_{datetime.now():%Y%m%d_%H%M%S}"
