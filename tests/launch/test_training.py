@@ -101,10 +101,10 @@ class Losses:
         yes = torch.rand(9, 4, generator=draw) < 0.5
         hidden = torch.randint(256, (9, 4, SIZE, SIZE), generator=draw, dtype=torch.uint8)
         came, rest = (yes[:, 0], yes, ~yes), torch.rand(9, 4, 3)
-        pushed = yes[:, 1], rest[:, 0], mask.flip(1)
+        pushed = yes[:, 1], rest[:, 0], mask.flip(1), rest[:, 1, 0] / 20, yes[:, 2]
         contacts = Contacts(pictures, torch.rand(9, numbers(4)), *came, rest, mask, hidden, *pushed)
         torch.manual_seed(0)
-        network = ContactNetwork(4)
+        network = ContactNetwork(4, stops=True)
         return network, contact_loss(network, contacts, BATCH, ranks)
 
     def causal_network(self):

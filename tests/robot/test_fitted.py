@@ -123,6 +123,22 @@ def test_gripper_stays_in_its_range_and_opens_again_at_once():
 
 
 @KINDS
+def test_a_gripper_is_stopped_on_its_way_down_and_rises_from_there(kinematics):
+    begin, acted = poses(3), torch.zeros(3, 8, 7)
+    acted[:, :5, 2], acted[:, 5:, 2] = -1.0, 1.0
+    free, _ = ways(kinematics, begin, acted)
+    deep = free[..., 2].amin(1)
+    lowest = torch.stack([deep[0] + 0.02, begin[1, 2] + 0.01, torch.tensor(-torch.inf)])
+    found, motion = kinematics.follow(begin, kinematics.rest(begin), acted, lowest)
+    z = found[..., 2]
+    assert z[0].amin() == pytest.approx(lowest[0].item(), abs=1e-6) and z[0, -1] > lowest[0] + 0.02
+    assert z[1].amin() >= begin[1, 2] - 1e-6  # it is below already: it does not go down, and nothing lifts it
+    assert torch.equal(found[2], free[2])
+    told = kinematics.after_move(found[:, -2], acted[:, -1], found[:, -1])
+    torch.testing.assert_close(told, motion, rtol=0, atol=2e-6)
+
+
+@KINDS
 def test_motion_is_told_by_the_last_move(kinematics):
     begin, acted = poses(9), actions(9, 3)
     found, motion = ways(kinematics, begin, acted)

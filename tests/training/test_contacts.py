@@ -210,16 +210,33 @@ def test_the_network_sees_imagined_poses_and_its_labels_say_what_the_simulator_d
             assert torch.equal(getattr(exact, name), getattr(lagging, name)), name
 
 
-def test_arm_that_coasts_is_imagined_as_if_the_whole_episode_were(shown):
+def test_arm_that_coasts_goes_on_from_its_last_true_move(shown):
     diagonal = {name: tuple(map(tuple, size * np.eye(7))) for name, size in (("step", 0.02), ("after", 0.01))}
     inertia = tuple(map(tuple, 0.3 * np.eye(7)))
     fitted = FittedKinematics(**diagonal, inertia=inertia, drift=(0.0,) * 7, opening=(0.0, 1.0))
     arm = replace(moved_gripper(Kinematics()), kinematics=fitted)
     begin = shown.proprio[:, 0]
     whole, _ = arm.kinematics.follow(begin, arm.kinematics.rest(begin), shown.actions)
-    first, motion = K, module._motions(shown, arm)
+    first, recorded = K, replace(shown, proprio=torch.cat([begin[:, None], whole], dim=1))
+    motion = module._motions(recorded, arm)
     part = module._imagined(whole[:, first - 1, None], motion[:, first], shown.actions[:, first : first + K], arm)
-    assert torch.equal(part, whole[:, first - 1 : first + K]) and motion.shape == shown.actions.shape
+    torch.testing.assert_close(part, whole[:, first - 1 : first + K], atol=1e-5, rtol=0)
+    assert motion.shape == shown.actions.shape
+    recorded.proprio[:, first] = recorded.proprio[:, first - 1]  # something has stopped it in the action before
+    pushed = 0.01 * shown.actions[:, first - 1, :3].clamp(-1, 1)
+    torch.testing.assert_close(module._motions(recorded, arm)[:, first, :3], pushed, atol=1e-6, rtol=0)
+
+
+def test_a_gripper_that_stays_above_its_plan_is_stopped_there_and_a_held_thing_asks_for_nothing(shown):
+    planned = torch.zeros(3, K + 1, 7)
+    planned[:, :, 2] = torch.linspace(0.1, 0.06, K + 1)
+    true = planned.clone()
+    true[0, 3:, 2] = 0.08  # stopped after the second action
+    held = torch.tensor([False, False, True])
+    chunks = module._Chunks(None, true, planned, None, None, None)
+    stop, is_stopped = module._stops(chunks, held)
+    assert is_stopped.tolist() == [True, False, False]
+    torch.testing.assert_close(stop, torch.tensor([0.02, 0.0, torch.inf]))
 
 
 @pytest.mark.parametrize(("away", "share"), [(0.0, (0.9, 1.0)), (0.06, (0.0, 0.0))])

@@ -37,9 +37,9 @@ def contacts():
     hidden[~near] = UNKNOWN
     grasps = near[:, None].expand(M, K)
     pushed = torch.tensor((0.0, 0.02, 0)) * near[:, None]  # another thing, below the first
-    return Contacts(
-        pictures, torch.zeros(M, numbers(K)), near, closes, grasps, rest, mask, hidden, near, pushed, mask.roll(6, 1)
-    )
+    other = near, pushed, mask.roll(6, 1)
+    stop = torch.where(near, 0.03, 0.0)  # near the thing the gripper is stopped; elsewhere it comes as low as planned
+    return Contacts(pictures, torch.zeros(M, numbers(K)), near, closes, grasps, rest, mask, hidden, *other, stop, near)
 
 
 def learn(network, contacts, steps):
@@ -56,7 +56,7 @@ def learn(network, contacts, steps):
 
 def test_it_learns_what_moves_what_is_grasped_and_which_pixels_are_the_things(contacts):
     torch.manual_seed(0)
-    network = ContactNetwork(K)
+    network = ContactNetwork(K, stops=True)
     found = learn(network, contacts, 100)
     assert found[-1][0] < 0.5 * found[0][0]
     said = network(contacts.pictures.float() / PICTURE_LEVELS, contacts.numbers)
@@ -70,6 +70,7 @@ def test_it_learns_what_moves_what_is_grasped_and_which_pixels_are_the_things(co
     apart = (said.pushed - contacts.pushed).norm(dim=1)[contacts.pushes]
     inside = (said.pushed_mask > 0) == (contacts.pushed_mask > 0)
     assert apart.mean() < 0.01 and inside[contacts.pushes].float().mean() > 0.97
+    assert (said.stop[contacts.is_stopped] - 0.03).abs().mean() < 0.005 and said.stop[~contacts.is_stopped].max() < 0
 
 
 def alone(part, contacts):

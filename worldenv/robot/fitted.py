@@ -114,8 +114,11 @@ class FittedKinematics:
         proprio: Tensor,  # [..., 7] float32
         motion: Tensor,  # [..., 7] float32
         actions: Tensor,  # [..., K, 7] float32
+        lowest: Tensor | None = None,  # [...] float32 m, the height at which something stops the gripper
     ) -> tuple[Tensor, Tensor]:  # [..., K, 7] float32, after each action; [..., 7] float32, after the last
         """Where a chunk of actions leads. Computed in float64, and rounded after each step, row by row.
+
+        A move down ends at `lowest`; a gripper that is already lower does not move down.
 
         Raises ValueError if a pose or an action has another size.
         """
@@ -126,6 +129,9 @@ class FittedKinematics:
             move, pose = self.move(push, motion, proprio), proprio.double()
             if self.correction is not None:
                 move = move + self._corrected(push, motion, pose)
+            if lowest is not None:
+                least = (lowest.double() - pose[..., 2]).clamp(max=0.0)
+                move = torch.cat([move[..., :2], torch.maximum(move[..., 2], least)[..., None], move[..., 3:]], dim=-1)
             opening = (pose[..., 6:] + move[..., 6:]).clamp(low, high)
             turned = composed(move[..., 3:6], pose[..., 3:6])
             made = torch.cat([move[..., :6], opening - pose[..., 6:]], dim=-1)

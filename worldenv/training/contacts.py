@@ -37,6 +37,8 @@ CLOSE_M = 0.08  # between the middles of two things that are close to each other
 AT_ONCE = 1000
 PICTURE_LEVELS = 100  # what 1.0 is stored as: pictures are int8
 HIDDEN_LEVELS, UNKNOWN = 254, 255  # of `Contacts.hidden`: what 1.0 is stored as; no label
+HEIGHT = 2  # of a pose: z
+STOPPED_M = 0.004  # above the planned height: the gripper is stopped
 PART = 0.2  # share of a pixel of a window above which a thing is in it
 
 
@@ -57,6 +59,10 @@ class Contacts(Slots):
     pushes: Tensor  # [M] bool, whether another thing is moved, too
     pushed: Tensor  # [M, 3] m, its displacement at the end of the chunk
     pushed_mask: Tensor  # [M, S, S] uint8, that thing before the chunk
+    # [M] m above the lowest planned height: where the gripper was stopped; if it was not, the lowest height that it
+    # reached; infinite if it holds something
+    stop: Tensor
+    is_stopped: Tensor  # [M] bool
 
 
 class _Chunks(NamedTuple):
@@ -116,14 +122,13 @@ def record_contacts(
 
 
 def _motions(clips: Clips, robot: Robot) -> Tensor:  # [N, T, ...] float32
-    """The state of the motion before each action, as imagined episodes have it; empty [N, T, 0] if there is none."""
-    pose, found = clips.proprio[:, 0], []
-    motion = robot.kinematics.rest(pose)
-    for action in clips.actions.unbind(1):
-        found.append(pose[:, :0] if motion is None else motion)
-        poses, motion = robot.kinematics.follow(pose, motion, action[:, None])
-        pose = poses[:, 0]
-    return torch.stack(found, dim=1)
+    """The state of the motion before each action, as the last true move shows it; empty [N, T, 0] if there is none."""
+    pose, actions = clips.proprio, clips.actions
+    begun = robot.kinematics.rest(pose[:, 0])
+    if begun is None:
+        return pose[:, :-1, :0]
+    later = robot.kinematics.after_move(pose[:, :-2], actions[:, :-1], pose[:, 1:-1])
+    return torch.cat([begun[:, None], later], dim=1)
 
 
 def _imagined(poses: Tensor, motion: Tensor, actions: Tensor, robot: Robot) -> Tensor:  # [M, K + 1, P]
@@ -227,7 +232,21 @@ def _labelled(
         _mask(chunks, thing, camera, view.centre),
         _hidden(chunks, painted, camera, view.centre, layers.chunk),
         *_pushed(chunks, centre, np.where(moves, thing, -1), camera, view.centre),
+        *_stops(chunks, holds[:, 0]),
     )
+
+
+def _stops(chunks: _Chunks, held: Tensor) -> tuple[Tensor, Tensor]:
+    """The labels of `Contacts.stop` and `is_stopped`: where the true gripper stays above the planned one.
+
+    With a held thing in the gripper, it may be that thing which is stopped: then the label is infinite, which asks for
+    nothing.
+    """
+    planned, reached = (poses[:, 1:, HEIGHT] for poses in (chunks.imagined, chunks.poses))
+    most, step = (reached - planned).max(1)
+    is_stopped = (most > STOPPED_M) & ~held
+    where = torch.where(is_stopped, reached.gather(1, step[:, None])[:, 0], reached.amin(1))
+    return torch.where(held, torch.inf, where - planned.amin(1)), is_stopped
 
 
 def _before(

@@ -350,10 +350,10 @@ class Pipeline:
         """Sizes of the policy that fits the robot and the camera."""
         return SmallPolicyConfig(**self.lessons.policy)
 
-    def new(self, network: type[nn.Module], config: object) -> nn.Module:
+    def new(self, network: type[nn.Module], *config: object) -> nn.Module:
         """A network with weights drawn by the seed of the run."""
         torch.manual_seed(self.seed)
-        return network(config).to(memory_format=torch.channels_last)
+        return network(*config).to(memory_format=torch.channels_last)
 
 
 def _record(path: Path, total: int, every: int, make: Callable[[range], list[Trajectory]], ranks: Ranks) -> None:

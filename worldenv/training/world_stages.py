@@ -20,6 +20,7 @@ from worldenv.ops.unpatchify import to_frames
 from worldenv.records.checkpoint import load_weights, save_weights
 from worldenv.records.kept import Kept
 from worldenv.records.model_files import load_model, save_model
+from worldenv.robot.fitted import FittedKinematics
 from worldenv.suites.tabletop.things import TabletopThings
 from worldenv.training.config import TOKENIZER_FRAMES
 from worldenv.training.contacts import record_contacts
@@ -144,14 +145,16 @@ class ComposerStages:
 
     def _new(self, clips: Clips) -> ComposerNetwork:
         """An untrained network that has the picture of the empty scene of these clips."""
-        teacher = self.pipeline.new(ComposerNetwork, ComposerConfig())
+        stops = isinstance(self.pipeline.robot.kinematics, FittedKinematics)
+        teacher = self.pipeline.new(ComposerNetwork, ComposerConfig(stops=stops))
         draw = torch.Generator().manual_seed(self.pipeline.seed)
         teacher.plate.data = clean_background(clips.sample_frames(draw, BACKGROUND_FRAMES)[:, 0])
         return teacher
 
     def make_contact(self, path: Path) -> None:
         teacher = composer(self.pipeline.models / TEACHER)
-        self.fit_contact(path, self.pipeline.new(ContactNetwork, teacher.config.chunk), teacher.plate)
+        network = self.pipeline.new(ContactNetwork, teacher.config.chunk, teacher.config.stops)
+        self.fit_contact(path, network, teacher.plate)
 
     def fit_contact(self, path: Path, network: ContactNetwork, plate: Tensor) -> None:
         """Train on the recorded chunks and, with extra data and a `Shiftable` simulator, on tries after an offset."""

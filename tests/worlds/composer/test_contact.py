@@ -171,7 +171,7 @@ def mixed(n, seed=0):  # layer, frames, poses, cameras of episodes in all states
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    network = ContactNetwork(K)
+    network = ContactNetwork(K, stops=True)
     network.decide[-1].weight.data.mul_(20)  # that it says yes as often as no
     return network.eval()
 

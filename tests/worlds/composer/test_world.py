@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,12 +11,14 @@ from worldenv.interfaces.observation import Key
 from worldenv.interfaces.world import WorldModel
 from worldenv.nn.int8 import measured
 from worldenv.ops.unpatchify import to_frames
+from worldenv.robot.fitted import FittedKinematics
 from worldenv.robot.kinematics import Kinematics, chunk_kinematics, composed
 from worldenv.robot.robot import moved_gripper
 from worldenv.suites.tabletop.suite import CLEAR_M
 from worldenv.worlds.composer import world as module
-from worldenv.worlds.composer.contact import Scene, look
+from worldenv.worlds.composer.contact import FREE_M, REST_SCALE, Scene, look
 from worldenv.worlds.composer.layer import Layer
+from worldenv.worlds.composer.network import ComposerNetwork
 from worldenv.worlds.composer.world import ComposerWorld
 
 SEED = 11
@@ -173,6 +176,39 @@ def test_heights_count_from_the_ground(seen):
         views.append(look(layer, now.frames[:, 0], poses, now.camera[:, 0], Scene(plate, robot)))
     torch.testing.assert_close(views[0].pictures, views[1].pictures, rtol=0, atol=2e-3)
     torch.testing.assert_close(views[0].numbers, views[1].numbers, rtol=0, atol=1e-4)
+
+
+def stopping(tiny, height_m, **given):
+    """A composer whose contact network says that all grippers are stopped this much above their lowest height."""
+    network = ComposerNetwork(replace(tiny.world().network.config, stops=True)).eval()
+    network.contact.decide[-1].weight.data.zero_()
+    network.contact.decide[-1].bias.data.fill_(-9.0)
+    network.contact.decide[-1].bias.data[-1] = (height_m + FREE_M) * REST_SCALE
+    linear = {name: tuple(map(tuple, size * np.eye(7))) for name, size in (("step", 0.02), ("after", 0.01))}
+    kinematics = FittedKinematics(**linear, inertia=linear["after"], drift=(0.0,) * 7, opening=(0.0, 1.0))
+    robot = replace(moved_gripper(Kinematics(), clear_m=CLEAR_M), kinematics=kinematics)
+    return ComposerWorld(network, robot, (1.0,), **given)
+
+
+def test_things_stop_a_gripper_that_holds_nothing_and_it_goes_on_from_there(tiny, seen):
+    down = torch.zeros(5, 8, 7)
+    down[..., 2], down[..., 6] = -1.0, -1.0
+    seen.proprio[:, 2] = 0.1
+    free, stopped = (imagined(stopping(tiny, height), seen, down).proprio[..., 2] for height in (-1.0, 0.03))
+    alone = stopping(tiny, -1.0).robot.kinematics
+    torch.testing.assert_close(free, alone.follow(seen.proprio, alone.rest(seen.proprio), down)[0][..., 2])
+    torch.testing.assert_close(stopped[:, 3], free[:, 3] + 0.03)
+    assert (stopped[:, 4:] < stopped[:, 3:4]).all()  # in the next pass it is stopped above *its* lowest height
+    world = stopping(tiny, 0.03)
+    memory = world.begin(seen, 8)
+    memory.layer.held[0] = True
+    held = world.imagine(memory, seen, down, key(torch.arange(5))).proprio[..., 2]
+    assert torch.equal(held[0, :4], free[0, :4]) and torch.equal(held[1:], stopped[1:])
+
+
+def test_a_composer_that_stops_the_gripper_needs_kinematics_that_can_be_stopped(tiny):
+    with pytest.raises(UserError, match="take a robot with FittedKinematics"):
+        ComposerWorld(stopping(tiny, 0.0).network, moved_gripper(Kinematics(), clear_m=CLEAR_M), (1.0,))
 
 
 def test_a_robot_without_clear_m_is_refused(world):

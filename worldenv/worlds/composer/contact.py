@@ -1,5 +1,7 @@
 """What the gripper does to things: a small network looks at the surroundings of the fingertips and decides."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -33,6 +35,7 @@ COLOURS = 6  # channels of a view: present frame, clear frame with the layer whe
 FINGER_PX, FINGER_HIGH_M = 1.2, 0.1  # fingertips in a view: standard deviation, height above ground of the faintest
 POSE = 7  # numbers of a pose that are read
 REST_SCALE = 30.0  # of what the network says in metres
+FREE_M = 0.02  # below the lowest planned height: where an untrained network says that the gripper is stopped
 STILL_M = 0.0015  # a layer that has moved less is not shown to the network: before a thing moves there is no layer
 # Of the doubt: the logits of grasps are divided by the first, because they are overconfident; the second is the rate
 # at which doubt grows with every metre of a push. Found on 1,200 starts (benchmarks/LOG.md).
@@ -54,6 +57,7 @@ class Touch(NamedTuple):
     pushes: Tensor  # [B] logit: the thing that is moved pushes another one
     pushed: Tensor  # [B, 3] m: the other thing's displacement at the end of the chunk
     pushed_mask: Tensor  # [B, SIZE, SIZE] logits: the other thing covers this pixel
+    stop: Tensor | None = None  # [B] m above the lowest planned height: something stops the gripper there
 
 
 class Course(NamedTuple):
@@ -70,6 +74,9 @@ class Scene(NamedTuple):
 
     plate: Tensor  # [H, W, 3] float32 in [-1, 1], the picture of the empty scene
     robot: Robot  # with a gripper; all poses in this module are as `drawn_poses` returns them
+
+
+Stopped = Callable[[Tensor], Tensor]  # heights (m) at which something stops the grippers [B] -> poses [B, K + 1, P]
 
 
 class View(NamedTuple):
@@ -166,10 +173,10 @@ class ContactNetwork(nn.Module):
     The thing that is moved may push another one. That one is at its new place from the chunk's first frame on.
     """
 
-    def __init__(self, chunk: int):
+    def __init__(self, chunk: int, stops: bool = False):
         super().__init__()
         a, b, c, d = WIDTHS
-        self.chunk = chunk
+        self.chunk, self.stops = chunk, stops
         self.plan = nn.Sequential(
             nn.Linear(numbers(chunk), CONDITION), nn.SiLU(), nn.Linear(CONDITION, CONDITION), nn.SiLU()
         )
@@ -177,7 +184,7 @@ class ContactNetwork(nn.Module):
         self.up = nn.ModuleList([Block(d + c, b), Block(2 * b, a)])
         self.masks = Conv(2 * a, 2 + chunk, 3, padding=1)
         self.decide = nn.Sequential(
-            nn.Linear(d * (SIZE // 8) ** 2 + CONDITION, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 5 + 4 * chunk)
+            nn.Linear(d * (SIZE // 8) ** 2 + CONDITION, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 5 + 4 * chunk + stops)
         )
 
     def forward(self, pictures: Tensor, plan: Tensor) -> Touch:
@@ -189,11 +196,21 @@ class ContactNetwork(nn.Module):
         for block, level in zip(self.up, levels[-2:0:-1], strict=True):
             pictures = block(torch.cat([F.interpolate(pictures, scale_factor=2), level], dim=1), condition)
         masks = self.masks(torch.cat([F.interpolate(pictures, scale_factor=2), levels[0]], dim=1))
-        moves, grasps, rest, pushes, pushed = said.split((1, self.chunk, 3 * self.chunk, 1, 3), dim=1)
+        moves, grasps, rest, pushes, pushed, *stop = said.split(
+            (1, self.chunk, 3 * self.chunk, 1, 3, *[1] * self.stops), dim=1
+        )
         rest = rest.unflatten(1, (self.chunk, 3)) / REST_SCALE
         mask, hidden, pushed_mask = masks.split((1, self.chunk, 1), dim=1)
         return Touch(
-            moves[:, 0], grasps, rest, mask[:, 0], hidden, pushes[:, 0], pushed / REST_SCALE, pushed_mask[:, 0]
+            moves[:, 0],
+            grasps,
+            rest,
+            mask[:, 0],
+            hidden,
+            pushes[:, 0],
+            pushed / REST_SCALE,
+            pushed_mask[:, 0],
+            stop[0][:, 0] / REST_SCALE - FREE_M if stop else None,
         )
 
 
@@ -204,8 +221,13 @@ def follow(
     poses: Tensor,  # [B, K + 1, P] float32, the present one first
     camera: Tensor,  # [B, 3, 4]
     scene: Scene,
+    stopped: Stopped | None = None,
 ) -> Course:
-    """Predict the course of the layers in a chunk. Afterwards, `layer` is as at the end of the chunk."""
+    """Predict the course of the layers in a chunk. Afterwards, `layer` is as at the end of the chunk.
+
+    `poses` are planned: nothing stops the gripper on them. If the network predicts a height at which something does,
+    `stopped` is called with it, and returns the poses of the stopped gripper.
+    """
     above = ~layer.held & (poses[:, 0, 2] > scene.robot.clear_m)
     layer.clear.copy_(torch.where(above[:, None, None, None], frame, layer.clear))
     for thing in (layer.thing, layer.other):
@@ -217,18 +239,34 @@ def follow(
     rows = rows_with(near)
     if len(rows):
         part = layer[rows]
-        found = _touch(network, part, near[rows], frame[rows], poses[rows], camera[rows], scene)
+        lead = None if stopped is None else partial(_stopped_rows, stopped, rows, len(places))
+        found = _touch(network, part, near[rows], frame[rows], poses[rows], camera[rows], scene, lead)
         for whole, own in zip(course, found, strict=True):
             whole[rows] = own
         layer.put(rows, part)
     return course
 
 
+def _stopped_rows(stopped: Stopped, rows: Tensor, count: int, lowest: Tensor) -> Tensor:  # [M], ..., [M] -> [M, ...]
+    """The poses of some of `count` episodes; nothing stops the others."""
+    return stopped(lowest.new_full((count,), -torch.inf).index_copy(0, rows, lowest))[rows]
+
+
 def _touch(
-    network: ContactNetwork, layer: Layer, near: Tensor, frame: Tensor, poses: Tensor, camera: Tensor, scene: Scene
+    network: ContactNetwork,
+    layer: Layer,
+    near: Tensor,
+    frame: Tensor,
+    poses: Tensor,
+    camera: Tensor,
+    scene: Scene,
+    stopped: Stopped | None,
 ) -> Course:
     view = look(layer, frame, poses, camera, scene)
     said = network(view.pictures, view.numbers)
+    if stopped is not None and said.stop is not None:
+        lowest = poses[:, 1:, 2].amin(1) + said.stop
+        poses = stopped(torch.where(layer.held, -torch.inf, lowest))
     is_open = undecided(poses, layer.held) & near[:, None]
     held = holding((said.grasps > 0) & near[:, None], poses, layer.held)
     moves = ((said.moves > 0) | held.any(1)) & near

@@ -1,12 +1,12 @@
 """The composer's network: a flow transformer with a convolutional stem and decoder, K frames at a time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldenv.fields import LARGEST, FieldError, Within, check_fields
+from worldenv.fields import ADDED, LARGEST, FieldError, Within, check_fields
 from worldenv.nn.attention import attention
 from worldenv.nn.int8 import Conv, Int8, Linear, in_8_bits
 from worldenv.ops.action_map import CHANNELS as MAP_CHANNELS
@@ -34,6 +34,7 @@ class ComposerConfig:
     heads: int = 5
     image_size: int = 64
     exact: bool = False  # drop small shares and corrections: objects at rest are copied exactly
+    stops: bool = field(default=False, metadata=ADDED)  # `contact` says where things stop the gripper on its way down
 
     def __post_init__(self) -> None:
         check_fields(self, **dict.fromkeys(("chunk", "widths", "layers", "heads", "image_size"), Within(1, LARGEST)))
@@ -149,7 +150,7 @@ class ComposerNetwork(nn.Module):
         nn.init.zeros_(self.compose.weight)
         nn.init.zeros_(self.compose.bias)
         self.prefer = nn.Parameter(_own_frame_first(config))
-        self.contact = ContactNetwork(k)
+        self.contact = ContactNetwork(k, config.stops)
         size = config.image_size // 2
         self.plate = nn.Parameter(torch.zeros(size, size, PATCH))  # the empty scene, as patches in [-1, 1]
 

@@ -60,9 +60,14 @@ def whole_passes(
     for i in range(passes):
         out.append(imagine_pass(frame, poses[:, i * size : (i + 1) * size + 1], chunk * passes + i))
         frame = out[-1].frames[:, -1]
-    if passes == 1:
-        return out[0]
-    frames, finite, doubt = zip(*out, strict=True)
+    return joined(out)
+
+
+def joined(passes: Sequence[Passed]) -> Passed:
+    """Passes of the same episodes, one after the other."""
+    if len(passes) == 1:
+        return passes[0]
+    frames, finite, doubt = zip(*passes, strict=True)
     return Passed(torch.cat(frames, dim=1), torch.stack(finite).all(0), _of_all(doubt))
 
 

@@ -21,12 +21,13 @@ from worldenv.ops.philox import Use, philox
 from worldenv.ops.unpatchify import to_frames, unpatchify
 from worldenv.records.model_files import load_model
 from worldenv.robot.camera import tabletop_camera
+from worldenv.robot.fitted import FittedKinematics
 from worldenv.robot.hand import drawn_poses
 from worldenv.robot.robot import Robot
 from worldenv.worlds.composer.contact import Scene, follow
 from worldenv.worlds.composer.layer import POSITION, Layer
 from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
-from worldenv.worlds.composer.passes import Pass, Passed, parts_of_passes, whole_passes
+from worldenv.worlds.composer.passes import Pass, Passed, joined, parts_of_passes, whole_passes
 from worldenv.worlds.composer.sampler import sample
 from worldenv.worlds.kinematics import with_kept
 from worldenv.worlds.levels import check_levels, levels_of
@@ -43,6 +44,22 @@ class Memory(Slots):
     motion: Tensor | None = None  # [E, P] float32, of an arm that coasts; None: the kinematics have none
 
 
+class Led:
+    """The poses of one pass: where the kinematics lead, until it is known where something stops the grippers."""
+
+    def __init__(self, robot: Robot, pose: Tensor, motion: Tensor, actions: Tensor):  # [B, P], [B, P], [B, K, A]
+        self.robot, self.given = robot, (pose, motion, actions)
+        self.poses, self.after = self._lead(None)  # [B, K + 1, P]; [B, P], the motion after the last action
+
+    def stopped(self, lowest: Tensor) -> Tensor:  # [B] m -> [B, K + 1, P], as `drawn_poses` returns them
+        self.poses, self.after = self._lead(lowest)
+        return drawn_poses(self.poses, self.robot)
+
+    def _lead(self, lowest: Tensor | None) -> tuple[Tensor, Tensor]:
+        led, after = self.robot.kinematics.follow(*self.given, lowest)
+        return torch.cat([self.given[0][:, None], led], dim=1), after
+
+
 class ComposerWorld:
     """A world model of one view. Its network composes frames from known pictures; kinematics move the gripper."""
 
@@ -53,6 +70,11 @@ class ComposerWorld:
             raise UserError(
                 "the composer needs a robot with kinematics, a gripper and `clear_m`, the height above which its "
                 "fingertips touch nothing; choose another world model"
+            )
+        if network.config.stops and not isinstance(robot.kinematics, FittedKinematics):
+            raise UserError(
+                "this composer says where things stop the gripper, and the robot's kinematics cannot take that into "
+                "account; take a robot with FittedKinematics"
             )
         if view in robot.hand_views:
             raise UserError(
@@ -92,6 +114,8 @@ class ComposerWorld:
     @torch.no_grad()
     def imagine(self, memory: Memory, seen: Observation, action: Tensor, key: Key) -> Imagined:
         """Imagine one chunk, in as many passes of the network as it needs."""
+        if memory.begun is None and self.network.config.stops:
+            return self._stopped_passes(memory, seen, action, key)
         proprio, motion = self.robot.kinematics.follow(seen.proprio, memory.motion, action)
         if motion is not None:
             memory.motion.copy_(motion)
@@ -102,6 +126,18 @@ class ComposerWorld:
         else:
             passed = parts_of_passes(imagine_pass, memory, poses, key.chunk, self.chunk)
         return Imagined(passed.frames[:, :, None], proprio, passed.finite, passed.doubt)
+
+    def _stopped_passes(self, memory: Memory, seen: Observation, action: Tensor, key: Key) -> Imagined:
+        """A chunk of whole passes, in which things and the floor stop the gripper."""
+        frame, pose, parts, out, poses = seen.frames[:, 0], seen.proprio, action.split(self.chunk, 1), [], []
+        for i, part in enumerate(parts):
+            led = Led(self.robot, pose, memory.motion, part)
+            out.append(self._pass(memory, seen.camera, key, frame, led.poses, key.chunk * len(parts) + i, led))
+            memory.motion.copy_(led.after)
+            frame, pose = out[-1].frames[:, -1], led.poses[:, -1]
+            poses.append(led.poses[:, 1:])
+        passed = joined(out)
+        return Imagined(passed.frames[:, :, None], torch.cat(poses, dim=1), passed.finite, passed.doubt)
 
     def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
         """One denoising step of the network in floats, from known pictures and poses as `drawn_poses` returns them.
@@ -136,11 +172,13 @@ class ComposerWorld:
         frame: Tensor,  # [B, H, W, 3] uint8, the present one
         poses: Tensor,  # [B, K + 1, P] float32, the present one first
         number: Tensor,  # [B] int64, passes before this one
+        led: Led | None = None,  # whose poses these are, if something may stop the gripper; it is moved on
     ) -> Passed:
         """The frames that follow when the gripper goes through `poses`: one pass of the network."""
         network, layer, poses = self.network, memory.layer, drawn_poses(poses, self.robot)
         scene = Scene(to_frames(network.plate[None, :, :, None])[0, 0], self.robot)
-        course = follow(network.contact, layer, frame, poses, camera[:, 0], scene)
+        course = follow(network.contact, layer, frame, poses, camera[:, 0], scene, led and led.stopped)
+        poses = poses if led is None else drawn_poses(led.poses, self.robot)
         places = torch.cat([layer.thing.origin[:, None], course.places], dim=1)
         tips = torch.cat([memory.tips[:, None], poses[..., POSITION]], dim=1)
         known = memory.first, course.frame, layer.scene(camera[:, 0], scene.plate), layer.thing.mask, course.hidden
