@@ -225,8 +225,8 @@ def follow(
 ) -> Course:
     """Predict the course of the layers in a chunk. Afterwards, `layer` is as at the end of the chunk.
 
-    `poses` are planned: nothing stops the gripper on them. If the network predicts a height at which something does,
-    `stopped` is called with it, and returns the poses of the stopped gripper.
+    `poses` are planned: nothing stops the gripper on them. For a network with `stops`, `stopped` is called with the
+    height at which something does, and returns the poses of the stopped gripper.
     """
     above = ~layer.held & (poses[:, 0, 2] > scene.robot.clear_m)
     layer.clear.copy_(torch.where(above[:, None, None, None], frame, layer.clear))
@@ -264,7 +264,7 @@ def _touch(
 ) -> Course:
     view = look(layer, frame, poses, camera, scene)
     said = network(view.pictures, view.numbers)
-    if stopped is not None and said.stop is not None:
+    if stopped is not None:
         lowest = poses[:, 1:, 2].amin(1) + said.stop
         poses = stopped(torch.where(layer.held, -torch.inf, lowest))
     is_open = undecided(poses, layer.held) & near[:, None]
