@@ -102,9 +102,9 @@ class Losses:
         hidden = torch.randint(256, (9, 4, SIZE, SIZE), generator=draw, dtype=torch.uint8)
         came, rest = (yes[:, 0], yes, ~yes), torch.rand(9, 4, 3)
         pushed = yes[:, 1], rest[:, 0], mask.flip(1), rest[:, 1, 0] / 20, yes[:, 2]
-        contacts = Contacts(pictures, torch.rand(9, numbers(4)), *came, rest, mask, hidden, *pushed)
+        contacts = Contacts(pictures, torch.rand(9, numbers(4)), *came, rest, mask, hidden, *pushed, rest[:, 2, 0])
         torch.manual_seed(0)
-        network = ContactNetwork(4, stops=True)
+        network = ContactNetwork(4, stops=True, held_open=True)
         return network, contact_loss(network, contacts, BATCH, ranks)
 
     def causal_network(self):

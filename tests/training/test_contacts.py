@@ -239,6 +239,13 @@ def test_a_gripper_that_stays_above_its_plan_is_stopped_there_and_a_held_thing_a
     torch.testing.assert_close(stop, torch.tensor([0.02, 0.0, torch.inf]))
 
 
+def test_openings_are_labelled_as_recorded_where_something_is_held_after_the_chunk(shown, layers, scene, all_chunks):
+    opening = torch.rand(shown.proprio.shape[:2], generator=torch.Generator().manual_seed(0))
+    contacts, rows = record_contacts(shown, layers, scene, 0, 0, opening), chunks(layers, shown)
+    expected = torch.tensor([opening[e, t + K] if layers.held[e, t + K] >= 0 else -1.0 for e, t in rows])
+    assert torch.equal(contacts.opening, expected) and 10 < (expected > 0).sum() < len(rows)
+
+
 @pytest.mark.parametrize(("away", "share"), [(0.0, (0.9, 1.0)), (0.06, (0.0, 0.0))])
 def test_grasps_from_beside_are_labelled_as_they_went_there(shown, layers, scene, all_chunks, monkeypatch, away, share):
     def offsets(random, count):

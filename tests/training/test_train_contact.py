@@ -39,7 +39,20 @@ def contacts():
     pushed = torch.tensor((0.0, 0.02, 0)) * near[:, None]  # another thing, below the first
     other = near, pushed, mask.roll(6, 1)
     stop = torch.where(near, 0.03, 0.0)  # near the thing the gripper is stopped; elsewhere it comes as low as planned
-    return Contacts(pictures, torch.zeros(M, numbers(K)), near, closes, grasps, rest, mask, hidden, *other, stop, near)
+    return Contacts(
+        pictures,
+        torch.zeros(M, numbers(K)),
+        near,
+        closes,
+        grasps,
+        rest,
+        mask,
+        hidden,
+        *other,
+        stop,
+        near,
+        torch.where(near, 0.4, -1.0),
+    )
 
 
 def learn(network, contacts, steps):
@@ -56,7 +69,7 @@ def learn(network, contacts, steps):
 
 def test_it_learns_what_moves_what_is_grasped_and_which_pixels_are_the_things(contacts):
     torch.manual_seed(0)
-    network = ContactNetwork(K, stops=True)
+    network = ContactNetwork(K, stops=True, held_open=True)
     found = learn(network, contacts, 100)
     assert found[-1][0] < 0.5 * found[0][0]
     said = network(contacts.pictures.float() / PICTURE_LEVELS, contacts.numbers)
@@ -71,6 +84,7 @@ def test_it_learns_what_moves_what_is_grasped_and_which_pixels_are_the_things(co
     inside = (said.pushed_mask > 0) == (contacts.pushed_mask > 0)
     assert apart.mean() < 0.01 and inside[contacts.pushes].float().mean() > 0.97
     assert (said.stop[contacts.is_stopped] - 0.03).abs().mean() < 0.005 and said.stop[~contacts.is_stopped].max() < 0
+    assert (said.opening[near := contacts.moves] - 0.4).abs().mean() < 0.05 and near.any()
 
 
 def alone(part, contacts):
@@ -121,9 +135,9 @@ def test_in_a_mirror_true_frames_and_poses_give_the_mirrored_view():
     plate = frame[0].float() / 127.5 - 1
     side = torch.tensor([-1.0, 1, 1])
     thing, other = Thing(mask, origin, origin + moved), Thing(mask.roll(9, 1), origin, origin - moved)
-    view = look(Layer(clear, thing, other, held), frame, poses, camera, Scene(plate, robot))
+    view = look(Layer(clear, thing, other, held, held.float()), frame, poses, camera, Scene(plate, robot))
     thing, other = (Thing(one.mask.flip(2), one.origin * side, one.place * side) for one in (thing, other))
-    layer = Layer(clear.flip(2), thing, other, held)
+    layer = Layer(clear.flip(2), thing, other, held, held.float())
     other = look(layer, frame.flip(2), mirrored(poses), camera, Scene(plate.flip(1), robot))
     torch.testing.assert_close(other.pictures, view.pictures.flip(3), rtol=0, atol=2e-3)
     assert (other.pictures - view.pictures).abs().max() > 0.5  # and not the same

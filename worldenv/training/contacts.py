@@ -63,13 +63,21 @@ class Contacts(Slots):
     # reached; infinite if it holds something
     stop: Tensor
     is_stopped: Tensor  # [M] bool
+    opening: Tensor  # [M] float32, of the fingers on what they hold after the chunk; negative: they hold nothing
+
+
+class _Hand(NamedTuple):
+    """What N recorded episodes say about the hand besides the poses in `clips`."""
+
+    motion: Tensor  # [N, T, ...] float32, before each action; empty [N, T, 0] if the kinematics have none
+    opening: Tensor  # [N, T + 1] float32, of the fingers, which a held thing keeps open
 
 
 class _Chunks(NamedTuple):
     """M chunks that were carried out, and where to find each of them in `things`."""
 
     frame: Tensor  # [M, H, W, 3] uint8, before each chunk
-    poses: Tensor  # [M, K + 1, P] float32, of the simulator
+    poses: Tensor  # [M, K + 1, P] float32, of the simulator; the first with the opening that imagination has
     imagined: Tensor  # [M, K + 1, P] float32, the first of these poses, and those to which the kinematics lead
     things: TrueThings
     episode: np.ndarray  # [M], index of its episode
@@ -82,6 +90,7 @@ def record_contacts(
     scene: Scene,
     beside: int,  # at most so many tries of a chunk after an offset; above 0 only if `layers.things` is `Shiftable`
     seed: int,
+    opening: Tensor | None = None,  # [N, T + 1] of the fingers, as recorded; None: that of `clips`
 ) -> Contacts:
     """Labelled chunks in which the gripper is below the robot's `clear_m` or holds something.
 
@@ -111,10 +120,10 @@ def record_contacts(
     by_episode = recorded + np.lexsort((again, np.unique(clips.tasks, return_inverse=True)[1][again]))
     order, whole = [(part, None) for part in _parts(np.arange(recorded))], None
     order += [(part, offset[part - recorded]) for part in _parts(by_episode)]
-    motion = _motions(clips, scene.robot)
+    hand = _Hand(_motions(clips, scene.robot), clips.proprio[..., APERTURE] if opening is None else opening)
     with Progress(len(drawn), "chunks for the contact network") as progress:
         for number, (part, own_offset) in enumerate(order):
-            made = _kept(f"contacts_{number:05d}", clips, layers, scene, motion, drawn[part], own_offset)
+            made = _kept(f"contacts_{number:05d}", clips, layers, scene, hand, drawn[part], own_offset)
             whole = whole or made.empty(len(drawn))  # filled in place: it takes gigabytes
             whole.put(torch.from_numpy(part), made)
             progress.advance(len(made))
@@ -177,7 +186,7 @@ def _kept(
     clips: Clips,
     layers: Layers,
     scene: Scene,
-    motion: Tensor,  # [N, T, ...]
+    hand: _Hand,
     rows: np.ndarray,  # [M, 2]
     offset: np.ndarray | None,  # [M, 3] m
 ) -> Contacts:
@@ -185,14 +194,15 @@ def _kept(
     parts = [column.name for column in fields(Contacts)]
 
     def make() -> dict[str, np.ndarray]:
-        made = _labelled(clips, layers, scene, motion, rows, offset)
+        made = _labelled(clips, layers, scene, hand, rows, offset)
         return {part: getattr(made, part).numpy() for part in parts}
 
     robot = scene.robot.gripper, scene.robot.ground_m, scene.robot.gripper_turn
     (e, t), ahead = torch.from_numpy(rows).unbind(1), torch.arange(layers.chunk)
     actions = clips.actions[e[:, None], t[:, None] + ahead]
-    poses = _imagined(clips.proprio[e, t][:, None], motion[e, t], actions, scene.robot).numpy()  # of these kinematics
-    of = rows, np.full(3, np.nan) if offset is None else offset, scene.plate.numpy(), poses
+    poses = _imagined(clips.proprio[e, t][:, None], hand.motion[e, t], actions, scene.robot).numpy()  # of these
+    opening = hand.opening[e[:, None], t[:, None] + ahead + 1].numpy()
+    of = rows, np.full(3, np.nan) if offset is None else offset, scene.plate.numpy(), poses, opening
     found = replace(layers.kept, made_of=checksum([layers.kept.made_of, str(robot)], {})).arrays(name, make, *of)
     return Contacts(**{part: torch.from_numpy(found[part]) for part in parts})
 
@@ -201,13 +211,13 @@ def _labelled(
     clips: Clips,
     layers: Layers,
     scene: Scene,
-    motion: Tensor,  # [N, T, ...]
+    hand: _Hand,
     rows: np.ndarray,  # [M, 2], episode and step of chunks
     offset: np.ndarray | None,  # [M, 3] m; None: as recorded
 ) -> Contacts:
     """These chunks and their labels, of the simulator."""
     e, t = torch.from_numpy(rows).unbind(1)
-    chunks = _carried_out(clips, layers, scene.robot, motion, rows, offset)
+    chunks = _carried_out(clips, layers, scene.robot, hand, rows, offset)
     things, own, now = chunks.things, chunks.episode, chunks.step
     steps, row = now[:, None] + np.arange(layers.chunk + 1), np.arange(len(rows))
     centre, held = things.centre[own[:, None], steps], things.held[own[:, None], steps]
@@ -220,7 +230,8 @@ def _labelled(
     camera, label = clips.still_camera()[e, 0], layers.at(e, t)
     before, painted = _before(layers, label, rows, centre[:, 0], held[:, 0])
     clear = clips.frames_at(e, label.clear[:, None])[:, 0, 0]
-    view = look(Layer(clear, *before, holds[:, 0]), chunks.frame, poses, camera, scene)
+    layer = Layer(clear, *before, holds[:, 0], torch.zeros(len(rows)))
+    view = look(layer, chunks.frame, poses, camera, scene)
     painted = np.where(moves, thing, painted)
     return Contacts(
         (view.pictures * PICTURE_LEVELS).round().to(torch.int8),
@@ -233,6 +244,7 @@ def _labelled(
         _hidden(chunks, painted, camera, view.centre, layers.chunk),
         *_pushed(chunks, centre, np.where(moves, thing, -1), camera, view.centre),
         *_stops(chunks, holds[:, 0]),
+        torch.where(holds[:, -1], chunks.poses[:, -1, APERTURE], -1.0),
     )
 
 
@@ -309,19 +321,20 @@ def _pushed(
 
 
 def _carried_out(
-    clips: Clips, layers: Layers, robot: Robot, motion: Tensor, rows: np.ndarray, offset: np.ndarray | None
+    clips: Clips, layers: Layers, robot: Robot, hand: _Hand, rows: np.ndarray, offset: np.ndarray | None
 ) -> _Chunks:
     (episode, step), (e, t), ahead = rows.T, torch.from_numpy(rows).unbind(1), torch.arange(layers.chunk)
     actions = clips.actions[e[:, None], t[:, None] + ahead]
     if offset is None:
         poses = clips.proprio[e[:, None], t[:, None] + torch.arange(layers.chunk + 1)]
+        poses[:, 1:, APERTURE] = hand.opening[e[:, None], t[:, None] + ahead + 1]
         frames = clips.frames_at(e, t[:, None])[:, 0, 0]
-        return _Chunks(frames, poses, _imagined(poses, motion[e, t], actions, robot), layers.things, episode, step)
+        return _Chunks(frames, poses, _imagined(poses, hand.motion[e, t], actions, robot), layers.things, episode, step)
     found = layers.things.beside(episode, step, offset, actions.numpy())
     poses = torch.from_numpy(found.poses)
     poses[:, 0, APERTURE] = clips.proprio[e, t, APERTURE]  # as predicted from the actions (`with_wanted_opening`)
     first = np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64)
-    imagined = _imagined(poses, motion[e, t], actions, robot)
+    imagined = _imagined(poses, hand.motion[e, t], actions, robot)
     return _Chunks(torch.from_numpy(found.frames), poses, imagined, found.things, *first)
 
 

@@ -9,12 +9,19 @@ from torch.nn import functional as F
 from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.training.contacts import HIDDEN_LEVELS, PICTURE_LEVELS, UNKNOWN, Contacts
 from worldenv.training.share import Share
-from worldenv.worlds.composer.contact import COLOURS, REST_SCALE, ContactNetwork, Touch, channels, numbers
+from worldenv.worlds.composer.contact import (
+    COLOURS,
+    GRASPED_WEIGHT,
+    REST_SCALE,
+    ContactNetwork,
+    Touch,
+    channels,
+    numbers,
+)
 
 GRASP_WEIGHT, REST_WEIGHT, MASK_WEIGHT, HIDDEN_WEIGHT = 2.0, 0.5, 4.0, 2.0
-PUSH_WEIGHT = 2.0
+PUSH_WEIGHT, OPENING_WEIGHT = 2.0, 2.0
 STOP_WEIGHT, STOP_SMALL_M, STOP_FREE_M = 3.0, 0.005, 0.002  # errors above the second count linearly
-GRASPED_WEIGHT = 4.0  # of grasps against misses, of which there are five times as many
 BRIGHTNESS, NOISE = 0.1, 0.03  # standard deviations: of the gain of a sample's pictures, of its pixels
 # See axis_across: least cosine between an axis of the world and the rows of a picture; largest coordinate of a camera.
 SQUARE, MIDDLE_M = 0.999, 0.01
@@ -24,7 +31,7 @@ def contact_loss(
     network: ContactNetwork, contacts: Contacts, batch: int, ranks: Ranks = ALONE, across: int | None = 0
 ) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
     """Cross-entropy of `moves`, `grasps`, `mask`, `hidden`, `pushes` and `pushed_mask`, absolute error of `rest`,
-    `pushed` and, if the network has it, `stop`.
+    `pushed` and, if the network has them, `stop` and `opening`.
 
     Half of the batches are mirrored left to right: `across` is the axis of the world whose sign this changes
     (`axis_across`); None: no batch is mirrored. The colour channels of every batch are permuted. What happens to the
@@ -57,12 +64,13 @@ def contact_loss(
             "pushes": share.mean(F.binary_cross_entropy_with_logits(said.pushes, part.pushes.float())),
             "pushed_cm": share.mean((said.pushed - pushed).abs().mean(1) * 100, part.pushes),
             "stop_cm": share.mean(_stop_error(said, part) * 100),
+            "opening": share.mean(_opening_error(said, part), part.opening >= 0),
             "pushed_mask": share.mean(_cross_entropy(said.pushed_mask, pushed_mask).mean((1, 2)), part.pushes),
         }
         rest_loss = parts["rest_cm"] * (REST_SCALE / 100 * 3 * network.chunk)
         value = parts["moves"] + GRASP_WEIGHT * parts["grasps"] + REST_WEIGHT * rest_loss + MASK_WEIGHT * parts["mask"]
         value = value + HIDDEN_WEIGHT * parts["hidden"] + PUSH_WEIGHT * parts["pushes"]
-        value = value + MASK_WEIGHT * parts["pushed_mask"]
+        value = value + MASK_WEIGHT * parts["pushed_mask"] + OPENING_WEIGHT * parts["opening"]
         value = value + REST_WEIGHT * parts["pushed_cm"] * (REST_SCALE / 100 * 3) + STOP_WEIGHT * parts["stop_cm"]
         return value, {name: part.item() for name, part in parts.items()}
 
@@ -79,6 +87,10 @@ def _stop_error(said: Touch, part: Contacts) -> Tensor:  # [B] m
         return torch.zeros_like(part.stop)
     off = F.smooth_l1_loss(said.stop, torch.where(part.is_stopped, part.stop, 0.0), beta=STOP_SMALL_M, reduction="none")
     return torch.where(part.is_stopped, off, F.relu(said.stop - part.stop + STOP_FREE_M))
+
+
+def _opening_error(said: Touch, part: Contacts) -> Tensor:  # [B]
+    return torch.zeros_like(part.opening) if said.opening is None else (said.opening - part.opening).abs()
 
 
 def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from worldenv.training.train_contact import axis_across, contact_loss
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.causal.world import CausalWorld
 from worldenv.worlds.composer.contact import ContactNetwork, Scene
+from worldenv.worlds.composer.layer import APERTURE
 from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
 from worldenv.worlds.composer.sampler import STUDENT_LEVELS, TEACHER_LEVELS
 from worldenv.worlds.composer.world import ComposerWorld
@@ -145,15 +146,16 @@ class ComposerStages:
 
     def _new(self, clips: Clips) -> ComposerNetwork:
         """An untrained network that has the picture of the empty scene of these clips."""
-        stops = isinstance(self.pipeline.robot.kinematics, FittedKinematics)
-        teacher = self.pipeline.new(ComposerNetwork, ComposerConfig(stops=stops))
+        leads = isinstance(self.pipeline.robot.kinematics, FittedKinematics)
+        teacher = self.pipeline.new(ComposerNetwork, ComposerConfig(stops=leads, held_open=leads))
         draw = torch.Generator().manual_seed(self.pipeline.seed)
         teacher.plate.data = clean_background(clips.sample_frames(draw, BACKGROUND_FRAMES)[:, 0])
         return teacher
 
     def make_contact(self, path: Path) -> None:
         teacher = composer(self.pipeline.models / TEACHER)
-        network = self.pipeline.new(ContactNetwork, teacher.config.chunk, teacher.config.stops)
+        config = teacher.config
+        network = self.pipeline.new(ContactNetwork, config.chunk, config.stops, config.held_open)
         self.fit_contact(path, network, teacher.plate)
 
     def fit_contact(self, path: Path, network: ContactNetwork, plate: Tensor) -> None:
@@ -167,7 +169,8 @@ class ComposerStages:
             if p.ranks.first:
                 print("contact: this simulator can try no chunk after an offset: recorded ones only", file=sys.stderr)
         with p.ranks.after_first():
-            contacts = record_contacts(clips, layers, scene, beside, p.seed)
+            opening = p.carried_out().proprio[..., APERTURE]
+            contacts = record_contacts(clips, layers, scene, beside, p.seed, opening)
         across = axis_across(clips.still_camera()[:, 0])
         loss = contact_loss(network, contacts, schedule.batch, p.ranks, across)
         made = p.train(network, loss, schedule, "contact")

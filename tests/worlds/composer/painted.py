@@ -82,7 +82,9 @@ class Imagination:
 
     def go(self, poses, moves=False, thing=None):
         self.network.say(moves, thing)
-        places, self.hidden, self.doubt, self.frame = follow(self.network, self.layer, self.frame, poses, CAMERA, SCENE)
+        places, self.hidden, self.doubt, self.frame, *_ = follow(
+            self.network, self.layer, self.frame, poses, CAMERA, SCENE
+        )
         layer, tips = self.layer, torch.cat([poses[:, :1, :3], poses[..., :3]], dim=1)
         places_all = torch.cat([layer.thing.origin[:, None], places], dim=1)
         plate = patchify(SCENE.plate[None, None])[0, :, :, 0]

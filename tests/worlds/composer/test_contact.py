@@ -69,7 +69,7 @@ def test_a_thing_that_is_pushed_moves_as_far_as_the_network_says():
     imagination.network.say(True, HERE)
     network = lambda *seen: says(*seen)._replace(grasps=torch.full((1, K), -8.0), rest=rest)  # noqa: E731
     layer, poses = imagination.layer, way(HERE, HERE, OPEN)
-    places, _, doubt, _ = follow(network, layer, imagination.frame, poses, CAMERA, SCENE)
+    places, _, doubt, *_ = follow(network, layer, imagination.frame, poses, CAMERA, SCENE)
     torch.testing.assert_close(places[:, 1:], torch.tensor(HERE) + rest)
     assert (layer.thing.mask > 250).any() and layer.held.tolist() == [False]
     torch.testing.assert_close(layer.thing.place, places[:, -1])
@@ -171,7 +171,7 @@ def mixed(n, seed=0):  # layer, frames, poses, cameras of episodes in all states
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    network = ContactNetwork(K, stops=True)
+    network = ContactNetwork(K, stops=True, held_open=True)
     network.decide[-1].weight.data.mul_(20)  # that it says yes as often as no
     return network.eval()
 

@@ -1,6 +1,7 @@
 """The composer behind its interface: what it remembers, where the gripper goes, what it shares in 8 bits."""
 
 from dataclasses import replace
+from math import log
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from worldenv.robot.kinematics import Kinematics, chunk_kinematics, composed
 from worldenv.robot.robot import moved_gripper
 from worldenv.suites.tabletop.suite import CLEAR_M
 from worldenv.worlds.composer import world as module
-from worldenv.worlds.composer.contact import FREE_M, REST_SCALE, Scene, look
+from worldenv.worlds.composer.contact import FREE_M, GRASPED_WEIGHT, REST_SCALE, Scene, least_grasps, look
 from worldenv.worlds.composer.layer import Layer
 from worldenv.worlds.composer.network import ComposerNetwork
 from worldenv.worlds.composer.world import ComposerWorld
@@ -178,16 +179,23 @@ def test_heights_count_from_the_ground(seen):
     torch.testing.assert_close(views[0].numbers, views[1].numbers, rtol=0, atol=1e-4)
 
 
-def stopping(tiny, height_m, **given):
-    """A composer whose contact network says that all grippers are stopped this much above their lowest height."""
-    network = ComposerNetwork(replace(tiny.world().network.config, stops=True)).eval()
+def saying(tiny, config, last, grasp=-9.0):
+    """A composer whose contact network says no to all questions, but `grasp` (a logit) to grasps, and `last`."""
+    network = ComposerNetwork(replace(tiny.world().network.config, **config)).eval()
     network.contact.decide[-1].weight.data.zero_()
     network.contact.decide[-1].bias.data.fill_(-9.0)
-    network.contact.decide[-1].bias.data[-1] = (height_m + FREE_M) * REST_SCALE
-    linear = {name: tuple(map(tuple, size * np.eye(7))) for name, size in (("step", 0.02), ("after", 0.01))}
+    network.contact.decide[-1].bias.data[1 : 1 + network.contact.chunk] = grasp
+    network.contact.decide[-1].bias.data[-1] = last
+    step, after = np.diag([0.02] * 6 + [0.2]), 0.01 * np.eye(7)  # the fingers close within three actions
+    linear = {"step": tuple(map(tuple, step)), "after": tuple(map(tuple, after))}
     kinematics = FittedKinematics(**linear, inertia=linear["after"], drift=(0.0,) * 7, opening=(0.0, 1.0))
     robot = replace(moved_gripper(Kinematics(), clear_m=CLEAR_M), kinematics=kinematics)
-    return ComposerWorld(network, robot, (1.0,), **given)
+    return ComposerWorld(network, robot, (1.0,))
+
+
+def stopping(tiny, height_m):
+    """A composer that stops all grippers this much above their lowest height."""
+    return saying(tiny, {"stops": True}, (height_m + FREE_M) * REST_SCALE)
 
 
 def test_things_stop_a_gripper_that_holds_nothing_and_it_goes_on_from_there(tiny, seen):
@@ -209,6 +217,45 @@ def test_things_stop_a_gripper_that_holds_nothing_and_it_goes_on_from_there(tiny
 def test_a_composer_that_stops_the_gripper_needs_kinematics_that_can_be_stopped(tiny):
     with pytest.raises(UserError, match="take a robot with FittedKinematics"):
         ComposerWorld(stopping(tiny, 0.0).network, moved_gripper(Kinematics(), clear_m=CLEAR_M), (1.0,))
+
+
+def test_what_is_held_keeps_the_fingers_open_until_they_let_it_go(tiny, seen):
+    world = saying(tiny, {"held_open": True}, 0.45, grasp=9.0)
+    nothing = saying(tiny, {"held_open": True}, 0.45)
+    close, release = torch.zeros(2, 5, 8, 7)
+    close[..., 6], release[..., 6] = 1.0, -1.0
+    seen.proprio[:, 2], seen.proprio[:, 6] = 0.02, 1.0
+    free, memory = imagined(nothing, seen, close).proprio, world.begin(seen, 8)
+    assert free[:, -1, 6].max() < 0.3
+    holding = world.imagine(memory, seen, close, key(torch.arange(5)))
+    assert memory.layer.held.all() and torch.equal(holding.proprio[..., :6], free[..., :6])
+    torch.testing.assert_close(holding.proprio[..., 6], free[..., 6].clamp(min=0.45))
+    after = replace(seen, frames=holding.frames[:, -1], proprio=holding.proprio[:, -1])
+    again = world.imagine(memory, after, close, key(torch.arange(5), chunk=1))
+    torch.testing.assert_close(again.proprio[..., 6], torch.full((5, 8), 0.45))  # it closes no further, and holds on
+    opened = world.imagine(memory, after, release, key(torch.arange(5), chunk=2)).proprio[..., 6]
+    assert not memory.layer.held.any() and not memory.layer.opening.any() and opened[:, -1].min() > 0.4
+    torch.testing.assert_close(memory.opening, opened[:, -1])
+
+
+def test_a_drawn_grasp_succeeds_as_often_as_the_contact_network_says_and_the_same_in_all_chunks(tiny, seen):
+    chance, many = ComposerWorld._chance, key(torch.arange(4000))
+    assert (chance(many) < 0.3).float().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert torch.equal(chance(many), chance(many._replace(chunk=many.chunk + 7)))
+    assert not torch.equal(chance(many), chance(many._replace(seed=many.seed + 1)))
+    even = log(GRASPED_WEIGHT)  # the logit of a grasp that succeeds as often as not
+    torch.testing.assert_close(least_grasps(torch.tensor([0.5, 0.75])), torch.tensor([even, even + 2 * log(3)]))
+    logit = least_grasps(chance(key(torch.arange(5)))).sort().values[1:3].mean().item()
+    close = torch.zeros(5, 8, 7)
+    close[..., 6] = 1.0
+    seen.proprio[:, 2], seen.proprio[:, 6] = 0.02, 1.0
+    held = []
+    for draws in (False, True):
+        world = saying(tiny, {"held_open": True, "draws_grasps": draws}, 0.45, grasp=logit)
+        memory = world.begin(seen, 8)
+        world.imagine(memory, seen, close, key(torch.arange(5)))
+        held.append(memory.layer.held.sum().item())
+    assert held == [5 * (logit > 0), 2]
 
 
 def test_a_robot_without_clear_m_is_refused(world):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from math import log
 from typing import NamedTuple
 
 import torch
@@ -36,9 +37,10 @@ FINGER_PX, FINGER_HIGH_M = 1.2, 0.1  # fingertips in a view: standard deviation,
 POSE = 7  # numbers of a pose that are read
 REST_SCALE = 30.0  # of what the network says in metres
 FREE_M = 0.02  # below the lowest planned height: where an untrained network says that the gripper is stopped
+GRASPED_WEIGHT = 4.0  # in training, of grasps against misses, of which there are five times as many
 STILL_M = 0.0015  # a layer that has moved less is not shown to the network: before a thing moves there is no layer
-# Of the doubt: the logits of grasps are divided by the first, because they are overconfident; the second is the rate
-# at which doubt grows with every metre of a push. Found on 1,200 starts (benchmarks/LOG.md).
+# The logits of grasps are divided by the first, because they are overconfident; the second is the rate at which doubt
+# grows with every metre of a push. Found on 1,200 starts (benchmarks/LOG.md).
 TEMPERATURE, DOUBT_PER_M = 2.0, 5.0
 # A mask is resampled to a window and back, which blurs it. With more contrast it differs from the true mask by 3 % of
 # its area instead of 13 %, and hardly any pixel of the thing is missing.
@@ -58,6 +60,7 @@ class Touch(NamedTuple):
     pushed: Tensor  # [B, 3] m: the other thing's displacement at the end of the chunk
     pushed_mask: Tensor  # [B, SIZE, SIZE] logits: the other thing covers this pixel
     stop: Tensor | None = None  # [B] m above the lowest planned height: something stops the gripper there
+    opening: Tensor | None = None  # [B] no further do the fingers close on what they hold
 
 
 class Course(NamedTuple):
@@ -67,6 +70,7 @@ class Course(NamedTuple):
     hidden: Tensor  # [B, K, H, W] uint8, what nearer things hide of the thing after each action; 255: all
     doubt: Tensor  # [B] in [0, 1], see `doubt_of`
     frame: Tensor  # [B, H, W, 3] uint8, the present one, with things that are pushed where they will be
+    opening: Tensor  # [B, K], the least of the fingers after each action
 
 
 class Scene(NamedTuple):
@@ -173,10 +177,10 @@ class ContactNetwork(nn.Module):
     The thing that is moved may push another one. That one is at its new place from the chunk's first frame on.
     """
 
-    def __init__(self, chunk: int, stops: bool = False):
+    def __init__(self, chunk: int, stops: bool = False, held_open: bool = False):
         super().__init__()
         a, b, c, d = WIDTHS
-        self.chunk, self.stops = chunk, stops
+        self.chunk, self.stops, self.held_open = chunk, stops, held_open
         self.plan = nn.Sequential(
             nn.Linear(numbers(chunk), CONDITION), nn.SiLU(), nn.Linear(CONDITION, CONDITION), nn.SiLU()
         )
@@ -184,7 +188,9 @@ class ContactNetwork(nn.Module):
         self.up = nn.ModuleList([Block(d + c, b), Block(2 * b, a)])
         self.masks = Conv(2 * a, 2 + chunk, 3, padding=1)
         self.decide = nn.Sequential(
-            nn.Linear(d * (SIZE // 8) ** 2 + CONDITION, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 5 + 4 * chunk + stops)
+            nn.Linear(d * (SIZE // 8) ** 2 + CONDITION, HIDDEN),
+            nn.SiLU(),
+            nn.Linear(HIDDEN, 5 + 4 * chunk + stops + held_open),
         )
 
     def forward(self, pictures: Tensor, plan: Tensor) -> Touch:
@@ -196,8 +202,8 @@ class ContactNetwork(nn.Module):
         for block, level in zip(self.up, levels[-2:0:-1], strict=True):
             pictures = block(torch.cat([F.interpolate(pictures, scale_factor=2), level], dim=1), condition)
         masks = self.masks(torch.cat([F.interpolate(pictures, scale_factor=2), levels[0]], dim=1))
-        moves, grasps, rest, pushes, pushed, *stop = said.split(
-            (1, self.chunk, 3 * self.chunk, 1, 3, *[1] * self.stops), dim=1
+        moves, grasps, rest, pushes, pushed, stop, opening = said.split(
+            (1, self.chunk, 3 * self.chunk, 1, 3, int(self.stops), int(self.held_open)), dim=1
         )
         rest = rest.unflatten(1, (self.chunk, 3)) / REST_SCALE
         mask, hidden, pushed_mask = masks.split((1, self.chunk, 1), dim=1)
@@ -210,7 +216,8 @@ class ContactNetwork(nn.Module):
             pushes[:, 0],
             pushed / REST_SCALE,
             pushed_mask[:, 0],
-            stop[0][:, 0] / REST_SCALE - FREE_M if stop else None,
+            stop[:, 0] / REST_SCALE - FREE_M if self.stops else None,
+            opening[:, 0] if self.held_open else None,
         )
 
 
@@ -222,6 +229,7 @@ def follow(
     camera: Tensor,  # [B, 3, 4]
     scene: Scene,
     stopped: Stopped | None = None,
+    least: Tensor | None = None,  # [B]: grasps with a higher logit succeed; None: 0
 ) -> Course:
     """Predict the course of the layers in a chunk. Afterwards, `layer` is as at the end of the chunk.
 
@@ -235,16 +243,25 @@ def follow(
     places = layer.thing.place[:, None].repeat(1, poses.shape[1], 1)
     near = (poses[:, :, 2].amin(1) < scene.robot.clear_m) | layer.held
     hidden = frame.new_zeros(len(places), poses.shape[1] - 1, *frame.shape[1:3])
-    course = Course(places, hidden, places.new_zeros(len(places)), frame.clone())
+    zeros = places.new_zeros(hidden.shape[:2])
+    course = Course(places, hidden, zeros[:, 0].clone(), frame.clone(), zeros)
     rows = rows_with(near)
     if len(rows):
-        part = layer[rows]
+        part, least = layer[rows], places.new_zeros(len(rows)) if least is None else least[rows]
         lead = None if stopped is None else partial(_stopped_rows, stopped, rows, len(places))
-        found = _touch(network, part, near[rows], frame[rows], poses[rows], camera[rows], scene, lead)
+        found = _touch(network, part, near[rows], frame[rows], poses[rows], camera[rows], scene, lead, least)
         for whole, own in zip(course, found, strict=True):
             whole[rows] = own
         layer.put(rows, part)
     return course
+
+
+def least_grasps(chance: Tensor) -> Tensor:  # [B] in [0, 1) -> [B]
+    """Draw which grasps succeed: those whose logit is higher than this, where `chance` is uniform.
+
+    So a grasp with the logit g succeeds with the probability sigmoid((g - log GRASPED_WEIGHT) / TEMPERATURE).
+    """
+    return log(GRASPED_WEIGHT) + TEMPERATURE * torch.logit(chance, eps=1e-6)
 
 
 def _stopped_rows(stopped: Stopped, rows: Tensor, count: int, lowest: Tensor) -> Tensor:  # [M], ..., [M] -> [M, ...]
@@ -261,6 +278,7 @@ def _touch(
     camera: Tensor,
     scene: Scene,
     stopped: Stopped | None,
+    least: Tensor,
 ) -> Course:
     view = look(layer, frame, poses, camera, scene)
     said = network(view.pictures, view.numbers)
@@ -268,7 +286,7 @@ def _touch(
         lowest = poses[:, 1:, 2].amin(1) + said.stop
         poses = stopped(torch.where(layer.held, -torch.inf, lowest))
     is_open = undecided(poses, layer.held) & near[:, None]
-    held = holding((said.grasps > 0) & near[:, None], poses, layer.held)
+    held = holding((said.grasps > least[:, None]) & near[:, None], poses, layer.held)
     moves = ((said.moves > 0) | held.any(1)) & near
     is_new = moves & ~layer.held & (_common(said.mask.sigmoid(), view.covered) <= SAME_THING)
     pushes = (said.pushes > 0) & moves
@@ -282,9 +300,12 @@ def _touch(
     way[:, 1:] += said.rest * moves[:, None, None]
     places = layer.thing.place[:, None] + way
     layer.thing.place.copy_(places[:, -1])
-    layer.held.copy_(held[:, -1])
     hidden = _hidden(said.hidden, view.centre, camera, layer.thing.mask)
-    return Course(places, hidden, doubt_of(said, is_open, moves & ~held.any(1), pushes), frame)
+    opening = layer.opening if said.opening is None else torch.where(layer.held, layer.opening, said.opening)
+    layer.opening.copy_(opening * held[:, -1])
+    layer.held.copy_(held[:, -1])
+    doubt = doubt_of(said, is_open, moves & ~held.any(1), pushes)
+    return Course(places, hidden, doubt, frame, opening[:, None] * held[:, 1:])
 
 
 def _hidden(logits: Tensor, centre: Tensor, camera: Tensor, mask: Tensor) -> Tensor:  # [B, K, H, W] uint8

@@ -46,12 +46,14 @@ class Layer(Slots):
     thing: Thing  # moved last
     other: Thing
     held: Tensor  # [E] bool, whether the gripper holds the thing
+    opening: Tensor  # [E] float32, no further do the fingers close on the held thing; 0: nothing is held
 
     @classmethod
     def begin(cls, frame: Tensor, position: Tensor) -> "Layer":  # [E, H, W, 3] uint8, [E, 3]
         """Nothing has been moved yet."""
         nothing = (Thing(torch.zeros_like(frame[..., 0]), position.clone(), position.clone()) for _ in range(2))
-        return cls(frame.clone(), *nothing, frame.new_zeros(len(frame), dtype=torch.bool))
+        held = frame.new_zeros(len(frame), dtype=torch.bool)
+        return cls(frame.clone(), *nothing, held, held.float())
 
     def scene(self, camera: Tensor, plate: Tensor) -> Tensor:  # [E, 3, 4], [H, W, 3] -> [E, H, W, 3] uint8
         """The clear frame with the other thing where it is now."""

@@ -35,6 +35,9 @@ class ComposerConfig:
     image_size: int = 64
     exact: bool = False  # drop small shares and corrections: objects at rest are copied exactly
     stops: bool = field(default=False, metadata=ADDED)  # `contact` says where things stop the gripper on its way down
+    held_open: bool = field(default=False, metadata=ADDED)  # `contact` says how far open held things keep the fingers
+    # A grasp succeeds with the probability that `contact` says. False: it does if that probability is above 1/2.
+    draws_grasps: bool = field(default=False, metadata=ADDED)
 
     def __post_init__(self) -> None:
         check_fields(self, **dict.fromkeys(("chunk", "widths", "layers", "heads", "image_size"), Within(1, LARGEST)))
@@ -45,6 +48,11 @@ class ComposerConfig:
                 f"exact composition chooses among fewer than {1 / SMALLEST_SHARE:.0f} sources, a chunk of "
                 f"{self.chunk} has {self.sources}: take a shorter chunk, or exact=False"
             )
+
+    @property
+    def leads(self) -> bool:
+        """Whether `contact` changes where the kinematics lead. They have to be FittedKinematics."""
+        return self.stops or self.held_open
 
     @property
     def sources(self) -> int:
@@ -150,7 +158,7 @@ class ComposerNetwork(nn.Module):
         nn.init.zeros_(self.compose.weight)
         nn.init.zeros_(self.compose.bias)
         self.prefer = nn.Parameter(_own_frame_first(config))
-        self.contact = ContactNetwork(k, config.stops)
+        self.contact = ContactNetwork(k, config.stops, config.held_open)
         size = config.image_size // 2
         self.plate = nn.Parameter(torch.zeros(size, size, PATCH))  # the empty scene, as patches in [-1, 1]
 

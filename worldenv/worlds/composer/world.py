@@ -24,8 +24,8 @@ from worldenv.robot.camera import tabletop_camera
 from worldenv.robot.fitted import FittedKinematics
 from worldenv.robot.hand import drawn_poses
 from worldenv.robot.robot import Robot
-from worldenv.worlds.composer.contact import Scene, follow
-from worldenv.worlds.composer.layer import POSITION, Layer
+from worldenv.worlds.composer.contact import Scene, follow, least_grasps
+from worldenv.worlds.composer.layer import APERTURE, POSITION, Layer
 from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
 from worldenv.worlds.composer.passes import Pass, Passed, joined, parts_of_passes, whole_passes
 from worldenv.worlds.composer.sampler import sample
@@ -42,18 +42,26 @@ class Memory(Slots):
     layer: Layer  # moved on by every pass
     begun: Pass | None  # None if every chunk consists of whole passes
     motion: Tensor | None = None  # [E, P] float32, of an arm that coasts; None: the kinematics have none
+    opening: Tensor | None = None  # [E] float32, of the fingers if they held nothing; None: as in proprioception
 
 
 class Led:
-    """The poses of one pass: where the kinematics lead, until it is known where something stops the grippers."""
+    """The poses of one pass: where the kinematics lead, until it is known what stops the grippers and their fingers."""
 
     def __init__(self, robot: Robot, pose: Tensor, motion: Tensor, actions: Tensor):  # [B, P], [B, P], [B, K, A]
         self.robot, self.given = robot, (pose, motion, actions)
         self.poses, self.after = self._lead(None)  # [B, K + 1, P]; [B, P], the motion after the last action
+        self.opening: Tensor | None = None  # [B, K], the least of the fingers after each action
 
     def stopped(self, lowest: Tensor) -> Tensor:  # [B] m -> [B, K + 1, P], as `drawn_poses` returns them
         self.poses, self.after = self._lead(lowest)
         return drawn_poses(self.poses, self.robot)
+
+    def reported(self) -> Tensor:  # [B, K, P]
+        """The poses after each action, with fingers that do not close further than what they hold lets them."""
+        poses = self.poses[:, 1:].clone()
+        poses[..., APERTURE] = torch.maximum(poses[..., APERTURE], self.opening)
+        return poses
 
     def _lead(self, lowest: Tensor | None) -> tuple[Tensor, Tensor]:
         led, after = self.robot.kinematics.follow(*self.given, lowest)
@@ -71,10 +79,10 @@ class ComposerWorld:
                 "the composer needs a robot with kinematics, a gripper and `clear_m`, the height above which its "
                 "fingertips touch nothing; choose another world model"
             )
-        if network.config.stops and not isinstance(robot.kinematics, FittedKinematics):
+        if network.config.leads and not isinstance(robot.kinematics, FittedKinematics):
             raise UserError(
-                "this composer says where things stop the gripper, and the robot's kinematics cannot take that into "
-                "account; take a robot with FittedKinematics"
+                "this composer says where things stop the gripper or its fingers, and the robot's kinematics cannot "
+                "take that into account; take a robot with FittedKinematics"
             )
         if view in robot.hand_views:
             raise UserError(
@@ -109,13 +117,14 @@ class ComposerWorld:
             begun = Pass(frame.clone(), seen.proprio[:, None].repeat(1, self.chunk, 1))
         tips = seen.proprio[:, POSITION].clone()
         motion = self.robot.kinematics.rest(seen.proprio)
-        return Memory(frame.clone(), tips, Layer.begin(frame, tips), begun, motion)
+        opening = seen.proprio[:, APERTURE].clone() if self.network.config.held_open else None
+        return Memory(frame.clone(), tips, Layer.begin(frame, tips), begun, motion, opening)
 
     @torch.no_grad()
     def imagine(self, memory: Memory, seen: Observation, action: Tensor, key: Key) -> Imagined:
         """Imagine one chunk, in as many passes of the network as it needs."""
-        if memory.begun is None and self.network.config.stops:
-            return self._stopped_passes(memory, seen, action, key)
+        if memory.begun is None and self.network.config.leads:
+            return self._led_passes(memory, seen, action, key)
         proprio, motion = self.robot.kinematics.follow(seen.proprio, memory.motion, action)
         if motion is not None:
             memory.motion.copy_(motion)
@@ -127,17 +136,26 @@ class ComposerWorld:
             passed = parts_of_passes(imagine_pass, memory, poses, key.chunk, self.chunk)
         return Imagined(passed.frames[:, :, None], proprio, passed.finite, passed.doubt)
 
-    def _stopped_passes(self, memory: Memory, seen: Observation, action: Tensor, key: Key) -> Imagined:
-        """A chunk of whole passes, in which things and the floor stop the gripper."""
-        frame, pose, parts, out, poses = seen.frames[:, 0], seen.proprio, action.split(self.chunk, 1), [], []
+    def _led_passes(self, memory: Memory, seen: Observation, action: Tensor, key: Key) -> Imagined:
+        """A chunk of whole passes, in which things and the floor stop the gripper, and held things its fingers."""
+        frame, pose, parts, out, poses = seen.frames[:, 0], seen.proprio.clone(), action.split(self.chunk, 1), [], []
+        if memory.opening is not None:
+            pose[:, APERTURE] = memory.opening
         for i, part in enumerate(parts):
             led = Led(self.robot, pose, memory.motion, part)
             out.append(self._pass(memory, seen.camera, key, frame, led.poses, key.chunk * len(parts) + i, led))
             memory.motion.copy_(led.after)
             frame, pose = out[-1].frames[:, -1], led.poses[:, -1]
-            poses.append(led.poses[:, 1:])
+            poses.append(led.reported())
+        if memory.opening is not None:
+            memory.opening.copy_(pose[:, APERTURE])
         passed = joined(out)
         return Imagined(passed.frames[:, :, None], torch.cat(poses, dim=1), passed.finite, passed.doubt)
+
+    @staticmethod
+    def _chance(key: Key) -> Tensor:  # [B], uniform
+        """One draw for all grasps of an episode: what the network cannot see in the picture stays the same in it."""
+        return philox(key.seed, key.episode, torch.zeros_like(key.chunk), Use.GRASP, (1,))[:, 0]
 
     def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
         """One denoising step of the network in floats, from known pictures and poses as `drawn_poses` returns them.
@@ -172,13 +190,16 @@ class ComposerWorld:
         frame: Tensor,  # [B, H, W, 3] uint8, the present one
         poses: Tensor,  # [B, K + 1, P] float32, the present one first
         number: Tensor,  # [B] int64, passes before this one
-        led: Led | None = None,  # whose poses these are, if something may stop the gripper; it is moved on
+        led: Led | None = None,  # whose poses these are, if something may stop them; it is moved on
     ) -> Passed:
         """The frames that follow when the gripper goes through `poses`: one pass of the network."""
         network, layer, poses = self.network, memory.layer, drawn_poses(poses, self.robot)
         scene = Scene(to_frames(network.plate[None, :, :, None])[0, 0], self.robot)
-        course = follow(network.contact, layer, frame, poses, camera[:, 0], scene, led and led.stopped)
-        poses = poses if led is None else drawn_poses(led.poses, self.robot)
+        least = least_grasps(self._chance(key)) if network.config.draws_grasps else None
+        stopped = led.stopped if led is not None and network.config.stops else None
+        course = follow(network.contact, layer, frame, poses, camera[:, 0], scene, stopped, least)
+        if led is not None:
+            poses, led.opening = drawn_poses(led.poses, self.robot), course.opening
         places = torch.cat([layer.thing.origin[:, None], course.places], dim=1)
         tips = torch.cat([memory.tips[:, None], poses[..., POSITION]], dim=1)
         known = memory.first, course.frame, layer.scene(camera[:, 0], scene.plate), layer.thing.mask, course.hidden
