@@ -50,7 +50,7 @@ def test_levels_that_lead_nowhere_are_refused(make, levels):
 
 @pytest.mark.parametrize("levels", [None, 1.0, "1.0", ["a"], {}, [None], [1 - i / 300 for i in range(300)]])
 def test_levels_that_are_no_numbers_or_too_many_are_refused_by_the_name_of_the_file(levels):
-    with pytest.raises(CheckpointError, match="^a.safetensors: levels is .* they should begin .* at most 252"):
+    with pytest.raises(CheckpointError, match="^a.safetensors: levels is .* they should begin .* at most 251"):
         levels_of(Path("a.safetensors"), {"levels": levels})
     assert levels_of(Path("a.safetensors"), {"levels": [1, 0.5]}) == (1, 0.5)
 

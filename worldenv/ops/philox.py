@@ -22,7 +22,7 @@ class Use(IntEnum):
     ACTION = 0
     FRAME = 1
     AGAIN = 2  # and the uses after it, below GRASP: noise between the steps of a sampler
-    GRASP = 253  # whether grasps succeed; of chunk 0, for a whole episode
+    GRASP = 253  # whether grasps succeed: one number for an episode, as of chunk 0
     STEP = 254  # which step of a policy's flow is drawn
     FLOW = 255  # where a policy's flow begins
 

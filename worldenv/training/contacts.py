@@ -63,7 +63,7 @@ class Contacts(Slots):
     # reached; infinite if it holds something
     stop: Tensor
     is_stopped: Tensor  # [M] bool
-    opening: Tensor  # [M] float32, of the fingers on what they hold after the chunk; negative: they hold nothing
+    opening: Tensor  # [M] float32, of the fingers after the chunk; negative: they hold nothing
 
 
 class _Hand(NamedTuple):
@@ -77,7 +77,7 @@ class _Chunks(NamedTuple):
     """M chunks that were carried out, and where to find each of them in `things`."""
 
     frame: Tensor  # [M, H, W, 3] uint8, before each chunk
-    poses: Tensor  # [M, K + 1, P] float32, of the simulator; the first with the opening that imagination has
+    poses: Tensor  # [M, K + 1, P] float32, of the simulator; the opening of the first one is the imagined one
     imagined: Tensor  # [M, K + 1, P] float32, the first of these poses, and those to which the kinematics lead
     things: TrueThings
     episode: np.ndarray  # [M], index of its episode
@@ -200,7 +200,7 @@ def _kept(
     robot = scene.robot.gripper, scene.robot.ground_m, scene.robot.gripper_turn
     (e, t), ahead = torch.from_numpy(rows).unbind(1), torch.arange(layers.chunk)
     actions = clips.actions[e[:, None], t[:, None] + ahead]
-    poses = _imagined(clips.proprio[e, t][:, None], hand.motion[e, t], actions, scene.robot).numpy()  # of these
+    poses = _imagined(clips.proprio[e, t][:, None], hand.motion[e, t], actions, scene.robot).numpy()
     opening = hand.opening[e[:, None], t[:, None] + ahead + 1].numpy()
     of = rows, np.full(3, np.nan) if offset is None else offset, scene.plate.numpy(), poses, opening
     found = replace(layers.kept, made_of=checksum([layers.kept.made_of, str(robot)], {})).arrays(name, make, *of)

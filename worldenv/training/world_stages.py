@@ -147,7 +147,8 @@ class ComposerStages:
     def _new(self, clips: Clips) -> ComposerNetwork:
         """An untrained network that has the picture of the empty scene of these clips."""
         leads = isinstance(self.pipeline.robot.kinematics, FittedKinematics)
-        teacher = self.pipeline.new(ComposerNetwork, ComposerConfig(stops=leads, held_open=leads))
+        config = ComposerConfig(stops=leads, held_open=leads, samples_grasps=leads)
+        teacher = self.pipeline.new(ComposerNetwork, config)
         draw = torch.Generator().manual_seed(self.pipeline.seed)
         teacher.plate.data = clean_background(clips.sample_frames(draw, BACKGROUND_FRAMES)[:, 0])
         return teacher

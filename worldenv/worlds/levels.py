@@ -11,7 +11,7 @@ from worldenv.fields import shown
 from worldenv.ops.philox import Use
 from worldenv.records.checkpoint import CheckpointError
 
-MOST = Use.STEP - Use.AGAIN  # every level is one more pass, which draws random numbers of its own
+MOST = Use.GRASP - Use.AGAIN  # every level is one more pass, which draws random numbers of its own
 
 
 def check_levels(levels: Sequence[float]) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from worldenv.robot.kinematics import Kinematics, chunk_kinematics, composed
 from worldenv.robot.robot import moved_gripper
 from worldenv.suites.tabletop.suite import CLEAR_M
 from worldenv.worlds.composer import world as module
-from worldenv.worlds.composer.contact import FREE_M, GRASPED_WEIGHT, REST_SCALE, Scene, least_grasps, look
+from worldenv.worlds.composer.contact import FREE_M, GRASPED_WEIGHT, REST_SCALE, Scene, grasp_thresholds, look
 from worldenv.worlds.composer.layer import Layer
 from worldenv.worlds.composer.network import ComposerNetwork
 from worldenv.worlds.composer.world import ComposerWorld
@@ -244,14 +244,14 @@ def test_a_drawn_grasp_succeeds_as_often_as_the_contact_network_says_and_the_sam
     assert torch.equal(chance(many), chance(many._replace(chunk=many.chunk + 7)))
     assert not torch.equal(chance(many), chance(many._replace(seed=many.seed + 1)))
     even = log(GRASPED_WEIGHT)  # the logit of a grasp that succeeds as often as not
-    torch.testing.assert_close(least_grasps(torch.tensor([0.5, 0.75])), torch.tensor([even, even + 2 * log(3)]))
-    logit = least_grasps(chance(key(torch.arange(5)))).sort().values[1:3].mean().item()
+    torch.testing.assert_close(grasp_thresholds(torch.tensor([0.5, 0.75])), torch.tensor([even, even + 2 * log(3)]))
+    logit = grasp_thresholds(chance(key(torch.arange(5)))).sort().values[1:3].mean().item()
     close = torch.zeros(5, 8, 7)
     close[..., 6] = 1.0
     seen.proprio[:, 2], seen.proprio[:, 6] = 0.02, 1.0
     held = []
     for draws in (False, True):
-        world = saying(tiny, {"held_open": True, "draws_grasps": draws}, 0.45, grasp=logit)
+        world = saying(tiny, {"held_open": True, "samples_grasps": draws}, 0.45, grasp=logit)
         memory = world.begin(seen, 8)
         world.imagine(memory, seen, close, key(torch.arange(5)))
         held.append(memory.layer.held.sum().item())

@@ -40,7 +40,7 @@ FREE_M = 0.02  # below the lowest planned height: where an untrained network say
 GRASPED_WEIGHT = 4.0  # in training, of grasps against misses, of which there are five times as many
 STILL_M = 0.0015  # a layer that has moved less is not shown to the network: before a thing moves there is no layer
 # The logits of grasps are divided by the first, because they are overconfident; the second is the rate at which doubt
-# grows with every metre of a push. Found on 1,200 starts (benchmarks/LOG.md).
+# grows with every metre of a push. Found on 1,200 starts of the tabletop suite (benchmarks/LOG.md).
 TEMPERATURE, DOUBT_PER_M = 2.0, 5.0
 # A mask is resampled to a window and back, which blurs it. With more contrast it differs from the true mask by 3 % of
 # its area instead of 13 %, and hardly any pixel of the thing is missing.
@@ -60,7 +60,7 @@ class Touch(NamedTuple):
     pushed: Tensor  # [B, 3] m: the other thing's displacement at the end of the chunk
     pushed_mask: Tensor  # [B, SIZE, SIZE] logits: the other thing covers this pixel
     stop: Tensor | None = None  # [B] m above the lowest planned height: something stops the gripper there
-    opening: Tensor | None = None  # [B] no further do the fingers close on what they hold
+    opening: Tensor | None = None  # [B] at which a held thing stops the fingers
 
 
 class Course(NamedTuple):
@@ -70,7 +70,7 @@ class Course(NamedTuple):
     hidden: Tensor  # [B, K, H, W] uint8, what nearer things hide of the thing after each action; 255: all
     doubt: Tensor  # [B] in [0, 1], see `doubt_of`
     frame: Tensor  # [B, H, W, 3] uint8, the present one, with things that are pushed where they will be
-    opening: Tensor  # [B, K], the least of the fingers after each action
+    opening: Tensor  # [B, K], lower bound of the fingers' opening after each action; -inf: nothing is held
 
 
 class Scene(NamedTuple):
@@ -229,7 +229,7 @@ def follow(
     camera: Tensor,  # [B, 3, 4]
     scene: Scene,
     stopped: Stopped | None = None,
-    least: Tensor | None = None,  # [B]: grasps with a higher logit succeed; None: 0
+    threshold: Tensor | None = None,  # [B], `grasp_thresholds`; None: grasps with a logit above 0 succeed
 ) -> Course:
     """Predict the course of the layers in a chunk. Afterwards, `layer` is as at the end of the chunk.
 
@@ -243,21 +243,21 @@ def follow(
     places = layer.thing.place[:, None].repeat(1, poses.shape[1], 1)
     near = (poses[:, :, 2].amin(1) < scene.robot.clear_m) | layer.held
     hidden = frame.new_zeros(len(places), poses.shape[1] - 1, *frame.shape[1:3])
-    zeros = places.new_zeros(hidden.shape[:2])
-    course = Course(places, hidden, zeros[:, 0].clone(), frame.clone(), zeros)
+    free = places.new_full(hidden.shape[:2], -torch.inf)
+    course = Course(places, hidden, places.new_zeros(len(places)), frame.clone(), free)
     rows = rows_with(near)
     if len(rows):
-        part, least = layer[rows], places.new_zeros(len(rows)) if least is None else least[rows]
+        part, own = layer[rows], None if threshold is None else threshold[rows]
         lead = None if stopped is None else partial(_stopped_rows, stopped, rows, len(places))
-        found = _touch(network, part, near[rows], frame[rows], poses[rows], camera[rows], scene, lead, least)
-        for whole, own in zip(course, found, strict=True):
-            whole[rows] = own
+        found = _touch(network, part, near[rows], frame[rows], poses[rows], camera[rows], scene, lead, own)
+        for whole, some in zip(course, found, strict=True):
+            whole[rows] = some
         layer.put(rows, part)
     return course
 
 
-def least_grasps(chance: Tensor) -> Tensor:  # [B] in [0, 1) -> [B]
-    """Draw which grasps succeed: those whose logit is higher than this, where `chance` is uniform.
+def grasp_thresholds(chance: Tensor) -> Tensor:  # [B] in [0, 1) -> [B]
+    """Sampled thresholds: grasps with higher logits succeed. `chance` is uniform.
 
     So a grasp with the logit g succeeds with the probability sigmoid((g - log GRASPED_WEIGHT) / TEMPERATURE).
     """
@@ -278,7 +278,7 @@ def _touch(
     camera: Tensor,
     scene: Scene,
     stopped: Stopped | None,
-    least: Tensor,
+    threshold: Tensor | None,
 ) -> Course:
     view = look(layer, frame, poses, camera, scene)
     said = network(view.pictures, view.numbers)
@@ -286,7 +286,8 @@ def _touch(
         lowest = poses[:, 1:, 2].amin(1) + said.stop
         poses = stopped(torch.where(layer.held, -torch.inf, lowest))
     is_open = undecided(poses, layer.held) & near[:, None]
-    held = holding((said.grasps > least[:, None]) & near[:, None], poses, layer.held)
+    grasps = said.grasps > (0.0 if threshold is None else threshold[:, None])
+    held = holding(grasps & near[:, None], poses, layer.held)
     moves = ((said.moves > 0) | held.any(1)) & near
     is_new = moves & ~layer.held & (_common(said.mask.sigmoid(), view.covered) <= SAME_THING)
     pushes = (said.pushes > 0) & moves
@@ -304,8 +305,10 @@ def _touch(
     opening = layer.opening if said.opening is None else torch.where(layer.held, layer.opening, said.opening)
     layer.opening.copy_(opening * held[:, -1])
     layer.held.copy_(held[:, -1])
-    doubt = doubt_of(said, is_open, moves & ~held.any(1), pushes)
-    return Course(places, hidden, doubt, frame, opening[:, None] * held[:, 1:])
+    even = 0.0 if threshold is None else log(GRASPED_WEIGHT)  # the logit of a grasp that succeeds as often as not
+    otherwise = torch.where(grasps, even - said.grasps, said.grasps - even)
+    doubt = doubt_of(said, otherwise, is_open, moves & ~held.any(1), pushes)
+    return Course(places, hidden, doubt, frame, torch.where(held[:, 1:], opening[:, None], -torch.inf))
 
 
 def _hidden(logits: Tensor, centre: Tensor, camera: Tensor, mask: Tensor) -> Tensor:  # [B, K, H, W] uint8
@@ -331,6 +334,7 @@ def _in_picture(
 
 def doubt_of(
     said: Touch,
+    otherwise: Tensor,  # [B, K] logits of the grasps, of the outcome that did not come
     is_open: Tensor,  # [B, K] bool, whether a grasp was to be decided after each step
     is_pushed: Tensor,  # [B] bool, whether something is moved that is not held at any time
     pushes: Tensor,  # [B] bool, whether what is moved pushes another thing
@@ -340,7 +344,7 @@ def doubt_of(
     `unsure` is the chance that the least certain grasp comes out otherwise, at a temperature of TEMPERATURE. `far` is
     how far things are pushed by the chunk's end: the further, the less is known where they come to lie.
     """
-    unsure = (by_rows(torch.sigmoid, -said.grasps.abs() / TEMPERATURE) * is_open).amax(1)
+    unsure = (by_rows(torch.sigmoid, otherwise / TEMPERATURE) * is_open).amax(1)
     far = said.rest[:, -1:].norm(dim=2) * is_pushed[:, None] + said.pushed.norm(dim=1, keepdim=True) * pushes[:, None]
     return 1 - (1 - unsure) * by_rows(torch.exp, -DOUBT_PER_M * far)[:, 0]
 

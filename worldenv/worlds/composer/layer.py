@@ -46,7 +46,7 @@ class Layer(Slots):
     thing: Thing  # moved last
     other: Thing
     held: Tensor  # [E] bool, whether the gripper holds the thing
-    opening: Tensor  # [E] float32, no further do the fingers close on the held thing; 0: nothing is held
+    opening: Tensor  # [E] float32, at which the held thing stops the fingers; 0: nothing is held
 
     @classmethod
     def begin(cls, frame: Tensor, position: Tensor) -> "Layer":  # [E, H, W, 3] uint8, [E, 3]

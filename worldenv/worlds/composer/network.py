@@ -36,8 +36,8 @@ class ComposerConfig:
     exact: bool = False  # drop small shares and corrections: objects at rest are copied exactly
     stops: bool = field(default=False, metadata=ADDED)  # `contact` says where things stop the gripper on its way down
     held_open: bool = field(default=False, metadata=ADDED)  # `contact` says how far open held things keep the fingers
-    # A grasp succeeds with the probability that `contact` says. False: it does if that probability is above 1/2.
-    draws_grasps: bool = field(default=False, metadata=ADDED)
+    # Whether a grasp succeeds is sampled (`grasp_thresholds`). False: it does if its logit is above 0.
+    samples_grasps: bool = field(default=False, metadata=ADDED)
 
     def __post_init__(self) -> None:
         check_fields(self, **dict.fromkeys(("chunk", "widths", "layers", "heads", "image_size"), Within(1, LARGEST)))

@@ -24,7 +24,7 @@ from worldenv.robot.camera import tabletop_camera
 from worldenv.robot.fitted import FittedKinematics
 from worldenv.robot.hand import drawn_poses
 from worldenv.robot.robot import Robot
-from worldenv.worlds.composer.contact import Scene, follow, least_grasps
+from worldenv.worlds.composer.contact import Scene, follow, grasp_thresholds
 from worldenv.worlds.composer.layer import APERTURE, POSITION, Layer
 from worldenv.worlds.composer.network import ComposerConfig, ComposerNetwork
 from worldenv.worlds.composer.passes import Pass, Passed, joined, parts_of_passes, whole_passes
@@ -42,7 +42,7 @@ class Memory(Slots):
     layer: Layer  # moved on by every pass
     begun: Pass | None  # None if every chunk consists of whole passes
     motion: Tensor | None = None  # [E, P] float32, of an arm that coasts; None: the kinematics have none
-    opening: Tensor | None = None  # [E] float32, of the fingers if they held nothing; None: as in proprioception
+    opening: Tensor | None = None  # [E] float32, of fingers with nothing between them; None: as in proprioception
 
 
 class Led:
@@ -51,14 +51,14 @@ class Led:
     def __init__(self, robot: Robot, pose: Tensor, motion: Tensor, actions: Tensor):  # [B, P], [B, P], [B, K, A]
         self.robot, self.given = robot, (pose, motion, actions)
         self.poses, self.after = self._lead(None)  # [B, K + 1, P]; [B, P], the motion after the last action
-        self.opening: Tensor | None = None  # [B, K], the least of the fingers after each action
+        self.opening: Tensor | None = None  # [B, K], lower bound of the fingers' opening after each action
 
     def stopped(self, lowest: Tensor) -> Tensor:  # [B] m -> [B, K + 1, P], as `drawn_poses` returns them
         self.poses, self.after = self._lead(lowest)
         return drawn_poses(self.poses, self.robot)
 
     def reported(self) -> Tensor:  # [B, K, P]
-        """The poses after each action, with fingers that do not close further than what they hold lets them."""
+        """The poses after each action, with the fingers kept open by what they hold."""
         poses = self.poses[:, 1:].clone()
         poses[..., APERTURE] = torch.maximum(poses[..., APERTURE], self.opening)
         return poses
@@ -137,7 +137,7 @@ class ComposerWorld:
         return Imagined(passed.frames[:, :, None], proprio, passed.finite, passed.doubt)
 
     def _led_passes(self, memory: Memory, seen: Observation, action: Tensor, key: Key) -> Imagined:
-        """A chunk of whole passes, in which things and the floor stop the gripper, and held things its fingers."""
+        """A chunk of whole passes, in which things and the floor stop the gripper, and held things stop its fingers."""
         frame, pose, parts, out, poses = seen.frames[:, 0], seen.proprio.clone(), action.split(self.chunk, 1), [], []
         if memory.opening is not None:
             pose[:, APERTURE] = memory.opening
@@ -154,7 +154,7 @@ class ComposerWorld:
 
     @staticmethod
     def _chance(key: Key) -> Tensor:  # [B], uniform
-        """One draw for all grasps of an episode: what the network cannot see in the picture stays the same in it."""
+        """One random number for all grasps of an episode: what the picture does not show stays the same."""
         return philox(key.seed, key.episode, torch.zeros_like(key.chunk), Use.GRASP, (1,))[:, 0]
 
     def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
@@ -190,14 +190,14 @@ class ComposerWorld:
         frame: Tensor,  # [B, H, W, 3] uint8, the present one
         poses: Tensor,  # [B, K + 1, P] float32, the present one first
         number: Tensor,  # [B] int64, passes before this one
-        led: Led | None = None,  # whose poses these are, if something may stop them; it is moved on
+        led: Led | None = None,  # where `poses` come from, if something may stop the gripper; moved on in place
     ) -> Passed:
         """The frames that follow when the gripper goes through `poses`: one pass of the network."""
         network, layer, poses = self.network, memory.layer, drawn_poses(poses, self.robot)
         scene = Scene(to_frames(network.plate[None, :, :, None])[0, 0], self.robot)
-        least = least_grasps(self._chance(key)) if network.config.draws_grasps else None
+        threshold = grasp_thresholds(self._chance(key)) if network.config.samples_grasps else None
         stopped = led.stopped if led is not None and network.config.stops else None
-        course = follow(network.contact, layer, frame, poses, camera[:, 0], scene, stopped, least)
+        course = follow(network.contact, layer, frame, poses, camera[:, 0], scene, stopped, threshold)
         if led is not None:
             poses, led.opening = drawn_poses(led.poses, self.robot), course.opening
         places = torch.cat([layer.thing.origin[:, None], course.places], dim=1)
