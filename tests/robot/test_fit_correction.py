@@ -10,7 +10,7 @@ import torch
 from worldenv.fields import from_document
 from worldenv.robot import fit_correction
 from worldenv.robot.fit import chunk_errors
-from worldenv.robot.fit_correction import with_correction
+from worldenv.robot.fit_correction import is_held_out, with_correction
 from worldenv.robot.fitted import FittedKinematics
 
 LINEAR = FittedKinematics(0.02 * np.eye(7), 0.01 * np.eye(7), 0.3 * np.eye(7), (0.0,) * 7, (0.0, 1.0))
@@ -55,9 +55,10 @@ def test_what_the_linear_model_leaves_out_is_learned(quick):
 def test_correction_that_does_not_help_on_held_out_episodes_is_dropped(quick):
     episodes = recorded(60, 0.0)  # nothing is left out
     assert with_correction(LINEAR, episodes) is LINEAR
-    misleading = [(p, a) for i, (p, a) in enumerate(recorded(60, 0.01)) if i % 4 < 3]
-    for number, held in enumerate(episodes[3::4]):
-        misleading.insert(4 * number + 3, held)
+    out = is_held_out(60, 0)
+    assert out.sum() == 15 and len({*np.flatnonzero(out) % 6}) == 6  # of six tasks that take turns, all are held out
+    both = zip(episodes, recorded(60, 0.01), out, strict=True)
+    misleading = [straight if chosen else bent for straight, bent, chosen in both]
     assert with_correction(LINEAR, misleading) is LINEAR
 
 
