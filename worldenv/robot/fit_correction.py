@@ -21,7 +21,7 @@ LEAST_SPREAD = 1e-5  # by which inputs and moves are divided
 
 
 def with_correction(kinematics: FittedKinematics, episodes: Sequence[Episode], seed: int = 0) -> FittedKinematics:
-    """The kinematics with a correction, if it helps on held-out episodes: on a quarter of these, drawn at random.
+    """The kinematics with a correction, if it helps on a random quarter of the episodes, which are held out.
 
     It helps if the mean position error after 4 actions gets smaller there. If it does not, or if the other episodes
     have fewer than 8,000 steps, the kinematics are returned as they are. Episodes are as for `fit_kinematics`.
@@ -38,7 +38,7 @@ def with_correction(kinematics: FittedKinematics, episodes: Sequence[Episode], s
 
 
 def is_held_out(count: int, seed: int) -> np.ndarray:  # [count] bool
-    """A quarter, at random: recorded episodes go through the tasks in turn, so every fourth one is of a few tasks."""
+    """A quarter, at random. Recorded episodes go through the tasks in turn: every fourth one may miss some tasks."""
     return np.random.default_rng(seed).permutation(count) % HELD_OUT == HELD_OUT - 1
 
 

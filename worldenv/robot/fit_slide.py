@@ -15,9 +15,11 @@ LEAST_CHUNKS = 100  # in which it was: for fewer of them, nothing is fitted
 
 
 def with_slide(kinematics: FittedKinematics, episodes: Sequence[Episode]) -> FittedKinematics:
-    """The kinematics with a slide, by least squares over the chunks of 4 actions in which an open gripper was stopped.
+    """The kinematics with a slide, by least squares over the chunks of 4 actions in which an open gripper was stopped:
+    it ended or stayed more than 4 mm above the height to which the kinematics lead.
 
-    If there are fewer than 100 of these, the kinematics are returned as they are. Episodes are as for `fit_kinematics`.
+    If there are fewer than 100 such chunks, the kinematics are returned as they are. Episodes are as for
+    `fit_kinematics`.
     """
     chunks = [_stopped(kinematics, *map(torch.from_numpy, e)) for e in episodes if len(e[1]) >= CHUNK]
     *given, reached = (torch.cat(part) for part in zip(*chunks, strict=True)) if chunks else [()]
@@ -29,8 +31,8 @@ def with_slide(kinematics: FittedKinematics, episodes: Sequence[Episode]) -> Fit
 
 
 def _stopped(kinematics: FittedKinematics, proprio: Tensor, actions: Tensor) -> tuple[Tensor, ...]:
-    """Of an episode's M chunks in which an open gripper was stopped: the pose before, the motion, the actions, the
-    height at which it was stopped, and the x and y that it reached [M, 2]."""
+    """Of an episode's M chunks in which an open gripper was stopped: pose [M, 7] and motion [M, 7] before, actions
+    [M, 4, 7], the height at which it was stopped [M], and the x and y that it reached [M, 2]."""
     begun = kinematics.rest(proprio[:1])
     motion = torch.cat([begun, kinematics.after_move(proprio[:-2], actions[:-1], proprio[1:-1])])
     first = torch.arange(0, len(actions) - CHUNK + 1, CHUNK)

@@ -39,8 +39,8 @@ class FittedKinematics:
     reads the first six numbers of action, coast and pose, its two hidden layers go through SiLU, and what it adds to
     each number of a move is limited to `most`.
 
-    With `slide`, a gripper that something stops on its way down moves sideways: by `slide` for each metre by which its
-    move was shortened.
+    With `slide`, a gripper that something stops on its way down (`lowest` of `follow`) moves sideways: by `slide`
+    metres in x and in y for each metre of descent that is cut off.
 
     Raises UserError if the numbers are not finite or not as many, if a range is empty, if a motion would grow by itself
     (an eigenvalue of inertia is 1 or more, with `reach` on a grid of 27 positions; the correction is not asked), or if
