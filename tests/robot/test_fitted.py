@@ -138,16 +138,6 @@ def test_a_gripper_is_stopped_on_its_way_down_and_rises_from_there(kinematics):
     torch.testing.assert_close(told, motion, rtol=0, atol=2e-6)
 
 
-def test_a_gripper_that_is_stopped_slides_by_so_much_for_each_metre_that_is_missing():
-    sliding, acted = replace(arm(), slide=(0.5, -0.25)), torch.zeros(2, 1, 7)
-    acted[..., 2], begin = -1.0, poses(2)
-    free, _ = ways(arm(), begin, acted)
-    lowest = free[:, 0, 2] + torch.tensor([0.004, -0.1])
-    moved = (sliding.follow(begin, sliding.rest(begin), acted, lowest)[0] - free)[:, 0, :3]
-    torch.testing.assert_close(moved, torch.tensor([[0.002, -0.001, 0.004], [0, 0, 0]]), rtol=0, atol=1e-6)
-    assert torch.equal(ways(sliding, begin, acted)[0], free)  # nothing stops it
-
-
 @KINDS
 def test_motion_is_told_by_the_last_move(kinematics):
     begin, acted = poses(9), actions(9, 3)
@@ -309,7 +299,6 @@ def test_what_is_no_episode_is_refused(part, value, message):
         ("repeat", True, "repeat of the kinematics"),
         ("opening", (1.0, 0.0), "the least should be below the greatest"),
         ("inertia", np.eye(7), "a motion grow by itself, by 1.00 with each action"),
-        ("slide", (1.0,), r"slide of the kinematics is .*; it should be finite numbers \[2\]"),
         ("reach", ((0.0,) * 3, (1.0,) * 3), r"step of the kinematics is .* should be finite numbers \[7, 28\]"),
     ],
 )

@@ -42,14 +42,12 @@ def test_kinematics_are_fitted_to_the_episodes_by_place_if_these_suffice(shown):
         assert (found.reach is not None) == by_place and np.diag(found.step)[:3] == pytest.approx(0.03, abs=1e-3)
 
 
-def test_what_was_fitted_gets_a_correction_and_a_slide_from_the_same_episodes(shown, monkeypatch):
+def test_what_was_fitted_gets_a_correction_from_the_same_episodes(shown, monkeypatch):
     given = []
     monkeypatch.setattr(own_kinematics, "with_correction", lambda *both: given.append(both) or "corrected")
-    monkeypatch.setattr(own_kinematics, "with_slide", lambda *both: given.append(both) or "sliding")
-    assert fit_own(acted_out(shown, arm(0.03), 8), arm(0.02)) == "sliding"
-    (fitted, episodes), (corrected, same) = given
+    assert fit_own(acted_out(shown, arm(0.03), 8), arm(0.02)) == "corrected"
+    ((fitted, episodes),) = given
     assert np.diag(fitted.step)[:3] == pytest.approx(0.03, abs=1e-3) and len(episodes) == 8
-    assert corrected == "corrected" and same is episodes
 
 
 def test_kinematics_of_the_suite_stay_where_episodes_do_not_determine_a_fit(shown, capsys):

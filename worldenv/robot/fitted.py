@@ -39,9 +39,6 @@ class FittedKinematics:
     reads the first six numbers of action, coast and pose, its two hidden layers go through SiLU, and what it adds to
     each number of a move is limited to `most`.
 
-    With `slide`, a gripper that something stops on its way down (`lowest` of `follow`) moves sideways: by `slide`
-    metres in x and in y for each metre of descent that is cut off.
-
     Raises UserError if the numbers are not finite or not as many, if a range is empty, if a motion would grow by itself
     (an eigenvalue of inertia is 1 or more, with `reach` on a grid of 27 positions; the correction is not asked), or if
     repeat is not a positive integer.
@@ -56,7 +53,6 @@ class FittedKinematics:
     reach: Reach | None = field(default=None, metadata=ADDED)  # None: the same everywhere
     correction: Network | None = field(default=None, metadata=ADDED)  # None: nothing is added
     most: tuple[float, ...] | None = field(default=None, metadata=ADDED)  # [6] m, rad; with a correction only
-    slide: tuple[float, float] | None = field(default=None, metadata=ADDED)  # m in x and in y per m; None: 0
 
     def __post_init__(self) -> None:
         columns = NUMBERS * (1 if self.reach is None else 4)
@@ -75,8 +71,6 @@ class FittedKinematics:
         if (growth := self._growth()) >= 1:
             raise UserError(f"inertia makes a motion grow by itself, by {growth:.2f} with each action; it should fade")
         self._check_correction()
-        if self.slide is not None:
-            object.__setattr__(self, "slide", _checked("slide", self.slide, (2,)))
 
     def _check_correction(self) -> None:
         if (self.correction is None) != (self.most is None):
@@ -124,8 +118,7 @@ class FittedKinematics:
     ) -> tuple[Tensor, Tensor]:  # [..., K, 7] float32, after each action; [..., 7] float32, after the last
         """Where a chunk of actions leads. Computed in float64, and rounded after each step, row by row.
 
-        A move down ends at `lowest`; a gripper that is already lower does not move down. A gripper that is stopped in
-        this way slides (`slide`).
+        A move down ends at `lowest`; a gripper that is already lower does not move down.
 
         Raises ValueError if a pose or an action has another size.
         """
@@ -137,7 +130,8 @@ class FittedKinematics:
             if self.correction is not None:
                 move = move + self._corrected(push, motion, pose)
             if lowest is not None:
-                move = self._stopped(move, (lowest.double() - pose[..., 2]).clamp(max=0.0))
+                least = (lowest.double() - pose[..., 2]).clamp(max=0.0)
+                move = torch.cat([move[..., :2], torch.maximum(move[..., 2], least)[..., None], move[..., 3:]], dim=-1)
             opening = (pose[..., 6:] + move[..., 6:]).clamp(low, high)
             turned = composed(move[..., 3:6], pose[..., 3:6])
             made = torch.cat([move[..., :6], opening - pose[..., 6:]], dim=-1)
@@ -149,12 +143,6 @@ class FittedKinematics:
     def move(self, push: Tensor, motion: Tensor, proprio: Tensor) -> Tensor:  # [..., 7] each -> [..., 7] float64
         """The next move by the linear model alone. `push` is float64, an action as `commanded` returns it."""
         return _applied(self.step, push, self._place(proprio)) + motion
-
-    def _stopped(self, move: Tensor, least: Tensor) -> Tensor:  # [..., 7], [...] m -> [..., 7] float64
-        """A move that goes down by no more than `least` (m, 0 or negative)."""
-        shorter = (least - move[..., 2]).clamp(min=0.0)
-        x, y = (factor * shorter for factor in self.slide or (0.0, 0.0))
-        return move + F.pad(torch.stack([x, y, shorter], dim=-1), (0, NUMBERS - 3))
 
     def _corrected(self, push: Tensor, motion: Tensor, pose: Tensor) -> Tensor:  # [..., 7] each -> [..., 7] float64
         x = torch.cat([part[..., :BENT].double() for part in (push, motion, pose)], dim=-1)

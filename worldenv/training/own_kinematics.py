@@ -9,13 +9,12 @@ from worldenv.data.clips import Clips
 from worldenv.errors import UserError
 from worldenv.robot.fit import fit_kinematics
 from worldenv.robot.fit_correction import with_correction
-from worldenv.robot.fit_slide import with_slide
 from worldenv.robot.fitted import FittedKinematics
 
 
 def fit_own(clips: Clips, otherwise: FittedKinematics) -> FittedKinematics:
     """Kinematics fitted to these clips, whose actions were carried out: by place if the clips suffice for it, and with
-    a correction if they suffice for that too and it helps, and with a slide if the gripper was stopped often enough.
+    a correction if they suffice for that too and it helps.
 
     If they do not suffice for any fit, `otherwise`; a line on stderr says why.
     """
@@ -23,7 +22,7 @@ def fit_own(clips: Clips, otherwise: FittedKinematics) -> FittedKinematics:
     episodes = [(proprio[: length + 1].numpy(), actions[:length].numpy()) for proprio, actions, length in rows]
     for by_place in (True, False):
         try:
-            return with_slide(with_correction(fit_kinematics(episodes, by_place), episodes), episodes)
+            return with_correction(fit_kinematics(episodes, by_place), episodes)
         except UserError as error:
             reason = error
     print(f"kinematics: not fitted to this run's episodes, those of the suite stay: {reason}", file=sys.stderr)
