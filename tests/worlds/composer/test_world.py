@@ -238,7 +238,7 @@ def test_what_is_held_keeps_the_fingers_open_until_they_let_it_go(tiny, seen):
     torch.testing.assert_close(memory.opening, opened[:, -1])
 
 
-def test_a_drawn_grasp_succeeds_as_often_as_the_contact_network_says_and_the_same_in_all_chunks(tiny, seen):
+def test_a_sampled_grasp_succeeds_as_often_as_the_contact_network_says_and_the_same_in_all_chunks(tiny, seen):
     chance, many = ComposerWorld._chance, key(torch.arange(4000))
     assert (chance(many) < 0.3).float().mean().item() == pytest.approx(0.3, abs=0.03)
     assert torch.equal(chance(many), chance(many._replace(chunk=many.chunk + 7)))
@@ -250,8 +250,8 @@ def test_a_drawn_grasp_succeeds_as_often_as_the_contact_network_says_and_the_sam
     close[..., 6] = 1.0
     seen.proprio[:, 2], seen.proprio[:, 6] = 0.02, 1.0
     held = []
-    for draws in (False, True):
-        world = saying(tiny, {"held_open": True, "samples_grasps": draws}, 0.45, grasp=logit)
+    for samples in (False, True):
+        world = saying(tiny, {"held_open": True, "samples_grasps": samples}, 0.45, grasp=logit)
         memory = world.begin(seen, 8)
         world.imagine(memory, seen, close, key(torch.arange(5)))
         held.append(memory.layer.held.sum().item())
