@@ -69,6 +69,19 @@ def test_rank_that_dies_or_hangs_ends_the_other_and_is_named(monkeypatch, reques
     assert re.fullmatch(f"worldenv-train: {line}", said), said
 
 
+def test_dead_rank_is_named_where_the_watch_is_slow(monkeypatch, request):
+    def slow(rank):
+        time.sleep(0.3)  # in each look, which then takes more than two ticks
+        return f"beat/{rank}"
+
+    monkeypatch.setattr(watch, "beat_of", slow)
+    job = request.getfixturevalue("at_work")
+    os.kill(job.processes[1].pid, signal.SIGKILL)
+    job.processes[0].join(60)
+    (said,) = job.said()
+    assert re.match(f"worldenv-train: {NAME.format(1)} died, hangs or lost the network", said), said
+
+
 def test_rank_that_dies_before_the_group_is_made_is_named(begin, monkeypatch):
     made = join.distributed.init_process_group
 
