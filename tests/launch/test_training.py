@@ -41,7 +41,7 @@ from worldenv.training.share import Share
 from worldenv.training.train_causal import causal_loss, distillation_loss, fit_tokenizer
 from worldenv.training.train_composer import student_loss, teacher_loss
 from worldenv.training.train_contact import contact_loss
-from worldenv.training.train_reflector import Features, read_features, reward_loss
+from worldenv.training.train_reflector import Features, picture_loss, read_features, reward_loss
 from worldenv.worlds.causal.network import CausalConfig, CausalNetwork
 from worldenv.worlds.composer.contact import SIZE, ContactNetwork, channels, numbers
 
@@ -133,8 +133,25 @@ class Losses:
         reflector = self.tiny.reflector()
         return reflector.head, reward_loss(reflector, data, BATCH, ranks=ranks)
 
+    def reflector_encoder(self, ranks):
+        reflector, sets = self.tiny.reflector(), [self.clips, self.clips.pick(torch.arange(2))]
+        reflector.encoder.requires_grad_(True).text.requires_grad_(False)
+        trained = nn.ModuleList([reflector.encoder, reflector.head])
+        return trained, picture_loss(reflector, sets, 0, TabletopLessons().rivals, BATCH, ranks=ranks)
 
-NAMES = ("base", "finetune", "adapt", "teacher", "student", "contact", "causal", "distilled", "reflector")
+
+NAMES = (
+    "base",
+    "finetune",
+    "adapt",
+    "teacher",
+    "student",
+    "contact",
+    "causal",
+    "distilled",
+    "reflector",
+    "reflector_encoder",
+)
 
 
 def test_gradients_and_figures_of_every_loss_add_up_to_those_of_one_process(tiny, begin):

@@ -6,7 +6,8 @@ import torch
 from worldenv.interfaces.observation import Observation, table_of
 from worldenv.interfaces.reflector import Reflector
 from worldenv.nn.instruction import tokenize
-from worldenv.reflector.small import SmallReflectorConfig
+from worldenv.records.model_files import save_model
+from worldenv.reflector.small import SmallReflector, SmallReflectorConfig
 
 
 def episode(tiny, n=3, steps=12):
@@ -146,3 +147,19 @@ def test_of_more_frames_a_sample_is_read_that_is_uniform_and_has_the_first_and_t
 def test_threshold_outside_the_rewards_is_refused(threshold):
     with pytest.raises(ValueError, match=f"threshold is {threshold}"):
         SmallReflectorConfig(threshold=threshold)
+
+
+def test_where_the_encoder_has_learned_the_zero_shot_judge_asks_that_of_the_base(tiny, tmp_path):
+    config, (frames, texts) = replace(tiny.reflector_config, learned=True), episode(tiny)
+    plain, learned = tiny.reflector(zero_shot=True), SmallReflector(config)
+    base = {f"base.{name}": weight for name, weight in plain.encoder.state_dict().items()}
+    learned.load_state_dict(plain.state_dict() | base)
+    with torch.no_grad():
+        learned.encoder.out.weight.mul_(2)
+    save_model(tmp_path / "reflector.safetensors", learned, "reflector", {})
+    judge, back = (SmallReflector.load(tmp_path / "reflector.safetensors", zero_shot) for zero_shot in (True, False))
+    expected, found = judged(plain, frames, texts, 12), judged(judge, frames, texts, 12)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)  # kept in half precision
+    assert judge.asked is judge.base and back.asked is back.encoder and back.pretrained is back.base
+    feature = back.encode(frames[:, 0], tokenize(texts)) - back.encoder.out.bias
+    assert not torch.allclose(feature, plain.encode(frames[:, 0], tokenize(texts)) - plain.encoder.out.bias, rtol=0.1)

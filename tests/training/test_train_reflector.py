@@ -9,12 +9,14 @@ from worldenv.data.clips import Clips
 from worldenv.interfaces.observation import Observation
 from worldenv.nn.instruction import tokenize
 from worldenv.suites.tabletop.scenes import TASKS
+from worldenv.training import train_reflector
 from worldenv.training.imagined import as_imagined
 from worldenv.training.lessons import TabletopLessons
 from worldenv.training.train_reflector import (
     Features,
     join,
     other_instructions,
+    picture_loss,
     read_features,
     reward_loss,
     settled,
@@ -116,3 +118,82 @@ def test_joined_features_are_those_of_all_sets_in_order(tiny, clips):
     joined = join([short, features])
     assert torch.equal(joined.own[: len(clips), 2:], features.own[:, 2:3].expand_as(features.own[:, 2:]))
     assert torch.equal(joined.success[len(clips) :], features.success)
+
+
+def with_encoder(tiny):
+    reflector = tiny.reflector()
+    reflector.encoder.requires_grad_(True).text.requires_grad_(False)
+    return reflector
+
+
+def drawn(monkeypatch):
+    """The episodes and steps whose frames are asked for."""
+    found, frames_of = [], train_reflector._frames_of
+    monkeypatch.setattr(
+        train_reflector, "_frames_of", lambda sets, *asked: found.append(asked) or frames_of(sets, *asked)
+    )
+    return found
+
+
+def test_loss_with_encoder_is_that_of_the_head_where_an_episode_has_no_other_frames(tiny, monkeypatch):
+    for change in ("CONTRAST", "BRIGHTNESS"):
+        monkeypatch.setattr(train_reflector, change, 0.0)
+    names, reflector, found = [task.name for task in TASKS], with_encoder(tiny), drawn(monkeypatch)
+    clips = Clips.of([tiny.trajectory(train_reflector.FRAMES, i, task=names[i]) for i in range(6)])
+    with torch.no_grad():
+        features = read_features(reflector, clips, 3, RIVALS, lambda n: None)
+    for share in (0.0, 1.0):  # with the own instructions and with the others
+        loss, figures = picture_loss(reflector, [clips], 3, RIVALS, 20, share)(torch.Generator().manual_seed(8))
+        episode, step = found[-1]
+        assert torch.equal(step, torch.arange(9).expand(20, -1))
+        some = Features(*(x[episode] for x in (features.own, features.other, features.success, features.length)))
+        with monkeypatch.context() as each_once:
+            each_once.setattr(torch, "randint", lambda high, size, **_: torch.arange(20))
+            expected, others = reward_loss(reflector, some, 20, share)(torch.Generator().manual_seed(8))
+        torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-5)
+        assert figures == pytest.approx(others, rel=1e-3)
+
+
+def test_tasks_count_alike_and_so_do_their_successes_and_failures(tiny, monkeypatch):
+    found, names = drawn(monkeypatch), [TASKS[0].name] * 9 + [TASKS[1].name] * 3
+    clips = Clips.of([tiny.trajectory(6, i, task=name) for i, name in enumerate(names)])
+    clips.success[1:8] = False  # two successes, seven failures
+    loss = picture_loss(
+        with_encoder(tiny), [clips.pick(torch.arange(5)), clips.pick(torch.arange(5, 12))], 0, RIVALS, 2000
+    )
+    loss(torch.Generator().manual_seed(0))
+    episode, step = found[0]
+    share = torch.bincount(episode, minlength=12) / 2000
+    expected = torch.tensor([1 / 6] + [1 / 21] * 7 + [1 / 6] + [1 / 9] * 3)
+    torch.testing.assert_close(share, expected, rtol=0, atol=0.03)
+    assert (step[:, 0] == 0).all() and (step.diff() >= 0).all() and step.max() == 6 and (step[:, 1:] > 0).all()
+
+
+def test_frames_of_several_sets_are_numbered_in_turn(tiny, clips):
+    sets = [clips.pick(torch.arange(2)), clips.pick(torch.arange(2, 6))]
+    episode, step = torch.tensor([5, 0, 2, 1, 2]), torch.tensor([[0, 3]] * 5)
+    assert torch.equal(train_reflector._frames_of(sets, episode, step), clips.frames_at(episode, step)[:, :, 0])
+
+
+def test_encoder_and_head_learn_and_nothing_else(tiny, clips):
+    reflector = with_encoder(tiny)
+    before = {name: weight.clone() for name, weight in reflector.state_dict().items()}
+    loss = picture_loss(reflector, [clips], 3, RIVALS, 16)
+    optimizer = torch.optim.AdamW([p for p in reflector.parameters() if p.requires_grad], 2e-3)
+    errors = []
+    for step in range(60):
+        value, _ = loss(torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        errors.append(value.item())
+    assert sum(errors[-5:]) < 0.7 * sum(errors[:5])
+    moved = {name for name, weight in reflector.state_dict().items() if not torch.equal(weight, before[name])}
+    assert {name.split(".")[0] for name in moved} == {"encoder", "head"}
+    assert any("stem" in name for name in moved) and not any(".text." in name for name in moved)
+
+
+def test_pictures_are_varied_within_their_range():
+    frames, drawn = torch.tensor([0, 100, 255], dtype=torch.uint8).view(1, 3, 1, 1, 1), torch.tensor([[1.0, -1.0]])
+    found = train_reflector._varied(frames, drawn).flatten().tolist()
+    assert found == pytest.approx([-1.0, 1.2 * (100 / 127.5 - 1) - 0.15, 1.0])

@@ -29,6 +29,8 @@ class SmallReflectorConfig:
     # Frames in a row with R > eta before it stops: a thing that still falls looks almost as if it lay at its goal.
     patience: int = field(default=1, metadata=ADDED)
     text: Text = "words"  # how instructions are read; "sentences": any, which needs worldenv[sentences]
+    # Whether the encoder has learned with the head. Then that of the base is kept, too: the zero-shot judge asks it.
+    learned: bool = field(default=False, metadata=ADDED)
 
     def __post_init__(self) -> None:
         size = Within(1, LARGEST)
@@ -66,6 +68,8 @@ class SmallReflector(nn.Module):
 
     The pooled state is (present feature, its change since the first frame, the mean so far). With `zero_shot`
     the reward is the pretrained encoder's own answer to "is it done?" for the last frame; no head is trained.
+
+    With `config.learned`, `encoder` has been trained together with the head, and `base` is the pretrained one.
     """
 
     every = 1  # frames between two judgements
@@ -74,8 +78,10 @@ class SmallReflector(nn.Module):
         super().__init__()
         d = config.width
         self.config, self.zero_shot = config, zero_shot
-        encoder = VisionLanguageEncoder(d, config.channels, config.blocks, text=config.text)
-        self.encoder = encoder.requires_grad_(False)
+        sizes = d, config.channels, config.blocks
+        encoders = [VisionLanguageEncoder(*sizes, text=config.text) for _ in range(1 + config.learned)]
+        self.encoder = encoders[0].requires_grad_(False)
+        self.base = encoders[1].requires_grad_(False) if config.learned else None
         self.done = nn.Sequential(nn.ReLU(), nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 1)).requires_grad_(False)
         self.head = nn.Sequential(
             nn.LayerNorm(3 * d), nn.Linear(3 * d, d), nn.ReLU(), nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 1)
@@ -91,10 +97,20 @@ class SmallReflector(nn.Module):
         """The reward above which success is likely: 1/2, for the trained head gives probabilities."""
         return None if self.zero_shot else 0.5
 
+    @property
+    def pretrained(self) -> VisionLanguageEncoder:
+        """The encoder as the base has it."""
+        return self.encoder if self.base is None else self.base
+
+    @property
+    def asked(self) -> VisionLanguageEncoder:
+        """The encoder whose features the reward is computed from."""
+        return self.pretrained if self.zero_shot else self.encoder
+
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Tensor:  # [M, C] float32
         """The instructions as the encoder reads them. Raises UserError as its `tokenize` does."""
-        text = self.encoder.text
+        text = self.asked.text
         return text(text.tokenize(texts).to(self.done[1].weight.device))
 
     @torch.no_grad()
@@ -107,13 +123,13 @@ class SmallReflector(nn.Module):
 
     @torch.no_grad()
     def encode(self, frames: Tensor, tokens: Tensor) -> Tensor:  # [B, D]
-        return self.encoder(frames, tokens)
+        return self.asked(frames, tokens)
 
     @torch.no_grad()
     def features(self, frames: Tensor, texts: Sequence[str]) -> Tensor:  # [N, T, 1, H, W, 3] uint8 -> [N, T, D]
         """What the head gets of every frame of whole episodes, each under its instruction."""
         n, steps = frames.shape[:2]
-        tokens = self.encoder.text.tokenize(texts).repeat_interleave(steps, 0)
+        tokens = self.asked.text.tokenize(texts).repeat_interleave(steps, 0)
         return self.encode(frames[:, :, 0].flatten(0, 1), tokens).view(n, steps, -1)
 
     @torch.no_grad()
@@ -149,7 +165,7 @@ class SmallReflector(nn.Module):
         """
         b, t = frames.shape[:2]
         chosen = torch.linspace(0, t - 1, min(t, samples), dtype=torch.float32, device=frames.device).round().long()
-        instruction = self.encoder.text(tokens).repeat_interleave(len(chosen), 0)
+        instruction = self.asked.text(tokens).repeat_interleave(len(chosen), 0)
         feature = self.encode(frames[:, chosen].flatten(0, 1), instruction).view(b, len(chosen), -1)
         return torch.sigmoid(self.logit(feature[:, -1], feature[:, 0], feature.mean(1)))
 
@@ -169,12 +185,12 @@ class SmallReflector(nn.Module):
         def reward(feature: Tensor, first: Tensor | None = None, mean: Tensor | None = None) -> Tensor:
             return torch.sigmoid(self.logit(feature, first, mean))
 
-        return {"encoder": self.encoder.piece(size), "head": Piece(self, reward, given, ("reward",))}
+        return {"encoder": self.asked.piece(size), "head": Piece(self, reward, given, ("reward",))}
 
 
 def small_reflector_cost(reflector: SmallReflector, size: int, chunk: int) -> Cost:
     """Of a policy's chunk of `chunk` frames of `size` x `size`. Only the sizes of the reflector are read."""
-    head, encoder = reflector.done if reflector.zero_shot else reflector.head, reflector.encoder
+    head, encoder = reflector.done if reflector.zero_shot else reflector.head, reflector.asked
     kept = encoder.context + 2 * reflector.config.width + 1 + (reflector.config.patience > 1)  # as in `Pooled`
     flops = chunk * (encoder.flops(size) + 2.0 * matrices(head))
     return Cost(*size_of(reflector), slot_bytes=FLOAT32 * kept, chunk_flops=flops)

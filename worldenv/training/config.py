@@ -54,6 +54,9 @@ class ScratchConfig:
     causal_chunks: int = 4  # chunks in a row that the causal network is trained on
     causal_levels: tuple[float, ...] = (1.0, 0.5)  # noise levels of the distilled causal network: one or two passes
     head: Schedule = Schedule(steps=2000, batch=64, learning_rate=1e-3)
+    # Whether the encoder of the reflector learns, too, together with the head, once the head has learned alone.
+    train_encoder: bool = field(default=False, metadata=ADDED)
+    encoder: Schedule = field(default=Schedule(steps=800, batch=24, learning_rate=5e-4), metadata=ADDED)
     imagined_share: float = (
         0.5  # of the episodes are also shown to policy and reflector as the world model imagines them
     )
@@ -170,6 +173,7 @@ def tiny_scratch() -> ScratchConfig:
         causal_student=TINY,
         causal_chunks=2,
         head=TINY,
+        encoder=TINY,
     )
 
 
@@ -220,6 +224,7 @@ def libero_scratch() -> ScratchConfig:
         causal_chunks=3,
         causal_levels=(1.0,),
         head=Schedule(steps=2000, batch=64, learning_rate=1e-3),
+        train_encoder=True,
         imagined_share=0.3,
     )
 
@@ -228,4 +233,4 @@ def tiny_libero_scratch() -> ScratchConfig:
     """As `tiny_scratch`, but with more exploration, because its suite has one task, and one episode of pretraining."""
     causal = CausalConfig(patch=16, channels=16, width=64, layers=2, heads=2, key_heads=1)
     few = {"pretraining_episodes": 1, "action_episodes": 1, "stills": 2, "exploration": 10, "again": 8, "unroll": 2}
-    return replace(tiny_scratch(), causal=causal, causal_levels=(1.0,), cotrain=True, **few)
+    return replace(tiny_scratch(), causal=causal, causal_levels=(1.0,), cotrain=True, train_encoder=True, **few)

@@ -48,7 +48,7 @@ from worldenv.training.lessons import LESSONS
 from worldenv.training.own_kinematics import fit_own
 from worldenv.training.pretrain import Base, pretraining_loss
 from worldenv.training.ranges import EPISODES, measure_ranges
-from worldenv.training.train_reflector import join, read_features, reward_loss
+from worldenv.training.train_reflector import join, picture_loss, read_features, reward_loss
 from worldenv.training.world_stages import CausalStages, ComposerStages
 from worldenv.worlds.kinematics import kept_kinematics, with_kept
 
@@ -299,22 +299,35 @@ class Pipeline:
             save_weights(path, {}, {"kind": "kinematics", "made": made, **kept_kinematics(robot)})
 
     def make_reflector(self, path: Path) -> None:
-        given = {"threshold": STOP_ABOVE, "text": self.policy_config().text, **self.lessons.reflector}
-        config = SmallReflectorConfig(**given)
-        base, reflector = self.base(), self.new(SmallReflector, config)
-        reflector.encoder.load_state_dict(base.policy.encoder.state_dict())
+        given = {"threshold": STOP_ABOVE, "text": self.policy_config().text, "learned": self.config.train_encoder}
+        base, reflector = self.base(), self.new(SmallReflector, SmallReflectorConfig(**given, **self.lessons.reflector))
+        for encoder in {reflector.encoder, reflector.pretrained}:
+            encoder.load_state_dict(base.policy.encoder.state_dict())
         reflector.done.load_state_dict(base.done.state_dict())
-        self.fit_reflector(path, reflector)
+        made = self.fit_head(reflector)
+        if self.config.train_encoder:
+            made = self.fit_encoder(reflector)
+        self.write(save_model, path, reflector, "reflector", made)
 
-    def fit_reflector(self, path: Path, reflector: SmallReflector) -> None:
-        """Its head, on the recorded episodes and on some of them as the world model imagines them."""
+    def fit_head(self, reflector: SmallReflector) -> dict:
+        """On the recorded episodes and on some of them as the world model imagines them; returns as `train` does."""
         schedule = self.config.head
         sets = [self.clips(), self.replays()[1]]
         with Progress(sum(map(len, sets)), "reading frames for the reflector") as progress:
             given = self.seed, self.lessons.rivals, progress.advance, self.ranks
             features = join([read_features(reflector, part, *given) for part in sets])
         loss = reward_loss(reflector, features, schedule.batch, ranks=self.ranks)
-        self.write(save_model, path, reflector, "reflector", self.train(reflector, loss, schedule, "reflector"))
+        return self.train(reflector, loss, schedule, "reflector")
+
+    def fit_encoder(self, reflector: SmallReflector) -> dict:
+        """As `fit_head`, encoder and head together; how instructions are read stays."""
+        schedule, encoder = self.config.encoder, reflector.encoder
+        encoder.requires_grad_(True).text.requires_grad_(False)
+        sets = [self.clips(), self.replays()[1]]
+        loss = picture_loss(reflector, sets, self.seed, self.lessons.rivals, schedule.batch, ranks=self.ranks)
+        made = self.train(reflector, loss, schedule, "reflector_encoder")
+        encoder.requires_grad_(False)
+        return made
 
     def make_ranges(self, path: Path) -> None:
         policy, world = SmallPolicy.load(self.models / POLICY), self.imagining()

@@ -105,8 +105,9 @@ class Refresh(Pipeline):
         self.world.fit_contact(path, network.contact, network.plate)
 
     def make_composer(self, path: Path) -> None:
-        encoder = SmallReflector.load(self.before / REFLECTOR).encoder  # that of the base, which never changes
+        encoder = SmallReflector.load(self.before / REFLECTOR).pretrained  # that of the base, which never changes
         self.world.fit_student(path, composer(self.before / COMPOSER), encoder)
 
     def make_reflector(self, path: Path) -> None:
-        self.fit_reflector(path, SmallReflector.load(self.before / REFLECTOR))
+        reflector = SmallReflector.load(self.before / REFLECTOR)
+        self.write(save_model, path, reflector, "reflector", self.fit_head(reflector))

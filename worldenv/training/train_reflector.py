@@ -1,5 +1,9 @@
-"""Train the reflector's head on true episodes: per-frame binary cross-entropy with hard negatives."""
+"""Train the reflector on recorded episodes: per-frame binary cross-entropy with hard negatives.
 
+The head alone, on features that never change (`reward_loss`), or encoder and head together (`picture_loss`).
+"""
+
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
@@ -11,7 +15,11 @@ from torch.nn import functional as F
 from worldenv.data.clips import Clips
 from worldenv.interfaces.suite import Task
 from worldenv.launch.ranks import ALONE, Ranks
+from worldenv.reflector.small import SmallReflector
 from worldenv.training.share import Share
+
+FRAMES = 8  # of an episode, beside the first one, in a step in which the encoder learns
+CONTRAST, BRIGHTNESS = 0.2, 0.15  # largest change of pictures then, for pixels in [-1, 1]
 
 Rivals = Callable[[str], Sequence[Task]]  # name of a task -> tasks that are not done where it is acted out
 
@@ -52,12 +60,14 @@ def other_instructions(clips: Clips, seed: int, rivals: Rivals) -> list[str]:  #
 
 def join(parts: Sequence[Features]) -> Features:
     """All episodes of several sets of features; those of the shorter sets are padded with their last frame."""
-    steps = max(part.own.shape[1] for part in parts)
+    return Features(*(_joined([getattr(part, field.name) for part in parts]) for field in fields(Features)))
 
-    def padded(tensor: Tensor) -> Tensor:
-        return tensor[:, torch.arange(steps).clamp(max=tensor.shape[1] - 1)] if tensor.ndim > 1 else tensor
 
-    return Features(*(torch.cat([padded(getattr(part, field.name)) for part in parts]) for field in fields(Features)))
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    if parts[0].ndim == 1:
+        return torch.cat(list(parts))
+    steps = torch.arange(max(part.shape[1] for part in parts))
+    return torch.cat([part[:, steps.clamp(max=part.shape[1] - 1)] for part in parts])
 
 
 def read_features(
@@ -112,3 +122,65 @@ def reward_loss(
         return bce, {"bce": bce.item(), "wrong_share": wrong_share.item()}
 
     return loss
+
+
+def picture_loss(
+    reflector: SmallReflector,
+    sets: Sequence[Clips],
+    seed: int,
+    rivals: Rivals,
+    batch: int,
+    negatives: float = 0.25,
+    ranks: Ranks = ALONE,
+) -> Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]:
+    """As `reward_loss`, with a gradient for the encoder, too: of the first frame and FRAMES others of each episode.
+
+    The mean over these frames stands for that over all. In expectation, all tasks count alike, and so do the successes
+    and the failures of a task. Contrast and brightness of an episode's pictures are drawn.
+    """
+    share, text = Share(batch, ranks), reflector.encoder.text
+    success, length = _joined([clips.success for clips in sets]), _joined([clips.length for clips in sets])
+    tasks = [task for clips in sets for task in clips.tasks]
+    kinds = list(zip(tasks, success.any(1).tolist(), strict=True))
+    own = text.tokenize([told for clips in sets for told in clips.instructions])
+    other = text.tokenize([told for clips in sets for told in other_instructions(clips, seed, rivals)])
+    done, count = settled(success), Counter(kinds)
+    chances = torch.tensor([1 / count[kind] for kind in kinds])
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        episode = torch.multinomial(chances, batch, replacement=True, generator=generator)
+        part = torch.rand(batch, FRAMES, generator=generator) + torch.arange(FRAMES)  # of FRAMES equal ones
+        wrong = torch.rand(batch, generator=generator) < negatives
+        drawn = torch.rand(batch, 2, generator=generator) * 2 - 1
+        episode, part, wrong, drawn = (share.own(x) for x in (episode, part, wrong, drawn))
+        step = F.pad(1 + (part / FRAMES * length[episode, None]).long(), (1, 0)).clamp(max=length[episode, None])
+        pictures = _varied(_frames_of(sets, episode, step), drawn)
+        tokens = torch.where(wrong.view(-1, *[1] * (own.ndim - 1)), other[episode], own[episode])
+        feature = reflector.encoder(pictures.flatten(0, 1), tokens.repeat_interleave(FRAMES + 1, 0))
+        feature = feature.view(len(episode), FRAMES + 1, -1)
+        mean = feature.cumsum(1) / torch.arange(1, FRAMES + 2)[:, None]
+        logit = reflector.logit(feature, feature[:, :1].expand_as(feature), mean)
+        label = (done[episode].gather(1, step) & ~wrong[:, None]).float()
+        bce = share.mean(F.binary_cross_entropy_with_logits(logit, label, reduction="none"))
+        stops = logit.sigmoid() > reflector.config.threshold
+        wrong_share = share.mean((stops != label.bool()).float())
+        return bce, {"bce": bce.item(), "wrong_share": wrong_share.item()}
+
+    return loss
+
+
+def _frames_of(sets: Sequence[Clips], episode: Tensor, step: Tensor) -> Tensor:  # [B], [B, M] -> [B, M, H, W, 3] uint8
+    """Frames of the first view; the episodes of the sets are numbered one after the other."""
+    found, first = {}, 0
+    for clips in sets:
+        rows = ((episode >= first) & (episode < first + len(clips))).nonzero()[:, 0]
+        frames = clips.frames_at(episode[rows] - first, step[rows])[:, :, 0]
+        found |= dict(zip(rows.tolist(), frames, strict=True))
+        first += len(clips)
+    return torch.stack([found[row] for row in range(len(episode))])
+
+
+def _varied(frames: Tensor, drawn: Tensor) -> Tensor:  # [B, M, H, W, 3] uint8; [B, 2] in [-1, 1] -> float32 in [-1, 1]
+    """The frames of each episode with another contrast and brightness."""
+    contrast, brightness = (x.view(-1, 1, 1, 1, 1) for x in drawn.unbind(1))
+    return ((1 + CONTRAST * contrast) * (frames / 127.5 - 1) + BRIGHTNESS * brightness).clamp(-1, 1)
