@@ -137,7 +137,7 @@ class Losses:
         reflector, sets = self.tiny.reflector(), [self.clips, self.clips.pick(torch.arange(2))]
         reflector.encoder.requires_grad_(True).text.requires_grad_(False)
         trained = nn.ModuleList([reflector.encoder, reflector.head])
-        return trained, picture_loss(reflector, sets, 0, TabletopLessons().rivals, BATCH, ranks=ranks)
+        return trained, picture_loss(reflector, sets, TabletopLessons().rivals, BATCH, ranks=ranks)
 
 
 NAMES = (

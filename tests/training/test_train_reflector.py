@@ -11,7 +11,7 @@ from worldenv.nn.instruction import tokenize
 from worldenv.suites.tabletop.scenes import TASKS
 from worldenv.training import train_reflector
 from worldenv.training.imagined import as_imagined
-from worldenv.training.lessons import TabletopLessons
+from worldenv.training.lessons import Recorded, TabletopLessons
 from worldenv.training.train_reflector import (
     Features,
     join,
@@ -136,14 +136,18 @@ def drawn(monkeypatch):
 
 
 def test_loss_with_encoder_is_that_of_the_head_where_an_episode_has_no_other_frames(tiny, monkeypatch):
-    for change in ("CONTRAST", "BRIGHTNESS"):
+    for change in ("CONTRAST", "BRIGHTNESS", "NOISE"):
         monkeypatch.setattr(train_reflector, change, 0.0)
     names, reflector, found = [task.name for task in TASKS], with_encoder(tiny), drawn(monkeypatch)
     clips = Clips.of([tiny.trajectory(train_reflector.FRAMES, i, task=names[i]) for i in range(6)])
+
+    def one_rival(name):
+        return [Recorded("another", RIVALS(name)[0].instructions[:1])]
+
     with torch.no_grad():
-        features = read_features(reflector, clips, 3, RIVALS, lambda n: None)
+        features = read_features(reflector, clips, 3, one_rival, lambda n: None)
     for share in (0.0, 1.0):  # with the own instructions and with the others
-        loss, figures = picture_loss(reflector, [clips], 3, RIVALS, 20, share)(torch.Generator().manual_seed(8))
+        loss, figures = picture_loss(reflector, [clips], one_rival, 20, share)(torch.Generator().manual_seed(8))
         episode, step = found[-1]
         assert torch.equal(step, torch.arange(9).expand(20, -1))
         some = Features(*(x[episode] for x in (features.own, features.other, features.success, features.length)))
@@ -159,7 +163,7 @@ def test_tasks_count_alike_and_so_do_their_successes_and_failures(tiny, monkeypa
     clips = Clips.of([tiny.trajectory(6, i, task=name) for i, name in enumerate(names)])
     clips.success[1:8] = False  # two successes, seven failures
     loss = picture_loss(
-        with_encoder(tiny), [clips.pick(torch.arange(5)), clips.pick(torch.arange(5, 12))], 0, RIVALS, 2000
+        with_encoder(tiny), [clips.pick(torch.arange(5)), clips.pick(torch.arange(5, 12))], RIVALS, 2000
     )
     loss(torch.Generator().manual_seed(0))
     episode, step = found[0]
@@ -178,7 +182,7 @@ def test_frames_of_several_sets_are_numbered_in_turn(tiny, clips):
 def test_encoder_and_head_learn_and_nothing_else(tiny, clips):
     reflector = with_encoder(tiny)
     before = {name: weight.clone() for name, weight in reflector.state_dict().items()}
-    loss = picture_loss(reflector, [clips], 3, RIVALS, 16)
+    loss = picture_loss(reflector, [clips], RIVALS, 16)
     optimizer = torch.optim.AdamW([p for p in reflector.parameters() if p.requires_grad], 2e-3)
     errors = []
     for step in range(60):
@@ -193,7 +197,24 @@ def test_encoder_and_head_learn_and_nothing_else(tiny, clips):
     assert any("stem" in name for name in moved) and not any(".text." in name for name in moved)
 
 
-def test_pictures_are_varied_within_their_range():
-    frames, drawn = torch.tensor([0, 100, 255], dtype=torch.uint8).view(1, 3, 1, 1, 1), torch.tensor([[1.0, -1.0]])
-    found = train_reflector._varied(frames, drawn).flatten().tolist()
-    assert found == pytest.approx([-1.0, 1.2 * (100 / 127.5 - 1) - 0.15, 1.0])
+def test_pictures_are_varied_within_their_range(monkeypatch):
+    frames, look = torch.tensor([0, 100, 255], dtype=torch.uint8).view(1, 3, 1, 1, 1), torch.tensor([[1.0, -1.0]])
+    noisy = [train_reflector._varied(frames, look, torch.tensor([seed])).flatten() for seed in (0, 0, 1)]
+    assert torch.equal(noisy[0], noisy[1]) and not torch.equal(noisy[0], noisy[2])
+    monkeypatch.setattr(train_reflector, "NOISE", 0.0)
+    found = train_reflector._varied(frames, look, torch.tensor([0])).flatten()
+    assert found.tolist() == pytest.approx([-1.0, 1.2 * (100 / 127.5 - 1) - 0.15, 1.0])
+    assert 0 < (noisy[0] - found).abs().max() < 0.1
+
+
+def test_hard_negatives_are_drawn_from_all_other_tasks_instructions(tiny, clips, monkeypatch):
+    reflector, read = with_encoder(tiny), []
+    encode = reflector.encoder.forward
+    monkeypatch.setattr(
+        reflector.encoder, "forward", lambda frames, tokens: read.append(tokens) or encode(frames, tokens)
+    )
+    one = clips.pick(torch.arange(1))
+    picture_loss(reflector, [one], RIVALS, 400, 1.0)(torch.Generator().manual_seed(0))
+    told = {tuple(row) for row in read[0].tolist()}
+    texts = [text for rival in RIVALS(one.tasks[0]) for text in rival.instructions]
+    assert told == {tuple(row) for row in tokenize(texts).tolist()}

@@ -24,9 +24,9 @@ ABOUT = {
     "causal_teacher": "The multi-step causal world model, trained by diffusion forcing on the "
     "demonstrations and extra data.",
     "causal": "The causal world model of one or two steps (student), distilled from its teacher.",
-    "reflector": "The reflector: the base's encoder and a reward head, trained by per-frame cross-entropy on demonstrations "
-    "and extra data, true and as the world model imagines them. Other tasks' instructions are negative examples. The "
-    "encoder stays as the base has it, unless the configuration says that it was trained together with the head.",
+    "reflector": "The reflector: the base's encoder and a reward head, trained by per-frame cross-entropy on "
+    "demonstrations and extra data, true and as the world model imagines them. Other tasks' instructions are negative "
+    "examples. The encoder stays as the base has it, unless the configuration says that it was trained, too.",
 }
 LIMITS = (
     "Made for the suite that the command names, at 64 x 64 pixels, and for nothing else: small, fast to train on a "

@@ -324,7 +324,7 @@ class Pipeline:
         schedule, encoder = self.config.encoder, reflector.encoder
         encoder.requires_grad_(True).text.requires_grad_(False)
         sets = [self.clips(), self.replays()[1]]
-        loss = picture_loss(reflector, sets, self.seed, self.lessons.rivals, schedule.batch, ranks=self.ranks)
+        loss = picture_loss(reflector, sets, self.lessons.rivals, schedule.batch, ranks=self.ranks)
         made = self.train(reflector, loss, schedule, "reflector_encoder")
         encoder.requires_grad_(False)
         return made

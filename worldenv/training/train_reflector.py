@@ -20,6 +20,7 @@ from worldenv.training.share import Share
 
 FRAMES = 8  # of an episode, beside the first one, in a step in which the encoder learns
 CONTRAST, BRIGHTNESS = 0.2, 0.15  # largest change of pictures then, for pixels in [-1, 1]
+NOISE = 0.02  # standard deviation of the noise on these pixels
 
 Rivals = Callable[[str], Sequence[Task]]  # name of a task -> tasks that are not done where it is acted out
 
@@ -127,7 +128,6 @@ def reward_loss(
 def picture_loss(
     reflector: SmallReflector,
     sets: Sequence[Clips],
-    seed: int,
     rivals: Rivals,
     batch: int,
     negatives: float = 0.25,
@@ -136,31 +136,42 @@ def picture_loss(
     """As `reward_loss`, with a gradient for the encoder, too: of the first frame and FRAMES others of each episode.
 
     The mean over these frames stands for that over all. In expectation, all tasks count alike, and so do the successes
-    and the failures of a task. Contrast and brightness of an episode's pictures are drawn.
+    and the failures of a task. Contrast, brightness and noise of an episode's pictures are drawn, and so is the other
+    task of a hard negative.
     """
     share, text = Share(batch, ranks), reflector.encoder.text
     success, length = _joined([clips.success for clips in sets]), _joined([clips.length for clips in sets])
     tasks = [task for clips in sets for task in clips.tasks]
     kinds = list(zip(tasks, success.any(1).tolist(), strict=True))
     own = text.tokenize([told for clips in sets for told in clips.instructions])
-    other = text.tokenize([told for clips in sets for told in other_instructions(clips, seed, rivals)])
+    others = {name: [told for rival in rivals(name) for told in rival.instructions] for name in sorted({*tasks})}
+    other = {name: text.tokenize(told) for name, told in others.items()}
     done, count = settled(success), Counter(kinds)
     chances = torch.tensor([1 / count[kind] for kind in kinds])
+
+    def asked(episode: Tensor, negative: Tensor) -> Tensor:  # [B, L, ...]
+        """The tokens of the episodes' instructions; where `negative` is in [0, 1), those of another task."""
+        tokens = own[episode]
+        for row in (negative >= 0).nonzero()[:, 0].tolist():
+            some = other[tasks[episode[row]]]
+            tokens[row] = some[int(negative[row] * len(some))]
+        return tokens
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         episode = torch.multinomial(chances, batch, replacement=True, generator=generator)
         part = torch.rand(batch, FRAMES, generator=generator) + torch.arange(FRAMES)  # of FRAMES equal ones
-        wrong = torch.rand(batch, generator=generator) < negatives
-        drawn = torch.rand(batch, 2, generator=generator) * 2 - 1
-        episode, part, wrong, drawn = (share.own(x) for x in (episode, part, wrong, drawn))
+        negative = torch.rand(batch, generator=generator)
+        negative = torch.where(negative < negatives, negative / max(negatives, 1e-9), -1)
+        look = torch.rand(batch, 2, generator=generator) * 2 - 1
+        seed = torch.randint(2**31, (batch,), generator=generator)
+        episode, part, negative, look, seed = (share.own(x) for x in (episode, part, negative, look, seed))
         step = F.pad(1 + (part / FRAMES * length[episode, None]).long(), (1, 0)).clamp(max=length[episode, None])
-        pictures = _varied(_frames_of(sets, episode, step), drawn)
-        tokens = torch.where(wrong.view(-1, *[1] * (own.ndim - 1)), other[episode], own[episode])
+        pictures, tokens = _varied(_frames_of(sets, episode, step), look, seed), asked(episode, negative)
         feature = reflector.encoder(pictures.flatten(0, 1), tokens.repeat_interleave(FRAMES + 1, 0))
         feature = feature.view(len(episode), FRAMES + 1, -1)
         mean = feature.cumsum(1) / torch.arange(1, FRAMES + 2)[:, None]
         logit = reflector.logit(feature, feature[:, :1].expand_as(feature), mean)
-        label = (done[episode].gather(1, step) & ~wrong[:, None]).float()
+        label = (done[episode].gather(1, step) & (negative < 0)[:, None]).float()
         bce = share.mean(F.binary_cross_entropy_with_logits(logit, label, reduction="none"))
         stops = logit.sigmoid() > reflector.config.threshold
         wrong_share = share.mean((stops != label.bool()).float())
@@ -180,7 +191,12 @@ def _frames_of(sets: Sequence[Clips], episode: Tensor, step: Tensor) -> Tensor: 
     return torch.stack([found[row] for row in range(len(episode))])
 
 
-def _varied(frames: Tensor, drawn: Tensor) -> Tensor:  # [B, M, H, W, 3] uint8; [B, 2] in [-1, 1] -> float32 in [-1, 1]
-    """The frames of each episode with another contrast and brightness."""
-    contrast, brightness = (x.view(-1, 1, 1, 1, 1) for x in drawn.unbind(1))
-    return ((1 + CONTRAST * contrast) * (frames / 127.5 - 1) + BRIGHTNESS * brightness).clamp(-1, 1)
+def _varied(
+    frames: Tensor,  # [B, M, H, W, 3] uint8
+    look: Tensor,  # [B, 2] in [-1, 1], contrast and brightness of an episode
+    seed: Tensor,  # [B] int64, of an episode's noise
+) -> Tensor:  # [B, M, H, W, 3] float32 in [-1, 1]
+    contrast, brightness = (x.view(-1, 1, 1, 1, 1) for x in look.unbind(1))
+    noise = [torch.randn(frames.shape[1:], generator=torch.Generator().manual_seed(s)) for s in seed.tolist()]
+    pictures = (1 + CONTRAST * contrast) * (frames / 127.5 - 1) + BRIGHTNESS * brightness
+    return (pictures + NOISE * torch.stack(noise)).clamp(-1, 1)
