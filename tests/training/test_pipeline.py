@@ -88,6 +88,36 @@ def test_reflector_reads_with_the_encoder_of_the_base(folder):
             assert torch.equal(weight, found["base"][name])
 
 
+def test_encoder_of_the_reflector_learns_after_the_head_and_that_of_the_base_is_kept(
+    folder, tmp_path, monkeypatch, same_weights
+):
+    config, save, made = replace(CONFIG, train_encoder=True), pipeline.save_model, []
+    for is_killed in (False, True):
+        place = RunFolder.create(tmp_path / str(is_killed), {})
+        shutil.copytree(folder.path, place.path, dirs_exist_ok=True, ignore=lambda *_: ["checkpoints"])
+        for name in ("reflector.safetensors", "ranges.json"):
+            (place.path / "models" / name).unlink()
+        if is_killed:
+            monkeypatch.setattr(pipeline, "save_model", lambda *_: pytest.fail("killed"))
+            with pytest.raises(pytest.fail.Exception):
+                Pipeline(place, config, 1, "composer").run()
+            monkeypatch.setattr(pipeline, "save_model", save)
+        Pipeline(place, config, 1, "composer").run()
+        assert place.stages()[-2:] == ["reflector", "reflector_encoder"]
+        made.append(weights(place)["reflector"])
+    assert same_weights(*made)
+    found, base = made[0], weights(folder)["base"]
+    for part, kept in (("base", "policy.encoder"), ("done", "done")):
+        names = [name for name in found if name.startswith(f"{part}.")]
+        assert names and all(torch.equal(found[n], base[n.replace(part, kept, 1)]) for n in names)
+    learned = {n for n in found if n.startswith("encoder.") and not torch.equal(found[n], found[f"base{n[7:]}"])}
+    assert learned and not any(".text." in name for name in learned)
+    ranges = load(place.path / "models").ranges["reflector"]
+    assert any(name.startswith("encoder.") for name in ranges) and not any(name.startswith("base.") for name in ranges)
+    judge = load(place.path / "models", reflector="zero-shot").to_imagine("auto").reflector
+    assert judge.asked is judge.base and judge.read(("red block on the green pad",)).shape == (1, judge.encoder.context)
+
+
 def test_run_that_is_complete_does_nothing(folder):
     before = written(folder)
     Pipeline(folder, CONFIG, 1, "composer").run()
