@@ -84,18 +84,22 @@ def test_first_frame_of_a_success_does_not_count_yet():
     assert settled(success).int().tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1], [0, 1, 0, 0, 0]]
 
 
-def test_head_learns_and_the_encoder_gets_no_gradient(tiny, clips):
-    reflector = tiny.reflector()
-    loss = reward_loss(reflector, read_features(reflector, clips, 3, RIVALS, lambda n: None), 32)
-    optimizer = torch.optim.Adam(reflector.head.parameters(), 3e-3)
-    errors = []
-    for step in range(120):
+def learn(loss, parameters, rate, steps):
+    """Train, and check that the loss falls."""
+    optimizer, errors = torch.optim.Adam(parameters, rate), []
+    for step in range(steps):
         value, _ = loss(torch.Generator().manual_seed(step))
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
         errors.append(value.item())
     assert sum(errors[-5:]) < 0.7 * sum(errors[:5])
+
+
+def test_head_learns_and_the_encoder_gets_no_gradient(tiny, clips):
+    reflector = tiny.reflector()
+    loss = reward_loss(reflector, read_features(reflector, clips, 3, RIVALS, lambda n: None), 32)
+    learn(loss, reflector.head.parameters(), 3e-3, 120)
     assert all(p.grad is None for p in [*reflector.encoder.parameters(), *reflector.done.parameters()])
 
 
@@ -183,15 +187,7 @@ def test_encoder_and_head_learn_and_nothing_else(tiny, clips):
     reflector = with_encoder(tiny)
     before = {name: weight.clone() for name, weight in reflector.state_dict().items()}
     loss = picture_loss(reflector, [clips], RIVALS, 16)
-    optimizer = torch.optim.AdamW([p for p in reflector.parameters() if p.requires_grad], 2e-3)
-    errors = []
-    for step in range(60):
-        value, _ = loss(torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        errors.append(value.item())
-    assert sum(errors[-5:]) < 0.7 * sum(errors[:5])
+    learn(loss, [p for p in reflector.parameters() if p.requires_grad], 2e-3, 60)
     moved = {name for name, weight in reflector.state_dict().items() if not torch.equal(weight, before[name])}
     assert {name.split(".")[0] for name in moved} == {"encoder", "head"}
     assert any("stem" in name for name in moved) and not any(".text." in name for name in moved)
