@@ -16,6 +16,7 @@ from worldenv.launch.ranks import ALONE
 from worldenv.policy.laplace import LaplacePolicy
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.config import PostTrainConfig
+from worldenv.rl.critic import READY
 from worldenv.rl.loop import post_train
 from worldenv.rollout.engine import EngineConfig
 from worldenv.suites.tabletop.suite import TabletopSuite
@@ -50,19 +51,20 @@ def farthest(one, other):
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
-def test_any_number_of_ranks_learns_the_same_policy_from_the_same_episodes(tiny, tmp_path, begin):
-    starts = tiny.starts(6)
+@pytest.mark.parametrize("critic", [False, True])
+def test_any_number_of_ranks_learns_the_same_policy_from_the_same_episodes(tiny, tmp_path, begin, critic):
+    starts, config = tiny.starts(6), replace(CONFIG, iterations=READY + 1 if critic else 2, critic=critic)
 
     def work(ranks, path=tmp_path / "1"):
         engine = tiny.engine(horizon=8, capacity=1, batch=1)  # alone, an episode is the same to the bit in floats, too
-        return practise(engine, starts, path, ranks, replace(CONFIG, iterations=2))
+        return practise(engine, starts, path, ranks, config)
 
     counts, alone, episodes = work(ALONE)
     assert farthest(alone, tiny.policy().state_dict()) > 1e-4
     for count in (2, 4):
         path = tmp_path / str(count)
         ranks = begin(count, lambda ranks, at=path: work(ranks, at)).results()
-        assert all(one[0] == counts for one in ranks) and counts["groups"] == 10
+        assert all(one[0] == counts for one in ranks) and counts["groups"] == 5 * config.iterations
         assert all(farthest(one[1], alone) == 0 for one in ranks)
         for i, whole in enumerate(episodes):
             assert torch.equal(torch.cat([one[2][i] for one in ranks]), whole)

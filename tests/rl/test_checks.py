@@ -11,6 +11,7 @@ from torch import nn
 from worldenv.errors import UserError
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.advantage import group_advantage, leave_one_out
+from worldenv.rl.checks import check_practice
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.learner import Learner
 from worldenv.rl.loop import post_train
@@ -243,3 +244,11 @@ def test_buffers_of_any_dense_kind_are_saved_and_resumed(tiny, tmp_path, kind, s
     with pytest.raises(KeyboardInterrupt):
         practised("cut", stop=2)
     assert same_weights(practised("cut"), whole) and not same_weights(whole.policy, tiny.policy())
+
+
+def test_settings_that_policy_or_world_model_cannot_serve_are_refused():
+    with pytest.raises(UserError, match="needs a policy with the method `value_input`"):
+        check_practice(object(), object(), replace(CONFIG, critic=True))
+    with pytest.raises(UserError, match="needs a world model that tells what is held"):
+        check_practice(object(), object(), replace(CONFIG, needs_hold=True))
+    check_practice(object(), object(), CONFIG)

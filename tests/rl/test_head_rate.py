@@ -6,6 +6,7 @@ from torch import nn
 
 from worldenv.errors import UserError
 from worldenv.policy.adapted import Adapted
+from worldenv.policy.small import SmallPolicy
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rl.learner import Learner
 
@@ -57,7 +58,18 @@ def test_there_are_no_empty_groups(heads, own, groups):
     assert len(Learner(Released(heads), config).optimizer.param_groups) == groups
 
 
-def test_a_policy_that_does_not_say_what_its_heads_are_is_refused(tiny):
+def test_with_a_rate_of_0_the_action_head_alone_learns(tiny):
+    policy, before = tiny.policy(), tiny.policy().state_dict()
+    learner = Learner(policy, PostTrainConfig(learning_rate=0.0, head_learning_rate=1e-3))
+    learner.set_rates(3)
+    sum(p.sum() for p in learner.parameters).backward()
+    learner.optimizer.step()
+    moved = {name.split(".")[0] for name, now in policy.state_dict().items() if not torch.equal(now, before[name])}
+    assert moved == {"action_head"}
+
+
+def test_a_policy_that_does_not_say_what_its_heads_are_is_refused(tiny, monkeypatch):
+    monkeypatch.delattr(SmallPolicy, "head_parameters")
     with pytest.raises(
         UserError, match="--rl.head-learning-rate is for a policy that has the method `head_parameters`"
     ):

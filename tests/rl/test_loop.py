@@ -24,11 +24,13 @@ def figures(folder):
 @pytest.mark.parametrize(
     "moment", ["before the line is written", "before the state is saved", "after the state is saved"]
 )
-def test_interrupted_run_ends_like_an_uninterrupted_one(tiny, tmp_path, same_weights, monkeypatch, moment):
+@pytest.mark.parametrize("critic", [False, True])
+def test_interrupted_run_ends_like_an_uninterrupted_one(tiny, tmp_path, same_weights, monkeypatch, moment, critic):
     from worldenv.rl import practice_state as module
 
     folder, whole = RunFolder.create(tmp_path / "whole", {}), tiny.engine(horizon=8)
-    counts = post_train(whole, tiny.starts(6), CONFIG, folder, seed=4)
+    config = replace(CONFIG, critic=critic)
+    counts = post_train(whole, tiny.starts(6), config, folder, seed=4)
     broken, part = RunFolder.create(tmp_path / "part", {}), tiny.engine(horizon=8)
     with monkeypatch.context() as patch:
         name, owner = ("log", broken) if moment == "before the line is written" else ("save_state", module)
@@ -44,10 +46,10 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(tiny, tmp_path, same_wei
 
         patch.setattr(owner, name, die_in_the_second)
         with pytest.raises(KeyboardInterrupt):
-            post_train(part, tiny.starts(6), CONFIG, broken, seed=4)
+            post_train(part, tiny.starts(6), config, broken, seed=4)
     broken.close()
     again, resumed = RunFolder.resume(tmp_path / "part"), tiny.engine(horizon=8)
-    assert post_train(resumed, tiny.starts(6), CONFIG, again, seed=4) == counts
+    assert post_train(resumed, tiny.starts(6), config, again, seed=4) == counts
     assert same_weights(resumed.policy, whole.policy) and not same_weights(whole.policy, tiny.policy())
     assert figures(again) == figures(folder) and len(figures(folder)) == 3
     assert counts["groups"] == 9 and counts["broken_episodes"] == 0
@@ -260,3 +262,20 @@ def test_state_that_was_removed_lets_practice_begin_again_and_says_so(tiny, tmp_
     with pytest.warns(UserWarning, match="post_train.state.safetensors is missing: practice begins again"):
         assert resumed(tiny, folder.path) == counts
     assert figures(folder) == whole
+
+
+def test_episodes_in_which_nothing_is_held_earn_nothing_where_holds_are_needed(tiny, tmp_path, monkeypatch):
+    engine, folder = tiny.engine(horizon=8), RunFolder.create(tmp_path / "run", {})
+    plain, reward = engine.run, []
+
+    def run(*arguments):
+        out = plain(*arguments)
+        out.held[::2] = True  # the smallest models never hold anything
+        reward.append(out.final_reward().clone())
+        return out
+
+    monkeypatch.setattr(engine, "run", run)
+    post_train(engine, tiny.starts(6), replace(CONFIG, iterations=1, needs_hold=True), folder, seed=4)
+    (line,) = folder.metrics(STAGE)
+    assert line["reward"] == pytest.approx(reward[0][::2].sum().item() / len(reward[0]))
+    assert reward[0].min() > 0

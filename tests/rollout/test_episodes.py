@@ -31,15 +31,16 @@ def test_final_reward_is_that_of_the_stop_and_else_of_the_last_step(tiny):
     assert torch.equal(out.final_reward() * 18, torch.tensor([0.0, 9.0, 17.0]))
 
 
-def noted(tiny, doubts, stops=()):
-    """One episode whose chunks have these doubts; it stops in the chunks `stops`."""
+def noted(tiny, doubts, stops=(), held=()):
+    """One episode whose chunks have these doubts; it stops in the chunks `stops`, and holds something after `held`."""
     out = empty(tiny, 1, horizon=len(doubts))
     live = SimpleNamespace(row=torch.tensor([0]), chunk=torch.tensor([0]))
     for number, doubt in enumerate(doubts):
         live.chunk[0] = number
         stop = torch.full((1, 4), number in stops)
         given = torch.zeros(1, 4, 7), torch.zeros(1), None, None, None, torch.zeros(1, 4), stop
-        out.note(live, Step(*given, torch.tensor([True]), torch.tensor([doubt])))
+        held_now = torch.tensor([number in held])
+        out.note(live, Step(*given, torch.tensor([True]), torch.tensor([doubt]), held=held_now))
     return out
 
 
@@ -47,6 +48,19 @@ def test_doubts_of_chunks_add_up_to_the_stop_and_no_further(tiny):
     assert noted(tiny, [0.5, 0.2, 0.0, 0.1]).doubt.item() == pytest.approx(1 - 0.5 * 0.8 * 0.9)
     assert noted(tiny, [0.5, 0.2, 0.9, 0.1], stops=[1, 3]).doubt.item() == pytest.approx(1 - 0.5 * 0.8)
     assert noted(tiny, [0.0, 0.0]).doubt.item() == 0.0 and noted(tiny, [0.3, 1.0]).doubt.item() == 1.0
+
+
+def test_what_was_held_at_any_time_is_kept(tiny):
+    assert not noted(tiny, [0.0, 0.0, 0.0]).held.item()
+    assert noted(tiny, [0.0, 0.0, 0.0], held=[1]).held.item()
+
+
+def test_episodes_that_are_counted_as_failures_keep_nothing_of_their_success(tiny):
+    out = empty(tiny, 3, horizon=1)
+    out.reward[:], out.stopped[:] = 0.9, True
+    out.fail(torch.tensor([True, False, True]))
+    torch.testing.assert_close(out.final_reward(), torch.tensor([0.0, 0.9, 0.0]))
+    assert out.succeeded(0.5).tolist() == out.stopped.tolist() == [False, True, False]
 
 
 def test_outcome_is_unsure_where_world_model_or_reflector_is(tiny):

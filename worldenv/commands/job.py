@@ -40,7 +40,7 @@ from worldenv.records.progress import human_seconds, table
 from worldenv.records.result import read_result
 from worldenv.records.run_folder import RunFolder
 from worldenv.records.stage_times import stage_seconds
-from worldenv.rl.checks import check_saveable, trainable
+from worldenv.rl.checks import check_practice, check_saveable, trainable
 from worldenv.rl.loop import post_train
 from worldenv.rl.needs import most_episodes, needs
 from worldenv.rl.practice_state import STAGE
@@ -74,8 +74,9 @@ def train(config: TrainConfig, command: str = "", ranks: Ranks = ALONE) -> dict 
             found = _made_from_scratch(config, folder, ranks)
         parts = load(found, **{name: getattr(config, name) for name in PARTS}, device=config.device)
         engine = make_engine(parts, config.engine, config.precision)
-        trainable(parts.policy)  # this and the next: else said only after minutes of measuring
+        trainable(parts.policy)  # this and the next two: else said only after minutes of measuring
         check_saveable(parts.policy)
+        check_practice(parts.policy, parts.world, config.rl)
         kept = (1 + config.rl.off_policy) * most_episodes(ranks, config.rl)  # off policy: of two iterations
         start = _check_memory(parts, engine, config, kept)
         if ranks.count > 1:

@@ -26,9 +26,13 @@ class Policy(Protocol):
     A policy may also offer `ppo_loss(record, action, log_prob, advantage, clip) -> (loss, clipped share)`: the clipped
     objective of PPO computed in its own way, where that is faster than through `log_prob`.
 
+    For `--rl.critic`, it offers `value_input(record) -> [..., N] float32`: N numbers that a critic reads of recorded
+    decisions, whose tensors are [..., ...].
+
     A released policy offers `write_back(folder)`: it writes itself in its authors' layout, into a folder that is not
-    there yet. A run does so when practice has ended. Its `head_parameters()` are those of `trainable()` that may have a
-    learning rate of their own, `--rl.head-learning-rate`.
+    there yet. A run does so when practice has ended.
+
+    `head_parameters()` are those of `trainable()` that may have a rate of their own, `--rl.head-learning-rate`.
     """
 
     chunk: int  # K

@@ -20,6 +20,7 @@ class Imagined(Slots):
     finite: Tensor  # [B] bool; False: something became infinite or not a number, and the episode counts for nothing
     doubt: Tensor | None = None  # [B] float32 in [0, 1], how unsure the model is that it comes so; None: it cannot tell
     camera: Tensor | None = None  # [B, K, V, 3, 4] float32, of each frame; None: all cameras stay where they are
+    held: Tensor | None = None  # [B] bool, whether the gripper holds something at the end; None: it cannot tell
 
 
 @runtime_checkable
@@ -27,7 +28,8 @@ class WorldModel(Protocol):
     """Imagines what the cameras see next. It owns the robot's kinematics, the noise levels and its passes.
 
     One that can leave proprioception as it was says so by `moves_proprio`, False; then it is refused to policies but
-    those that say by `reads_proprio`, False, that they do not look at it.
+    those that say by `reads_proprio`, False, that they do not look at it. One that tells what is `held` says so by
+    `tells_held`, True.
     """
 
     chunk: int  # frames of one pass of the network: actions in chunks of this length, or a multiple, cost least

@@ -16,7 +16,7 @@ from worldenv.nn.cost import FLOAT32, Cost, matrices, size_of
 from worldenv.nn.encoder import Text, VisionLanguageEncoder
 from worldenv.nn.int8 import by_rows
 from worldenv.ops.constants import constant
-from worldenv.policy.laplace import LaplacePolicy
+from worldenv.policy.laplace import LaplacePolicy, SeenFeature
 from worldenv.records.model_files import load_model
 
 
@@ -93,15 +93,22 @@ class SmallPolicy(LaplacePolicy):
         """Trunk and heads."""
         return [parameter for name, parameter in self.named_parameters() if not name.startswith("encoder.")]
 
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The action head: what --rl.head-learning-rate is for."""
+        return list(self.action_head.parameters())
+
     def heads(self, feature: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
         """mu and beta from the features of `see` [B, D]."""
-        scale = constant((5, 5, 5, 1, 1, 1, 1), proprio)  # metres to numbers around 1
-        x = torch.cat([F.relu(feature), F.relu(self.proprio(proprio * scale))], dim=-1)
+        x = torch.cat([F.relu(feature), F.relu(self.proprio(_scaled(proprio)))], dim=-1)
         f = self.trunk(x)
         mu = self.action_head(f).view(-1, self.config.chunk, len(self.config.scale_low))
         low, high = constant(tuple(self.config.scale_low), proprio).log(), log(self.config.scale_high)
         beta = low + (high - low) * by_rows(torch.sigmoid, self.scale_head(f)).view_as(mu)
         return mu, beta
+
+    def value_input(self, record: SeenFeature) -> Tensor:  # [..., D + 7] float32
+        """What a critic reads of recorded moments."""
+        return torch.cat([F.relu(record.feature), _scaled(record.proprio)], dim=-1)
 
     def pieces(self, size: tuple[int, int]) -> dict[str, Piece]:
         """The encoder, which takes an instruction as `read` gives it, and the heads on its features."""
@@ -113,6 +120,10 @@ class SmallPolicy(LaplacePolicy):
             "encoder": self.encoder.piece(size),
             "heads": Piece(self, self.heads, feature, ("mu", "beta")),
         }
+
+
+def _scaled(proprio: Tensor) -> Tensor:  # [..., 7] -> [..., 7]
+    return proprio * constant((5, 5, 5, 1, 1, 1, 1), proprio)  # metres to numbers around 1
 
 
 def small_policy_cost(policy: SmallPolicy, size: int, proprio: int) -> Cost:

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from worldenv.errors import UserError
 from worldenv.fields import shown
 from worldenv.interfaces.policy import Policy
+from worldenv.interfaces.world import WorldModel
 from worldenv.rl.config import PostTrainConfig
 from worldenv.rollout.checks import check_members
 from worldenv.rollout.episodes import Rollouts
@@ -92,6 +93,20 @@ def check_saveable(policy: Policy) -> None:
         )
 
 
+def check_practice(policy: Policy, world: WorldModel, config: PostTrainConfig) -> None:
+    """Raise UserError if the settings of practice ask for what policy or world model does not offer."""
+    if config.critic and not hasattr(policy, "value_input"):
+        raise UserError(
+            "--rl.critic needs a policy with the method `value_input`, which says what a critic reads of recorded "
+            "decisions (docs/add_a_policy.md); leave it out for this one"
+        )
+    if config.needs_hold and not getattr(world, "tells_held", False):
+        raise UserError(
+            "--rl.needs-hold needs a world model that tells what is held, as the composer does; leave it out for this "
+            "one"
+        )
+
+
 def check_names(policy: Policy, names: Set[str]) -> None:
     """Raise UserError if the policy's weights have other names than when learning began."""
     if now := policy.state_dict().keys() ^ names:
@@ -128,13 +143,14 @@ def check_update(rollouts: Rollouts, advantage: Any, generator: Any) -> None:
         raise UserError("the policy cannot be trained: its `act` returned a decision whose record is None")
     if not isinstance(generator, torch.Generator):
         raise UserError(f"generator is a {type(generator).__name__}; it should be a torch.Generator")
-    episodes, device = len(rollouts.chunks), rollouts.chunks.device
+    chunks, device = [*rollouts.log_prob.shape], rollouts.chunks.device
     is_float = isinstance(advantage, Tensor) and advantage.dtype == torch.float32
-    if not is_float or advantage.shape != (episodes,) or advantage.device != device:
+    if not is_float or [*advantage.shape] not in (chunks[:1], chunks) or advantage.device != device:
         is_tensor = isinstance(advantage, Tensor)
         found = f"{advantage.dtype} {list(advantage.shape)}" if is_tensor else f"a {type(advantage).__name__}"
         raise UserError(
-            f"advantage is {found}; it should be torch.float32 [{episodes}] on {device}, one for each episode"
+            f"advantage is {found}; it should be torch.float32 {chunks[:1]} or {chunks} on {device}, one for each "
+            "episode or chunk"
         )
     if not advantage.isfinite().all():
         raise UserError("advantage has numbers that are not finite")

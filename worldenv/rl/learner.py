@@ -78,8 +78,9 @@ class Learner:
             group["lr"] = self.config.rate(iteration, highest)
 
     def update(self, rollouts: Rollouts, advantage: Tensor, generator: torch.Generator) -> dict[str, float]:
-        """`epochs` passes over every chunk whose episode has an advantage, in shuffled minibatches.
+        """`epochs` passes over every chunk that has an advantage, in shuffled minibatches.
 
+        `advantage` is float32, [E] for all chunks of an episode, or [E, T] for each chunk.
         All ranks need a generator in the same state; the figures are those of all.
         It computes in the policy's own precision, with gradients, whatever autocast or grad mode the caller is in.
         Raises UserError for arguments that do not fit each other, and if the policy does not do what its interface
@@ -89,7 +90,8 @@ class Learner:
         check_update(rollouts, advantage, generator)
         autocast = torch.autocast("cuda" if advantage.is_cuda else "cpu", enabled=False)
         with torch.inference_mode(False), torch.enable_grad(), autocast:
-            return self._passes(rollouts, advantage.detach(), generator)
+            whole = advantage.detach() if advantage.ndim == 2 else advantage.detach()[:, None]
+            return self._passes(rollouts, whole.expand_as(rollouts.log_prob), generator)
 
     def take_up(self, weights: dict[str, Tensor], optimizer: dict[str, Any], skipped: int) -> None:
         """Go on from the state dicts of policy and optimizer, and the number of steps that were skipped."""
@@ -101,7 +103,7 @@ class Learner:
         horizon, device = rollouts.log_prob.shape[1], advantage.device
         first = self.ranks.before(len(advantage))  # this rank's first episode among those of all
         chunks, weights = self.ranks.gather(rollouts.chunks, advantage)
-        used = (torch.arange(horizon, device=device) < chunks[:, None]) & (weights != 0)[:, None]
+        used = (torch.arange(horizon, device=device) < chunks[:, None]) & (weights != 0)
         episode, chunk = used.nonzero(as_tuple=True)
         groups = -(-len(chunks) // self.config.siblings)
         ends = torch.tensor([groups * i // BLOCKS for i in range(1, BLOCKS)], device=device)
@@ -124,7 +126,7 @@ class Learner:
     def _step(
         self,
         rollouts: Rollouts,
-        advantage: Tensor,
+        advantage: Tensor,  # [E, T]
         mine: tuple[Tensor, Tensor, Tensor],  # episode, chunk and block, [M] int64: this rank's part of a minibatch
         count: int,  # chunks of the whole minibatch
     ) -> tuple[float, float]:
@@ -134,7 +136,7 @@ class Learner:
         for e, c, weight in self._parts(*mine, count):
             place = (e, c)
             record = rollouts.record.each(lambda tensor, place=place: tensor[place])
-            given = record, rollouts.action[place], rollouts.log_prob[place], advantage[e]
+            given = record, rollouts.action[place], rollouts.log_prob[place], advantage[place]
             part, clipped = _checked(self.objective(*given, self.config.clip))
             (weight * part).backward()
             self._move_gradients(sums)

@@ -16,8 +16,9 @@ from worldenv.records.progress import Progress
 from worldenv.records.resumption import identity
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.advantage import group_advantage
-from worldenv.rl.checks import check_names, check_saveable
+from worldenv.rl.checks import check_names, check_practice, check_saveable
 from worldenv.rl.config import PostTrainConfig
+from worldenv.rl.critic import Critic
 from worldenv.rl.learner import Learner
 from worldenv.rl.needs import check_enough_groups
 from worldenv.rl.off_policy import REMEDY, Ahead, Imagined
@@ -56,12 +57,14 @@ def post_train(
     state has.
     """
     check_saveable(engine.policy)
+    check_practice(engine.policy, engine.world, config)
     check_enough_groups(ranks.count, config)
     learner, names = _learner(engine.policy, config, ranks, shard), engine.policy.state_dict().keys()
+    critic = Critic(engine.policy, config, seed, starts.device, ranks) if config.critic else None
     run = identity(seed, engine.policy)
     imagine = partial(_imagine, config, ranks, starts, seed)
     ahead = Ahead(engine, imagine, config.iterations) if config.off_policy else None
-    first, counts = resume(folder, learner, run, ahead)
+    first, counts = resume(folder, learner, run, ahead, critic)
     ranks.every(None)  # all have read the folder
     if ranks.first:
         folder.truncate(STAGE, first)
@@ -70,14 +73,14 @@ def post_train(
         for iteration in range(first, config.iterations):
             renewed, refresh = _renewed(renew, iteration, ahead)
             engine = renewed or engine
-            figures = _iterate(engine, learner, imagine, ahead, iteration, counts) | refresh
+            figures = _iterate(engine, learner, critic, imagine, ahead, iteration, counts) | refresh
             check_names(engine.policy, names)
             if every and validate is not None and (iteration + 1) % every == 0:
                 began = time.monotonic()
                 figures |= validate() | {"validate_s": time.monotonic() - began}
             if ranks.first:
                 folder.log(STAGE, iteration, **figures)
-            save(folder, learner, run, iteration + 1, counts, ahead)
+            save(folder, learner, run, iteration + 1, counts, ahead, critic)
             progress.advance(reward=figures["reward"], success=f"{100 * figures['imagined_success']:.0f} %")
             if ranks.to_end():
                 raise Terminated
@@ -111,12 +114,16 @@ def _imagine(
     picked = torch.randint(len(starts), (config.starts,), generator=generator).to(starts.device)
     part = ranks.part(config.starts)  # whole groups
     first = (iteration * config.starts + part.start) * config.siblings
-    return engine.run(starts.pick(picked[part]), config.siblings, seed, first), generator
+    rollouts = engine.run(starts.pick(picked[part]), config.siblings, seed, first)
+    if config.needs_hold:
+        rollouts.fail(~rollouts.held)
+    return rollouts, generator
 
 
 def _iterate(
     engine: Engine,
     learner: Learner,
+    critic: Critic | None,
     imagine: Callable[[Engine, int], Imagined],
     ahead: Ahead | None,
     iteration: int,
@@ -130,6 +137,7 @@ def _iterate(
         (rollouts, generator), seconds = ahead.take(iteration)
         meanwhile = {"ahead_s": seconds}
     advantage, flat = group_advantage(rollouts, config.siblings, config.signal, config.guard)
+    by_chunk, known = (None, {}) if critic is None else critic.step(rollouts)
     own = rollouts.broken, rollouts.final_reward(), rollouts.stopped, rollouts.unsure(), rollouts.stop
     broken, reward, stopped, unsure, stop = ranks.gather(*own)
     finite, flat = ~broken, sum(ranks.every(flat))
@@ -147,7 +155,7 @@ def _iterate(
     imagined, is_apart = time.monotonic(), config.offload == "on"
     with engine.set_aside() if is_apart else nullcontext():
         ready = time.monotonic()
-        figures = learner.update(rollouts, advantage, generator)
+        figures = learner.update(rollouts, advantage if by_chunk is None else by_chunk, generator) | known
         learnt = time.monotonic()
     offload = {"offload_s": ready - imagined + time.monotonic() - learnt} if is_apart else {}
     counts["groups"] += config.starts

@@ -13,6 +13,7 @@ from worldenv.records.checkpoint import CheckpointError, load_state, save_state
 from worldenv.records.resumption import check_state
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.config import PostTrainConfig
+from worldenv.rl.critic import Critic
 from worldenv.rl.learner import Learner
 from worldenv.rl.off_policy import Ahead
 
@@ -35,6 +36,7 @@ def save(
     iteration: int,
     counts: dict[str, int],
     ahead: Ahead | None = None,
+    critic: Critic | None = None,
 ) -> None:
     """Write the state; all ranks call it. A policy in shards is written by all of them, beside the file of rank 0."""
     path = path_of(folder)
@@ -49,6 +51,8 @@ def save(
         parts = {"policy": learner.policy.state_dict(), "optimizer": optimizer}
     if ahead is not None:
         parts["acts"] = ahead.state()
+    if critic is not None:
+        parts["critic"] = critic.state()
     if learner.ranks.first:
         save_state(path, run=run, iteration=iteration, counts=counts, **parts)
         for folder_before in path.parent.glob(SHARDS):
@@ -57,9 +61,13 @@ def save(
 
 
 def resume(
-    folder: RunFolder, learner: Learner, run: dict[str, Any], ahead: Ahead | None = None
+    folder: RunFolder,
+    learner: Learner,
+    run: dict[str, Any],
+    ahead: Ahead | None = None,
+    critic: Critic | None = None,
 ) -> tuple[int, dict[str, int]]:
-    """Put the state of the run, if there is one, into learner and `ahead`; returns the iterations done and the counts.
+    """Put the state of the run, if there is one, into the other arguments; returns the iterations done and the counts.
 
     One process or many may have written it, in shards or whole. Raises CheckpointError and UserError as `post_train`
     says.
@@ -69,12 +77,14 @@ def resume(
         state = load_state(path)
         if "shards" in state:
             state |= _from_shards(path, state, learner)
-        kinds = PARTS if ahead is None else PARTS | {"acts": dict}
+        kinds = PARTS | ({} if ahead is None else {"acts": dict}) | ({} if critic is None else {"critic": dict})
         check_state(path, state, kinds, run, learner.policy, "policy", learner.optimizer)
         if ahead is not None and not ahead.fits(state["acts"]):
             raise CheckpointError(f"{path}: the weights that act next are damaged; begin again with another --run")
         _check_progress(path, state["iteration"], state["counts"], learner.config)
         _check_lines(path, state["iteration"], folder)
+        if critic is not None:
+            _take_up_critic(path, critic, state["critic"])
         learner.take_up(state["policy"], state["optimizer"], state["counts"]["skipped_steps"])
         if ahead is not None:
             ahead.take_up(state["acts"])
@@ -85,6 +95,13 @@ def resume(
             f"{path} is missing: practice begins again, and the lines that it logged are removed", stacklevel=3
         )
     return 0, dict.fromkeys(COUNTS, 0)
+
+
+def _take_up_critic(path: Path, critic: Critic, state: dict[str, Any]) -> None:
+    try:
+        critic.take_up(state)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: its critic is damaged; begin again with another --run") from error
 
 
 def _tensors(learner: Learner, moments: dict[int, Any]) -> dict[str, Tensor]:

@@ -280,6 +280,8 @@ def check_imagined(imagined: Imagined, world: WorldModel, seen: Observation, chu
     }
     for name, (dtype, shape) in wanted.items():
         _check_returned("the world model imagined", name, getattr(imagined, name), dtype, shape, seen.frames.device)
+    if imagined.held is not None:
+        _check_returned("the world model imagined", "held", imagined.held, torch.bool, [b], seen.frames.device)
     if imagined.doubt is not None:
         _check_returned("the world model imagined", "doubt", imagined.doubt, torch.float32, [b], seen.frames.device)
     if imagined.camera is not None:

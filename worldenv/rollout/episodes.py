@@ -47,6 +47,7 @@ class Step(Slots):
     finite: Tensor  # [B] bool
     doubt: Tensor  # [B] float32 in [0, 1], of the world model; 0 if it cannot tell
     camera: Tensor | None = None  # [B, K, V, 3, 4] float32; None: all stay where they are
+    held: Tensor | None = None  # [B] bool, whether something is held after the chunk; None: the world model cannot tell
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Rollouts(Slots):
     stopped: Tensor  # [E] bool
     broken: Tensor  # [E] bool: a number was not finite; the episode has no weight
     doubt: Tensor  # [E] float32 in [0, 1], of the world model, of all chunks up to the stop; 0 if it cannot tell
+    held: Tensor  # [E] bool: something was held after a chunk; False if the world model cannot tell
     record: Slots | None = None  # tensors [E, T, ...], what the policy's `log_prob` needs of each chunk
     video: Tensor | None = None  # [E, T * K + 1, V, H, W, 3] uint8, only if asked for
     proprio: Tensor | None = None  # [E, T * K + 1, P] float32, with the video
@@ -90,6 +92,7 @@ class Rollouts(Slots):
             stopped=zeros(e, dtype=torch.bool),
             broken=zeros(e, dtype=torch.bool),
             doubt=zeros(e),
+            held=zeros(e, dtype=torch.bool),
             record=record and record.each(lambda one: one.new_zeros(e, horizon, *one.shape[1:])),
             video=zeros(e, frames, *seen.frames.shape[1:], dtype=torch.uint8) if video else None,
             proprio=zeros(e, frames, *seen.proprio.shape[1:]) if video else None,
@@ -113,6 +116,8 @@ class Rollouts(Slots):
             self.proprio[row[:, None], steps] = step.proprio
         doubt = torch.where(self.stopped[row], 0.0, step.doubt)
         self.doubt[row] += (1 - self.doubt[row]) * doubt
+        if step.held is not None:
+            self.held[row] |= step.held
         newly = step.stop.any(1) & ~self.stopped[row]
         self.stop[row] = torch.where(newly, live.chunk * k + 1 + step.stop.int().argmax(1), self.stop[row])
         self.stopped[row] |= newly
@@ -125,6 +130,11 @@ class Rollouts(Slots):
             if tensor is not self.text:
                 tensor[rows] = 0
         self.stop[rows] = steps or self.reward[0].numel()
+
+    def fail(self, rows: Tensor) -> None:  # [E] bool
+        """Count some episodes as failures, whatever the reflector said: their rewards are 0, and none was stopped."""
+        self.reward[rows] = 0
+        self.stopped &= ~rows
 
     def to(self, device: torch.device | str) -> "Rollouts":
         return self.each(lambda tensor: tensor.to(device))

@@ -209,7 +209,7 @@ class Runner:
         finite = finite & imagined.finite & torch.isfinite(decision.log_prob) & torch.isfinite(doubt)
         stop = stop & finite[:, None]  # an episode that is not finite never succeeds
         given = action, decision.log_prob, decision.record, imagined.frames, imagined.proprio
-        return Step(*given, reward, stop, finite, doubt, imagined.camera)
+        return Step(*given, reward, stop, finite, doubt, imagined.camera, imagined.held)
 
 
 def _written_over(old: Any, new: Any) -> bool:

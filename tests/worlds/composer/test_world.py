@@ -225,16 +225,19 @@ def test_what_is_held_keeps_the_fingers_open_until_they_let_it_go(tiny, seen):
     close, release = torch.zeros(2, 5, 8, 7)
     close[..., 6], release[..., 6] = 1.0, -1.0
     seen.proprio[:, 2], seen.proprio[:, 6] = 0.02, 1.0
-    free, memory = imagined(nothing, seen, close).proprio, world.begin(seen, 8)
-    assert free[:, -1, 6].max() < 0.3
+    empty, memory = imagined(nothing, seen, close), world.begin(seen, 8)
+    free = empty.proprio
+    assert free[:, -1, 6].max() < 0.3 and not empty.held.any()
     holding = world.imagine(memory, seen, close, key(torch.arange(5)))
     assert memory.layer.held.all() and torch.equal(holding.proprio[..., :6], free[..., :6])
     torch.testing.assert_close(holding.proprio[..., 6], free[..., 6].clamp(min=0.45))
     after = replace(seen, frames=holding.frames[:, -1], proprio=holding.proprio[:, -1])
     again = world.imagine(memory, after, close, key(torch.arange(5), chunk=1))
     torch.testing.assert_close(again.proprio[..., 6], torch.full((5, 8), 0.45))  # it closes no further, and holds on
-    opened = world.imagine(memory, after, release, key(torch.arange(5), chunk=2)).proprio[..., 6]
+    released = world.imagine(memory, after, release, key(torch.arange(5), chunk=2))
+    opened = released.proprio[..., 6]
     assert not memory.layer.held.any() and not memory.layer.opening.any() and opened[:, -1].min() > 0.4
+    assert holding.held.all() and again.held.all() and not released.held.any()
     torch.testing.assert_close(memory.opening, opened[:, -1])
 
 

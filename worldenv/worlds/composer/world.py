@@ -71,6 +71,7 @@ class Led:
 class ComposerWorld:
     """A world model of one view. Its network composes frames from known pictures; kinematics move the gripper."""
 
+    tells_held = True
     ops = ("known_pictures", "map_features", "compose", "unpatchify")  # of its own; those of all networks not counted
 
     def __init__(self, network: ComposerNetwork, robot: Robot, levels: Sequence[float], view: str = "agentview"):
@@ -134,7 +135,7 @@ class ComposerWorld:
             passed = whole_passes(imagine_pass, frame, poses, key.chunk, self.chunk)
         else:
             passed = parts_of_passes(imagine_pass, memory, poses, key.chunk, self.chunk)
-        return Imagined(passed.frames[:, :, None], proprio, passed.finite, passed.doubt)
+        return self._imagined(memory, passed, proprio)
 
     def _led_passes(self, memory: Memory, seen: Observation, action: Tensor, key: Key) -> Imagined:
         """A chunk of whole passes, in which things and the floor stop the gripper, and held things stop its fingers."""
@@ -150,7 +151,12 @@ class ComposerWorld:
         if memory.opening is not None:
             memory.opening.copy_(pose[:, APERTURE])
         passed = joined(out)
-        return Imagined(passed.frames[:, :, None], torch.cat(poses, dim=1), passed.finite, passed.doubt)
+        return self._imagined(memory, passed, torch.cat(poses, dim=1))
+
+    @staticmethod
+    def _imagined(memory: Memory, passed: Passed, proprio: Tensor) -> Imagined:
+        held = memory.layer.held.clone()  # the next chunk moves the memory on
+        return Imagined(passed.frames[:, :, None], proprio, passed.finite, passed.doubt, held=held)
 
     @staticmethod
     def _chance(key: Key) -> Tensor:  # [B], uniform
