@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from worldenv.policy.laplace import SeenFeature
 from worldenv.records.checkpoint import CheckpointError, load_state, save_state
 from worldenv.records.run_folder import RunFolder
 from worldenv.rl.config import PostTrainConfig
-from worldenv.rl.critic import KEPT, LEAST, READY, Critic, chunk_advantage
+from worldenv.rl.critic import KEPT, LEAST, READY, SURE, WATCHED, Critic, chunk_advantage
 from worldenv.rl.loop import STAGE, post_train
 from worldenv.rollout.episodes import Rollouts
 
@@ -102,6 +103,33 @@ def test_the_guard_weighs_episodes_as_without_a_critic():
     guarded, _ = learnt(replace(CONFIG, guard=2.0)).step(rollouts)
     expected = plain * ((1 - rollouts.unsure()) ** 2)[:, None]
     torch.testing.assert_close(guarded, torch.where(expected.abs() < LEAST, 0.0, expected))
+
+
+def test_it_gives_up_hopeless_episodes_late_and_goes_on_with_every_eighth_one():
+    rollouts = decided(99)
+
+    def given_up(critic, chunk):
+        count = len(rollouts.chunks)
+        record = SeenFeature(rollouts.record.feature[:, chunk], rollouts.record.proprio[:, chunk])
+        before = SimpleNamespace(chunk=torch.full((count,), chunk), id=torch.arange(count))
+        return critic.gives_up(3, before, SimpleNamespace(record=record, finite=~rollouts.broken))
+
+    assert not given_up(learnt(iterations=SURE - 1), 2).any()
+    critic, goes_on = learnt(iterations=SURE), torch.arange(len(rollouts.chunks)) % WATCHED == 0
+    assert not given_up(critic, 0).any()
+    for chunk in (1, 2):
+        assert torch.equal(given_up(critic, chunk), ~rollouts.stopped & ~goes_on)
+
+
+def test_practice_ends_hopeless_episodes_early_but_not_off_policy(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("worldenv.rl.critic.SURE", 1)
+    monkeypatch.setattr("worldenv.rl.critic.HOPELESS", 1.0)  # all that go on from half of the horizon
+    for off_policy, expected in ((False, [True, False, False, False]), (True, [True] * 4)):
+        folder = RunFolder.create(tmp_path / str(off_policy), {})
+        post_train(tiny.engine(horizon=16), tiny.starts(6), replace(CONFIG, off_policy=off_policy), folder, seed=4)
+        acted = [line["chunks_per_episode"] for line in folder.metrics(STAGE)]
+        assert [chunks > 3 for chunks in acted] == expected, acted
+        folder.close()
 
 
 def test_its_state_goes_on_to_the_bit_and_global_random_numbers_are_left_alone():

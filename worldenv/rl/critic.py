@@ -15,13 +15,16 @@ from worldenv.errors import UserError
 from worldenv.interfaces.policy import Policy
 from worldenv.launch.ranks import ALONE, Ranks
 from worldenv.rl.config import PostTrainConfig
-from worldenv.rollout.episodes import Rollouts
+from worldenv.rollout.episodes import Episodes, Rollouts, Step
 
 HIDDEN, DROPOUT = 256, 0.1
 STEPS, BATCH, RATE, DECAY = 150, 512, 1e-3, 1e-2  # of Adam with weight decay, in each iteration
 KEPT = 16  # iterations whose episodes it learns from
 READY = 2  # iterations that it has learnt from before it is asked
 LEAST = 0.02  # a chunk with a smaller advantage is not learnt from
+# An episode ends early, as a failure, if the critic expects less than HOPELESS in the second half of the horizon; it
+# must have learnt from SURE iterations. Every WATCHED-th episode goes on, so that a wrong expectation shows.
+HOPELESS, SURE, WATCHED = 0.02, 8, 8
 SEED_STRIDE = 1_000_003  # as the starts of an iteration are drawn
 
 
@@ -65,16 +68,25 @@ class Critic:
         with torch.inference_mode(False), torch.autocast(self.device.type, enabled=False):
             own = self._read(rollouts), rollouts.final_reward().clone(), rollouts.chunks.clone(), ~rollouts.broken
             seen, reward, chunks, sound = self.ranks.gather(*own)
+            figures = {"chunks_per_episode": chunks.float().mean().item()}
             acted = (torch.arange(seen.shape[1], device=self.device) < chunks[:, None]) & sound[:, None]
             ends = reward[:, None].expand_as(acted)
-            advantage, figures = None, {}
+            advantage = None
             if self.learnt >= READY:
                 value = self._value(seen)
                 advantage = self._weighted(rollouts, chunk_advantage(value, reward, chunks, self.config.gae_lambda))
                 wrong, spread = (ends - value)[acted].var(correction=0), ends[acted].var(correction=0)
-                figures = {"critic_explained": (1 - wrong / spread.clamp(min=1e-12)).item()}
+                figures["critic_explained"] = (1 - wrong / spread.clamp(min=1e-12)).item()
             self._learn(seen[acted], ends[acted])
         return advantage, figures
+
+    def gives_up(self, horizon: int, before: Episodes, step: Step) -> Tensor:  # [B] bool; horizon in chunks
+        """Which episodes are hopeless: the engine asks after each of their chunks, and ends them."""
+        if self.learnt < SURE:
+            return torch.zeros_like(step.finite)
+        number = torch.eye(horizon, device=self.device)[before.chunk]
+        value = self._value(torch.cat([self.policy.value_input(step.record), number], dim=-1))
+        return (before.chunk >= horizon // 2) & (value < HOPELESS) & (before.id % WATCHED != 0)
 
     def state(self) -> dict[str, Any]:
         """What `take_up` needs to go on in a later session."""

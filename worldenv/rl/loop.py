@@ -62,7 +62,8 @@ def post_train(
     learner, names = _learner(engine.policy, config, ranks, shard), engine.policy.state_dict().keys()
     critic = Critic(engine.policy, config, seed, starts.device, ranks) if config.critic else None
     run = identity(seed, engine.policy)
-    imagine = partial(_imagine, config, ranks, starts, seed)
+    asked = None if config.off_policy else critic  # off policy: the critic learns while an iteration is imagined
+    imagine = partial(_imagine, config, ranks, starts, seed, asked)
     ahead = Ahead(engine, imagine, config.iterations) if config.off_policy else None
     first, counts = resume(folder, learner, run, ahead, critic)
     ranks.every(None)  # all have read the folder
@@ -107,14 +108,21 @@ def _renewed(
 
 
 def _imagine(
-    config: PostTrainConfig, ranks: Ranks, starts: Starts, seed: int, engine: Engine, iteration: int
+    config: PostTrainConfig,
+    ranks: Ranks,
+    starts: Starts,
+    seed: int,
+    critic: Critic | None,
+    engine: Engine,
+    iteration: int,
 ) -> Imagined:
     """This rank's rollouts of an iteration."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
     picked = torch.randint(len(starts), (config.starts,), generator=generator).to(starts.device)
     part = ranks.part(config.starts)  # whole groups
     first = (iteration * config.starts + part.start) * config.siblings
-    rollouts = engine.run(starts.pick(picked[part]), config.siblings, seed, first)
+    give_up = None if critic is None else partial(critic.gives_up, engine.horizon)
+    rollouts = engine.run(starts.pick(picked[part]), config.siblings, seed, first, give_up=give_up)
     if config.needs_hold:
         rollouts.fail(~rollouts.held)
     return rollouts, generator

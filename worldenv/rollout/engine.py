@@ -1,7 +1,7 @@
 """Imagine many episodes at once: policy, world model and reflector, one chunk at a time."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from worldenv.rollout.runner import Runner
 
 MEMORY_SHARE = 0.5  # of what is free, for the slots; the rest is for activations
 RECORDS_SHARE = 0.8  # of what is free, for the records at most; the rest is for slots and activations
+GiveUp = Callable[[Episodes, Step], Tensor]  # B episodes as they were before a chunk, and the chunk -> [B] bool
 FEWER = "take fewer starts or siblings, or run the starts in parts: first_episode is the number of episodes already run"
 
 
@@ -55,6 +56,7 @@ class _Run:
     stop: bool
     waiting: Tensor  # [W] int64, rows of episodes that have not begun; on the host, like
     finished: Tensor  # [N * G] bool
+    give_up: GiveUp | None
 
 
 class Engine:
@@ -108,6 +110,7 @@ class Engine:
         explore: bool = True,  # False: the mean action
         stop: bool = True,  # False: go on to the horizon whatever the reflector says
         video: bool = False,
+        give_up: GiveUp | None = None,  # which episodes end after this chunk, although nothing stopped them
     ) -> Rollouts:
         """The finished rollouts, siblings of one start next to each other.
 
@@ -121,7 +124,7 @@ class Engine:
             out = self._make_room(starts, siblings, video)
             waiting = torch.arange(len(out), device=CPU)
             finished = torch.zeros_like(waiting, dtype=torch.bool)
-            self._finish(_Run(siblings, out, seed, first_episode, explore, stop, waiting, finished))
+            self._finish(_Run(siblings, out, seed, first_episode, explore, stop, waiting, finished, give_up))
             check_rewards(out.reward)
             if video:
                 out.video[:, 0] = starts.seen.frames.repeat_interleave(siblings, 0)
@@ -243,9 +246,12 @@ class Engine:
         def consume(slots: slice, before: Episodes, step: Step) -> Tensor:  # [B] bool, which are over
             self._end_at_the_horizon(before, step)
             run.out.note(before, step)
+            ends = step.stop.any(1) & run.stop
+            if run.give_up is not None:
+                ends |= run.give_up(before, step)
             camera = None if step.camera is None else step.camera[:, -1]
             before.move_on(step.frames[:, -1], step.proprio[:, -1], camera)
-            return (before.chunk == self.horizon) | ~step.finite | (step.stop.any(1) & run.stop)
+            return (before.chunk == self.horizon) | ~step.finite | ends
 
         over = torch.cat(self.runner.advance(live, run.seed, run.explore, consume))
         over = over.cpu()  # the only time in a chunk that the host waits for the device
