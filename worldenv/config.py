@@ -232,7 +232,8 @@ def _small_libero(quick: PostTrainConfig) -> dict[str, tuple[str, TrainConfig]]:
             TrainConfig(
                 **given,
                 suite="libero_object-shuffled",
-                rl=PostTrainConfig(learning_rate=2e-4),
+                # Many iterations at a low rate: the gradients of practice are noisy (benchmarks/LOG.md, 2026-12-01).
+                rl=PostTrainConfig(iterations=300, learning_rate=8e-5, critic=True, needs_hold=True),
                 eval=EvalConfig(episodes=204, imagined=102, quality=24),
                 scratch=libero_scratch(),
             ),

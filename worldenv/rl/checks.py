@@ -98,12 +98,12 @@ def check_practice(policy: Policy, world: WorldModel, config: PostTrainConfig) -
     if config.critic and not hasattr(policy, "value_input"):
         raise UserError(
             "--rl.critic needs a policy with the method `value_input`, which says what a critic reads of recorded "
-            "decisions (docs/add_a_policy.md); leave it out for this one"
+            "decisions (docs/add_a_policy.md); take --rl.no-critic for this one"
         )
     if config.needs_hold and not getattr(world, "tells_held", False):
         raise UserError(
-            "--rl.needs-hold needs a world model that tells what is held, as the composer does; leave it out for this "
-            "one"
+            "--rl.needs-hold needs a world model that tells what is held, as the composer does; take --rl.no-needs-hold "
+            "for this one"
         )
 
 
