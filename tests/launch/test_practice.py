@@ -32,8 +32,8 @@ def practise(engine, starts, path, ranks, config=CONFIG):
     ranks.every(None)
     kept, run = [], engine.run
 
-    def spy(*arguments):
-        kept.append(run(*arguments))
+    def spy(*arguments, **asked):
+        kept.append(run(*arguments, **asked))
         return kept[-1]
 
     engine.run = spy

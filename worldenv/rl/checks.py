@@ -102,8 +102,8 @@ def check_practice(policy: Policy, world: WorldModel, config: PostTrainConfig) -
         )
     if config.needs_hold and not getattr(world, "tells_held", False):
         raise UserError(
-            "--rl.needs-hold needs a world model that tells what is held, as the composer does; take --rl.no-needs-hold "
-            "for this one"
+            "--rl.needs-hold needs a world model that tells what is held, as the composer does; take "
+            "--rl.no-needs-hold for this one"
         )
 
 

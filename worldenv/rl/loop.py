@@ -121,8 +121,8 @@ def _imagine(
     picked = torch.randint(len(starts), (config.starts,), generator=generator).to(starts.device)
     part = ranks.part(config.starts)  # whole groups
     first = (iteration * config.starts + part.start) * config.siblings
-    give_up = None if critic is None else partial(critic.gives_up, engine.horizon)
-    rollouts = engine.run(starts.pick(picked[part]), config.siblings, seed, first, give_up=give_up)
+    asked = {} if critic is None else {"give_up": partial(critic.gives_up, engine.horizon)}
+    rollouts = engine.run(starts.pick(picked[part]), config.siblings, seed, first, **asked)
     if config.needs_hold:
         rollouts.fail(~rollouts.held)
     return rollouts, generator
