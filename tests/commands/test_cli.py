@@ -113,7 +113,7 @@ def test_evaluation_ends_in_one_json_line(capsys, models, tmp_path):
             "take `worldenv-train libero-small --from-scratch --suite libero_spatial-small`",
         ),
         (["tabletop", "--rl.siblings", "1"], "--rl.siblings is 1; it should be a whole number from 2"),
-        (["tabletop", "--rl.learning-rate", "nan"], "--rl.learning-rate is nan; it should be a number above 0"),
+        (["tabletop", "--rl.learning-rate", "nan"], "--rl.learning-rate is nan; it should be a number from 0 to 10"),
         (["tabletop", "--rl.accumulate", "300"], "--rl.accumulate is 300; it should not exceed minibatch, 256"),
         (["tabletop", "--engine.horizon", "0"], "--engine.horizon is 0; it should be"),
         (["tabletop", "--eval.episodes", "1000000000000"], "--eval.episodes is 1000000000000; it should be"),
