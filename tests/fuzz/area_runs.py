@@ -43,7 +43,7 @@ def pristine() -> Path:
     iterate = loop._iterate
 
     def interrupted(*given: Any) -> dict:
-        if given[4] == 2:  # the iteration
+        if given[5] == 2:  # the iteration
             raise KeyboardInterrupt
         return iterate(*given)
 
